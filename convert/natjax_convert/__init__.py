@@ -1,0 +1,1 @@
+"""PyTorch checkpoints of NAT and DiNAT to Flax parameters and back, without PyTorch."""

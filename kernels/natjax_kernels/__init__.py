@@ -1,0 +1,1 @@
+"""Neighborhood attention for JAX: one op, its reference and its implementations."""

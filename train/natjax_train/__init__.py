@@ -1,0 +1,1 @@
+"""Training of natjax models: data, augmentation, train step, sharding, checkpoints, evaluation, recipes."""
