@@ -1,0 +1,343 @@
+"""Images to model input: decode, resize, crop, rescale and normalise as Hugging Face's image processors do.
+
+Configured by Hugging Face's `preprocessor_config.json`. Without a crop the numbers are those of transformers 4.40.2's
+`ViTImageProcessor`, the one its NAT and DiNAT use; with a crop those of its `CLIPImageProcessor`, which is how ImageNet
+evaluation prepares images. Both bit for bit, but channels-last: `[B, H, W, C]` float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from natjax.errors import CheckpointError, ImageError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+    ImageLike = str | os.PathLike | PIL.Image.Image | np.ndarray
+    Size = Any  # given as a mapping, an integer or a pair; a mapping once the processor is made
+
+PROCESSOR_NAME = "preprocessor_config.json"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_TYPE_KEYS = ("image_processor_type", "feature_extractor_type")  # the second is of older files
+_VIT_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTFeatureExtractor")
+_CROP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor", "BitImageProcessor")
+_CROP_DEFAULTS = {
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+
+
+def load_image(source: str | os.PathLike | PIL.Image.Image, mode: str = "RGB") -> PIL.Image.Image:
+    """Reads one image as Hugging Face's `load_image` does: turned upright by its EXIF orientation, then converted.
+
+    Args:
+        source: path of an image file, or a Pillow image.
+        mode: Pillow mode of the result; Hugging Face knows "RGB" only, grey models take "L".
+
+    Raises:
+        natjax.ImageError: the file is missing, empty, damaged, too large or not an image; the message names it.
+    """
+    if not isinstance(source, str | os.PathLike | PIL.Image.Image):
+        raise ImageError(f"An image is a path or a Pillow image; got {type(source).__name__}.")
+    return _decode(source, mode, upright=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NatImageProcessor:
+    """Prepares images for a model. Fields, defaults and results are those of Hugging Face's `ViTImageProcessor`.
+
+    Colour or grey follows `image_mean`: one entry means a grey model (`num_channels` 1), anything else RGB.
+
+    Attributes:
+        do_resize: whether to resize to `size`.
+        size: `{"height": h, "width": w}`, or `{"shortest_edge": n}` to keep the aspect ratio. An integer n becomes an
+            n x n square, a pair (height, width).
+        resample: Pillow's resampling filter: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming.
+        do_center_crop: whether to crop the middle after resizing; smaller images are padded with zeros.
+        crop_size: `{"height": h, "width": w}` of the crop, an integer or a pair.
+        do_rescale: whether to multiply by `rescale_factor`.
+        rescale_factor: takes pixel values from 0..255 to 0..1.
+        do_normalize: whether to subtract `image_mean` and divide by `image_std`.
+        image_mean: one number per channel, or one for all.
+        image_std: likewise.
+        extra: entries of a preprocessor_config.json that have no effect, kept so that writing it back loses nothing.
+
+    Raises:
+        ValueError: a field is impossible; the message names field, value and expectation.
+    """
+
+    do_resize: bool = True
+    size: Size = 224
+    resample: int = 2
+    do_center_crop: bool = False
+    crop_size: Size = None
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Sequence[float] | float = (0.5, 0.5, 0.5)
+    image_std: Sequence[float] | float = (0.5, 0.5, 0.5)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false; got {getattr(self, name)!r}.")
+        if isinstance(self.resample, bool) or self.resample not in range(6):
+            raise ValueError(f"resample must be one of Pillow's filters 0 to 5; got {self.resample!r}.")
+        if not _is_number(self.rescale_factor):
+            raise ValueError(f"rescale_factor must be a finite number; got {self.rescale_factor!r}.")
+        crop_size = None if self.crop_size is None else _size("crop_size", self.crop_size, ({"height", "width"},))
+        if self.do_center_crop and crop_size is None:
+            raise ValueError("do_center_crop needs a crop_size; got none.")
+        values = {
+            "size": _size("size", self.size, ({"height", "width"}, {"shortest_edge"})),
+            "crop_size": crop_size,
+            "resample": int(self.resample),
+            "image_mean": _per_channel("image_mean", self.image_mean),
+            "image_std": _per_channel("image_std", self.image_std),
+        }
+        mean, std = values["image_mean"], values["image_std"]
+        if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
+            raise ValueError(f"image_mean and image_std must have as many entries; got {len(mean)} and {len(std)}.")
+        if 0 in (std if isinstance(std, tuple) else (std,)):
+            raise ValueError("image_std must not be zero.")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the output: 1 where `image_mean` has one entry, else 3."""
+        return 1 if isinstance(self.image_mean, tuple) and len(self.image_mean) == 1 else 3
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Float32[np.ndarray, "B H W C"]:
+        """Prepares one image, a list of them or an array `[B, H, W, C]`.
+
+        Paths are read by `load_image`. Pillow images are converted to RGB (or grey) and, as in Hugging Face, not turned
+        by their EXIF orientation: call `load_image` for that. Arrays are `[H, W, C]`, `[C, H, W]` or `[H, W]`, of whole
+        numbers 0..255 or, with do_rescale=False, floats 0..1; C is 1 or 3, and grey becomes RGB for a model of RGB.
+
+        Raises:
+            natjax.ImageError: an image cannot be read or has another shape or type, or sizes differ once prepared.
+        """
+        if isinstance(images, str | os.PathLike | PIL.Image.Image):
+            images = [images]
+        elif not isinstance(images, list | tuple):
+            array = np.asarray(images)
+            images = list(array) if array.ndim == 4 else [array]
+        if not images:
+            raise ImageError("There is no image to prepare: the list is empty.")
+        prepared = [self._prepare(image) for image in images]
+        if len(shapes := {image.shape for image in prepared}) > 1:
+            raise ImageError(f"Prepared images must be of one size to form a batch; got {sorted(shapes)} (see `size`).")
+        return np.stack(prepared)
+
+    def _prepare(self, image: ImageLike) -> Float32[np.ndarray, "H W C"]:
+        pixels = self._pixels(image)
+        if self.do_resize:
+            pixels = _resize(pixels, self.size, self.resample)
+        if self.do_center_crop:
+            pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
+        # The casts are where Hugging Face has them: integers times a Python float are float64 until rescaled.
+        if self.do_rescale:
+            pixels = (pixels * self.rescale_factor).astype(np.float32)
+        if self.do_normalize:
+            if not np.issubdtype(pixels.dtype, np.floating):
+                pixels = pixels.astype(np.float32)
+            pixels = (pixels - np.array(self.image_mean, pixels.dtype)) / np.array(self.image_std, pixels.dtype)
+        return pixels.astype(np.float32)
+
+    def _pixels(self, image: ImageLike) -> np.ndarray:
+        if isinstance(image, str | os.PathLike | PIL.Image.Image):
+            mode = "L" if self.num_channels == 1 else "RGB"
+            pixels = np.array(_decode(image, mode, upright=not isinstance(image, PIL.Image.Image)))
+            return pixels[..., None] if pixels.ndim == 2 else pixels  # [H, W, C], however few rows there are
+        pixels = np.asarray(image)
+        if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
+            raise ImageError(
+                "An image is a path, a Pillow image or an array of numbers [H, W, C], [C, H, W] or [H, W]; "
+                f"got {type(image).__name__} of shape {pixels.shape} and type {pixels.dtype}."
+            )
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        elif pixels.shape[0] in (1, 3):  # Hugging Face looks at the first axis first
+            pixels = pixels.transpose(1, 2, 0)
+        channels = pixels.shape[-1]
+        if channels == 1 and self.num_channels == 3:
+            pixels, channels = np.repeat(pixels, 3, axis=-1), 3
+        if channels != self.num_channels:
+            raise ImageError(f"An image array needs {self.num_channels} channel(s) first or last; got {pixels.shape}.")
+        if self.do_rescale and pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
+            warnings.warn("Pixels are within 0..1 already and get rescaled again; set do_rescale=False.", stacklevel=4)
+        return pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of a preprocessor_config.json with which Hugging Face prepares images the same way."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
+        if self.do_center_crop or "shortest_edge" in self.size:
+            fields |= {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": self.num_channels == 3}
+            fields["crop_size"] = self.crop_size or {"height": 224, "width": 224}
+        else:
+            fields["image_processor_type"] = "ViTImageProcessor"
+            del fields["do_center_crop"], fields["crop_size"]
+        return json.loads(json.dumps({**self.extra, **fields}))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NatImageProcessor:
+        """Makes a processor from the content of a preprocessor_config.json.
+
+        `image_processor_type` decides what the entries mean. A `ViTImageProcessor` ignores `do_center_crop` and
+        `crop_size`, as it does in Hugging Face; a `CLIPImageProcessor` or `BitImageProcessor` crops, and an integer
+        `size` is its shortest edge. Without a type every field counts. Unknown entries are kept and have no effect.
+
+        Raises:
+            ValueError: it is of another processor, or a value is impossible.
+        """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"An image processor's configuration is a JSON object; got {type(values).__name__}.")
+        kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), None)
+        if kind not in (None, *_VIT_TYPES, *_CROP_TYPES):
+            raise ValueError(f"It is of a {kind!r}; natjax reads {', '.join(_VIT_TYPES + _CROP_TYPES)}.")
+        names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        if kind in _VIT_TYPES:
+            names -= {"do_center_crop", "crop_size"}
+        fields = {k: v for k, v in values.items() if k in names and v is not None}
+        if kind in _CROP_TYPES:
+            fields = {**_CROP_DEFAULTS, **fields}
+            if isinstance(fields["size"], int):
+                fields["size"] = {"shortest_edge": fields["size"]}
+        extra = {k: v for k, v in values.items() if k not in names and k not in (*_TYPE_KEYS, "do_convert_rgb")}
+        return cls(**fields, extra=extra)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike) -> NatImageProcessor:
+        """Reads a preprocessor_config.json, or the one in a directory.
+
+        Raises:
+            natjax.CheckpointError: the file is missing, is not JSON or describes another processor.
+        """
+        file = Path(path, PROCESSOR_NAME) if Path(path).is_dir() else Path(path)
+        try:
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot read the image processor: {error.strerror or error}.") from error
+        except (ValueError, RecursionError) as error:  # also JSON and text decoding errors
+            raise CheckpointError(f"{file}: not a usable image processor: {error}") from error
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Writes preprocessor_config.json into a directory, which is made where it is missing."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        Path(directory, PROCESSOR_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def imagenet(cls, image_size: int = 224, crop_pct: float = 0.875) -> NatImageProcessor:
+        """Prepares as ImageNet evaluation of NAT does: bicubic resize to `image_size / crop_pct`, then a crop."""
+        return cls(
+            size={"shortest_edge": int(image_size / crop_pct)},
+            resample=3,
+            do_center_crop=True,
+            crop_size=image_size,
+            image_mean=IMAGENET_MEAN,
+            image_std=IMAGENET_STD,
+        )
+
+
+def _decode(source: str | os.PathLike | PIL.Image.Image, mode: str, *, upright: bool) -> PIL.Image.Image:
+    name = "The image" if isinstance(source, PIL.Image.Image) else os.fspath(source)
+    try:
+        with warnings.catch_warnings():
+            # Large images, odd palettes and broken metadata: either the pixels come out, or an error does.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            if isinstance(source, PIL.Image.Image):
+                image = PIL.ImageOps.exif_transpose(source) if upright else source
+                image = image.convert(mode)
+            else:
+                with PIL.Image.open(source) as file:
+                    image = (PIL.ImageOps.exif_transpose(file) if upright else file).convert(mode)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such file.") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: is a directory, not an image.") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: too large to decode safely: {error}") from error
+    except PIL.UnidentifiedImageError as error:
+        empty = not isinstance(source, PIL.Image.Image) and os.path.exists(source) and os.path.getsize(source) == 0
+        raise ImageError(f"{name}: {'the file is empty' if empty else 'not an image that Pillow can read'}.") from error
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        raise ImageError(f"{name}: cannot be read: {reason}.") from error
+    if 0 in image.size:
+        raise ImageError(f"{name}: has no pixels.")
+    return image
+
+
+def _resize(pixels: np.ndarray, size: Mapping[str, int], resample: int) -> np.ndarray:
+    # Pillow resizes 8-bit pixels: floats 0..1 go to 0..255, lose their fraction, and come back, as in Hugging Face.
+    unit_range = False
+    if pixels.dtype != np.uint8:
+        low, high = pixels.min(), pixels.max()
+        with np.errstate(invalid="ignore"):
+            whole = np.allclose(pixels, pixels.astype(int))
+        unit_range = not whole and low >= 0 and high <= 1
+        if not unit_range and not (whole and low >= 0 and high <= 255):
+            raise ImageError(f"Pixels must be whole numbers 0..255 or floats 0..1 to be resized; got {low}..{high}.")
+        pixels = ((pixels * 255).astype(np.float32) if unit_range else pixels).astype(np.uint8)
+    height, width = pixels.shape[:2]
+    if edge := size.get("shortest_edge"):
+        long = int(edge * max(height, width) / min(height, width))
+        height, width = (long, edge) if width <= height else (edge, long)
+    else:
+        height, width = size["height"], size["width"]
+    image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    resized = np.array(image.resize((width, height), resample=resample)).reshape(height, width, -1)
+    return (resized * (1 / 255)).astype(np.float32) if unit_range else resized
+
+
+def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    # Hugging Face's crop comes out one row or column short where an odd number of zeros is missing; this one does not.
+    missing = [max(side - have, 0) for side, have in zip((height, width), pixels.shape[:2], strict=True)]
+    pixels = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def _size(name: str, value: Any, allowed: tuple[set[str], ...]) -> dict[str, int]:
+    if isinstance(value, int):
+        value = {"height": value, "width": value}
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    if not isinstance(value, Mapping) or set(value) not in allowed:
+        keys = " or ".join(str(sorted(keys)) for keys in allowed)
+        raise ValueError(f"{name} must be an integer, a pair (height, width) or a mapping with {keys}; got {value!r}.")
+    if not all(type(side) is int and side > 0 for side in value.values()):
+        raise ValueError(f"{name} must be in positive integers; got {dict(value)}.")
+    return dict(value)
+
+
+def _per_channel(name: str, value: Any) -> tuple[float, ...] | float:
+    if _is_number(value):
+        return value
+    if not isinstance(value, list | tuple) or len(value) not in (1, 3) or not all(map(_is_number, value)):
+        raise ValueError(f"{name} must be a finite number or 1 or 3 of them; got {value!r}.")
+    return tuple(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0  # not inf, not nan
