@@ -1,0 +1,7 @@
+"""`python -m natjax` is the `natjax` command."""
+
+import sys
+
+from natjax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,79 @@
+"""The `natjax` command: one module per subcommand, each with `HELP`, `add_arguments(parser)` and `run(args) -> int`.
+
+Nothing here imports jax, numpy or Pillow before a subcommand runs, so that `natjax --help` answers at once. Results go
+to stdout, everything else to stderr. Exit codes: 0 all is well; 1 the command failed, or went on without some of the
+images; 2 wrong usage; 130 interrupted; 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from natjax._version import __version__
+from natjax.cli import classify, convert, demo, features, info, list_models
+from natjax.cli._output import complain
+
+_COMMANDS = {
+    "classify": classify,
+    "features": features,
+    "info": info,
+    "list": list_models,
+    "convert": convert,
+    "demo": demo,
+}
+_EXPECTED = (ValueError, OSError, NotImplementedError, ImportError)  # natjax's own errors are ValueErrors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code.
+
+    Args:
+        argv: the arguments; `sys.argv[1:]` when None.
+
+    Raises:
+        SystemExit: by argparse, after `--help` and `--version` (0) and on wrong usage (2).
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # class and file names may lie outside of the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args = _parser().parse_args(argv)
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:  # a traceback is no answer to a typo in a path
+        if args.debug or os.environ.get("NATJAX_TRACEBACK") == "1":
+            traceback.print_exc()
+            return 1
+        message = str(error) or type(error).__name__
+        if not isinstance(error, _EXPECTED):
+            message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
+        complain(f"error: {message}")
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="natjax",
+        description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify images, extract features, "
+        "look at models, convert checkpoints.",
+    )
+    parser.add_argument("--version", action="version", version=f"natjax {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in _COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.HELP, description=command.HELP)
+        command.add_arguments(subparser)
+        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        subparser.set_defaults(run=command.run)
+    return parser

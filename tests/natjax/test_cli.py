@@ -1,0 +1,258 @@
+"""The command line: output, exit codes, and one clear line for what goes wrong."""
+
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import PIL.Image
+import pytest
+from flax import nnx
+
+import natjax
+from natjax.cli import main
+from natjax.configuration import NatConfig
+from natjax.errors import CheckpointError
+from natjax.image_processing import NatImageProcessor
+
+CONFIG = NatConfig(id2label={0: "dark", 1: "bright", 2: "odd\x1b[31m"})
+
+
+class FakeModel(nnx.Module):
+    """Says 'bright' the more, the brighter an image is; stands in for every kind of model."""
+
+    traces = 0
+
+    def __init__(self, config, out_features=("stage4",)):
+        self.config, self.out_features = config, out_features
+        self.weight = nnx.Param(np.array([-1.0, 1.0, 0.0], np.float32))
+
+    @classmethod
+    def from_pretrained(cls, path, **options):
+        if "missing" in str(path):
+            raise CheckpointError(f"{path}: there is no such checkpoint.\nSecond line.")
+        return cls(FakeModel.config, **options)
+
+    def __call__(self, pixels):
+        type(self).traces += 1
+        means = pixels.mean((1, 2, 3))[:, None]
+        maps = tuple(pixels[:, :: 2**i, :: 2**i] for i, _ in enumerate(self.out_features))
+        return types.SimpleNamespace(logits=means * self.weight[...], pooler_output=means, feature_maps=maps)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """Puts the fake in place of natjax's models and returns a folder of images and a checkpoint `model`."""
+    for name in ("NatForImageClassification", "NatModel", "NatBackbone"):
+        monkeypatch.setattr(natjax, name, FakeModel, raising=False)
+    monkeypatch.setattr(FakeModel, "config", CONFIG, raising=False)
+    NatImageProcessor(size=8).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(CONFIG.to_json())
+    (tmp_path / "images").mkdir()
+    for i in range(5):
+        PIL.Image.new("RGB", (20 + i, 20), (60 * i,) * 3).save(tmp_path / "images" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import sys; from natjax.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: assert e.code == 0\n"
+    )
+    code += (
+        "heavy = {'jax', 'flax', 'numpy', 'PIL', 'torch', 'safetensors'} & set(sys.modules); assert not heavy, heavy"
+    )
+    for arguments in (["--help"], ["--version"], ["classify", "--help"], ["convert", "--help"]):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert natjax.__version__ in result.stdout or "usage: natjax" in result.stdout
+
+
+def test_module_and_script_are_the_same_command():
+    result = subprocess.run([sys.executable, "-m", "natjax", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"natjax {natjax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "paint",
+        "classify",
+        "classify x.png --topk 0",
+        "classify x.png --batch-size many",
+        "info nat_mini --size 1x2x3",
+        "convert a b --dilations [1",
+        "convert a b --to c",
+    ],
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_classify(fake, capsys):
+    assert main(["classify", "images/0.png", "images/4.png", "--model", "model", "--topk", "2"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "images/0.png"
+    assert lines[1].split()[0] == "dark"
+    assert lines[4].split()[0] == "bright"
+    assert lines[4].split()[1].endswith("%")
+    assert lines[4].index("%") == lines[5].index("%")
+    assert len(lines) == 6
+    assert err == ""
+
+
+def test_classify_escapes_what_would_steer_a_terminal(fake, capsys):
+    assert main(["classify", "images/0.png", "--model", "model"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"odd\x1b[31m" in out
+
+
+def test_classify_json_names_skipped_images(fake, capsys):
+    (fake / "images" / "1.png").write_bytes(b"")
+    assert main(["classify", "images", "gone.jpg", "--model", "model", "--json", "--batch-size", "2"]) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert [r["image"] for r in document["results"]] == [f"images/{i}.png" for i in (0, 2, 3, 4)]
+    assert [s["image"] for s in document["skipped"]] == ["images/1.png", "gone.jpg"]
+    assert err.splitlines() == [
+        "natjax: skipped images/1.png: the file is empty.",
+        "natjax: skipped gone.jpg: there is no such file.",
+    ]
+    best = document["results"][0]["predictions"][0]
+    assert (best["label"], best["index"]) == ("dark", 0)
+    assert sum(p["probability"] for p in document["results"][1]["predictions"]) == pytest.approx(1)
+
+
+def test_batches_are_padded_and_compile_once(fake, capsys):
+    FakeModel.traces = 0
+    assert main(["classify", "images/*.png", "--model", "model", "--json", "--batch-size", "3"]) == 0
+    together = json.loads(capsys.readouterr().out)["results"]
+    assert FakeModel.traces == 1
+    assert len(together) == 5
+    for one in together:
+        assert main(["classify", one["image"], "--model", "model", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["results"] == [one]
+
+
+def test_images_of_many_sizes_without_resize(fake, capsys):
+    NatImageProcessor(do_resize=False).save_pretrained(fake / "model")
+    assert main(["classify", "images", "--model", "model", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 5
+
+
+def test_multi_label_probabilities_do_not_compete(fake, capsys, monkeypatch):
+    monkeypatch.setattr(FakeModel, "config", CONFIG.replace(problem_type="multi_label_classification"))
+    assert main(["classify", "images/2.png", "--model", "model", "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["results"][0]["predictions"]
+    assert {p["label"]: round(p["probability"] * 2) for p in predictions}["bright"] == 1
+
+
+def test_a_model_without_classes(fake, capsys, monkeypatch):
+    monkeypatch.setattr(FakeModel, "config", CONFIG.replace(num_labels=0))
+    assert main(["classify", "images", "--model", "model"]) == 1
+    assert "no classes" in capsys.readouterr().err
+
+
+def test_the_default_model_is_announced(fake, capsys, monkeypatch):
+    demo = types.SimpleNamespace(MODEL_DIR=fake / "model", run=lambda out: 0 if out == "there" else 9)
+    monkeypatch.setitem(sys.modules, "natjax.demo", demo)
+    monkeypatch.setattr(natjax, "demo", demo, raising=False)
+    assert main(["classify", "images/0.png"]) == 0
+    assert "handwritten digits" in capsys.readouterr().err
+    assert main(["demo", "--out", "there"]) == 0
+
+
+def test_processors_that_are_missing_or_do_not_fit(fake, capsys):
+    NatImageProcessor(size=8, image_mean=[0.5], image_std=[0.5]).save_pretrained(fake / "model")
+    assert main(["classify", "images", "--model", "model"]) == 1
+    assert "takes 3 channel(s), its preprocessor_config.json makes 1" in capsys.readouterr().err
+    (fake / "model" / "preprocessor_config.json").unlink()
+    assert main(["classify", "images/0.png", "--model", "model"]) == 0
+    assert "as for ImageNet" in capsys.readouterr().err
+
+
+def test_features(fake, capsys):
+    assert main(["features", "images", "--model", "model", "--out", "pooled.npz", "--batch-size", "2"]) == 0
+    assert "pooled  " in capsys.readouterr().out
+    with np.load("pooled.npz") as written:
+        assert written["pooled"].shape == (5, 1)
+        assert written["pooled"].dtype == np.float32
+        assert list(written["images"]) == [f"images/{i}.png" for i in range(5)]
+    (fake / "images" / "0.png").write_text("no image")
+    assert main(["features", "images", "--model", "model", "--stages", "all"]) == 1
+    with np.load("features.npz") as written:
+        assert sorted(written) == ["images", *(f"stage{i}" for i in range(1, 5)), "stem"]
+        assert written["stage1"].shape == (4, 4, 4, 3)
+    assert main(["features", "images/1.png", "--model", "model", "--stages", "stage2,stage4"]) == 0
+    with np.load("features.npz") as written:
+        assert sorted(written) == ["images", "stage2", "stage4"]
+
+
+def test_features_write_nothing_when_they_cannot(fake, capsys):
+    assert main(["features", "gone.png", "--model", "model"]) == 1
+    assert main(["features", "images", "--model", "model", "--out", "no/where.npz"]) == 1
+    NatImageProcessor(do_resize=False).save_pretrained(fake / "model")
+    assert main(["features", "images", "--model", "model", "--stages", "all"]) == 1
+    assert not list(fake.glob("*.npz*"))
+    err = capsys.readouterr().err
+    assert "nothing was written" in err
+    assert "no such folder" in err
+    assert "differ in size" in err
+
+
+def test_errors_are_one_line_unless_asked_for_more(fake, capsys, monkeypatch):
+    assert main(["classify", "images", "--model", "missing"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("natjax: error: missing: there is no such checkpoint.")
+    assert "Traceback" not in err
+    assert main(["classify", "images", "--model", "missing", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("NATJAX_TRACEBACK", "1")
+    assert main(["classify", "images", "--model", "missing"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("oh"), 1, "error: unexpected ZeroDivisionError: oh (--debug shows where)"),
+        (ValueError(), 1, "error: ValueError"),
+        (OSError(28, "No space left"), 1, "error: [Errno 28] No space left"),
+    ],
+)
+def test_failures(error, code, message, fake, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(FakeModel, "from_pretrained", fail)
+    assert main(["classify", "images", "--model", "model"]) == code
+    assert capsys.readouterr().err == f"natjax: {message}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently there")
+def test_nobody_reads_the_output():
+    code = "import natjax.cli, sys; natjax.cli.info.run = None\n"
+    code += (
+        "natjax.cli._COMMANDS['list'].run = lambda args: print('x' * 10**6) or 0\nsys.exit(natjax.cli.main(['list']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_progress_is_shown_on_terminals_only(fake, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["classify", "images", "--model", "model", "--json", "--batch-size", "2"]) == 0
+    out, err = capsys.readouterr()
+    json.loads(out)
+    assert "\r2/5 images, " in err
+    assert err.endswith("\r")
