@@ -7,90 +7,86 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._output import print_json, print_table, printable
-from natjax.cli.list_models import published_figures
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
 
-HELP = "describe a model"
+HELP = "describe a model: levels, parameters, FLOPs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("model", metavar="NAME|DIR", help="a name from `natjax list`, or a folder with a config.json")
-    parser.add_argument("--size", type=_size, default=(224, 224), metavar="N|HxW", help="image size (default: 224)")
+    parser.add_argument(
+        "--size", type=_size, metavar="N|HxW", help="image size (default: that of the published model, or 224)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the description."""
-    from natjax.model_info import PUBLISHED, count_flops, count_parameters
+    from natjax.model_info import count_flops, count_parameters
+    from natjax.presets import PRESETS
 
     config = _config(args.model)
-    facts: dict[str, Any] = {
-        "model": args.model,
-        "type": config.model_type,
-        "parameters": count_parameters(config),
-        "image_size": list(args.size),
-        "flops": count_flops(config, image_size=args.size),
-        "levels": _levels(config, args.size),
-        "published": published_figures(PUBLISHED[args.model]) if args.model in PUBLISHED else None,
-    }
+    preset = None if Path(args.model).exists() else PRESETS.get(args.model)
+    side = preset.image_size if preset else 224
+    size = args.size or (side, side)
+    parameters, flops, parts = count_parameters(config), count_flops(config, size), _parts(config, size)
+    published = {"image_size": [side, side], "gflops": preset.gflops, "top1": preset.top1} if preset else None
     if args.json:
-        print_json({**facts, "config": config.to_dict()})
+        facts = {"parameters": parameters, "image_size": list(size), "flops": flops, "parts": parts}
+        print_json({"model": args.model, **facts, "published": published, "config": config.to_dict()})
         return 0
-    published = facts["published"] or {}
     print(
         f"{printable(args.model)}: {config.model_type}, {config.num_channels} channel(s), {config.num_labels} class(es)"
     )
-    height, width = args.size
-    theirs = [published.get(name) for name in ("params_millions", "gflops")]
-    ours = (f"{facts['parameters'] / 1e6:.2f} M", f"{facts['flops'] / 1e9:.2f} G")
-    for name, figure, other, unit in zip(("parameters", "FLOPs"), ours, theirs, "MG", strict=True):
-        at = f" at {height} x {width}" if unit == "G" else ""
-        print(f"  {name:<10}  {figure}{at}" + (f" (published: {other} {unit})" if other is not None else ""))
-    if published.get("top1") is not None:
-        print(f"  ImageNet-1k top-1 {published['top1']} % (published)")
-    print(f"  window      {config.kernel_size} x {config.kernel_size}")
-    rows = [(f"level {i + 1}", *level.values()) for i, level in enumerate(facts["levels"])]
-    print_table(("", *facts["levels"][0]), [[_cell(value) for value in row] for row in rows], indent="  ")
+    print(f"  window      {config.kernel_size} x {config.kernel_size} tokens")
+    print(f"  parameters  {parameters:,} ({parameters / 1e6:.2f} M)")
+    print(f"  FLOPs       {flops / 1e9:.2f} G at {size[0]} x {size[1]} pixels")
+    if preset:
+        print(f"  published   {preset.gflops} GFLOPs at {side} x {side}, ImageNet-1k top-1 {preset.top1} %")
+    print()
+    rows = [["" if value is None else _cell(value) for value in part.values()] for part in parts]
+    print_table([name.replace("_", " ") for name in parts[0]], rows, indent="  ")
     return 0
 
 
 def _config(model: str) -> NatConfig:
-    import natjax
+    from natjax.configuration import CONFIG_NAME, NatConfig
+    from natjax.presets import get_config
 
     path = Path(model)
-    if path.is_dir():
-        return natjax.NatConfig.from_json_file(path / "config.json")
-    if path.is_file():
-        return natjax.NatConfig.from_json_file(path)
-    if model in natjax.list_models():
-        return natjax.get_config(model)
-    raise ValueError(f"{model!r} is neither a model that `natjax list` shows nor a folder with a config.json.")
+    if path.exists():
+        return NatConfig.from_json_file(path / CONFIG_NAME if path.is_dir() else path)
+    return get_config(model)
 
 
-def _levels(config: NatConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
-    height, width = (-(-side // 4) for side in size)
-    levels = []
-    for i, channels in enumerate(config.level_dims):
-        levels.append(
+def _parts(config: NatConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
+    from natjax.model_info import count_parts
+
+    parts = []
+    for level, part in enumerate(count_parts(config, size), start=-1):
+        is_level = 0 <= level < config.num_levels
+        parts.append(
             {
-                "tokens": [height, width],
-                "channels": channels,
-                "layers": config.depths[i],
-                "heads": config.num_heads[i],
-                "dilations": list(config.layer_dilations(i)),
+                "part": part.name,
+                "tokens": list(part.shape[:2]),
+                "channels": part.shape[2],
+                "layers": config.depths[level] if is_level else None,
+                "heads": config.num_heads[level] if is_level else None,
+                "dilations": "/".join(map(str, dict.fromkeys(config.layer_dilations(level)))) if is_level else None,
+                "parameters": part.parameters,
+                "flops": part.flops,
             }
         )
-        height, width = -(-height // 2), -(-width // 2)
-    return levels
+    return parts
 
 
 def _cell(value: Any) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    return str(value[0]) if len(set(value)) == 1 and len(value) != 2 else " ".join(map(str, value))
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _size(text: str) -> tuple[int, int]:

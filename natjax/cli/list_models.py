@@ -16,22 +16,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the names with the published size and accuracy; returns 1 where none matches."""
-    import natjax
-    from natjax.model_info import PUBLISHED
+    """Prints the names with size and published figures; returns 1 where none matches."""
+    from natjax.model_info import count_parameters
+    from natjax.presets import PRESETS, list_models
 
-    names = natjax.list_models(args.pattern)
-    rows = [(name, *published_figures(PUBLISHED.get(name)).values()) for name in names]
+    names = list_models(args.pattern)
+    models = [
+        {
+            "name": name,
+            "parameters": count_parameters(PRESETS[name].config),
+            "image_size": PRESETS[name].image_size,
+            "published_gflops": PRESETS[name].gflops,
+            "published_top1": PRESETS[name].top1,
+        }
+        for name in names
+    ]
     if args.json:
-        print_json([{"name": name, **published_figures(PUBLISHED.get(name))} for name in names])
-    elif names:
-        head = ("name", "params (M)", "GFLOPs", "top-1 (%)")
-        print_table(head, [["-" if cell is None else cell for cell in row] for row in rows])
-    if not names:
+        print_json(models)
+    elif models:
+        rows = [(name, f"{parameters / 1e6:.1f} M", *rest) for name, parameters, *rest in (m.values() for m in models)]
+        print_table(("name", "parameters", "pixels", "published GFLOPs", "published top-1 (%)"), rows)
+    if not models:
         complain(f"error: no model matches {args.pattern!r}; `natjax list` shows all")
-    return 0 if names else 1
-
-
-def published_figures(published: object) -> dict[str, float | None]:
-    """Returns the authors' figures of a model, None where they gave none."""
-    return {name: getattr(published, name, None) for name in ("params_millions", "gflops", "top1")}
+    return 0 if models else 1

@@ -256,3 +256,42 @@ def test_progress_is_shown_on_terminals_only(fake, capsys, monkeypatch):
     json.loads(out)
     assert "\r2/5 images, " in err
     assert err.endswith("\r")
+
+
+def test_info_of_a_preset(capsys):
+    assert main(["info", "dinat_mini"]) == 0
+    out = capsys.readouterr().out
+    assert "parameters  19,984,174 (19.98 M)" in out
+    assert "2.71 G at 224 x 224" in out
+    assert "published   2.7 GFLOPs" in out
+    assert "81.8 %" in out
+    table = out.split("\n\n")[1].splitlines()
+    assert table[2].split() == ["level1", "56", "x", "56", "64", "3", "2", "1/8", "200,182", "509,606,272"]
+    assert len({len(line) for line in table}) == 1
+
+
+def test_info_as_json(fake, capsys):
+    assert main(["info", "model", "--size", "100x50", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["image_size"] == [100, 50]
+    assert document["published"] is None
+    assert NatConfig.from_dict(document["config"]) == CONFIG
+    assert document["parts"][1]["tokens"] == [25, 13]
+    assert sum(part["flops"] for part in document["parts"]) == document["flops"]
+    assert main(["info", "model/config.json"]) == 0
+    assert main(["info", "nat_minni"]) == 1
+    assert "Did you mean nat_mini?" in capsys.readouterr().err
+
+
+def test_list(capsys):
+    assert main(["list", "dinat_large*"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "dinat_large",
+        "dinat_large_384",
+        "dinat_large_384_11x11",
+    ]
+    assert main(["list", "--json"]) == 0
+    mini = json.loads(capsys.readouterr().out)[0]
+    assert (mini["name"], mini["image_size"], mini["published_top1"]) == ("nat_mini", 224, 81.8)
+    assert main(["list", "resnet*"]) == 1
+    assert capsys.readouterr().err == "natjax: error: no model matches 'resnet*'; `natjax list` shows all\n"
