@@ -90,7 +90,9 @@ class NatConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}; got {self.hidden_act!r}.")
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise ValueError(f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}.")
+            raise ValueError(
+                f"problem_type must be None or one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}."
+            )
 
     # Only what decides the shape of a model is hashed: cheap, and enough next to full equality. (Models are static
     # arguments of jitted functions, so this runs on every call of one.)
@@ -214,9 +216,13 @@ class NatConfig:
         if self.patch_size != 4:
             raise ValueError(f"patch_size must be 4, the only one NAT defines; got {self.patch_size!r}.")
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and at least 3 (relative positional bias); got {self.kernel_size}.")
+            raise ValueError(
+                f"kernel_size must be odd and at least 3 (relative positional bias); got {self.kernel_size}."
+            )
         if self.embed_dim % 2:
-            raise ValueError(f"embed_dim must be even (the stem's first convolution has half of it); got {self.embed_dim}.")
+            raise ValueError(
+                f"embed_dim must be even (the stem's first convolution has half of it); got {self.embed_dim}."
+            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             _expect_number(name, getattr(self, name))
             if not 0 <= getattr(self, name) < 1:
@@ -285,7 +291,9 @@ class NatConfig:
         if self.out_features is not None and self.out_indices is not None:
             given = tuple(i % len(stages) if isinstance(i, int) else i for i in self.out_indices)
             if given != indices:
-                raise ValueError(f"out_features {features} and out_indices {tuple(self.out_indices)} disagree; give one.")
+                raise ValueError(
+                    f"out_features {features} and out_indices {tuple(self.out_indices)} disagree; give one."
+                )
         self._set(out_features=features, out_indices=indices)
 
 

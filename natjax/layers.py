@@ -214,9 +214,7 @@ class NatLayer(nnx.Module):
         self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B N H W K*K"] | None]:
         """Returns the layer's output and, where asked for, its attention weights."""
-        attended, weights = self.attention(
-            self.layernorm_before(x), rngs=rngs, output_attentions=output_attentions
-        )
+        attended, weights = self.attention(self.layernorm_before(x), rngs=rngs, output_attentions=output_attentions)
         x = self._residual(x, attended, 0, rngs)
         with jax.named_scope("mlp"):
             hidden = _ACTIVATIONS[self.hidden_act](self.intermediate(self.layernorm_after(x)))
@@ -263,9 +261,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, make: Builder):
         config = make.config
-        rates = np.split(
-            np.linspace(0, config.drop_path_rate, sum(config.depths)), np.cumsum(config.depths)[:-1]
-        )
+        rates = np.split(np.linspace(0, config.drop_path_rate, sum(config.depths)), np.cumsum(config.depths)[:-1])
         self.levels = nnx.List([Level(make, i, level_rates.tolist()) for i, level_rates in enumerate(rates)])
 
     def __call__(self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False):
@@ -282,5 +278,7 @@ class Encoder(nnx.Module):
 
 def _dropout_key(rngs: nnx.Rngs | None) -> Array:
     if rngs is None:
-        raise ValueError("Training with attention dropout needs random numbers: pass rngs=nnx.Rngs(...) or a jax.random.key.")
+        raise ValueError(
+            "Training with attention dropout needs random numbers: pass rngs=nnx.Rngs(...) or a jax.random.key."
+        )
     return rngs.dropout()

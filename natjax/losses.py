@@ -63,6 +63,8 @@ def _cross_entropy(logits, labels):
     legal = ~counts | ((labels >= 0) & (labels < num_labels))
     if not isinstance(legal, jax.core.Tracer) and not legal.all():
         raise ValueError(f"labels must be in [0, {num_labels}) or {IGNORE_INDEX}; got {labels[~legal][:5].tolist()}.")
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(counts, labels, 0)[:, None] % num_labels, axis=-1)[:, 0]
+    picked = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), jnp.where(counts, labels, 0)[:, None] % num_labels, axis=-1
+    )[:, 0]
     picked = jnp.where(legal, picked, jnp.nan)
     return -jnp.sum(jnp.where(counts, picked, 0)) / jnp.sum(counts)

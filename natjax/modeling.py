@@ -53,7 +53,9 @@ class NatPreTrainedModel(nnx.Module):
             ValueError: config is not a `NatConfig`.
         """
         if not isinstance(config, NatConfig):
-            raise ValueError(f"config must be a NatConfig; got {type(config).__name__}. For presets see natjax.create_model.")
+            raise ValueError(
+                f"config must be a NatConfig; got {type(config).__name__}. For presets see natjax.create_model."
+            )
         self.config = config
         self._build(Builder(config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, rngs=rngs))
 
@@ -206,7 +208,9 @@ class NatBackbone(NatPreTrainedModel):
         _, before_downsampling, attentions = self.encoder(stem, rngs=rngs, output_attentions=want_attentions)
         states = dict(zip(self.config.stage_names, (stem, *before_downsampling), strict=True))
         return NatBackboneOutput(
-            feature_maps=tuple(self.hidden_states_norms[stage](states[stage]) for stage in self.config.out_features or ()),
+            feature_maps=tuple(
+                self.hidden_states_norms[stage](states[stage]) for stage in self.config.out_features or ()
+            ),
             hidden_states=tuple(states.values()) if want_states else None,
             attentions=attentions if want_attentions else None,
         )

@@ -79,9 +79,7 @@ PRESETS = {
     "dinat_small": _preset(96, 18, 2.0, 0.3, dilations=(8, 4, 2, 1), gflops=7.8, top1=83.8),
     "dinat_base": _preset(128, 18, 2.0, 0.5, layer_scale=1e-5, dilations=(8, 4, 2, 1), gflops=13.7, top1=84.4),
     "dinat_large": _preset(192, 18, 2.0, 0.35, dilations=(8, 4, 2, 1), gflops=30.6, top1=86.6),
-    "dinat_large_384": _preset(
-        192, 18, 2.0, 0.35, dilations=(13, 6, 3, 1), image_size=384, gflops=89.7, top1=87.4
-    ),
+    "dinat_large_384": _preset(192, 18, 2.0, 0.35, dilations=(13, 6, 3, 1), image_size=384, gflops=89.7, top1=87.4),
     "dinat_large_384_11x11": _preset(
         192, 18, 2.0, 0.35, dilations=(8, 4, 2, 1), kernel_size=11, image_size=384, gflops=92.4, top1=87.5
     ),

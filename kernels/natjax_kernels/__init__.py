@@ -1,1 +1,5 @@
 """Neighborhood attention for JAX: one op, its reference and its implementations."""
+
+from natjax_kernels.api import explain, neighborhood_attention, neighborhood_attention_with_weights
+
+__all__ = ["explain", "neighborhood_attention", "neighborhood_attention_with_weights"]

@@ -1,0 +1,158 @@
+"""The plan of a window: all arithmetic on positions, settled once in static numpy, axis by axis.
+
+A window over several axes is the product of windows over each (arXiv 2204.07143 section 3.1; dilation: 2209.15001; stride and
+causality as NATTEN defines them), and so is its plan. `plan_axis` cuts one axis into query tiles and says for every tile which
+queries it holds, which run of keys they see (the halo), and its class: the matrix that says for every (query, key) of the tile
+which entry of the relative positional bias belongs to it, or that the key is no neighbour. Tiles that look alike share a class.
+Everything that an implementation loads, masks or adds follows from these few small arrays.
+
+Letters: L axis length, T queries per tile, S keys per tile, k kernel size, d dilation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The window of every axis: tuples of one entry per axis, validated by the API.
+
+    Attributes:
+        kernel_size: neighbours along the axis.
+        dilation: distance between neighbours.
+        stride: queries that share a window.
+        is_causal: whether queries see only keys up to themselves.
+    """
+
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    stride: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+
+    def axes(self) -> list[tuple[int, int, int, bool]]:
+        """Returns (kernel_size, dilation, stride, is_causal) of every axis."""
+        return list(zip(self.kernel_size, self.dilation, self.stride, self.is_causal, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AxisPlan:
+    """The plan of one axis.
+
+    Attributes:
+        queries: [tiles, T] positions; -1 pads the last tile of a dilation group.
+        keys: [tiles, S] positions; -1 where the group has no more.
+        classes: [tiles] class of every tile.
+        relative: [classes, T, S] key minus query, in units of the dilation, plus k - 1; -1 where the key is no neighbour.
+            The rows of padded queries are all 0: they see everything, so that their softmax is finite.
+        first_slot: [classes, T] slot of every query's first neighbour.
+        query_home: [L] where every position is as a query, as tile * T + slot.
+        key_homes: [L, m] where every position is as a key that some query of the tile sees, as tile * S + slot; -1 pads.
+    """
+
+    queries: np.ndarray
+    keys: np.ndarray
+    classes: np.ndarray
+    relative: np.ndarray
+    first_slot: np.ndarray
+    query_home: np.ndarray
+    key_homes: np.ndarray
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return len(self.queries)
+
+
+def windows(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns start and end, [L] each: query i sees the keys j * dilation + i % dilation for start[i] <= j < end[i].
+
+    Dilation splits an axis into interleaved groups, each with a window arithmetic of its own. Windows shift inward at
+    borders and are never cut, but causal ones end at the query.
+    """
+    position = np.arange(length)
+    group, query = position % dilation, position // dilation
+    group_length = -(-(length - group) // dilation)
+    leader = query // stride * stride + (stride - 1 if causal else stride // 2)
+    leader = np.minimum(leader, group_length - 1)
+    if causal:
+        return np.maximum(leader - (kernel - 1), 0), np.minimum(query + 1, group_length)
+    start = np.clip(leader - kernel // 2, 0, group_length - kernel)
+    return start, start + kernel
+
+
+@functools.lru_cache(maxsize=512)
+def plan_axis(length: int, kernel: int, dilation: int, stride: int, causal: bool, tile: int) -> AxisPlan:
+    """Plans an axis of `length` positions in tiles of `tile` queries."""
+    start, end = windows(length, kernel, dilation, stride, causal)
+    queries, key_starts = [], []
+    for group in range(dilation):
+        members = np.arange(group, length, dilation)
+        for first in range(0, len(members), tile):
+            queries.append(members[first : first + tile])
+            key_starts.append(start[queries[-1]].min())
+    span = max(end[q].max() - lo for q, lo in zip(queries, key_starts, strict=True))
+
+    tiles = len(queries)
+    query_table = np.full((tiles, tile), -1)
+    key_table = np.full((tiles, span), -1)
+    relative = np.full((tiles, tile, span), -1)
+    first_slot = np.zeros((tiles, tile), int)
+    for t, (members, lo) in enumerate(zip(queries, key_starts, strict=True)):
+        group, count = members[0] % dilation, len(members)
+        # A halo that would run past the end of its group starts earlier instead, so that tiles there share classes.
+        lo = max(min(lo, -(-(length - group) // dilation) - span), 0)
+        index = np.arange(lo, lo + span)
+        keys = index * dilation + group
+        query_table[t, :count] = members
+        key_table[t] = np.where(keys < length, keys, -1)
+        seen = (start[members, None] <= index) & (index < end[members, None])
+        relative[t, :count] = np.where(seen, index - members[:, None] // dilation + kernel - 1, -1)
+        relative[t, count:] = 0
+        first_slot[t, :count] = start[members] - lo
+
+    _, leaders, classes = np.unique(relative.reshape(tiles, -1), axis=0, return_index=True, return_inverse=True)
+    slots = (relative >= 0) & (query_table >= 0)[:, :, None]
+    return AxisPlan(
+        queries=query_table,
+        keys=key_table,
+        classes=classes.reshape(-1),
+        relative=relative[leaders],
+        first_slot=first_slot[leaders],
+        query_home=_homes(query_table, query_table >= 0, length)[:, 0],
+        key_homes=_homes(key_table, slots.any(axis=1), length),
+    )
+
+
+def plan(spatial: Sequence[int], window: Window, tile: Sequence[int]) -> tuple[AxisPlan, ...]:
+    """Plans every axis of a map; tiles and classes of the map are the products of those of its axes."""
+    return tuple(plan_axis(n, *axis, t) for n, axis, t in zip(spatial, window.axes(), tile, strict=True))
+
+
+def tile_classes(axes: Sequence[AxisPlan]) -> np.ndarray:
+    """Returns the class of every tile of the map, [tiles], both in row-major order of the axes."""
+    index = np.zeros((), int)
+    for axis in axes:
+        index = index[..., None] * len(axis.relative) + axis.classes
+    return index.reshape(-1)
+
+
+def group_length(length: int, dilation: int) -> int:
+    """Returns the length of the longest dilation group of an axis."""
+    return math.ceil(length / dilation)
+
+
+def _homes(table: np.ndarray, present: np.ndarray, length: int) -> np.ndarray:
+    """Inverts a table of positions: [length, m] flat indices of where every position is present, -1 padded."""
+    places = np.flatnonzero(present)
+    positions = table.reshape(-1)[places]
+    order = np.argsort(positions, kind="stable")
+    counts = np.bincount(positions, minlength=length)
+    homes = np.full((length, counts.max()), -1)
+    homes[np.arange(counts.max()) < counts[:, None]] = places[order]
+    return homes

@@ -1,0 +1,52 @@
+"""Neighborhood attention that returns its weights, for inspection and for attention dropout.
+
+The tiles of `natjax_kernels.xla` with the weights kept; derivatives are JAX's own.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
+from natjax_kernels.tiling import tile_shape
+from natjax_kernels.xla import bias_table, from_tiles, to_tiles
+
+
+def attend_with_weights(query, key, value, rpb, *, window: Window, scale: float, dropout_rate: float, dropout_key):
+    """See `natjax_kernels.neighborhood_attention_with_weights`; arguments are validated and normalised."""
+    spatial = query.shape[1:-2]
+    axes = plan(spatial, window, tile_shape(spatial, window))
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    q = to_tiles(query, [axis.queries for axis in axes])  # [M, B, N, T, D]
+    k, v = (to_tiles(x, [axis.keys for axis in axes]) for x in (key, value))  # [M, B, N, S, D]
+    classes = tile_classes(axes)
+    bias = bias_table(axes, rpb, accumulate)[classes][:, None]
+    logits = jnp.einsum("mbntd,mbnsd->mbnts", q, k, preferred_element_type=accumulate) * scale + bias
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    if dropout_rate:
+        kept = jax.random.bernoulli(dropout_key, 1 - dropout_rate, probabilities.shape)
+        probabilities = jnp.where(kept, probabilities / (1 - dropout_rate), 0)
+    probabilities = probabilities.astype(value.dtype)
+    out = jnp.einsum("mbnts,mbnsd->mbntd", probabilities, v, preferred_element_type=accumulate).astype(value.dtype)
+    slots, present = _neighbour_slots(axes, window)  # [classes, T, K]
+    slots = jnp.asarray(slots, jnp.int32)[classes][:, None, None]
+    per_neighbour = jnp.take_along_axis(probabilities, slots, axis=-1, mode="clip")
+    if not present.all():
+        per_neighbour = jnp.where(jnp.asarray(present)[classes][:, None, None], per_neighbour, 0)
+    per_neighbour = from_tiles(per_neighbour, axes)
+    return from_tiles(out, axes), jnp.moveaxis(per_neighbour, -2, 1)
+
+
+def _neighbour_slots(axes: tuple[AxisPlan, ...], window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """The key slot of every neighbour of every query, and whether there is such a neighbour, [classes, T, K] each."""
+    slots, present = np.zeros((1, 1, 1), int), np.ones((1, 1, 1), bool)
+    for axis, kernel in zip(axes, window.kernel_size, strict=True):
+        span = axis.relative.shape[-1]
+        slot = np.minimum(axis.first_slot[:, :, None] + np.arange(kernel), span - 1)
+        seen = np.take_along_axis(axis.relative, slot, axis=-1) >= 0
+        seen &= axis.first_slot[:, :, None] + np.arange(kernel) < span
+        slots = np.kron(slots, np.ones_like(slot)) * span + np.kron(np.ones_like(slots), slot)
+        present = np.kron(present, seen)
+    return slots, present
