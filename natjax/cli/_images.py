@@ -102,11 +102,13 @@ class Run:
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         progress = Progress(len(self.paths), "images")
         done = 0
-        for batch in self._batches(progress):
-            yield from self._outputs(batch)
-            done += len(batch)
-            progress.update(done + len(self.skipped))
-        progress.clear()
+        try:
+            for batch in self._batches(progress):
+                yield from self._outputs(batch)
+                done += len(batch)
+                progress.update(done + len(self.skipped))
+        finally:
+            progress.clear()
 
     def _batches(self, progress: Progress) -> Iterator[list[tuple[str, np.ndarray]]]:
         batch: list[tuple[str, np.ndarray]] = []
