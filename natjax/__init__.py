@@ -11,16 +11,41 @@ from typing import TYPE_CHECKING
 from natjax._version import __version__
 
 if TYPE_CHECKING:
+    from natjax_kernels import explain as explain
+    from natjax_kernels import neighborhood_attention as neighborhood_attention
+    from natjax_kernels import neighborhood_attention_with_weights as neighborhood_attention_with_weights
+
     from natjax.configuration import NatConfig as NatConfig
     from natjax.errors import CheckpointError as CheckpointError
     from natjax.errors import ImageError as ImageError
     from natjax.errors import NatjaxError as NatjaxError
+    from natjax.image_processing import NatImageProcessor as NatImageProcessor
+    from natjax.image_processing import load_image as load_image
+    from natjax.linen import to_linen as to_linen
+    from natjax.modeling import NatBackbone as NatBackbone
+    from natjax.modeling import NatForImageClassification as NatForImageClassification
+    from natjax.modeling import NatModel as NatModel
+    from natjax.presets import create_model as create_model
+    from natjax.presets import get_config as get_config
+    from natjax.presets import list_models as list_models
 
 _HOMES = {
     "CheckpointError": "natjax.errors",
     "ImageError": "natjax.errors",
+    "NatBackbone": "natjax.modeling",
     "NatConfig": "natjax.configuration",
+    "NatForImageClassification": "natjax.modeling",
+    "NatImageProcessor": "natjax.image_processing",
+    "NatModel": "natjax.modeling",
     "NatjaxError": "natjax.errors",
+    "create_model": "natjax.presets",
+    "explain": "natjax_kernels",
+    "get_config": "natjax.presets",
+    "list_models": "natjax.presets",
+    "load_image": "natjax.image_processing",
+    "neighborhood_attention": "natjax_kernels",
+    "neighborhood_attention_with_weights": "natjax_kernels",
+    "to_linen": "natjax.linen",
 }
 
 __all__ = ["__version__", *_HOMES]

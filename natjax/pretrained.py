@@ -1,0 +1,151 @@
+"""Loading and saving published weights: Hugging Face's format, from a directory, a file or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import natjax_convert
+from flax import nnx
+from natjax_convert.convert import WEIGHTS_NAME, config_json
+from natjax_convert.files import staging, write_safetensors
+
+from natjax.configuration import CONFIG_NAME, NatConfig
+from natjax.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from natjax.modeling import NatPreTrainedModel
+
+Model = TypeVar("Model", bound="NatPreTrainedModel")
+
+_HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def from_pretrained(
+    model_class: type[Model],
+    source: str | os.PathLike,
+    *,
+    config: NatConfig | None = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    implementation: str | None = None,
+    replace_head: bool = False,
+    resize_biases: bool = False,
+    rngs: nnx.Rngs | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    **changes: Any,
+) -> Model:
+    """Makes a model with the weights of a checkpoint.
+
+    Args:
+        model_class: `NatForImageClassification`, `NatModel` or `NatBackbone`.
+        source: a directory or file (see `natjax_convert.read_state_dict`), or an id `owner/name` of the Hugging Face Hub.
+        config: instead of the one beside the weights; needed for original SHI-Labs files: `natjax.get_config("dinat_mini")`.
+        dtype: compute dtype; None computes in float32.
+        param_dtype: dtype of the parameters.
+        implementation: of neighborhood attention.
+        replace_head: whether to start with a new, random classifier, as for `num_labels=10`.
+        resize_biases: whether to interpolate relative positional biases, as for another `kernel_size`.
+        rngs: source of a new classifier; `nnx.Rngs(0)` by default.
+        revision: of the Hub: branch, tag or commit.
+        local_files_only: whether the Hub's cache must do.
+        cache_dir: the Hub's cache.
+        **changes: fields of `NatConfig` to change, such as `num_labels`, `out_features` or `drop_path_rate`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit the model.
+        ValueError: a change is impossible.
+    """
+    path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+    try:
+        state_dict = natjax_convert.read_state_dict(path)
+        config = natjax_convert.find_config(path, state_dict, config=config)
+        config = config.replace(**changes) if changes else config
+        head = _new_head(config, param_dtype, rngs or nnx.Rngs(0)) if replace_head else None
+        params = natjax_convert.to_flax(
+            state_dict,
+            config,
+            kind=model_class.kind,
+            dtype=jnp.dtype(param_dtype),
+            replace_head=head,
+            resize_biases=resize_biases,
+        )
+    except CheckpointError as error:
+        raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
+
+    def build() -> Model:
+        options = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
+        return model_class(config, rngs=nnx.Rngs(0), **options)
+
+    model = nnx.eval_shape(build)  # no random weights are ever made
+    graphdef, state = nnx.split(model)
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.array, params))  # copies: nothing refers to the file any more
+    return nnx.merge(graphdef, state)
+
+
+def save_pretrained(model: NatPreTrainedModel, directory: str | os.PathLike, *, processor: Any = None) -> None:
+    """Saves config.json and model.safetensors, which transformers 4.40.2 and `from_pretrained` load, bit for bit.
+
+    Args:
+        model: the model.
+        directory: made where it does not exist; in an existing one only files of these names are replaced.
+        processor: a `NatImageProcessor` to save beside the model.
+
+    Raises:
+        CheckpointError: the directory cannot be written; it is left as it was.
+    """
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    tensors = natjax_convert.from_flax(params, model.config, kind=model.kind)
+    with staging(directory) as temporary:
+        write_safetensors(temporary / WEIGHTS_NAME, tensors)
+        (temporary / CONFIG_NAME).write_text(config_json(model.config, model.kind), encoding="utf-8")
+        if processor is not None:
+            processor.save_pretrained(temporary)
+
+
+def locate(
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+) -> Path:
+    """Returns the local path of a checkpoint; one of the Hugging Face Hub is downloaded where it is not in the cache.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    name = os.fspath(source)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise CheckpointError(
+            f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub either."
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(
+            f"{name}: no such file or directory. To load it from the Hugging Face Hub, pip install 'natjax[hub]'."
+        ) from error
+    options = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
+    try:
+        found = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES), **options))
+        if not any(found.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_TORCH_FILES), **options)
+    except Exception as error:  # the hub's errors have no common base
+        raise CheckpointError(f"{name}: cannot be had from the Hugging Face Hub: {error}") from error
+    return found
+
+
+def _new_head(config: NatConfig, param_dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:
+    shape = (config.hidden_size, config.num_labels)
+    kernel = nnx.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, param_dtype)
+    return {"kernel": kernel, "bias": jnp.zeros(shape[1:], param_dtype)}
