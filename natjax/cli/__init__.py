@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from natjax._version import __version__
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
-        code = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
+            code = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         complain("interrupted")
@@ -77,3 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         subparser.set_defaults(run=command.run)
     return parser
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    complain(f"warning: {message}")

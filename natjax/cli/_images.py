@@ -32,6 +32,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="checkpoint: a folder, a file or a Hugging Face id (default: a small digit classifier)",
     )
+    parser.add_argument("--config", metavar="NAME|FILE", help="the model's architecture, where M has no config.json")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images per step (default: 8)")
 
 
@@ -43,21 +44,23 @@ def positive_int(text: str) -> int:
     return value
 
 
-def model_path(model: str | None) -> str:
-    """Returns the checkpoint to use: the one named, or the demonstration's, with a word about it on stderr."""
-    if model is not None:
-        return model
-    from natjax import demo
+def find_checkpoint(model: str | None) -> Path:
+    """Returns where the checkpoint to use is: the one named, or the demonstration's, with a word about it on stderr."""
+    if model is None:
+        from natjax import demo
 
-    complain("no --model given: using the built-in classifier of handwritten digits")
-    return str(demo.MODEL_DIR)
+        complain("no --model given: using the built-in classifier of handwritten digits")
+        return Path(demo.MODEL_DIR)
+    from natjax.pretrained import locate
+
+    return locate(model)
 
 
-def load_processor(model: str, num_channels: int) -> NatImageProcessor:
+def load_processor(model: Path, num_channels: int) -> NatImageProcessor:
     """Returns the image processor that lies next to a checkpoint, or ImageNet's where none does."""
     from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
 
-    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    folder = model if model.is_dir() else model.parent
     if (folder / PROCESSOR_NAME).exists():
         processor = NatImageProcessor.from_pretrained(folder)
     else:

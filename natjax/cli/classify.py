@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._images import Run, add_image_arguments, compiled, find_images, load_processor, model_path, positive_int
+from natjax.cli._config import read_config
+from natjax.cli._images import (
+    Run,
+    add_image_arguments,
+    compiled,
+    find_checkpoint,
+    find_images,
+    load_processor,
+    positive_int,
+)
 from natjax.cli._output import print_json, printable
 
 if TYPE_CHECKING:
@@ -24,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classifies the images; returns 1 where one was skipped."""
-    import natjax
+    from natjax import modeling
     from natjax.errors import CheckpointError
 
-    checkpoint = model_path(args.model)
-    model = natjax.NatForImageClassification.from_pretrained(checkpoint)
+    checkpoint = find_checkpoint(args.model)
+    model = modeling.NatForImageClassification.from_pretrained(checkpoint, config=read_config(args.config))
     config = model.config
     if not config.num_labels or config.problem_type == "regression":
         raise CheckpointError(f"{checkpoint}: the model has no classes to tell apart; `natjax features` may be of use.")
@@ -44,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             _print(path, predictions)
     if args.json:
         skipped = [{"image": path, "reason": reason} for path, reason in images.skipped]
-        print_json({"model": checkpoint, "results": results, "skipped": skipped})
+        print_json({"model": args.model or str(checkpoint), "results": results, "skipped": skipped})
     return 1 if images.skipped else 0
 
 

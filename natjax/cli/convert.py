@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
+from natjax.cli._config import read_config
 from natjax.cli._output import printable
 
 HELP = "convert a checkpoint between formats"
@@ -17,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=("hf", "shilabs"), default="hf", help="format to write (default: hf)")
     parser.add_argument("--config", metavar="NAME|FILE", help="the model, where SRC has no config.json")
     parser.add_argument(
-        "--dilations", type=_json, metavar="JSON", help="one list per level, as in [[1,8],[1,4],[1,2],[1,1]]"
+        "--dilations",
+        type=_dilations,
+        metavar="JSON",
+        help="of each layer by level: [[1,8,1],[1,4]]; 'none' for NAT",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is at DST")
 
@@ -26,15 +31,17 @@ def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from natjax_convert import convert
 
-    report = convert(
-        args.src, args.dst, config=args.config, dilations=args.dilations, to=args.to, overwrite=args.overwrite
-    )
-    print(printable(str(report)))
+    config = read_config(args.config)
+    report = convert(args.src, args.dst, config=config, dilations=args.dilations, to=args.to, overwrite=args.overwrite)
+    config = report.config
+    print(f"{printable(args.src)} ({report.source} {report.kind}) -> {printable(args.dst)} ({args.to})")
+    print(f"  {config.model_type}, {config.num_labels} class(es), depths {'-'.join(map(str, config.depths))}")
+    print(f"  {report.tensors} tensors, {report.parameters:,} parameters, {report.seconds:.1f} s")
     return 0
 
 
-def _json(text: str) -> object:
+def _dilations(text: str) -> Any:
     try:
-        return json.loads(text)
+        return text if text == "none" else json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from error
+        raise argparse.ArgumentTypeError(f"must be 'none' or JSON: {error}") from error

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from natjax.cli._images import Run, add_image_arguments, compiled, find_images, load_processor, model_path
+from natjax.cli._config import read_config
+from natjax.cli._images import Run, add_image_arguments, compiled, find_checkpoint, find_images, load_processor
 from natjax.cli._output import complain, print_table, printable
 
 HELP = "write features of images to an .npz file"
@@ -26,19 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the features and says what was written; returns 1 where an image was skipped."""
-    import natjax
+    import natjax_convert
+    from natjax import modeling
 
     if not Path(args.out).absolute().parent.is_dir():  # said before the work, not after it
         raise FileNotFoundError(f"{args.out}: there is no such folder to write into.")
-    checkpoint = model_path(args.model)
+    checkpoint, config = find_checkpoint(args.model), read_config(args.config)
     if args.stages is None:
         names: tuple[str, ...] = ("pooled",)
-        model = natjax.NatModel.from_pretrained(checkpoint)
+        model = modeling.NatModel.from_pretrained(checkpoint, config=config)
         forward = compiled(model, lambda outputs: (outputs.pooler_output,))
     else:
-        config = natjax.NatConfig.from_json_file(Path(checkpoint, "config.json")) if args.stages == "all" else None
-        names = config.stage_names if config else tuple(args.stages.split(","))
-        model = natjax.NatBackbone.from_pretrained(checkpoint, out_features=names)
+        config = natjax_convert.find_config(checkpoint, natjax_convert.read_state_dict(checkpoint), config=config)
+        names = config.stage_names if args.stages == "all" else tuple(args.stages.split(","))
+        model = modeling.NatBackbone.from_pretrained(checkpoint, config=config, out_features=names)
         forward = compiled(model, lambda outputs: tuple(outputs.feature_maps))
     processor = load_processor(checkpoint, model.config.num_channels)
     images = Run(find_images(args.images), processor, forward, args.batch_size)

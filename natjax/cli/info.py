@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natjax.cli._config import read_config
 from natjax.cli._output import print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from natjax.model_info import count_flops, count_parameters
     from natjax.presets import PRESETS
 
-    config = _config(args.model)
+    config = read_config(args.model)
     preset = None if Path(args.model).exists() else PRESETS.get(args.model)
     side = preset.image_size if preset else 224
     size = args.size or (side, side)
@@ -50,16 +51,6 @@ def run(args: argparse.Namespace) -> int:
     rows = [["" if value is None else _cell(value) for value in part.values()] for part in parts]
     print_table([name.replace("_", " ") for name in parts[0]], rows, indent="  ")
     return 0
-
-
-def _config(model: str) -> NatConfig:
-    from natjax.configuration import CONFIG_NAME, NatConfig
-    from natjax.presets import get_config
-
-    path = Path(model)
-    if path.exists():
-        return NatConfig.from_json_file(path / CONFIG_NAME if path.is_dir() else path)
-    return get_config(model)
 
 
 def _parts(config: NatConfig, size: tuple[int, int]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from natjax.cli._output import complain, print_json, print_table
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from natjax.presets import PRESETS, list_models
 
     names = list_models(args.pattern)
-    models = [
+    models: list[dict[str, Any]] = [
         {
             "name": name,
             "parameters": count_parameters(PRESETS[name].config),
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(models)
     elif models:
-        rows = [(name, f"{parameters / 1e6:.1f} M", *rest) for name, parameters, *rest in (m.values() for m in models)]
+        rows = [[f"{cell / 1e6:.1f} M" if key == "parameters" else cell for key, cell in m.items()] for m in models]
         print_table(("name", "parameters", "pixels", "published GFLOPs", "published top-1 (%)"), rows)
     if not models:
         complain(f"error: no model matches {args.pattern!r}; `natjax list` shows all")

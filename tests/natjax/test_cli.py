@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -11,9 +12,10 @@ import pytest
 from flax import nnx
 
 import natjax
+import natjax_convert
+from natjax import modeling
 from natjax.cli import main
 from natjax.configuration import NatConfig
-from natjax.errors import CheckpointError
 from natjax.image_processing import NatImageProcessor
 
 CONFIG = NatConfig(id2label={0: "dark", 1: "bright", 2: "odd\x1b[31m"})
@@ -29,9 +31,7 @@ class FakeModel(nnx.Module):
         self.weight = nnx.Param(np.array([-1.0, 1.0, 0.0], np.float32))
 
     @classmethod
-    def from_pretrained(cls, path, **options):
-        if "missing" in str(path):
-            raise CheckpointError(f"{path}: there is no such checkpoint.\nSecond line.")
+    def from_pretrained(cls, path, *, config=None, **options):
         return cls(FakeModel.config, **options)
 
     def __call__(self, pixels):
@@ -45,7 +45,8 @@ class FakeModel(nnx.Module):
 def fake(monkeypatch, tmp_path):
     """Puts the fake in place of natjax's models and returns a folder of images and a checkpoint `model`."""
     for name in ("NatForImageClassification", "NatModel", "NatBackbone"):
-        monkeypatch.setattr(natjax, name, FakeModel, raising=False)
+        monkeypatch.setattr(modeling, name, FakeModel)
+    monkeypatch.setattr(natjax_convert, "read_state_dict", lambda path: {})
     monkeypatch.setattr(FakeModel, "config", CONFIG, raising=False)
     NatImageProcessor(size=8).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(CONFIG.to_json())
@@ -210,7 +211,7 @@ def test_errors_are_one_line_unless_asked_for_more(fake, capsys, monkeypatch):
     assert main(["classify", "images", "--model", "missing"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("natjax: error: missing: there is no such checkpoint.")
+    assert err.startswith("natjax: error: missing: no such file or directory")
     assert "Traceback" not in err
     assert main(["classify", "images", "--model", "missing", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -295,3 +296,54 @@ def test_list(capsys):
     assert (mini["name"], mini["image_size"], mini["published_top1"]) == ("nat_mini", 224, 81.8)
     assert main(["list", "resnet*"]) == 1
     assert capsys.readouterr().err == "natjax: error: no model matches 'resnet*'; `natjax list` shows all\n"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A tiny real checkpoint with its processor, and an image."""
+    folder = tmp_path_factory.mktemp("real")
+    config = NatConfig(embed_dim=8, depths=(1,), num_heads=(1,), kernel_size=3, num_labels=3, mlp_ratio=1.0)
+    model = modeling.NatForImageClassification(config, rngs=nnx.Rngs(0))
+    model.save_pretrained(folder / "model", processor=NatImageProcessor(size=16))
+    PIL.Image.new("RGB", (20, 20), (200, 100, 50)).save(folder / "image.png")
+    return folder
+
+
+def test_a_real_model(real, capsys, monkeypatch):
+    monkeypatch.chdir(real)
+    assert main(["classify", "image.png", "--model", "model", "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["results"][0]["predictions"]
+    model = modeling.NatForImageClassification.from_pretrained("model")
+    logits = model(NatImageProcessor.from_pretrained("model")("image.png")).logits[0]
+    expected = np.asarray(nnx.softmax(logits))
+    np.testing.assert_allclose([p["probability"] for p in predictions], sorted(expected)[::-1], rtol=1e-5)
+
+    assert main(["features", "image.png", "--model", "model"]) == 0
+    with np.load("features.npz") as written:
+        assert written["pooled"].shape == (1, 8)
+    capsys.readouterr()
+    with warnings.catch_warnings(action="default"):
+        assert main(["features", "image.png", "--model", "model", "--stages", "all"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("natjax: warning: ")
+    assert "start as the identity" in err
+    assert err.count("\n") == 1
+    with np.load("features.npz") as written:
+        assert written["stage1"].shape == (1, 4, 4, 8)
+
+
+def test_convert_there_and_back(real, capsys, monkeypatch):
+    monkeypatch.chdir(real)
+    assert main(["convert", "model", "file.pth", "--to", "shilabs"]) == 0
+    assert "(hf classifier) -> file.pth (shilabs)" in capsys.readouterr().out
+    assert main(["classify", "image.png", "--model", "file.pth", "--config", "model"]) == 0
+    (real / "alone").mkdir()
+    (real / "file.pth").rename(real / "alone" / "file.pth")
+    assert main(["convert", "alone/file.pth", "back"]) == 1
+    assert "--config" in capsys.readouterr().err
+    for extra in (["--config", "model"], ["--dilations", "none"], ["--dilations", "[[2]]"]):
+        assert main(["convert", "alone/file.pth", "back", "--overwrite", *extra]) == 0
+    assert main(["convert", "alone/file.pth", "back", "--config", "model"]) == 1
+    out, err = capsys.readouterr()
+    assert "dinat, 3 class(es), depths 1" in out
+    assert "overwrite" in err
