@@ -27,7 +27,7 @@ def attend(query, key, value, rpb, *, window: Window, scale: float):
         logits = logits + rpb.astype(accumulate).reshape(heads, -1)[:, relative]
     weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
     out = jnp.einsum("bnqk,bknd->bqnd", weights, v)
-    return out.reshape(batch, *spatial, heads, -1).astype(query.dtype)
+    return out.reshape(batch, *spatial, heads, value.shape[-1]).astype(query.dtype)
 
 
 def neighbours(spatial: tuple[int, ...], window: Window) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 One haloed tile of keys and values is gathered per tile of queries, and each tile is small dense attention with a table of
 bias-or-minus-infinity from the plan. The backward pass is our own: it recomputes the weights tile by tile, and brings the
 gradients of haloed keys home by gathering (every key knows the tiles that hold it), so that nothing scatters. All gathers are
-along one axis at a time with static indices, so constants grow with the sides of a map and not with its area.
+along one axis at a time with static indices, so constants grow with the sides of a map and not with its area. Every reshape
+splits or merges one axis, which is what JAX can follow where the batch is explicitly sharded.
 
 Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D channels of a head.
 """
@@ -94,13 +95,12 @@ _attend.defvjp(_forward, _backward)
 def to_tiles(x, index: list[np.ndarray]):
     """Gathers tiles: [B, *spatial, N, D] by the positions [tiles, slots] of every axis -> [M, B, N, slots, D]."""
     rank = len(index)
-    for axis, positions in enumerate(index, start=1):
-        flat = np.maximum(positions, 0).reshape(-1)
-        x = _take(x, flat, axis)
-    x = x.reshape(x.shape[0], *(n for positions in index for n in positions.shape), *x.shape[-2:])
+    for a, positions in enumerate(index):
+        x = _take(x, np.maximum(positions, 0).reshape(-1), 1 + 2 * a)
+        x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
     tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
     x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
-    return x.reshape(-1, *x.shape[rank : rank + 2], math.prod(p.shape[1] for p in index), x.shape[-1])
+    return jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
 
 
 def from_tiles(x, axes: tuple[AxisPlan, ...]):
@@ -113,18 +113,17 @@ def from_tiles(x, axes: tuple[AxisPlan, ...]):
 
 def bias_table(axes: tuple[AxisPlan, ...], rpb, dtype):
     """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], strongly negative for no neighbours."""
-    rank, index, mask = len(axes), [], np.ones((1,) * (3 * len(axes)), bool)
+    rank, index, mask = len(axes), [], jnp.zeros((), dtype)
     for a, axis in enumerate(axes):
         shape = [1] * (3 * rank)
         shape[a], shape[rank + a], shape[2 * rank + a] = axis.relative.shape
         relative = axis.relative.reshape(shape)  # over [classes of every axis, T of every axis, S of every axis]
         index.append(np.maximum(relative, 0))
-        mask = mask & (relative >= 0)
+        mask = mask + jnp.asarray(np.where(relative >= 0, 0, _MASKED), dtype)
     mask = mask.reshape(_class_shape(axes))[:, None]
     if rpb is None:
-        return jnp.where(mask, 0.0, _MASKED).astype(dtype)
-    bias = rpb.astype(dtype)[(slice(None), *index)].reshape(-1, *_class_shape(axes)).swapaxes(0, 1)
-    return jnp.where(mask, bias, jnp.asarray(_MASKED, dtype))
+        return mask
+    return rpb.astype(dtype)[(slice(None), *index)].reshape(-1, *_class_shape(axes)).swapaxes(0, 1) + mask
 
 
 def _table_to_rpb(table, axes: tuple[AxisPlan, ...], window: Window):
@@ -156,12 +155,15 @@ def _fold(x, axes: tuple[AxisPlan, ...]):
 
 def _untile(x, shapes: list[tuple[int, ...]]):
     """[M, B, N, slots, D] -> [B, tiles * slots of every axis, N, D]."""
-    rank, (_, batch, heads, _, channels) = len(shapes), x.shape
+    rank = len(shapes)
     tiles, slots = zip(*shapes, strict=True)
-    x = x.reshape(*tiles, batch, heads, *slots, channels)
+    x = x.reshape(*tiles, *x.shape[1:])
+    x = x.reshape(*x.shape[: rank + 2], *slots, x.shape[-1])
     pairs = [n for a in range(rank) for n in (a, rank + 2 + a)]
     x = x.transpose(rank, *pairs, rank + 1, 2 * rank + 2)
-    return x.reshape(batch, *(t * s for t, s in shapes), heads, channels)
+    for axis in range(1, 1 + rank):
+        x = jax.lax.collapse(x, axis, axis + 2)
+    return x
 
 
 def _take(x, positions: np.ndarray, axis: int):

@@ -1,0 +1,113 @@
+"""Calls that the op refuses, and how it says so; which implementation it takes."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from natjax_kernels import explain, neighborhood_attention, neighborhood_attention_with_weights
+
+
+def tokens(*shape, dtype="float32"):
+    return jnp.zeros(shape, dtype)
+
+
+MAP = (1, 8, 9, 2, 4)
+# What is wrong, and what the message must name: the argument and the value that it got.
+ILLEGAL = {
+    "rank 3": ({"query": tokens(8, 2, 4)}, "query", "(8, 2, 4)"),
+    "rank 7": ({"query": tokens(1, 2, 2, 2, 2, 2, 4)}, "query", "(1, 2, 2, 2, 2, 2, 4)"),
+    "no tokens": ({"query": tokens(1, 0, 9, 2, 4)}, "query", "(1, 0, 9, 2, 4)"),
+    "no heads": ({"query": tokens(1, 8, 9, 0, 4)}, "query", "(1, 8, 9, 0, 4)"),
+    "no channels": ({"query": tokens(1, 8, 9, 2, 0)}, "query", "(1, 8, 9, 2, 0)"),
+    "key shape": ({"key": tokens(1, 8, 8, 2, 4)}, "key", "(1, 8, 8, 2, 4)"),
+    "key channels": ({"key": tokens(1, 8, 9, 2, 5)}, "key", "(1, 8, 9, 2, 5)"),
+    "value map": ({"value": tokens(1, 8, 8, 2, 4)}, "value", "(1, 8, 8, 2, 4)"),
+    "value heads": ({"value": tokens(1, 8, 9, 1, 4)}, "value", "(1, 8, 9, 1, 4)"),
+    "value without channels": ({"value": tokens(1, 8, 9, 2, 0)}, "value", "(1, 8, 9, 2, 0)"),
+    "integers": ({"query": tokens(*MAP, dtype="int32")}, "query", "int32"),
+    "complex": ({"query": tokens(*MAP, dtype="complex64")}, "query", "complex64"),
+    "key dtype": ({"key": tokens(*MAP, dtype="bfloat16")}, "key", "bfloat16"),
+    "value dtype": ({"value": tokens(*MAP, dtype="float16")}, "value", "float16"),
+    "kernel of 1": ({"kernel_size": 1}, "kernel_size", "1"),
+    "kernel of 0": ({"kernel_size": (3, 0)}, "kernel_size", "(3, 0)"),
+    "fractional kernel": ({"kernel_size": 3.0}, "kernel_size", "3.0"),
+    "boolean kernel": ({"kernel_size": True}, "kernel_size", "True"),
+    "no kernel": ({"kernel_size": None}, "kernel_size", "None"),
+    "kernel of three axes": ({"kernel_size": (3, 3, 3)}, "kernel_size", "(3, 3, 3)"),
+    "kernel too large": ({"kernel_size": 9}, "kernel_size * dilation", "9 * 1 = 9 > 8"),
+    "dilation too large": ({"dilation": (1, 4)}, "axis 1", "3 * 4 = 12 > 9"),
+    "dilation of 0": ({"dilation": 0}, "dilation", "0"),
+    "negative dilation": ({"dilation": (1, -2)}, "dilation", "(1, -2)"),
+    "stride of 0": ({"stride": 0}, "stride", "0"),
+    "stride beyond the kernel": ({"stride": (1, 4)}, "stride", "4 > kernel_size 3"),
+    "stride of one axis": ({"stride": (1,)}, "stride", "(1,)"),
+    "causal number": ({"is_causal": 1}, "is_causal", "1"),
+    "causal of three axes": ({"is_causal": (True, False, True)}, "is_causal", "(True, False, True)"),
+    "bias rank": ({"rpb": tokens(2, 5)}, "rpb", "(2, 5)"),
+    "bias heads": ({"rpb": tokens(1, 5, 5)}, "rpb", "(1, 5, 5)"),
+    "bias size": ({"rpb": tokens(2, 5, 7)}, "rpb", "(2, 5, 7)"),
+    "bias dtype": ({"rpb": tokens(2, 5, 5, dtype="int32")}, "rpb", "int32"),
+    "bias with an even kernel": ({"kernel_size": (3, 4), "rpb": tokens(2, 5, 7)}, "rpb", "(3, 4)"),
+    "bias with a stride": ({"stride": (2, 1), "rpb": tokens(2, 5, 5)}, "rpb", "(2, 1)"),
+    "causal bias": ({"is_causal": True, "rpb": tokens(2, 5, 5)}, "rpb", "(True, True)"),
+    "array as scale": ({"scale": jnp.ones(())}, "scale", "1."),
+    "text as scale": ({"scale": "1"}, "scale", "'1'"),
+    "boolean scale": ({"scale": True}, "scale", "True"),
+}
+
+
+@pytest.mark.parametrize(("changes", "name", "value"), ILLEGAL.values(), ids=ILLEGAL)
+@pytest.mark.parametrize("function", [neighborhood_attention, neighborhood_attention_with_weights, explain])
+def test_illegal_calls_name_argument_and_value(function, changes, name, value):
+    if "query" in changes:  # so that nothing but the query itself is wrong
+        changes = {"key": changes["query"], "value": changes["query"], **changes}
+    arguments = {"query": tokens(*MAP), "key": tokens(*MAP), "value": tokens(*MAP), "kernel_size": 3, **changes}
+    with pytest.raises(ValueError, match=re.escape(name)) as error:
+        function(**arguments)
+    assert value in str(error.value)
+
+
+def test_traced_scales_are_refused():
+    def run(scale):
+        return neighborhood_attention(tokens(*MAP), tokens(*MAP), tokens(*MAP), kernel_size=3, scale=scale)
+
+    with pytest.raises(ValueError, match="scale the query"):
+        jax.jit(run)(0.5)
+
+
+def test_lists_and_scalars_are_read_alike():
+    x = jax.random.normal(jax.random.key(0), MAP)
+    scalars = neighborhood_attention(x, x, x, kernel_size=3, dilation=2, is_causal=True)
+    lists = neighborhood_attention(x, x, x, kernel_size=[3, 3], dilation=(2, 2), is_causal=[True, True])
+    assert (scalars == lists).all()
+
+
+def test_implementation_names(implementation):
+    x = tokens(*MAP)
+    assert neighborhood_attention(x, x, x, kernel_size=3, implementation=implementation).shape == MAP
+    assert explain(x, x, x, kernel_size=3, implementation=implementation) == f"{implementation}: named by the caller"
+
+
+def test_unknown_implementations():
+    x = tokens(*MAP)
+    with pytest.raises(ValueError, match=r"implementation must be None or one of .*'xla'.*; got 'XLA'"):
+        neighborhood_attention(x, x, x, kernel_size=3, implementation="XLA")
+
+
+def test_named_implementations_never_fall_back():
+    x = tokens(*MAP)
+    for function in (neighborhood_attention, explain):
+        with pytest.raises(NotImplementedError, match="implementation='triton' cannot run"):
+            function(x, x, x, kernel_size=3, implementation="triton")
+
+
+def test_the_choice_is_told(caplog):
+    x = jax.ShapeDtypeStruct(MAP, "float32")
+    said = explain(x, x, x, kernel_size=3)
+    assert said.startswith("xla: the default on ")
+    with caplog.at_level(logging.DEBUG, "natjax"):
+        jax.eval_shape(lambda x: neighborhood_attention(x, x, x, kernel_size=3), x)
+    assert said.removeprefix("xla: ") in caplog.text

@@ -1,0 +1,127 @@
+"""The op with its weights: what they are, their order, their gradients and dropout."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
+
+CALLS = {
+    "1-D": ((2, 19, 2, 4), {"kernel_size": (5,), "dilation": (3,)}, True),
+    "2-D": ((1, 9, 13, 2, 4), {"kernel_size": (3, 5), "dilation": (2, 1)}, True),
+    "2-D causal": ((1, 9, 10, 1, 4), {"kernel_size": (3, 4), "stride": (2, 1), "is_causal": (True, False)}, False),
+    "3-D": ((1, 4, 6, 5, 1, 3), {"kernel_size": (2, 3, 3), "is_causal": (True, False, True)}, False),
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+def draw(call):
+    shape, options, bias = call
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(rng.normal(size=shape)) for _ in range(3))
+    rpb = jnp.asarray(rng.normal(size=(shape[-2], *(2 * k - 1 for k in options["kernel_size"])))) if bias else None
+    return (query, key, value, rpb), options
+
+
+def neighbours(length, kernel, dilation, stride, causal):
+    """For every query of an axis its neighbours in order; None, at the end, for those that are missing."""
+    rows = []
+    for query in range(length):
+        group = list(range(query % dilation, length, dilation))
+        place = group.index(query)
+        leader = place // stride * stride + (stride - 1 if causal else stride // 2)
+        leader = min(leader, len(group) - 1)
+        if causal:
+            run = group[max(leader - kernel + 1, 0) : place + 1]
+            rows.append(run + [None] * (kernel - len(run)))
+        else:
+            first = min(max(leader - kernel // 2, 0), len(group) - kernel)
+            rows.append(group[first : first + kernel])
+    return rows
+
+
+@every_call
+def test_output_and_gradients_are_those_of_the_op(call, x64):
+    (*arrays, rpb), options = draw(call)
+    arguments = [*arrays, rpb] if rpb is not None else arrays
+
+    def outputs(function):
+        def run(*args):
+            out = function(*args[:3], rpb=args[3] if len(args) > 3 else None, **options)
+            return out[0] if isinstance(out, tuple) else out
+
+        out, pull = jax.vjp(run, *arguments)
+        return out, *pull(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
+
+    got = jax.jit(lambda: outputs(neighborhood_attention_with_weights))()
+    expected = jax.jit(lambda: outputs(functools.partial(neighborhood_attention, implementation="reference")))()
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@every_call
+def test_weights_are_one_per_neighbour_in_order(call, x64):
+    (query, key, value, rpb), options = draw(call)
+    _, weights = neighborhood_attention_with_weights(query, key, value, rpb=rpb, **options)
+    batch, *spatial, heads, channels = query.shape
+    assert weights.shape == (batch, heads, *spatial, np.prod(options["kernel_size"]))
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-12)
+
+    rank = len(spatial)
+    defaults = {"dilation": (1,) * rank, "stride": (1,) * rank, "is_causal": (False,) * rank}
+    window = {**defaults, **options}
+    per_axis = [
+        neighbours(n, *axis)
+        for n, *axis in zip(
+            spatial, *(window[k] for k in ("kernel_size", "dilation", "stride", "is_causal")), strict=True
+        )
+    ]
+    query, key, weights = (np.asarray(x) for x in (query, key, weights))
+    for token in itertools.product(*map(range, spatial)):
+        keys = list(itertools.product(*(rows[i] for rows, i in zip(per_axis, token, strict=True))))
+        logits = np.full((heads, len(keys)), -np.inf)
+        for slot, where in enumerate(keys):
+            if None in where:
+                continue
+            logits[:, slot] = np.sum(query[(0, *token)] * key[(0, *where)], axis=-1) * channels**-0.5
+            if rpb is not None:
+                steps = zip(where, token, window["dilation"], options["kernel_size"], strict=True)
+                logits[:, slot] += rpb[(slice(None), *((j - i) // d + k - 1 for j, i, d, k in steps))]
+        exponential = np.exp(logits)
+        expected = exponential / exponential.sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(weights[(0, slice(None), *token)], expected, atol=1e-12)
+
+
+def test_dropout_drops_and_rescales(x64):
+    (query, key, value, rpb), options = draw(CALLS["2-D"])
+    call = functools.partial(neighborhood_attention_with_weights, query, key, value, rpb=rpb, **options)
+    _, plain = call()
+    out, dropped = call(dropout_rate=0.25, dropout_key=jax.random.key(3))
+    kept = dropped > 0
+    assert abs(float(kept.mean()) - 0.75) < 0.03
+    np.testing.assert_allclose(dropped[kept], plain[kept] / 0.75, atol=1e-12)
+    again, _ = call(dropout_rate=0.25, dropout_key=jax.random.key(3))
+    other, _ = call(dropout_rate=0.25, dropout_key=jax.random.key(4))
+    assert (out == again).all()
+    assert not (out == other).all()
+    ones, total = neighborhood_attention_with_weights(
+        query, key, jnp.ones_like(value), rpb=rpb, **options, dropout_rate=0.25, dropout_key=jax.random.key(3)
+    )
+    np.testing.assert_allclose(ones[..., 0], jnp.moveaxis(total.sum(axis=-1), 1, -1), atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.0, 2.0, float("nan")])
+def test_bad_dropout_rates(rate):
+    (query, key, value, _), _ = draw(CALLS["1-D"])
+    with pytest.raises(ValueError, match=rf"dropout_rate must be in \[0, 1\); got {rate}"):
+        neighborhood_attention_with_weights(query, key, value, kernel_size=3, dropout_rate=rate)
+
+
+def test_dropout_needs_a_key():
+    (query, key, value, _), _ = draw(CALLS["1-D"])
+    with pytest.raises(ValueError, match=r"dropout_rate 0.5 needs a dropout_key.*got None"):
+        neighborhood_attention_with_weights(query, key, value, kernel_size=3, dropout_rate=0.5)

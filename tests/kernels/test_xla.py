@@ -1,0 +1,103 @@
+"""What the tiled XLA implementation promises of its programs: no scatter, few constants, bounded steps, no collectives."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import natjax_kernels.xla
+from natjax_kernels import neighborhood_attention
+
+CALLS = {
+    "1-D": ((1, 40, 2, 4), 5, 3),
+    "2-D": ((2, 20, 17, 2, 4), (3, 5), (2, 1)),
+    "3-D": ((1, 6, 8, 9, 1, 4), 3, (2, 1, 1)),
+}
+
+
+def program(call):
+    """Returns a function that computes the output and all gradients, and arguments for it."""
+    shape, kernel, dilation = call
+    rank = len(shape) - 3
+    sides = (kernel,) * rank if isinstance(kernel, int) else kernel
+    keys = jax.random.split(jax.random.key(0), 5)
+    arrays = [jax.random.normal(k, shape) for k in keys[:3]]
+    rpb, d_out = jax.random.normal(keys[3], (shape[-2], *(2 * k - 1 for k in sides))), jax.random.normal(keys[4], shape)
+
+    def run(query, key, value, rpb, d_out):
+        op = functools.partial(neighborhood_attention, kernel_size=kernel, dilation=dilation, implementation="xla")
+        out, pull = jax.vjp(lambda q, k, v, r: op(q, k, v, rpb=r), query, key, value, rpb)
+        return out, *pull(d_out)
+
+    return run, (*arrays, rpb, d_out)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_nothing_scatters(call):
+    run, arguments = program(call)
+    assert "scatter(" not in jax.jit(run).lower(*arguments).compile().as_text()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("tiles_per_step", [1, 2.5])
+def test_steps_change_nothing(call, tiles_per_step, monkeypatch):
+    """Tiles in bounded steps, with a remainder, compute what all of them at once do."""
+    run, arguments = program(call)
+    expected = jax.jit(run)(*arguments)
+    sizes = []
+
+    def record(q_tiles, k_tiles):
+        sizes.append((len(q_tiles), scores := count(q_tiles, k_tiles)))
+        return scores
+
+    count = natjax_kernels.xla._scores
+    monkeypatch.setattr(natjax_kernels.xla, "_scores", record)
+    monkeypatch.setattr(natjax_kernels.xla, "scores_per_step", lambda: int(tiles_per_step * sizes[-1][1]))
+    text = jax.jit(lambda *args: run(*args)).lower(*arguments)
+    assert "while" in text.as_text()
+    assert all(tiles > 2 for tiles, _ in sizes)
+    for a, b in zip(text.compile()(*arguments), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_constants_grow_with_the_sides_of_a_map():
+    run, _ = program(CALLS["2-D"])
+    tokens = jax.ShapeDtypeStruct((1, 224, 224, 2, 32), "float32")
+    rpb = jax.ShapeDtypeStruct((2, 5, 9), "float32")
+    text = jax.jit(run).lower(tokens, tokens, tokens, rpb, tokens).as_text()
+    assert len(text) < 200_000  # one index per token alone would be 8 * 224 * 224 = 400,000 characters
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from natjax_kernels import neighborhood_attention
+x = jax.random.normal(jax.random.key(0), (8, 12, 15, 2, 4))
+rpb = jax.random.normal(jax.random.key(1), (2, 5, 5))
+def op(x, rpb):
+    return neighborhood_attention(x, x + 1, x, kernel_size=3, dilation=(2, 1), rpb=rpb, implementation="xla")
+def gradients(x, rpb):
+    return jax.grad(lambda x, rpb: (op(x, rpb) ** 2).sum(), (0, 1))(x, rpb)
+expected = op(x, rpb), *gradients(x, rpb)
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.{kind},))
+with jax.set_mesh(mesh):
+    x, rpb = jax.device_put(x, NamedSharding(mesh, P("data"))), jax.device_put(rpb, NamedSharding(mesh, P()))
+    text = jax.jit(op).lower(x, rpb).compile().as_text()
+    for name in ("all-", "collective", "reduce-scatter"):
+        assert name not in text, text
+    got = jax.jit(op)(x, rpb), *jax.jit(gradients)(x, rpb)
+assert got[0].sharding.spec[0] == "data"
+for a, b in zip(got, expected):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_sharded_batches_need_no_collectives(kind):
+    code = SHARDED.replace("{kind}", kind)
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
