@@ -247,15 +247,20 @@ class NatImageProcessor:
         Path(directory, PROCESSOR_NAME).write_text(text, encoding="utf-8")
 
     @classmethod
-    def imagenet(cls, image_size: int = 224, crop_pct: float = 0.875) -> NatImageProcessor:
-        """Prepares as ImageNet evaluation of NAT does: bicubic resize to `image_size / crop_pct`, then a crop."""
+    def imagenet(cls, image_size: int = 224, crop_pct: float = 0.875, num_channels: int = 3) -> NatImageProcessor:
+        """Prepares as ImageNet evaluation of NAT does: bicubic resize to `image_size / crop_pct`, then a crop.
+
+        Grey images (`num_channels` 1) have mean and standard deviation 0.5.
+        """
+        if num_channels not in (1, 3):
+            raise ValueError(f"Images have 1 or 3 channels; got {num_channels}.")
         return cls(
             size={"shortest_edge": int(image_size / crop_pct)},
             resample=3,
             do_center_crop=True,
             crop_size=image_size,
-            image_mean=IMAGENET_MEAN,
-            image_std=IMAGENET_STD,
+            image_mean=IMAGENET_MEAN if num_channels == 3 else (0.5,),
+            image_std=IMAGENET_STD if num_channels == 3 else (0.5,),
         )
 
 

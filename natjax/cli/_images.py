@@ -65,7 +65,7 @@ def load_processor(model: Path, num_channels: int) -> NatImageProcessor:
         processor = NatImageProcessor.from_pretrained(folder)
     else:
         complain(f"{model} comes without a {PROCESSOR_NAME}: preparing images as for ImageNet (224 pixels, crop 0.875)")
-        processor = NatImageProcessor.imagenet()
+        processor = NatImageProcessor.imagenet(num_channels=num_channels)
     if processor.num_channels != num_channels:
         raise CheckpointError(
             f"{model}: the model takes {num_channels} channel(s), its {PROCESSOR_NAME} makes {processor.num_channels}; "

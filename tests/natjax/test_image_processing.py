@@ -92,6 +92,9 @@ def test_sizes():
     assert NatImageProcessor(size={"shortest_edge": 20})(image).shape == (1, 20, 30, 3)
     assert NatImageProcessor(size={"shortest_edge": 20})(pattern(60, 40)).shape == (1, 30, 20, 3)
     assert NatImageProcessor.imagenet(32, crop_pct=0.8)(image).shape == (1, 32, 32, 3)
+    assert NatImageProcessor.imagenet(32, num_channels=1)(image[..., 0]).shape == (1, 32, 32, 1)
+    with pytest.raises(ValueError, match="1 or 3 channels; got 4"):
+        NatImageProcessor.imagenet(num_channels=4)
     assert NatImageProcessor(do_resize=False)(image).shape == (1, 40, 60, 3)
 
 
