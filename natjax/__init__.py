@@ -11,10 +11,6 @@ from typing import TYPE_CHECKING
 from natjax._version import __version__
 
 if TYPE_CHECKING:
-    from natjax_kernels import explain as explain
-    from natjax_kernels import neighborhood_attention as neighborhood_attention
-    from natjax_kernels import neighborhood_attention_with_weights as neighborhood_attention_with_weights
-
     from natjax.configuration import NatConfig as NatConfig
     from natjax.errors import CheckpointError as CheckpointError
     from natjax.errors import ImageError as ImageError
@@ -28,6 +24,9 @@ if TYPE_CHECKING:
     from natjax.presets import create_model as create_model
     from natjax.presets import get_config as get_config
     from natjax.presets import list_models as list_models
+    from natjax_kernels import explain as explain
+    from natjax_kernels import neighborhood_attention as neighborhood_attention
+    from natjax_kernels import neighborhood_attention_with_weights as neighborhood_attention_with_weights
 
 _HOMES = {
     "CheckpointError": "natjax.errors",

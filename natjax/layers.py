@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
 from natjax.configuration import NatConfig
+from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -53,7 +53,7 @@ class Builder:
     ):
         self.config, self.implementation = config, implementation
         self.rngs = rngs
-        self._dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        self._dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self._init = nnx.initializers.truncated_normal(config.initializer_range)
 
     @property
@@ -152,7 +152,7 @@ class NeighborhoodAttention(nnx.Module):
     def set_view(self, deterministic: bool | None = None):
         """Args of `nnx.view`:
         deterministic: False drops attention weights.
-        """  # noqa: D205, D415
+        """
         if deterministic is not None:
             self.deterministic = deterministic
 

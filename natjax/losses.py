@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from natjax.configuration import NatConfig
 
@@ -61,7 +62,7 @@ def _cross_entropy(logits, labels):
     counts = labels != IGNORE_INDEX
     # Values are known outside of jit only; inside, a label out of range makes the loss NaN instead of silently wrong.
     legal = ~counts | ((labels >= 0) & (labels < num_labels))
-    if not isinstance(legal, jax.core.Tracer) and not legal.all():
+    if not isinstance(legal, Tracer) and not legal.all():
         raise ValueError(f"labels must be in [0, {num_labels}) or {IGNORE_INDEX}; got {labels[~legal][:5].tolist()}.")
     picked = jnp.take_along_axis(
         jax.nn.log_softmax(logits), jnp.where(counts, labels, 0)[:, None] % num_labels, axis=-1

@@ -40,14 +40,14 @@ class NatModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: [B, H/32, W/32, C], after the final norm.
-        pooler_output: [B, C], its mean over the map; None without pooling layer.
+        pooler_output: [B, C], its mean over the map.
         hidden_states: output of the stem and of every level, [B, H_i, W_i, C_i].
         reshaped_hidden_states: the same, [B, C_i, H_i, W_i].
         attentions: per level, weights of its last layer, [B, N, H_i, W_i, K*K]; maps smaller than the window show the padded map.
     """
 
     last_hidden_state: Float[Array, "B H W C"]
-    pooler_output: Float[Array, "B C"] | None = None
+    pooler_output: Float[Array, "B C"]
     hidden_states: tuple[Float[Array, "B H W C"], ...] | None = None
     reshaped_hidden_states: tuple[Float[Array, "B C H W"], ...] | None = None
     attentions: tuple[Float[Array, "B N H W K*K"], ...] | None = None

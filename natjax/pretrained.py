@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import natjax_convert
 from flax import nnx
-from natjax_convert.convert import WEIGHTS_NAME, config_json
-from natjax_convert.files import staging, write_safetensors
 
+import natjax_convert
 from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import CheckpointError
+from natjax_convert.convert import WEIGHTS_NAME, config_json
+from natjax_convert.files import staging, write_safetensors
 
 if TYPE_CHECKING:
     from natjax.modeling import NatPreTrainedModel

@@ -1,0 +1,246 @@
+"""Behaviour of the models beyond parity: training views, dtypes, sizes, losses, transformations, errors."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import natjax_convert
+import numpy as np
+import pytest
+from flax import nnx
+
+import natjax
+import natjax.model_info
+import natjax.outputs
+from natjax.losses import classification_loss
+
+SMALL = {"embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "kernel_size": 3, "num_labels": 5}
+PARAMETER_COUNTS = pathlib.Path(__file__).parents[1] / "goldens" / "parameter_counts.json"
+
+
+def make(model_class=natjax.NatForImageClassification, **changes):
+    options = {key: changes.pop(key) for key in ("dtype", "implementation", "param_dtype") if key in changes}
+    return model_class(natjax.NatConfig(**{**SMALL, **changes}), rngs=nnx.Rngs(0), **options)
+
+
+def images(*shape):
+    return np.random.default_rng(0).standard_normal(shape or (2, 32, 32, 3), np.float32)
+
+
+def test_training_view_draws_what_evaluation_does_not():
+    model = make(drop_path_rate=0.5, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+    x = images(4, 32, 32, 3)
+    train = nnx.view(model, deterministic=False)
+    first, again, other = (train(x, rngs=nnx.Rngs(seed)).logits for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-4
+    np.testing.assert_array_equal(model(x).logits, make(**{})(x).logits)  # same weights, and the model was not changed
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(train(x, rngs=key).logits, train(x, rngs=nnx.Rngs(dropout=key)).logits)
+    with pytest.raises(ValueError, match="rngs"):
+        train(x)
+
+
+def test_training_view_without_rates_is_evaluation():
+    model = make(drop_path_rate=0.0)
+    np.testing.assert_array_equal(nnx.view(model, deterministic=False)(images()).logits, model(images()).logits)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    layer = make(drop_path_rate=0.5, depths=(2,), num_heads=(1,)).nat.encoder.levels[0].layers[1]
+    x = jnp.ones((2000, 1, 1, 16))
+    dropped = nnx.view(layer, deterministic=False).drop_path(x, rngs=nnx.Rngs(0))
+    per_sample = np.asarray(dropped).reshape(2000, -1)
+    assert set(np.unique(per_sample)) == {0.0, 2.0}
+    assert (per_sample == per_sample[:, :1]).all()
+    assert abs(per_sample.mean() - 1) < 0.1
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_models_hold_nothing_but_parameters(deterministic):
+    model = nnx.view(make(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), deterministic=deterministic)
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    assert jax.tree.leaves(params)
+    assert not jax.tree.leaves(rest)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.05), (jnp.float16, 0.01)])
+def test_half_precision_computes_close_to_float32_with_float32_parameters(dtype, tolerance):
+    model = make(dtype=dtype, initializer_range=0.1)
+    logits = model(images()).logits
+    assert logits.dtype == dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    desired = make(initializer_range=0.1)(images()).logits
+    assert np.abs(logits.astype(jnp.float32) - desired).max() < tolerance * np.abs(desired).max()
+    loss = model(images(), labels=np.array([0, 1])).loss
+    assert loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (33, 57), (64, 32), (100, 9)])
+@pytest.mark.parametrize("dilations", [None, ((4,), (1, 2))])
+def test_any_image_size(size, dilations):
+    out = make(dilations=dilations)(images(2, *size, 3), output_hidden_states=True, output_attentions=True)
+    assert out.logits.shape == (2, 5)
+    assert np.isfinite(out.logits).all()
+    height, width = (-(-n // 4) for n in size)
+    assert out.hidden_states[0].shape == (2, height, width, 16)
+    assert out.reshaped_hidden_states[0].shape == (2, 16, height, width)
+
+
+def test_grey_scale_and_no_classifier():
+    assert make(num_channels=1)(images(1, 32, 32, 1)).logits.shape == (1, 5)
+    model = make(num_labels=0)
+    assert model(images()).logits.shape == (2, 32)
+    assert model.classifier is None
+
+
+def test_outputs_are_pytrees_with_hugging_faces_fields():
+    model = make()
+    out = jax.jit(lambda x: model(x, output_attentions=True))(images())
+    assert isinstance(out, natjax.outputs.NatImageClassifierOutput)
+    assert out.keys() == ("logits", "attentions")
+    assert out["logits"] is out.logits
+    assert out.loss is None
+    with pytest.raises(KeyError, match="logits"):
+        out["loss"]
+    by_config = make(output_hidden_states=True)(images())
+    assert by_config.keys() == ("logits", "hidden_states", "reshaped_hidden_states")
+
+
+@pytest.mark.parametrize("model_class", [natjax.NatModel, natjax.NatBackbone])
+def test_attention_weights_sum_to_one(model_class):
+    for weights in make(model_class)(images(), output_attentions=True).attentions:
+        np.testing.assert_allclose(np.asarray(weights).sum(-1), 1, rtol=1e-5)
+
+
+def test_bad_inputs_say_what_is_expected():
+    model = make()
+    with pytest.raises(ValueError, match=r"\[batch, height, width, 3\]; got shape \(2, 3, 32, 32\).*transpose"):
+        model(images(2, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"got shape \(32, 32, 3\)"):
+        model(images(32, 32, 3))
+    with pytest.raises(ValueError, match="uint8.*NatImageProcessor"):
+        model(np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match="must be a NatConfig; got str"):
+        natjax.NatModel("nat_mini", rngs=nnx.Rngs(0))
+
+
+LOGITS = np.array([[0.5, -1.0, 2.0], [3.0, 0.0, -2.0]], np.float32)
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_losses_are_those_of_their_definitions():
+    config = natjax.NatConfig(num_labels=3)
+    picked = log_softmax(LOGITS)[[0, 1], [2, 1]]
+    assert np.isclose(classification_loss(LOGITS, np.array([2, 1]), config), -picked.mean())
+    assert np.isclose(classification_loss(LOGITS, np.array([2, -100]), config), -picked[0])
+    targets = np.array([[1, 0, 1], [0, 0, 1]], np.float32)
+    p = 1 / (1 + np.exp(-LOGITS))
+    entropy = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean()
+    assert np.isclose(classification_loss(LOGITS, targets, config), entropy)
+    regression = config.replace(problem_type="regression")
+    assert np.isclose(classification_loss(LOGITS, targets, regression), ((LOGITS - targets) ** 2).mean())
+    one = natjax.NatConfig(num_labels=1)
+    assert np.isclose(classification_loss(LOGITS[:, :1], np.array([1.0, 2.0]), one), (0.5**2 + 1) / 2)
+
+
+def test_losses_refuse_labels_that_do_not_fit():
+    config = natjax.NatConfig(num_labels=3)
+    with pytest.raises(ValueError, match=r"\[0, 3\) or -100; got \[3\]"):
+        classification_loss(LOGITS, np.array([3, 0]), config)
+    assert np.isnan(jax.jit(lambda y: classification_loss(LOGITS, y, config))(np.array([3, 0])))
+    with pytest.raises(ValueError, match="one integer class index per image"):
+        classification_loss(LOGITS, np.array([0, 1, 2]), config)
+    with pytest.raises(ValueError, match="labels like the logits"):
+        classification_loss(LOGITS, np.zeros((2, 2), np.float32), config)
+
+
+def test_large_logits_do_not_overflow_the_loss():
+    config = natjax.NatConfig(num_labels=3)
+    huge = LOGITS * 1e4
+    assert np.isfinite(classification_loss(huge, np.ones((2, 3), np.float32), config))
+    assert np.isfinite(classification_loss(huge, np.array([0, 1]), config))
+
+
+@pytest.mark.parametrize("name", natjax.list_models())
+def test_presets_have_the_published_parameter_counts(name):
+    model = nnx.eval_shape(lambda: natjax.create_model(name))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    published = json.loads(PARAMETER_COUNTS.read_text())[name]
+    assert count == natjax.model_info.count_parameters(natjax.get_config(name)) == published
+
+
+def test_flops_agree_with_the_published_table():
+    for name, published in {"nat_mini": 2.7, "nat_tiny": 4.3, "nat_small": 7.8, "nat_base": 13.7}.items():
+        assert round(natjax.model_info.count_flops(natjax.get_config(name)) / 1e9, 1) == published
+
+
+def test_create_model_and_presets():
+    assert natjax.list_models("nat_*") == ["nat_mini", "nat_tiny", "nat_small", "nat_base"]
+    model = natjax.create_model(
+        "nat_mini", num_labels=7, depths=(1, 1, 1, 1), model_class=natjax.NatForImageClassification
+    )
+    assert model.config.num_labels == 7
+    with pytest.raises(ValueError, match="no model named 'nat_minni'. Did you mean nat_mini"):
+        natjax.create_model("nat_minni")
+    with pytest.raises(ValueError, match="no field num_classes"):
+        natjax.create_model("nat_mini", num_classes=7)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_functional_step_over_pure_params(checkpoint):
+    """The way training uses a model: a jitted gradient over a dict of arrays, here with rematerialisation."""
+    model = nnx.view(make(drop_path_rate=0.3), deterministic=False)
+    graphdef, params = nnx.split(model)
+
+    def loss(params, x, labels, key):
+        return nnx.merge(graphdef, params)(x, labels=labels, rngs=key).loss
+
+    step = jax.jit(jax.value_and_grad(jax.checkpoint(loss) if checkpoint else loss))
+    value, grads = step(params, images(), np.array([0, 3]), jax.random.key(0))
+    assert np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+
+
+def test_linen_bridge_takes_the_same_parameters():
+    model = make()
+    module = natjax.to_linen(model.config)
+    variables = {"params": nnx.to_pure_dict(nnx.state(model, nnx.Param))}
+    np.testing.assert_allclose(module.apply(variables, images()).logits, model(images()).logits, atol=1e-6)
+
+
+def test_export_round_trip():
+    from jax import export
+
+    graphdef, params = nnx.split(make())
+    exported = export.export(jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits))(params, images())
+    np.testing.assert_allclose(exported.call(params, images()), nnx.merge(graphdef, params)(images()).logits, atol=1e-6)
+
+
+def test_parameters_round_trip_through_the_converter_for_every_kind():
+    for model_class in (natjax.NatForImageClassification, natjax.NatModel, natjax.NatBackbone):
+        model = make(model_class, layer_scale_init_value=0.1, qkv_bias=False, dilations=((2,), (1, 2)))
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        state_dict = natjax_convert.from_flax(params, model.config, kind=model.kind)
+        again = natjax_convert.to_flax(state_dict, model.config, kind=model.kind)
+        jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_graph_mode_off():
+    """NNX's tree mode, which Flax will make its default, in a process of its own."""
+    code = (
+        "import numpy as np, natjax; from flax import nnx;"
+        f"m = natjax.NatForImageClassification(natjax.NatConfig(**{SMALL!r}), rngs=nnx.Rngs(0));"
+        "g, p = nnx.split(m); assert nnx.merge(g, p)(np.ones((1, 32, 32, 3), 'f')).logits.shape == (1, 5);"
+        "nnx.view(m, deterministic=False)(np.ones((1, 32, 32, 3), 'f'), rngs=nnx.Rngs(0))"
+    )
+    env = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env={**os.environ, **env})

@@ -1,0 +1,116 @@
+"""Models against outputs and gradients of the genuine PyTorch code (tests/goldens): every one within 2e-5 in float32."""
+
+import json
+import pathlib
+
+import jax
+import natjax_convert
+import numpy as np
+import pytest
+from flax import nnx
+
+import natjax
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+HUGGING_FACE = ("hf_nat", "hf_nat_layer_scale", "hf_dinat")
+SHI_LABS = ("shilabs_nat", "shilabs_dinat_layer_scale")
+TOLERANCE = 2e-5
+
+
+def expected(name):
+    return np.load(GOLDENS / name / "expected.npz")
+
+
+def pixel_values(golden):
+    return golden["pixel_values"].transpose(0, 2, 3, 1)
+
+
+def load(name):
+    """The classifier of a golden; SHI-Labs files tell their architecture by shapes, their dilations by provenance."""
+    if name in HUGGING_FACE:
+        return natjax.NatForImageClassification.from_pretrained(GOLDENS / name)
+    dilations = json.loads((GOLDENS / name / "provenance.json").read_text())["args"].get("dilations")
+    path = GOLDENS / name / "checkpoint.pth"
+    config = natjax_convert.infer_config(natjax_convert.read_state_dict(path), dilations=dilations)
+    return natjax.NatForImageClassification.from_pretrained(path, config=config)
+
+
+def assert_close(actual, desired):
+    np.testing.assert_allclose(np.asarray(actual), desired, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_every_output_of_hugging_face(name):
+    golden, model = expected(name), load(name)
+    out = model(
+        pixel_values(golden),
+        labels=golden["labels"].astype(np.int32),
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    assert_close(out.logits, golden["logits"])
+    assert_close(out.loss, golden["loss"])
+    states = [key for key in golden.files if key.startswith("hidden_states.")]
+    assert len(out.hidden_states) == len(out.reshaped_hidden_states) == len(states)
+    for i in range(len(states)):
+        assert_close(out.hidden_states[i], golden[f"hidden_states.{i}"])
+        assert_close(out.reshaped_hidden_states[i], golden[f"reshaped_hidden_states.{i}"])
+    assert len(out.attentions) == sum(key.startswith("attentions.") for key in golden.files)
+    for i, weights in enumerate(out.attentions):
+        assert_close(weights, golden[f"attentions.{i}"])
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_bare_model(name):
+    golden = expected(name)
+    out = natjax.NatModel.from_pretrained(GOLDENS / name)(pixel_values(golden))
+    assert_close(out.pooler_output, golden["pooler_output"])
+    assert_close(out.last_hidden_state, golden["last_hidden_state"])
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_backbone(name):
+    golden = expected(name)
+    model = natjax.NatBackbone.from_pretrained(GOLDENS / f"{name}_backbone")
+    out = model(pixel_values(golden), output_hidden_states=True)
+    assert len(out.feature_maps) == len(model.config.out_features) == 3
+    for stage, feature_map, channels in zip(model.config.out_features, out.feature_maps, model.channels, strict=True):
+        assert_close(feature_map.transpose(0, 3, 1, 2), golden[f"feature_maps.{stage}"])
+        assert feature_map.shape[-1] == channels
+    assert len(out.hidden_states) == len(model.config.stage_names)
+
+
+@pytest.mark.parametrize("name", SHI_LABS)
+def test_outputs_of_shi_labs(name):
+    golden, model = expected(name), load(name)
+    out = model(pixel_values(golden), labels=golden["labels"].astype(np.int32))
+    assert_close(out.logits, golden["logits"])
+    assert_close(out.loss, golden["loss"])
+    assert_close(model.nat(pixel_values(golden)).pooler_output, golden["features"])
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE + SHI_LABS)
+def test_gradient_of_every_parameter(name):
+    golden, model = expected(name), load(name)
+    graphdef, params = nnx.split(model)
+
+    @jax.jit
+    def gradient(params, x, labels):
+        return jax.grad(lambda p: nnx.merge(graphdef, p)(x, labels=labels).loss)(params)
+
+    grads = gradient(params, pixel_values(golden), golden["labels"].astype(np.int32))
+    dialect = "hf" if name in HUGGING_FACE else "shilabs"
+    actual = natjax_convert.from_flax(nnx.to_pure_dict(grads), model.config, dialect=dialect)
+    desired = {
+        key.removeprefix("grad/").removeprefix("module."): key for key in golden.files if key.startswith("grad/")
+    }
+    assert set(actual) == set(desired)
+    for tensor, key in desired.items():
+        assert_close(actual[tensor], golden[key])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_every_implementation(implementation):
+    golden = expected("hf_nat")
+    model = natjax.NatForImageClassification.from_pretrained(GOLDENS / "hf_nat", implementation=implementation)
+    assert_close(model(pixel_values(golden)).logits, golden["logits"])
