@@ -12,6 +12,7 @@ import numbers
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from natjax_kernels import reference, weights, xla
@@ -197,7 +198,7 @@ def _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb,
         _check_rpb(rpb, heads, window)
     if scale is None:
         scale = shape[-1] ** -0.5
-    elif isinstance(scale, jax.core.Tracer) or isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+    elif isinstance(scale, jax.core.Tracer | bool) or not isinstance(scale, numbers.Real):
         raise ValueError(f"scale must be a Python number or None; got {scale!r}. For a traced one, scale the query.")
     return window, float(scale)
 

@@ -125,7 +125,7 @@ def plan_axis(length: int, kernel: int, dilation: int, stride: int, causal: bool
         relative=relative[leaders],
         first_slot=first_slot[leaders],
         query_home=_homes(query_table, query_table >= 0, length)[:, 0],
-        key_homes=_homes(key_table, slots.any(axis=1), length),
+        key_homes=_homes(key_table, np.any(slots, axis=1), length),
     )
 
 

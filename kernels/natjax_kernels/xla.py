@@ -51,25 +51,24 @@ def _forward(window, scale, query, key, value, rpb):
 
     out, lse = _by_steps(step, (q_tiles, k_tiles, v_tiles, classes), _scores(q_tiles, k_tiles))
     out = from_tiles(out, axes)
-    return out, (query, key, value, rpb, out, lse)
+    return out, (query, key, value, rpb, lse)
 
 
 def _backward(window, scale, residuals, d_out):
-    query, key, value, rpb, out, lse = residuals
+    query, key, value, rpb, lse = residuals
     axes = _plan(query, window)
     accumulate = _accumulator(query)
-    delta = jnp.sum(out.astype(accumulate) * d_out.astype(accumulate), axis=-1, keepdims=True)
     query_index, key_index = [axis.queries for axis in axes], [axis.keys for axis in axes]
-    q_tiles, do_tiles, delta_tiles = (to_tiles(x, query_index) for x in (query, d_out, delta))
+    q_tiles, do_tiles = (to_tiles(x, query_index) for x in (query, d_out))
     k_tiles, v_tiles = (to_tiles(x, key_index) for x in (key, value))
     if (owned := _owned(axes)) is not None:  # padded queries repeat a token: nothing of them may flow back
-        do_tiles, delta_tiles = (x * owned.astype(x.dtype) for x in (do_tiles, delta_tiles))
+        do_tiles = do_tiles * owned.astype(do_tiles.dtype)
     table, classes = bias_table(axes, rpb, accumulate), tile_classes(axes)
 
-    def step(q, k, v, do, delta, lse, index):
+    def step(q, k, v, do, lse, index):
         weights = jnp.exp(_logits(q, k, table, index, scale) - lse[..., None])  # [M, B, N, T, S]
         d_weights = _dot("mbntd,mbnsd->mbnts", do, v)
-        d_logits = weights * (d_weights - delta)
+        d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
         weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
         d_query = _dot("mbnts,mbnsd->mbntd", scaled, k).astype(q.dtype)
         d_key = _dot("mbnts,mbntd->mbnsd", scaled, q).astype(k.dtype)
@@ -79,7 +78,7 @@ def _backward(window, scale, residuals, d_out):
         one_hot = (index[None] == jnp.arange(len(table))[:, None]).astype(accumulate)  # [classes, M]
         return d_query, d_key, d_value, jnp.einsum("cm,mnts->cnts", one_hot, jnp.sum(d_logits, axis=1))
 
-    arrays = (q_tiles, k_tiles, v_tiles, do_tiles, delta_tiles, lse, classes)
+    arrays = (q_tiles, k_tiles, v_tiles, do_tiles, lse, classes)
     d_query, d_key, d_value, d_table = _by_steps(step, arrays, _scores(q_tiles, k_tiles), summed=(3,))
     return (
         from_tiles(d_query, axes),
@@ -122,7 +121,7 @@ def bias_table(axes: tuple[AxisPlan, ...], rpb, dtype):
         mask = mask + jnp.asarray(np.where(relative >= 0, 0, _MASKED), dtype)
     mask = mask.reshape(_class_shape(axes))[:, None]
     if rpb is None:
-        return mask
+        return jax.lax.optimization_barrier(mask)  # or XLA folds its rows of all tiles into one huge constant
     return rpb.astype(dtype)[(slice(None), *index)].reshape(-1, *_class_shape(axes)).swapaxes(0, 1) + mask
 
 
@@ -143,13 +142,13 @@ def _fold(x, axes: tuple[AxisPlan, ...]):
     """Sums haloed tiles back into tokens: [M, B, N, S, D] -> [B, *spatial, N, D]."""
     x = _untile(x, [axis.keys.shape for axis in axes])
     for number, axis in enumerate(axes, start=1):
-        total = None
+        parts = []
         for homes in axis.key_homes.T:
             part = _take(x, np.maximum(homes, 0), number)
             if (homes < 0).any():
                 part = part * jnp.asarray(homes >= 0, x.dtype).reshape(-1, *(1,) * (x.ndim - number - 1))
-            total = part if total is None else total + part
-        x = total
+            parts.append(part)
+        x = functools.reduce(jnp.add, parts)
     return x
 
 
