@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import natjax_convert
@@ -18,6 +19,7 @@ from natjax_convert.files import staging, write_safetensors
 
 if TYPE_CHECKING:
     from natjax.modeling import NatPreTrainedModel
+    from natjax_convert.mapping import Kind
 
 Model = TypeVar("Model", bound="NatPreTrainedModel")
 
@@ -67,25 +69,25 @@ def from_pretrained(
         state_dict = natjax_convert.read_state_dict(path)
         config = natjax_convert.find_config(path, state_dict, config=config)
         config = config.replace(**changes) if changes else config
-        head = _new_head(config, param_dtype, rngs or nnx.Rngs(0)) if replace_head else None
+        kind = cast("Kind", model_class.kind)
         params = natjax_convert.to_flax(
-            state_dict,
-            config,
-            kind=model_class.kind,
-            dtype=jnp.dtype(param_dtype),
-            replace_head=head,
-            resize_biases=resize_biases,
+            state_dict, config, kind=kind, without_head=replace_head, resize_biases=resize_biases, lazy=True
         )
     except CheckpointError as error:
         raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
 
+    # One tensor at a time, and copied: nothing refers to the file any more.
+    params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf), param_dtype), params)
+    if replace_head and kind == "classifier" and config.num_labels:
+        params["classifier"] = _new_head(config, param_dtype, rngs or nnx.Rngs(0))
+
     def build() -> Model:
-        options = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
         return model_class(config, rngs=nnx.Rngs(0), **options)
 
     model = nnx.eval_shape(build)  # no random weights are ever made
     graphdef, state = nnx.split(model)
-    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.array, params))  # copies: nothing refers to the file any more
+    nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 
 
@@ -101,10 +103,11 @@ def save_pretrained(model: NatPreTrainedModel, directory: str | os.PathLike, *, 
         CheckpointError: the directory cannot be written; it is left as it was.
     """
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    tensors = natjax_convert.from_flax(params, model.config, kind=model.kind)
+    kind = cast("Kind", model.kind)
+    tensors = natjax_convert.from_flax(params, model.config, kind=kind)
     with staging(directory) as temporary:
         write_safetensors(temporary / WEIGHTS_NAME, tensors)
-        (temporary / CONFIG_NAME).write_text(config_json(model.config, model.kind), encoding="utf-8")
+        (temporary / CONFIG_NAME).write_text(config_json(model.config, kind, tensors), encoding="utf-8")
         if processor is not None:
             processor.save_pretrained(temporary)
 
@@ -122,7 +125,7 @@ def locate(
         CheckpointError: there is none.
     """
     path = Path(source)
-    if path.exists():
+    if os.path.exists(path):
         return path
     name = os.fspath(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
@@ -135,7 +138,7 @@ def locate(
         raise CheckpointError(
             f"{name}: no such file or directory. To load it from the Hugging Face Hub, pip install 'natjax[hub]'."
         ) from error
-    options = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
     try:
         found = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES), **options))
         if not any(found.glob("*.safetensors")):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import CheckpointError
 from natjax_convert.files import staging, write_safetensors
@@ -70,7 +72,7 @@ def convert(
     start, src, dst = time.perf_counter(), Path(src), Path(dst)
     if to not in ("hf", "shilabs"):
         raise CheckpointError(f"Checkpoints are converted to 'hf' or 'shilabs'; got {to!r}.")
-    if dst.exists() and not overwrite and not (to == "hf" and dst.is_dir() and not any(dst.iterdir())):
+    if os.path.exists(dst) and not overwrite and not (to == "hf" and dst.is_dir() and not any(dst.iterdir())):
         raise CheckpointError(f"{dst}: exists. Choose another destination, or overwrite (--overwrite).")
     if dst.exists() and dst.is_dir() != (to == "hf"):
         raise CheckpointError(f"{dst}: expected a {'directory' if to == 'hf' else 'file'} to write {to!r} format to.")
@@ -78,15 +80,16 @@ def convert(
         state_dict = read_state_dict(src)
         config = find_config(src, state_dict, config=config, dilations=dilations)
         kind = detect_kind(state_dict)
-        params = to_flax(state_dict, config, kind=kind, dtype=None)
+        params = to_flax(state_dict, config, kind=kind, lazy=True)
+        processor = _processor_json(src, config)
     except CheckpointError as error:
         raise error if str(error).startswith(str(src)) else CheckpointError(f"{src}: {error}") from error
     converted = from_flax(params, config, kind=kind, dialect=to)
     if to == "hf":
         with staging(dst) as directory:
             write_safetensors(directory / WEIGHTS_NAME, converted)
-            (directory / CONFIG_NAME).write_text(config_json(config, kind), encoding="utf-8")
-            (directory / PROCESSOR_NAME).write_text(_processor_json(src, config), encoding="utf-8")
+            (directory / CONFIG_NAME).write_text(config_json(config, kind, converted), encoding="utf-8")
+            (directory / PROCESSOR_NAME).write_text(processor, encoding="utf-8")
     else:
         write_file(dst, converted)
     return Report(
@@ -114,7 +117,7 @@ def find_config(
     if config is not None:
         return config
     beside = (src if src.is_dir() else src.parent) / CONFIG_NAME
-    if dilations is None and beside.is_file():
+    if dilations is None and os.path.isfile(beside):
         return NatConfig.from_json_file(beside)
     if dilations is None and detect(state_dict)[1] != "nat.":
         raise CheckpointError(
@@ -125,10 +128,12 @@ def find_config(
     return infer_config(state_dict, dilations=None if dilations == "none" else dilations)
 
 
-def config_json(config: NatConfig, kind: Kind) -> str:
-    """Returns the config.json of a saved model, with the name of Hugging Face's class for it."""
+def config_json(config: NatConfig, kind: Kind, tensors: StateDict) -> str:
+    """Returns the config.json of a saved model, with the name of Hugging Face's class for it and its tensors' dtype."""
     architecture = config.model_type.capitalize() + _ARCHITECTURES[kind]
-    return config.replace(extra={**config.extra, "architectures": [architecture], "torch_dtype": "float32"}).to_json()
+    dtypes = {np.dtype(tensor.dtype).name for tensor in tensors.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return config.replace(extra={**config.extra, "architectures": [architecture], "torch_dtype": dtype}).to_json()
 
 
 def write_file(path: Path, tensors: StateDict) -> None:
@@ -139,8 +144,11 @@ def write_file(path: Path, tensors: StateDict) -> None:
 
 def _processor_json(src: Path, config: NatConfig) -> str:
     beside = (src if src.is_dir() else src.parent) / PROCESSOR_NAME
-    if beside.is_file():
-        return beside.read_text(encoding="utf-8")
+    if os.path.isfile(beside):
+        try:
+            return beside.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{beside}: cannot be read: {error}.") from error
     from natjax.image_processing import NatImageProcessor
 
     processor = NatImageProcessor.imagenet().to_dict()

@@ -7,20 +7,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from natjax.errors import CheckpointError
-from natjax_convert.tensors import LazyTensor
+from natjax_convert.tensors import SAFETENSORS_DTYPES, LazyTensor
 
-_SAFETENSORS_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_SAFETENSORS_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
 @contextlib.contextmanager
-def staging(destination: str | os.PathLike) -> Iterator[Path]:
-    """A temporary directory beside `destination`, whose files move there once all of them are complete and on disk.
+def staging(destination: str | os.PathLike) -> Generator[Path, None, None]:
+    """A temporary directory beside `destination`, or in it where it exists.
+
+    Its files move to the destination once all of them are complete and on disk.
 
     A destination that does not exist appears in one rename; in an existing one, files of the same names are replaced one by
     one and others stay. Where anything fails, the destination stays as it was.
@@ -31,8 +33,9 @@ def staging(destination: str | os.PathLike) -> Iterator[Path]:
     destination = Path(destination)
     temporary = None
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        parent = destination if destination.is_dir() else destination.parent  # it may be the mount point of a volume
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private; what is published should not be
         yield temporary
         for file in temporary.iterdir():
@@ -63,7 +66,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]
         dtype = np.dtype(tensor.dtype)
         size = dtype.itemsize * int(np.prod(tensor.shape, dtype=np.int64))
         header[name] = {
-            "dtype": _SAFETENSORS_DTYPES[dtype.name],
+            "dtype": _SAFETENSORS_CODES[dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }

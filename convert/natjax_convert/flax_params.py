@@ -62,8 +62,9 @@ def to_flax(
     *,
     kind: Kind = "classifier",
     dtype: Any = np.float32,
-    replace_head: Mapping[str, np.ndarray] | None = None,
+    without_head: bool = False,
     resize_biases: bool = False,
+    lazy: bool = False,
 ) -> dict:
     """Makes the parameters of a Flax model from a state dict.
 
@@ -73,11 +74,15 @@ def to_flax(
         kind: the model: "classifier", "model" or "backbone". A checkpoint may hold more than the model needs: a classifier's
             serves all three; a backbone's norms, where it has none, start as the identity, with a warning.
         dtype: of the parameters; None keeps the checkpoint's.
-        replace_head: parameters (kernel, bias) to take for the classifier, whose tensors in the checkpoint are ignored.
+        without_head: whether to leave out the classifier, whose tensors in the checkpoint, if any, are ignored.
         resize_biases: whether relative positional biases of another kernel size are interpolated (bicubic).
+        lazy: whether to return `LazyTensor`s of the checkpoint's own dtypes, to be read one at a time.
 
     Returns:
         Nested dict of numpy arrays, as `nnx.to_pure_dict` has it. Arrays may be views of the file.
+
+    Warns:
+        UserWarning: parameters hold NaN or infinity, or norms of a backbone are missing.
 
     Raises:
         CheckpointError: tensors are missing, left over, of another shape or not floating point; all are named at once.
@@ -88,31 +93,37 @@ def to_flax(
             f"The weights are those of a {prefix[:-1]!r} model, the configuration is of a {config.model_type!r} one; "
             "they do not belong together."
         )
-    spare = _SPARE[kind] if replace_head is None else (*_SPARE[kind], *_HEADS)
+    if sum(config.depths) > len(state_dict):
+        raise CheckpointError(
+            f"{len(state_dict)} tensors are too few for the configuration's {sum(config.depths)} layers."
+        )
+    spare = (*_SPARE[kind], *_HEADS) if without_head else _SPARE[kind]
     sources = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
     params: dict = {}
     problems, used, identities = [], set(), []
     for entry in entries(config, kind):
-        if replace_head is not None and entry.path[0] == "classifier":
-            _put(params, entry.path, np.asarray(replace_head[str(entry.path[-1])]))
+        if without_head and entry.path[0] == "classifier":
             continue
         names = entry.names(dialect)
         if kind == "backbone" and entry.path[0] == "hidden_states_norms" and not any(n in sources for n in names):
             identities.append(str(entry.path[1]))
-            _put(params, entry.path, np.full(entry.shape, float(entry.path[-1] == "scale"), dtype or np.float32))
+            _put(params, entry.path, _identity(entry))
             continue
         used.update(names)
         tensors, found = _collect(entry, names, sources, dialect, resize_biases)
         problems += found
-        if not problems:
-            parameter = entry.join([np.asarray(tensor) for tensor in tensors])
-            _put(params, entry.path, parameter if dtype is None else parameter.astype(dtype, copy=False))
+        if not found:
+            _put(params, entry.path, _joined(entry, tensors))
     left_over = [name for name in sources if name not in used and not name.startswith(spare)]
     _report(problems, left_over, prefix, detect_kind(state_dict), kind)
     if identities:
         stages = ", ".join(dict.fromkeys(identities))
         warnings.warn(f"The checkpoint has no norms for the stages {stages}; they start as the identity.", stacklevel=2)
     _warn_not_finite(params)
+    if not lazy:
+        for path, leaf in list(_leaves(params)):
+            parameter = np.asarray(leaf)
+            _put(params, path, parameter if dtype is None else parameter.astype(dtype, copy=False))
     return params
 
 
@@ -166,7 +177,8 @@ def infer_config(state_dict: StateDict, *, dilations: Any = None) -> NatConfig:
         CheckpointError: tensors are missing, or their shapes are those of no NAT.
     """
     dialect, prefix = detect(state_dict)
-    shapes = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in state_dict.items()}
+    # An empty tensor can have any shape without a byte to show for it.
+    shapes = {name.removeprefix(prefix): tuple(t.shape) for name, t in state_dict.items() if 0 not in t.shape}
     hf = dialect == "hf"
     layer = "encoder.levels.{}.layers.{}." if hf else "levels.{}.blocks.{}."
     rpb = layer + ("attention.self.rpb" if hf else "attn.rpb")
@@ -206,8 +218,7 @@ def _collect(
     for name in names:
         tensor = sources.get(name)
         if tensor is None:
-            near = difflib.get_close_matches(name, [n for n in sources if n not in names], n=1, cutoff=0.8)
-            problems.append(f"{name}: missing" + (f" (is it {near[0]}?)" if near else ""))
+            problems.append(f"{name}: missing")
         elif np.dtype(tensor.dtype) not in _FLOATS:
             problems.append(f"{name}: expected floating point, got {tensor.dtype}")
         elif tuple(tensor.shape) == shape:
@@ -227,22 +238,41 @@ def _collect(
 def _report(problems: list[str], left_over: list[str], prefix: str, got: str, wanted: str) -> None:
     if not problems and not left_over:
         return
-    lines = problems + [f"{name}: not part of the model" for name in left_over]
-    more = f"\n  ... and {len(lines) - _REPORTED} more" if len(lines) > _REPORTED else ""
+    candidates = left_over[:200]  # difflib is slow
+    for i, problem in enumerate(problems[:_REPORTED]):
+        if near := difflib.get_close_matches(problem.removesuffix(": missing"), candidates, n=1, cutoff=0.8):
+            problems[i] = f"{problem} (is it {near[0]}?)"
+    lines = problems + [f"{_shown(name)}: not part of the model" for name in left_over[:_REPORTED]]
+    count = len(problems) + len(left_over)
+    more = f"\n  ... and {count - _REPORTED} more" if count > _REPORTED else ""
     about = f" The checkpoint is of a {got}, the model is a {wanted}." if got != wanted else ""
     raise CheckpointError(
-        f"The checkpoint does not fit the model ({len(problems)} tensors missing or of another shape or dtype, {len(left_over)} left over;"
-        f" prefix {prefix!r}).{about}\n  " + "\n  ".join(lines[:_REPORTED]) + more
+        f"The checkpoint does not fit the model ({len(problems)} tensors missing or of another shape or dtype, "
+        f"{len(left_over)} left over; prefix {prefix!r}).{about}\n  " + "\n  ".join(lines[:_REPORTED]) + more
     )
 
 
 def _warn_not_finite(params: dict) -> None:
-    bad = ["/".join(map(str, path)) for path, leaf in _leaves(params) if not np.isfinite(leaf.sum(dtype=np.float64))]
-    if bad:
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = {path: np.asarray(leaf).sum(dtype=np.float64) for path, leaf in _leaves(params)}
+    if bad := ["/".join(map(str, path)) for path, total in sums.items() if not np.isfinite(total)]:
         warnings.warn(f"{len(bad)} parameters hold NaN or infinity: {', '.join(bad[:3])}.", stacklevel=3)
 
 
-def _put(tree: dict, path: tuple, value: np.ndarray) -> None:
+def _joined(entry: Entry, tensors: list) -> LazyTensor:
+    dtype = np.result_type(*(tensor.dtype for tensor in tensors))
+    return LazyTensor(entry.shape, dtype, lambda: entry.join([np.asarray(tensor) for tensor in tensors]))
+
+
+def _identity(entry: Entry) -> LazyTensor:
+    return LazyTensor(entry.shape, np.dtype("f4"), lambda: np.full(entry.shape, entry.path[-1] == "scale", np.float32))
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else repr(name[:200])
+
+
+def _put(tree: dict, path: tuple, value: LazyTensor | np.ndarray) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

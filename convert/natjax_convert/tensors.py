@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -24,7 +26,19 @@ WEIGHT_FILES = (  # of a directory, in the order in which they are looked for
     "pytorch_model.bin.index.json",
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_MAX_INDEX_BYTES = 2**26
+_MAX_INDEX_BYTES = 2**24
+SAFETENSORS_DTYPES = {
+    "F64": np.dtype("f8"),
+    "F32": np.dtype("f4"),
+    "F16": np.dtype("f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("i8"),
+    "I32": np.dtype("i4"),
+    "I16": np.dtype("i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +79,17 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, LazyTensor]:
         CheckpointError: the file is missing, damaged, unsafe or of an unknown kind.
     """
     path = Path(path)
-    if path.is_dir():
-        found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if os.path.isdir(path):
+        found = [path / name for name in WEIGHT_FILES if os.path.isfile(path / name)]
         if not found:
             raise CheckpointError(f"{path}: no weights in this directory; expected one of {', '.join(WEIGHT_FILES)}.")
         path = found[0]
     try:
         with open(path, "rb") as file:
             head = file.read(len(_LEGACY_TORCH))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:  # a null character in the name is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot read the checkpoint: {reason}.") from error
     if head.startswith(b"PK\x03\x04"):
         from natjax_convert.torch_zip import read_torch
 
@@ -96,34 +111,22 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, LazyTensor]:
 
 def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        return {name: _safetensor(path, file, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with safetensors.safe_open(path, framework="numpy"), open(path, "rb") as file:  # the library checks the header
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header.pop("__metadata__", None)
+        return {name: _safetensor(data, 8 + size, **entry) for name, entry in header.items()}
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged safetensors file: {error}.") from error
+        raise CheckpointError(f"{path}: damaged safetensors file: {str(error)[:200]}.") from error
 
 
-def _safetensor(path: Path, file: Any, name: str) -> LazyTensor:
-    piece = file.get_slice(name)
-
-    def read() -> np.ndarray:
-        try:
-            return file.get_tensor(name)
-        except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot read {name!r}: {error}.") from error
-
-    return LazyTensor(tuple(piece.get_shape()), _dtype(path, name, piece.get_dtype()), read)
-
-
-def _dtype(path: Path, name: str, code: str) -> np.dtype:
-    if code == "BF16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    known = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1"}
-    known |= {"BOOL": "?", "U16": "u2", "U32": "u4", "U64": "u8"}
-    if code not in known:
-        raise CheckpointError(f"{path}: {name!r} has dtype {code}, which natjax does not read.")
-    return np.dtype(known[code])
+def _safetensor(data: mmap.mmap, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> LazyTensor:
+    """The tensor as a view of the file; the library's own reader copies."""
+    if dtype not in SAFETENSORS_DTYPES:
+        raise ValueError(f"it has a tensor of dtype {dtype}, which natjax does not read")
+    values = np.ndarray(shape, SAFETENSORS_DTYPES[dtype], data, start + data_offsets[0])
+    return LazyTensor(values.shape, values.dtype, lambda: values)
 
 
 def _read_sharded(path: Path) -> dict[str, LazyTensor]:

@@ -7,10 +7,12 @@ inert stand-in; anything else is refused by name. Format: torch/serialization.py
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import mmap
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -24,7 +26,7 @@ import numpy as np
 from natjax.errors import CheckpointError
 from natjax_convert.tensors import LazyTensor
 
-_MAX_PICKLE_BYTES = 2**26
+_MAX_PICKLE_BYTES = 2**22  # DiNAT-Large's, with the state of an optimiser, has 2**19
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _PREFIX = "module."
 
@@ -40,44 +42,48 @@ _DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-_OPCODES = (
+_OPCODES = re.findall(
+    r"\w+",
     "PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID "
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS NONE NEWTRUE NEWFALSE "
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE"
-).split()
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE",
+)
+_Machine: Any = pickle._Unpickler  # the C one neither restricts opcodes nor survives a memo index of four billion
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """What a checkpoint may not contain."""
 
 
 class _Dict(dict):
-    """Stands in for collections.OrderedDict; torch hangs module versions on it, which nobody needs."""
+    """Stands in for collections.OrderedDict."""
 
-    def __setstate__(self, state: object) -> None:
-        """Forgets the state."""
+    def __init__(self):  # filled by SETITEMS alone, which looks at the keys
+        super().__init__()
 
 
 class _Inert:
     """Stands in for argparse.Namespace, the training arguments some checkpoints carry."""
 
-    def __setstate__(self, state: object) -> None:
-        """Forgets the state."""
 
-
+@dataclasses.dataclass(frozen=True)
 class _Storage:
     """Stands in for a storage class."""
 
-    def __init__(self, dtype: np.dtype):
-        self.dtype = dtype
+    dtype: np.dtype
 
 
-class _Unpickler(pickle._Unpickler):  # the C one neither restricts opcodes nor survives a memo index of four billion
-    dispatch = {  # noqa: RUF012 (as in the base class)
-        code: function
-        for code, function in pickle._Unpickler.dispatch.items()
-        if code in {getattr(pickle, name)[0] for name in _OPCODES}
-    }
+@dataclasses.dataclass(frozen=True)
+class _OpenStorage:
+    """A storage that is in the file, with the name of its entry and its number of elements."""
+
+    dtype: np.dtype
+    name: str
+    numel: int
+
+
+class _Unpickler(_Machine):
+    dispatch = dict(_Machine.dispatch)  # noqa: RUF012 (as in the base class)
 
     def __init__(self, file: BinaryIO, storages: _Storages):
         super().__init__(file)
@@ -93,8 +99,8 @@ class _Unpickler(pickle._Unpickler):  # the C one neither restricts opcodes nor 
             ("torch._utils", "_rebuild_parameter"): _parameter,
         }
         if (module, name) not in allowed:
-            raise _Refused(
-                f"it asks for {module}.{name}, which is not needed for tensors; refused, and nothing was run"
+            raise _RefusedError(
+                f"it asks for {module[:80]}.{name[:80]}, which is not needed for tensors; refused, and nothing was run"
             )
         return allowed[module, name]
 
@@ -103,12 +109,22 @@ class _Unpickler(pickle._Unpickler):  # the C one neither restricts opcodes nor 
 
     def load_setitem(self) -> None:
         _check_keys(self.stack[-2:-1])
-        pickle._Unpickler.load_setitem(self)
+        _Machine.load_setitem(self)
 
     def load_setitems(self) -> None:
         _check_keys(self.stack[::2])
-        pickle._Unpickler.load_setitems(self)
+        _Machine.load_setitems(self)
 
+    def load_build(self) -> None:
+        self.stack.pop()  # module versions of an OrderedDict, arguments of a run: nobody needs them
+        if not isinstance(self.stack[-1], _Dict | _Inert):
+            raise _RefusedError("it gives a state to something that has none")
+
+    def refuse(self) -> None:
+        raise _RefusedError("it has a pickle instruction that is not needed for tensors; refused, and nothing was run")
+
+    dispatch |= dict.fromkeys(set(dispatch) - {getattr(pickle, name)[0] for name in _OPCODES}, refuse)
+    dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
@@ -119,40 +135,50 @@ class _Storages:
     def __init__(self, path: Path, archive: zipfile.ZipFile, data: mmap.mmap, prefix: str):
         self.path, self._data, self._prefix = path, data, prefix
         self._entries = {entry.filename: entry for entry in archive.infolist()}
+        if len(self._entries) != len(archive.infolist()):
+            raise _RefusedError("some entries of its zip directory have the same name")
         self._checked: set[str] = set()
 
-    def open(self, pid: Any) -> tuple[np.dtype, str, int]:
-        """Checks a reference to a storage; returns dtype, name of its entry and number of elements."""
+    def open(self, pid: Any) -> _OpenStorage:
+        """Checks a reference to a storage."""
         kind, storage, key, _, numel = pid
         if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
-            raise _Refused("it has a reference that is no tensor storage")
+            raise _RefusedError("it has a reference that is no tensor storage")
         name = f"{self._prefix}data/{key}"
         if name not in self._entries:
-            raise _Refused(f"its storage {key!r} is missing")
+            raise _RefusedError(f"its storage {key[:40]!r} is missing")
         size = self._entries[name].file_size
         if not _is_size(numel) or numel * storage.dtype.itemsize != size:
-            raise _Refused(f"its storage {key!r} claims {numel!r} elements of {storage.dtype}, but holds {size} bytes")
-        return storage.dtype, name, numel
+            raise _RefusedError(
+                f"its storage {key!r} of {size} bytes does not hold the {storage.dtype} elements it should"
+            )
+        return _OpenStorage(storage.dtype, name, numel)
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
         """Stands in for torch._utils._rebuild_tensor_v2."""
-        dtype, name, numel = storage
-        integers = (offset, *shape, *strides)
-        if len(shape) != len(strides) or len(shape) > 8 or not all(map(_is_size, integers)):
-            raise _Refused(f"a tensor has impossible shape {shape!r}, strides {strides!r} or offset {offset!r}")
+        if not isinstance(storage, _OpenStorage):
+            raise _RefusedError("a tensor refers to something that is no storage")
+        dtype, name, numel = storage.dtype, storage.name, storage.numel
+        shape, strides = tuple(shape), tuple(strides)
+        sizes = (offset, *shape, *strides)
+        if len(shape) != len(strides) or len(shape) > 8 or not all(map(_is_size, sizes)):
+            raise _RefusedError("a tensor has an impossible shape, strides or offset")
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         if math.prod(shape) > numel or (math.prod(shape) and last >= numel):
-            raise _Refused(f"a tensor of shape {shape!r} exceeds its storage of {numel} elements")
-        return LazyTensor(tuple(shape), dtype, lambda: self._read(dtype, name, offset, shape, strides))
+            raise _RefusedError(f"a tensor of shape {shape} exceeds its storage of {numel} elements")
+        if math.prod(filter(None, shape)) >= 2**56:  # empty, and yet beyond what numpy can express
+            raise _RefusedError(f"a tensor has the impossible shape {shape}")
+        return LazyTensor(shape, dtype, lambda: self._read(dtype, name, offset, shape, strides))
 
     def _read(self, dtype: np.dtype, name: str, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
         entry = self._entries[name]
         # The local header repeats the name and has extra fields of its own length; the data follows them.
-        header = self._data[entry.header_offset : entry.header_offset + 30]
-        if len(header) < 30 or entry.compress_type != zipfile.ZIP_STORED:
+        at = entry.header_offset
+        header = self._data[at : at + 30] if at >= 0 else b""
+        if len(header) < 30 or header[:4] != b"PK\x03\x04" or entry.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"{self.path}: the entry {name} is damaged, or compressed as torch never does.")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        start = entry.header_offset + 30 + name_length + extra_length
+        start = at + 30 + name_length + extra_length
         if start + entry.file_size > len(self._data):
             raise CheckpointError(f"{self.path}: truncated; the entry {name} ends beyond the file.")
         if name not in self._checked:
@@ -177,18 +203,17 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(names) != 1:
-                raise _Refused("it is a zip file, but not one of torch.save (no data.pkl)")
+                raise _RefusedError("it is a zip file, but not one of torch.save (which has one data.pkl)")
             prefix = names[0].removesuffix("data.pkl")
-            if archive.getinfo(names[0]).file_size > _MAX_PICKLE_BYTES:
-                raise _Refused("its data.pkl is too large for a state dict")
-            if f"{prefix}byteorder" in archive.namelist() and archive.read(f"{prefix}byteorder") != b"little":
-                raise _Refused("it is not little-endian")
+            if f"{prefix}byteorder" in archive.namelist() and _small(archive, f"{prefix}byteorder") != b"little":
+                raise _RefusedError("it is not little-endian")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            content = _Unpickler(io.BytesIO(archive.read(names[0])), _Storages(path, archive, data, prefix)).load()
-    except _Refused as error:
+            storages = _Storages(path, archive, data, prefix)
+            content = _Unpickler(io.BytesIO(_small(archive, names[0])), storages).load()
+    except _RefusedError as error:
         raise CheckpointError(f"{path}: not a usable checkpoint: {error}.") from None
     except Exception as error:  # a damaged zip or pickle fails in every way there is
-        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {error}).") from error
+        raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).") from error
     return _state_dict(path, content)
 
 
@@ -250,9 +275,15 @@ def _integer(value: int) -> bytes:
     )
 
 
+def _small(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:  # which is also the most that is decompressed
+        raise _RefusedError(f"its {name.split('/')[-1]} is too large for a state dict")
+    return archive.read(name)
+
+
 def _parameter(data: Any, *_: Any) -> LazyTensor:
     if not isinstance(data, LazyTensor):
-        raise _Refused("it has a parameter that is no tensor")
+        raise _RefusedError("it has a parameter that is no tensor")
     return data
 
 
@@ -261,6 +292,6 @@ def _is_size(value: Any) -> bool:
 
 
 def _check_keys(keys: list) -> None:
-    # Hashing a deeply nested tuple would overrun the C stack, so keys are plain.
-    if not all(isinstance(key, str | int | float | None) for key in keys):
-        raise _Refused("it has a mapping whose keys are neither names nor numbers")
+    # Hashing a deeply nested tuple would overrun the C stack, and large numbers can be made to collide.
+    if not all(isinstance(key, str) or (isinstance(key, int) and 0 <= key < 2**31) for key in keys):
+        raise _RefusedError("it has a mapping whose keys are neither names nor indices")
