@@ -61,8 +61,8 @@ def _backward(window, scale, residuals, d_out):
     query_index, key_index = [axis.queries for axis in axes], [axis.keys for axis in axes]
     q_tiles, do_tiles = (to_tiles(x, query_index) for x in (query, d_out))
     k_tiles, v_tiles = (to_tiles(x, key_index) for x in (key, value))
-    if (owned := _owned(axes)) is not None:  # padded queries repeat a token: nothing of them may flow back
-        do_tiles = do_tiles * owned.astype(do_tiles.dtype)
+    if (owned := _owned(axes, d_out.dtype)) is not None:  # padded queries repeat a token: nothing of them may flow back
+        do_tiles = do_tiles * owned
     table, classes = bias_table(axes, rpb, accumulate), tile_classes(axes)
 
     def step(q, k, v, do, lse, index):
@@ -199,13 +199,11 @@ def _class_shape(axes: tuple[AxisPlan, ...]) -> tuple[int, int, int]:
     return math.prod(classes), math.prod(queries), math.prod(keys)
 
 
-def _owned(axes: tuple[AxisPlan, ...]) -> np.ndarray | None:
-    """Which query slots hold a token of their own, [M, 1, 1, T, 1]; None where all do."""
+def _owned(axes: tuple[AxisPlan, ...], dtype):
+    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, 1, T, 1]; None without padding."""
     if all((axis.queries >= 0).all() for axis in axes):
         return None
-    owned = np.ones((1, 1), bool)
-    for axis in axes:
-        owned = np.kron(owned, axis.queries >= 0)
+    owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, dtype) for axis in axes])
     return owned[:, None, None, :, None]
 
 
