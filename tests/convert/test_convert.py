@@ -1,0 +1,269 @@
+"""Conversion on the goldens: bit-exact round trips, both dialects and containers, strictness, and what the files look like."""
+
+import errno
+import json
+import pathlib
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import natjax
+import natjax_convert
+from natjax.presets import PRESETS
+from natjax_convert import files
+from natjax_convert.mapping import Entry, parameter_count
+from natjax_convert.torch_zip import write_torch
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+CLASSIFIERS = ("hf_nat", "hf_nat_layer_scale", "hf_dinat")
+BACKBONES = tuple(f"{name}_backbone" for name in CLASSIFIERS)
+SHI_LABS = ("shilabs_nat", "shilabs_dinat_layer_scale")
+
+
+def read(path):
+    return {name: np.asarray(tensor) for name, tensor in natjax_convert.read_state_dict(path).items()}
+
+
+def source(name):
+    return GOLDENS / name / "checkpoint.pth" if name in SHI_LABS else GOLDENS / name
+
+
+def options(name):
+    """What converting a golden needs besides its weights."""
+    if name not in SHI_LABS:
+        return {}
+    dilations = json.loads((GOLDENS / name / "provenance.json").read_text())["args"].get("dilations")
+    return {"dilations": dilations or "none"}
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    for name, values in one.items():
+        assert values.dtype == other[name].dtype
+        assert values.shape == other[name].shape, name
+        assert values.tobytes() == other[name].tobytes(), name
+
+
+def write(path, tensors):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_safetensors(path, tensors)
+    return path
+
+
+def golden(tmp_path, change, name="hf_nat"):
+    """A directory with a golden whose tensors `change` has changed."""
+    tensors = read(GOLDENS / name)
+    tensors = change(tensors) or tensors
+    shutil.copytree(GOLDENS / name, tmp_path / "changed", ignore=lambda *_: ["model.safetensors", "pytorch_model.bin"])
+    write(tmp_path / "changed" / "model.safetensors", tensors)
+    return tmp_path / "changed"
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS + SHI_LABS)
+def test_round_trip_through_both_dialects(tmp_path, name):
+    original = read(source(name))
+    report = natjax_convert.convert(source(name), tmp_path / "hf", **options(name))
+    assert report.source == ("shilabs" if name in SHI_LABS else "hf")
+    assert report.kind == "classifier"
+    natjax_convert.convert(tmp_path / "hf", tmp_path / "original.pth", to="shilabs")
+    natjax_convert.convert(tmp_path / "original.pth", tmp_path / "again", config=report.config)
+    assert_same(read(tmp_path / "hf"), read(tmp_path / "again"))
+    assert_same(original, read(tmp_path / ("original.pth" if name in SHI_LABS else "again")))
+    assert report.parameters == sum(values.size for values in original.values())
+    assert sorted(p.name for p in (tmp_path / "hf").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones_round_trip(tmp_path, name):
+    report = natjax_convert.convert(source(name), tmp_path / "out")
+    assert report.kind == "backbone"
+    assert_same(read(source(name)), read(tmp_path / "out"))
+    with pytest.raises(natjax.CheckpointError, match="image classifiers; this is a backbone"):
+        natjax_convert.convert(source(name), tmp_path / "out.pth", to="shilabs")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_torch_and_safetensors_hold_the_same(name):
+    assert_same(read(GOLDENS / name / "pytorch_model.bin"), read(GOLDENS / name / "model.safetensors"))
+
+
+def test_file_names_do_not_matter(tmp_path):
+    shutil.copy(GOLDENS / "hf_nat" / "pytorch_model.bin", tmp_path / "model.safetensors")
+    shutil.copy(GOLDENS / "hf_nat" / "model.safetensors", tmp_path / "checkpoint.pth")
+    assert_same(read(tmp_path / "model.safetensors"), read(tmp_path / "checkpoint.pth"))
+
+
+def shard(directory, tensors, count=3):
+    names = sorted(tensors)
+    weight_map = {name: f"model-{i % count}.safetensors" for i, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        write(directory / file, {name: tensors[name] for name in names if weight_map[name] == file})
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return index
+
+
+def test_shards(tmp_path):
+    index = shard(tmp_path, read(GOLDENS / "hf_nat"))
+    assert_same(read(index), read(GOLDENS / "hf_nat"))
+    assert_same(read(tmp_path), read(GOLDENS / "hf_nat"))
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(natjax.CheckpointError, match=r"model-1\.safetensors: cannot read"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("container", ["safetensors", "torch"])
+def test_other_precisions(tmp_path, dtype, container):
+    tensors = {name: values.astype(dtype) for name, values in read(GOLDENS / "hf_nat").items()}
+    (tmp_path / "in").mkdir()
+    shutil.copy(GOLDENS / "hf_nat" / "config.json", tmp_path / "in")
+    (files.write_safetensors if container == "safetensors" else write_torch)(tmp_path / "in/model.safetensors", tensors)
+    natjax_convert.convert(tmp_path / "in", tmp_path / "out")
+    assert_same(read(tmp_path / "out"), tensors)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == np.dtype(dtype).name
+    config = natjax.NatConfig.from_json_file(tmp_path / "in" / "config.json")
+    params = natjax_convert.to_flax(natjax_convert.read_state_dict(tmp_path / "in"), config)
+    assert params["classifier"]["kernel"].dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["nat_mini", "nat_small", "dinat_mini"])
+def test_presets_map_completely(name):
+    """DiNAT-Mini's tensors are NAT-Mini's; NAT-Small has layer scale."""
+    shapes = json.loads((GOLDENS / "shilabs_state_dict_shapes.json").read_text())[name.removeprefix("di")]
+    found = natjax_convert.entries(PRESETS[name].config)
+    mapped = {tensor: list(entry.tensor_shape("shilabs")) for entry in found for tensor in entry.shilabs}
+    assert mapped == shapes
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_their_published_size(name):
+    count = json.loads((GOLDENS / "parameter_counts.json").read_text())[name]
+    assert parameter_count(natjax_convert.entries(PRESETS[name].config)) == count
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS + SHI_LABS)
+def test_inferred_configurations(tmp_path, name):
+    state_dict = natjax_convert.read_state_dict(source(name))
+    if name in SHI_LABS:
+        args = json.loads((GOLDENS / name / "provenance.json").read_text())["args"]
+        args |= {"num_labels": args.pop("num_classes"), "layer_scale_init_value": args.pop("layer_scale", 0.0)}
+        expected = natjax.NatConfig(**args)
+    else:
+        expected = natjax.NatConfig.from_json_file(GOLDENS / name / "config.json")
+    found = natjax_convert.infer_config(state_dict, dilations=expected.dilations)
+    # The initial layer scale is not in the tensors; whether there is any is.
+    scale = {"layer_scale_init_value": expected.layer_scale_init_value}
+    assert (found.layer_scale_init_value > 0) == (expected.layer_scale_init_value > 0)
+    assert found.replace(**scale, extra={}) == expected.replace(extra={})
+
+
+def test_dilations_are_never_guessed(tmp_path):
+    shutil.copy(GOLDENS / "hf_dinat" / "model.safetensors", tmp_path / "dinat.safetensors")
+    shutil.copy(GOLDENS / "hf_nat" / "model.safetensors", tmp_path / "nat.safetensors")
+    for path in (source("shilabs_nat"), tmp_path / "dinat.safetensors"):
+        with pytest.raises(natjax.CheckpointError, match="do not tell NAT from DiNAT"):
+            natjax_convert.convert(path, tmp_path / "out")
+    natjax_convert.convert(tmp_path / "nat.safetensors", tmp_path / "out")  # Hugging Face's names say that it is NAT
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "state_dict_ema", "model_ema"])
+def test_wrappers_and_prefix(tmp_path, wrapper):
+    torch = pytest.importorskip("torch")
+    tensors = {f"module.{name}": torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
+    other = {name: values + 1 for name, values in tensors.items()}
+    torch.save({"epoch": 3, "optimizer": {"state": {0: {"step": 1.5}}}, wrapper: tensors}, tmp_path / "a.pth")
+    assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
+    if wrapper.endswith("ema"):  # wins over the weights of the last step
+        torch.save({"model": other, wrapper: tensors}, tmp_path / "b.pth")
+        assert_same(read(tmp_path / "b.pth"), read(source("shilabs_nat")))
+
+
+def test_strict_errors_name_every_problem(tmp_path):
+    def change(tensors):
+        tensors["nat.layernorm.wieght"] = tensors.pop("nat.layernorm.weight")
+        tensors["nat.layernorm.bias"] = tensors["nat.layernorm.bias"][:-1]
+        tensors["classifier.bias"] = tensors["classifier.bias"].astype(np.int64)
+        tensors["nat.extra"] = np.zeros(3, np.float32)
+
+    with pytest.raises(natjax.CheckpointError) as caught:
+        natjax_convert.convert(golden(tmp_path, change), tmp_path / "out")
+    message = str(caught.value)
+    assert "layernorm.weight: missing (is it layernorm.wieght?)" in message
+    assert "layernorm.bias: expected (64,), got (63,)" in message
+    assert "classifier.bias: expected floating point, got int64" in message
+    assert "extra: not part of the model" in message
+    assert "3 tensors missing or of another shape or dtype, 2 left over" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_not_finite_weights_warn(tmp_path):
+    def change(tensors):
+        tensors["nat.layernorm.weight"] = np.full_like(tensors["nat.layernorm.weight"], np.nan)
+        tensors["nat.layernorm.bias"] = np.array([np.inf, -np.inf] * 32, np.float32)
+
+    with pytest.warns(UserWarning, match="2 parameters hold NaN or infinity: nat/layernorm/scale, nat/layernorm/bias"):
+        natjax_convert.convert(golden(tmp_path, change), tmp_path / "out")
+
+
+def test_model_types_do_not_mix(tmp_path):
+    config = natjax.NatConfig.from_json_file(GOLDENS / "hf_nat" / "config.json")
+    with pytest.raises(natjax.CheckpointError, match="do not belong together"):
+        natjax_convert.convert(GOLDENS / "hf_dinat", tmp_path / "out", config=config)
+
+
+def test_existing_destinations(tmp_path):
+    (tmp_path / "out").mkdir()
+    natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "out")  # an empty directory is as good as none
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(natjax.CheckpointError, match="exists"):
+        natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "out")
+    natjax_convert.convert(GOLDENS / "hf_dinat", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert_same(read(tmp_path / "out"), read(GOLDENS / "hf_dinat"))
+    natjax_convert.convert(tmp_path / "out", tmp_path / "out", overwrite=True)  # onto itself
+    assert_same(read(tmp_path / "out"), read(GOLDENS / "hf_dinat"))
+    for to, dst in (("shilabs", tmp_path / "out"), ("hf", tmp_path / "out" / "notes.txt")):
+        with pytest.raises(natjax.CheckpointError, match="expected a"):
+            natjax_convert.convert(GOLDENS / "hf_nat", dst, to=to, overwrite=True)
+    with pytest.raises(natjax.CheckpointError, match="'hf' or 'shilabs'"):
+        natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "x", to="tf")
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("to", ["hf", "shilabs"])
+def test_a_full_disk_leaves_everything_as_it_was(tmp_path, monkeypatch, to, existing):
+    destination = tmp_path / ("out" if to == "hf" else "out.pth")
+    if existing:
+        natjax_convert.convert(GOLDENS / "hf_nat", destination, to=to)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    split, written = Entry.split, []
+
+    def write_until_full(*args):
+        written.append(args)
+        if len(written) == 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return split(*args)
+
+    monkeypatch.setattr(Entry, "split", write_until_full)
+    with pytest.raises(natjax.CheckpointError, match=r"No space left on device\. It was left as it was"):
+        natjax_convert.convert(GOLDENS / "hf_nat", destination, to=to, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert list(tmp_path.iterdir()) == ([destination] if existing else [])
+
+
+def test_processor_travels_along(tmp_path):
+    shutil.copytree(GOLDENS / "hf_nat", tmp_path / "in")
+    (tmp_path / "in" / "preprocessor_config.json").write_text('{"mine": 1}')
+    natjax_convert.convert(tmp_path / "in", tmp_path / "out")
+    assert (tmp_path / "out" / "preprocessor_config.json").read_text() == '{"mine": 1}'
+    (tmp_path / "in" / "preprocessor_config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(natjax.CheckpointError, match=r"preprocessor_config\.json: cannot be read"):
+        natjax_convert.convert(tmp_path / "in", tmp_path / "other")

@@ -1,0 +1,145 @@
+"""from_pretrained: heads, biases, kinds, the Hugging Face Hub (a stand-in), and, with -m hub, the published weights."""
+
+import os
+import pathlib
+import shutil
+import sys
+import types
+import urllib.request
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import natjax
+from natjax import pretrained
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+NAT = GOLDENS / "hf_nat"
+
+
+def arrays(model):
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return natjax.NatForImageClassification.from_pretrained(NAT)
+
+
+def test_save_and_load(tmp_path, classifier):
+    classifier.save_pretrained(tmp_path / "saved")
+    again = natjax.NatForImageClassification.from_pretrained(tmp_path / "saved")
+    assert_equal(arrays(again), arrays(classifier))
+    assert again.config.replace(extra={}) == classifier.config.replace(extra={})
+
+
+def test_replace_head(classifier):
+    model = natjax.NatForImageClassification.from_pretrained(NAT, replace_head=True, num_labels=10)
+    assert model.classifier.kernel.shape == (64, 10)
+    assert 0 < float(abs(model.classifier.kernel[...]).max()) < 0.1
+    assert float(abs(model.classifier.bias[...]).max()) == 0
+    assert_equal(arrays(model)["nat"], arrays(classifier)["nat"])
+    with pytest.raises(natjax.CheckpointError, match=r"classifier\.weight: expected \(10, 64\), got \(5, 64\)"):
+        natjax.NatForImageClassification.from_pretrained(NAT, num_labels=10)
+    assert natjax.NatForImageClassification.from_pretrained(NAT, replace_head=True, num_labels=0).classifier is None
+
+
+def test_resize_biases(classifier):
+    model = natjax.NatForImageClassification.from_pretrained(NAT, resize_biases=True, kernel_size=5)
+    rpb = model.nat.encoder.levels[0].layers[0].attention.rpb[...]
+    assert rpb.shape == (1, 9, 9)
+    with pytest.raises(natjax.CheckpointError, match=r"resize_biases=True"):
+        natjax.NatForImageClassification.from_pretrained(NAT, kernel_size=5)
+
+
+def test_a_classifier_serves_every_kind(classifier):
+    assert_equal(arrays(natjax.NatModel.from_pretrained(NAT)), arrays(classifier)["nat"])
+    with pytest.warns(UserWarning, match="no norms for the stages stage1, stage3; they start as the identity"):
+        backbone = natjax.NatBackbone.from_pretrained(NAT, out_features=("stage1", "stage3"))
+    np.testing.assert_array_equal(backbone.hidden_states_norms["stage3"].scale[...], np.ones(64))
+    np.testing.assert_array_equal(backbone.hidden_states_norms["stage3"].bias[...], np.zeros(64))
+    assert_equal(arrays(backbone)["encoder"], arrays(classifier)["nat"]["encoder"])
+    with pytest.raises(natjax.CheckpointError, match="The checkpoint is of a backbone, the model is a classifier"):
+        natjax.NatForImageClassification.from_pretrained(GOLDENS / "hf_nat_backbone")
+
+
+def test_param_dtype(classifier):
+    model = natjax.NatModel.from_pretrained(NAT, param_dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(arrays(model))} == {"bfloat16"}
+
+
+def test_the_model_outlives_its_file(tmp_path, classifier):
+    shutil.copytree(NAT, tmp_path / "copy")
+    model = natjax.NatForImageClassification.from_pretrained(tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))  # in place, under the model's feet
+    assert_equal(arrays(model), arrays(classifier))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere/x", "/nowhere/x", "a/b/c", "nowhere/", "x" * 5000])
+def test_no_such_checkpoint(name):
+    with pytest.raises(natjax.CheckpointError, match="no such file or directory, and no id"):
+        natjax.NatModel.from_pretrained(name)
+
+
+def fake_hub(monkeypatch, download):
+    module = types.ModuleType("huggingface_hub")
+    module.snapshot_download = download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_hub(monkeypatch, tmp_path, classifier, weights):
+    calls = []
+
+    def download(name, *, allow_patterns, **options):
+        calls.append((name, allow_patterns, options))
+        shutil.copy(NAT / "config.json", tmp_path)
+        if any(pathlib.PurePath(weights).match(pattern) for pattern in allow_patterns):
+            shutil.copy(NAT / weights, tmp_path)
+        return str(tmp_path)
+
+    fake_hub(monkeypatch, download)
+    model = natjax.NatForImageClassification.from_pretrained(
+        "owner/name", revision="v1", local_files_only=True, cache_dir="cache"
+    )
+    assert_equal(arrays(model), arrays(classifier))
+    assert len(calls) == (1 if weights.endswith("safetensors") else 2)  # pickles only where there is nothing else
+    options = {"revision": "v1", "local_files_only": True, "cache_dir": "cache"}
+    assert all(name == "owner/name" and given == options for name, _, given in calls)
+
+
+def test_hub_offline(monkeypatch):
+    def download(*_, **__):
+        raise ConnectionError("offline")
+
+    fake_hub(monkeypatch, download)
+    with pytest.raises(natjax.CheckpointError, match="owner/name: cannot be had from the Hugging Face Hub: offline"):
+        pretrained.locate("owner/name")
+
+
+def test_hub_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(natjax.CheckpointError, match=r"pip install 'natjax\[hub\]'"):
+        pretrained.locate("owner/name")
+
+
+COCO = "http://images.cocodataset.org/val2017/000000039769.jpg"  # the image of transformers' own integration tests
+
+
+@pytest.mark.hub
+def test_published_weights(tmp_path):
+    """Hugging Face's integration test of NAT: the first logits of nat-mini on a photo of two cats."""
+    image = os.environ.get("NATJAX_COCO_IMAGE") or urllib.request.urlretrieve(COCO, tmp_path / "cats.jpg")[0]
+    name = "shi-labs/nat-mini-in1k-224"
+    model = natjax.NatForImageClassification.from_pretrained(name)
+    processor = natjax.NatImageProcessor.from_pretrained(pretrained.locate(name))
+    logits = model(processor(natjax.load_image(image))).logits
+    assert logits.shape == (1, 1000)
+    np.testing.assert_allclose(logits[0, :3], [0.3805, -0.8676, -0.3912], atol=1e-4)
