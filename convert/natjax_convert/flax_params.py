@@ -241,7 +241,7 @@ def _report(problems: list[str], left_over: list[str], prefix: str, got: str, wa
     candidates = left_over[:200]  # difflib is slow
     for i, problem in enumerate(problems[:_REPORTED]):
         if near := difflib.get_close_matches(problem.removesuffix(": missing"), candidates, n=1, cutoff=0.8):
-            problems[i] = f"{problem} (is it {near[0]}?)"
+            problems[i] = f"{problem} (is it {_shown(near[0])}?)"
     lines = problems + [f"{_shown(name)}: not part of the model" for name in left_over[:_REPORTED]]
     count = len(problems) + len(left_over)
     more = f"\n  ... and {count - _REPORTED} more" if count > _REPORTED else ""

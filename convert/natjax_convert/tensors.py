@@ -84,6 +84,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, LazyTensor]:
         if not found:
             raise CheckpointError(f"{path}: no weights in this directory; expected one of {', '.join(WEIGHT_FILES)}.")
         path = found[0]
+    return _read_file(path)
+
+
+def _read_file(path: Path, *, index: bool = True) -> dict[str, LazyTensor]:
     try:
         with open(path, "rb") as file:
             head = file.read(len(_LEGACY_TORCH))
@@ -101,7 +105,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, LazyTensor]:
         )
     if len(head) > 8 and head[8:9] == b"{":
         return _read_safetensors(path)
-    if head[:1] == b"{":
+    if head[:1] == b"{" and index:
         return _read_sharded(path)
     raise CheckpointError(
         f"{path}: neither a safetensors file nor one of torch.save (it starts with {head[:8]!r}). "
@@ -139,9 +143,9 @@ def _read_sharded(path: Path) -> dict[str, LazyTensor]:
         raise CheckpointError(f"{path}: not the index of a sharded checkpoint: {error}.") from error
     tensors: dict[str, LazyTensor] = {}
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.strip("."):
             raise CheckpointError(f"{path}: names the shard {shard!r}; expected the name of a file beside the index.")
-        content = read_state_dict(path.with_name(shard))
+        content = _read_file(path.with_name(shard), index=False)
         tensors |= {name: tensor for name, tensor in content.items() if weight_map.get(name) == shard}
     if missing := sorted(set(weight_map) - set(tensors)):
         raise CheckpointError(f"{path}: {len(missing)} tensors are not in the shards that it names: {missing[:3]}.")

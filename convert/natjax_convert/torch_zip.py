@@ -26,7 +26,7 @@ import numpy as np
 from natjax.errors import CheckpointError
 from natjax_convert.tensors import LazyTensor
 
-_MAX_PICKLE_BYTES = 2**22  # DiNAT-Large's, with the state of an optimiser, has 2**19
+_MAX_PICKLE_BYTES = 2**21  # DiNAT-Large's, with the state of an optimiser, has 2**19
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _PREFIX = "module."
 

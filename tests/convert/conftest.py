@@ -1,0 +1,60 @@
+"""What the tests of damaged and hostile checkpoints share."""
+
+import pathlib
+import shutil
+import time
+import warnings
+
+import pytest
+
+import natjax
+import natjax_convert
+
+NAT = pathlib.Path(__file__).parents[1] / "goldens" / "hf_nat"
+SECONDS = 1.0  # of this thread's processor time: other processes must not make it fail
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A directory with a config.json, to which a test adds weights."""
+    directory = tmp_path / "in"
+    directory.mkdir()
+    shutil.copy(NAT / "config.json", directory)
+    return directory
+
+
+@pytest.fixture
+def attempt(tmp_path):
+    """Converts a suspicious checkpoint; returns the error, or None where it went through with the model's own shapes."""
+
+    def convert(source):
+        out, before, error = tmp_path / "out", sorted(tmp_path.rglob("*")), None
+        start = time.thread_time()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*hold NaN or infinity")
+            try:
+                natjax_convert.convert(source, out)
+            except natjax.CheckpointError as refused:
+                error = str(refused)
+        assert time.thread_time() - start < SECONDS
+        if error is None:
+            expected, found = (natjax_convert.read_state_dict(path) for path in (NAT, out))
+            assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
+            shutil.rmtree(out)
+        assert sorted(tmp_path.rglob("*")) == before
+        assert len(error or "") < 10_000
+        return error
+
+    return convert
+
+
+@pytest.fixture
+def refuse(attempt):
+    """Converts a checkpoint that must not go through; returns the error."""
+
+    def convert(source):
+        error = attempt(source)
+        assert error is not None
+        return error
+
+    return convert
