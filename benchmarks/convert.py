@@ -1,0 +1,126 @@
+"""Times conversion and its memory: `python -m benchmarks.convert` writes benchmarks/results/convert_cpu.json.
+
+The checkpoint is a synthetic DiNAT-Large (200 M parameters, 804 MB in float32), in both containers, converted to either dialect
+in a process of its own, and loaded as a model. Anonymous memory (RssAnon, sampled every 2 ms) is what the process holds;
+ru_maxrss also counts the pages of the source file that are mapped, which the system can drop at any time.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import numpy as np
+import safetensors
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "convert_cpu.json"
+PRESET = "dinat_large"
+CASES = (("safetensors", "hf"), ("safetensors", "shilabs"), ("torch", "hf"), ("torch", "shilabs"))
+
+
+def synthesise(directory):
+    """Writes Hugging Face's config.json and the weights in both containers."""
+    import natjax
+    import natjax_convert
+    from natjax_convert.files import write_safetensors
+    from natjax_convert.torch_zip import write_torch
+
+    config, rng = natjax.get_config(PRESET), np.random.default_rng(0)
+    tensors = {}
+    for entry in natjax_convert.entries(config):
+        for name in entry.hf:
+            prefix = "" if name.startswith("classifier.") else "dinat."
+            tensors[prefix + name] = rng.standard_normal(entry.tensor_shape("hf"), np.float32)
+    for container, write in (("safetensors", write_safetensors), ("torch", write_torch)):
+        (directory / container).mkdir()
+        (directory / container / "config.json").write_text(config.to_json())
+        write(
+            directory / container / ("model.safetensors" if container == "safetensors" else "pytorch_model.bin"),
+            tensors,
+        )
+    return sum(values.nbytes for values in tensors.values())
+
+
+def anonymous_bytes():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+def measure(work):
+    """Runs `work` in this process; returns its seconds and peaks of memory beyond what the imports hold."""
+    before, peak, done = anonymous_bytes(), 0, threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return {
+        "seconds": round(seconds, 2),
+        "peak_anonymous_megabytes": round((peak - before) / 1e6),
+        "anonymous_megabytes_of_imports": round(before / 1e6),
+        "ru_maxrss_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+    }
+
+
+def child(source, to, destination):
+    import natjax
+    import natjax_convert
+
+    if to == "model":
+        model = natjax.NatForImageClassification
+        return measure(lambda: model.from_pretrained(source))
+    return measure(lambda: natjax_convert.convert(source, destination, to=to))
+
+
+def main():
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = pathlib.Path(temporary)
+        size, cases = synthesise(directory), []
+        for container, to in (*CASES, ("safetensors", "model"), ("torch", "model")):
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.convert",
+                str(directory / container),
+                to,
+                str(directory / "out"),
+            ]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            cases.append({"source": container, "to": to, **json.loads(done.stdout)})
+            print(cases[-1], flush=True)
+            subprocess.run(["rm", "-rf", str(directory / "out")], check=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    provenance = {
+        "date": datetime.date.today().isoformat(),
+        "device": "cpu",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+        "commit": commit,
+        "note": "source in the page cache",
+    }
+    result = {"provenance": provenance, "preset": PRESET, "weights_megabytes": round(size / 1e6), "cases": cases}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        print(json.dumps(child(*sys.argv[1:])))
+    else:
+        main()
