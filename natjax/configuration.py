@@ -18,6 +18,9 @@ ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 CONFIG_NAME = "config.json"
 
+_MAX_LEVELS = 16  # channels double with each: bounds for files that nobody means to run
+_MAX_SIZE = 10**7
+
 # Keys of config.json that follow from other fields; `to_dict` writes them, `from_dict` derives them anew.
 _DERIVED = ("model_type", "hidden_size", "num_layers", "num_labels", "stage_names", "label2id")
 
@@ -212,7 +215,7 @@ class NatConfig:
 
     def _check_numbers(self) -> None:
         for name in ("num_channels", "embed_dim", "kernel_size"):
-            _expect_int(name, getattr(self, name), minimum=1)
+            _expect_int(name, getattr(self, name), minimum=1, maximum=_MAX_SIZE)
         if self.patch_size != 4:
             raise ValueError(f"patch_size must be 4, the only one NAT defines; got {self.patch_size!r}.")
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
@@ -229,8 +232,10 @@ class NatConfig:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}.")
         for name in ("mlp_ratio", "initializer_range", "layer_norm_eps", "layer_scale_init_value"):
             _expect_number(name, getattr(self, name))
-        if not self.mlp_ratio > 0 or int(self.mlp_ratio * self.embed_dim) < 1:
-            raise ValueError(f"mlp_ratio must leave at least one hidden channel; got {self.mlp_ratio}.")
+        if not 0 < self.mlp_ratio < 1e6 or int(self.mlp_ratio * self.embed_dim) < 1:
+            raise ValueError(
+                f"mlp_ratio must be below 1e6 and leave at least one hidden channel; got {self.mlp_ratio}."
+            )
         if self.initializer_range < 0 or not self.layer_norm_eps > 0:
             raise ValueError(
                 "initializer_range must not be negative and layer_norm_eps must be positive; "
@@ -247,6 +252,8 @@ class NatConfig:
                 "depths and num_heads need one entry per level each; "
                 f"got {len(self.depths)} ({self.depths}) and {len(self.num_heads)} ({self.num_heads})."
             )
+        if len(self.depths) > _MAX_LEVELS:
+            raise ValueError(f"depths may have at most {_MAX_LEVELS} levels; got {len(self.depths)}.")
         for level, (dim, heads) in enumerate(zip(self.level_dims, self.num_heads, strict=True)):
             if dim % heads:
                 raise ValueError(f"level {level} has {dim} channels, not a multiple of its {heads} heads (num_heads).")
@@ -263,7 +270,7 @@ class NatConfig:
         num_labels, id2label = self.num_labels, self.id2label
         if id2label is None:
             num_labels = 2 if num_labels is None else num_labels
-            _expect_int("num_labels", num_labels, minimum=0)
+            _expect_int("num_labels", num_labels, minimum=0, maximum=_MAX_SIZE)
             id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
         if not isinstance(id2label, Mapping) or sorted(id2label) != list(range(len(id2label))):
             raise ValueError("id2label must map every class index from 0 on to a name, with no gaps.")
@@ -304,9 +311,11 @@ def _class_index(key: Any) -> int:
         raise ValueError(f"id2label's keys must be class indices; got {key!r}.") from None
 
 
-def _expect_int(name: str, value: Any, *, minimum: int) -> None:
+def _expect_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}; got more.")
 
 
 def _expect_number(name: str, value: Any) -> None:

@@ -167,7 +167,7 @@ class NeighborhoodAttention(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
         qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, channels // self.num_heads)
         query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]  # [B, H, W, N, D]
-        options = {"kernel_size": self.kernel_size, "dilation": self.dilation, "rpb": self.rpb[...]}
+        options: dict[str, Any] = {"kernel_size": self.kernel_size, "dilation": self.dilation, "rpb": self.rpb[...]}
         dropout_rate = 0.0 if self.deterministic else self.dropout_rate
         weights = None
         with jax.named_scope("neighborhood_attention"):

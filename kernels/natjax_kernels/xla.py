@@ -26,7 +26,20 @@ _MASKED = -1e30  # not -inf: a tile's padded keys must give weight 0, never NaN
 
 def attend(query, key, value, rpb, *, window: Window, scale: float):
     """Computes the op; arguments are those of `natjax_kernels.neighborhood_attention`, validated and normalised."""
-    return _attend(window, scale, query, key, value, rpb)
+    return _attend(window, scale, *_vary_alike(query, key, value, rpb))
+
+
+def _vary_alike(*arrays):
+    """Lets all arrays vary over the same manual mesh axes, as a VJP of our own must: inside shard_map a replicated bias
+    takes its gradient from every shard, and the sum over them belongs to the derivative of this cast.
+    """
+    axes = frozenset().union(*(jax.typeof(x).mat.varying for x in arrays if x is not None))
+    return [
+        x
+        if x is None or not (lacking := axes - jax.typeof(x).mat.varying)
+        else jax.lax.pcast(x, tuple(lacking), to="varying")
+        for x in arrays
+    ]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -214,17 +227,22 @@ def _by_steps(step, arrays, scores_per_tile: int, summed: tuple[int, ...] = ()):
     size = max(1, scores_per_step() // max(scores_per_tile, 1))
     if size >= tiles:
         return step(*arrays)
-    count, rest = divmod(tiles, math.ceil(tiles / math.ceil(tiles / size)))
-    size = (tiles - rest) // count
-    full = [x[: count * size].reshape(count, size, *x.shape[1:]) for x in arrays]
-    results = list(jax.lax.map(lambda xs: step(*xs), full))
-    tail = step(*(x[count * size :] for x in arrays)) if rest else [None] * len(results)
-    for i, (result, last) in enumerate(zip(results, tail, strict=True)):
-        if result is None:
-            continue
-        if i in summed:
-            results[i] = result.sum(axis=0) + (0 if last is None else last)
-        else:
-            result = result.reshape(-1, *result.shape[2:])
-            results[i] = result if last is None else jnp.concatenate([result, last])
-    return tuple(results)
+    size = math.ceil(tiles / math.ceil(tiles / size))
+    first = tiles - (math.ceil(tiles / size) - 1) * size  # the odd step comes first: its sums start the carry
+
+    def body(sums, xs):
+        results = step(*xs)
+        # Sums travel in the carry: stacked, they would take a bias table per step.
+        sums = jax.tree.map(jnp.add, sums, [results[i] for i in summed])
+        return sums, [None if i in summed else result for i, result in enumerate(results)]
+
+    head = step(*(x[:first] for x in arrays))
+    rest = [x[first:].reshape(-1, size, *x.shape[1:]) for x in arrays]
+    sums, stacked = jax.lax.scan(body, [head[i] for i in summed], rest)
+    joined = [
+        None if x is None else jnp.concatenate([start, x.reshape(-1, *x.shape[2:])])
+        for start, x in zip(head, stacked, strict=True)
+    ]
+    for i, total in zip(summed, sums, strict=True):
+        joined[i] = total
+    return tuple(joined)

@@ -101,3 +101,30 @@ def test_sharded_batches_need_no_collectives(kind):
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+SHARD_MAP = """
+import jax, numpy as np, natjax_kernels.xla
+from jax.sharding import AxisType, PartitionSpec as P
+from natjax_kernels import neighborhood_attention
+x = jax.random.normal(jax.random.key(0), (4, 12, 15, 2, 4))
+rpb = jax.random.normal(jax.random.key(1), (2, 5, 5))
+def op(x, rpb):
+    return neighborhood_attention(x, x + 1, x, kernel_size=3, rpb=rpb, implementation="xla")
+def gradients(function):
+    return jax.jit(jax.grad(lambda x, rpb: (function(x, rpb) ** 2).sum(), (0, 1)))(x, rpb)
+expected = gradients(op)
+natjax_kernels.xla.scores_per_step = lambda: {budget}
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+per_shard = jax.shard_map(op, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+for a, b in zip(gradients(per_shard), expected):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+"""
+
+
+@pytest.mark.parametrize("budget", [2**24, 2000], ids=["at once", "in steps"])
+def test_shard_map_sums_the_gradient_of_a_replicated_bias(budget):
+    code = SHARD_MAP.replace("{budget}", str(budget))
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PATH": ""}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]

@@ -8,7 +8,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import natjax_convert
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,6 +15,7 @@ from flax import nnx
 import natjax
 import natjax.model_info
 import natjax.outputs
+import natjax_convert
 from natjax.losses import classification_loss
 
 SMALL = {"embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "kernel_size": 3, "num_labels": 5}
@@ -38,7 +38,7 @@ def test_training_view_draws_what_evaluation_does_not():
     first, again, other = (train(x, rngs=nnx.Rngs(seed)).logits for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-4
-    np.testing.assert_array_equal(model(x).logits, make(**{})(x).logits)  # same weights, and the model was not changed
+    np.testing.assert_array_equal(model(x).logits, make()(x).logits)  # same weights, and the model was not changed
     key = jax.random.key(0)
     np.testing.assert_array_equal(train(x, rngs=key).logits, train(x, rngs=nnx.Rngs(dropout=key)).logits)
     with pytest.raises(ValueError, match="rngs"):

@@ -4,12 +4,12 @@ import json
 import pathlib
 
 import jax
-import natjax_convert
 import numpy as np
 import pytest
 from flax import nnx
 
 import natjax
+import natjax_convert
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 HUGGING_FACE = ("hf_nat", "hf_nat_layer_scale", "hf_dinat")
