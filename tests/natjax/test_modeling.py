@@ -123,7 +123,7 @@ def test_bad_inputs_say_what_is_expected():
         model(images(2, 3, 32, 32))
     with pytest.raises(ValueError, match=r"got shape \(32, 32, 3\)"):
         model(images(32, 32, 3))
-    with pytest.raises(ValueError, match="uint8.*NatImageProcessor"):
+    with pytest.raises(ValueError, match=r"uint8.*NatImageProcessor"):
         model(np.zeros((1, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="must be a NatConfig; got str"):
         natjax.NatModel("nat_mini", rngs=nnx.Rngs(0))
@@ -188,7 +188,7 @@ def test_create_model_and_presets():
         "nat_mini", num_labels=7, depths=(1, 1, 1, 1), model_class=natjax.NatForImageClassification
     )
     assert model.config.num_labels == 7
-    with pytest.raises(ValueError, match="no model named 'nat_minni'. Did you mean nat_mini"):
+    with pytest.raises(ValueError, match=r"no model named 'nat_minni'\. Did you mean nat_mini"):
         natjax.create_model("nat_minni")
     with pytest.raises(ValueError, match="no field num_classes"):
         natjax.create_model("nat_mini", num_classes=7)
