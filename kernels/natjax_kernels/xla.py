@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels._compat import varying_axes
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.tiling import scores_per_step, tile_shape
 
@@ -33,11 +34,9 @@ def _vary_alike(*arrays):
     """Lets all arrays vary over the same manual mesh axes, as a VJP of our own must: inside shard_map a replicated bias
     takes its gradient from every shard, and the sum over them belongs to the derivative of this cast.
     """
-    axes = frozenset().union(*(jax.typeof(x).mat.varying for x in arrays if x is not None))
+    axes = frozenset().union(*(varying_axes(x) for x in arrays if x is not None))
     return [
-        x
-        if x is None or not (lacking := axes - jax.typeof(x).mat.varying)
-        else jax.lax.pcast(x, tuple(lacking), to="varying")
+        x if x is None or not (lacking := axes - varying_axes(x)) else jax.lax.pcast(x, tuple(lacking), to="varying")
         for x in arrays
     ]
 
