@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -76,10 +75,14 @@ def run(out_dir: str | os.PathLike, *, model_dir: str | os.PathLike = MODEL_DIR)
     model = NatForImageClassification.from_pretrained(out_dir / "model")
     pixel_values = NatImageProcessor.from_pretrained(out_dir / "model")([sample.path for sample in samples])
     graphdef, state = nnx.split(model)
-    forward = functools.partial(jax.jit(lambda state, x: nnx.merge(graphdef, state)(x).logits), state)
-    logits = np.asarray(forward(pixel_values))
+
+    @functools.partial(jax.jit, static_argnames="output_attentions")
+    def forward(state, x, output_attentions=False):
+        return nnx.merge(graphdef, state)(x, output_attentions=output_attentions)
+
+    logits = np.asarray(forward(state, pixel_values).logits)
     first = time.perf_counter() - start
-    each = _seconds(lambda: forward(pixel_values)) / len(samples)
+    each = _seconds(lambda: forward(state, pixel_values).logits) / len(samples)
 
     probabilities = np.asarray(jax.nn.softmax(logits))
     names = model.config.id2label or {}
@@ -91,8 +94,7 @@ def run(out_dir: str | os.PathLike, *, model_dir: str | os.PathLike = MODEL_DIR)
     )
     print(f"{first:.1f} s to the first logits, compilation included; then {each * 1e3:.2f} ms per image on {_device()}")
 
-    attentions = model(jnp.asarray(pixel_values[[INSPECTED]]), output_attentions=True).attentions
-    assert attentions is not None  # asked for
+    attentions = forward(state, pixel_values[[INSPECTED]], output_attentions=True).attentions
     picture = out_dir / "demo.png"
     draw(
         [

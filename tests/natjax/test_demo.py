@@ -26,7 +26,6 @@ def test_it_runs(tmp_path, capsys):
         picture.load()
         assert min(picture.size) > 500
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
-    assert demo.run(tmp_path / "out") == 0, "a second run replaces the first"
 
 
 def test_what_is_embedded_is_small():
@@ -35,6 +34,8 @@ def test_what_is_embedded_is_small():
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])
 def test_other_logits_fail(tmp_path, capsys, wrong):
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "model" / "config.json").write_text("of an earlier run")
     model_dir = shutil.copytree(demo.MODEL_DIR, tmp_path / "digits")
     reference = json.loads((model_dir / "reference.json").read_text())
     reference["samples"][3]["logits"][0] += wrong
