@@ -19,8 +19,8 @@ def attend_with_weights(query, key, value, rpb, *, window: Window, scale: float,
     spatial = query.shape[1:-2]
     axes = plan(spatial, window, tile_shape(spatial, window))
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
-    q = to_tiles(query, [axis.queries for axis in axes])  # [M, B, N, T, D]
-    k, v = (to_tiles(x, [axis.keys for axis in axes]) for x in (key, value))  # [M, B, N, S, D]
+    q = to_tiles(query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
+    k, v = (to_tiles(x, [np.maximum(axis.keys, 0) for axis in axes]) for x in (key, value))  # [M, B, N, S, D]
     classes = tile_classes(axes)
     bias = bias_table(axes, rpb, accumulate)[classes][:, None]
     logits = jnp.einsum("mbntd,mbnsd->mbnts", q, k, preferred_element_type=accumulate) * scale + bias

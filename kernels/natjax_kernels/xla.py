@@ -48,54 +48,55 @@ def _attend(window, scale, query, key, value, rpb):
 
 def _forward(window, scale, query, key, value, rpb):
     axes = _plan(query, window)
-    q_tiles = to_tiles(query, [axis.queries for axis in axes])  # [M, B, N, T, D]
-    k_tiles = to_tiles(key, [axis.keys for axis in axes])  # [M, B, N, S, D]
-    v_tiles = to_tiles(value, [axis.keys for axis in axes])
-    table, classes = bias_table(axes, rpb, _accumulator(query)), tile_classes(axes)
+    table = bias_table(axes, rpb, _accumulator(query))
 
-    def step(q, k, v, index):
-        logits = _logits(q, k, table, index, scale)  # [M, B, N, T, S]
+    def step(_, rows):
+        q = to_tiles(query, [rows["queries"], *_queries(axes[1:])])  # [M, B, N, T, D]
+        k, v = (to_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
+        logits = _logits(q, k, table, _classes(rows, axes), scale)  # [M, B, N, T, S]
         top = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         out = _dot("mbnts,mbnsd->mbntd", weights.astype(v.dtype), v)
-        return (out / total).astype(v.dtype), (top + jnp.log(total))[..., 0]
+        lse = (top + jnp.log(total))[..., 0]  # [M, B, N, T]
+        return None, (_rows_home((out / total).astype(v.dtype), rows, axes), lse)
 
-    out, lse = _by_steps(step, (q_tiles, k_tiles, v_tiles, classes), _scores(q_tiles, k_tiles))
-    out = from_tiles(out, axes)
-    return out, (query, key, value, rpb, lse)
+    _, (out, lse) = _by_steps(step, _row_steps(query, axes))
+    return _columns_home(out, axes), (query, key, value, rpb, lse)
 
 
 def _backward(window, scale, residuals, d_out):
     query, key, value, rpb, lse = residuals
     axes = _plan(query, window)
     accumulate = _accumulator(query)
-    query_index, key_index = [axis.queries for axis in axes], [axis.keys for axis in axes]
-    q_tiles, do_tiles = (to_tiles(x, query_index) for x in (query, d_out))
-    k_tiles, v_tiles = (to_tiles(x, key_index) for x in (key, value))
-    if (owned := _owned(axes, d_out.dtype)) is not None:  # padded queries repeat a token: nothing of them may flow back
-        do_tiles = do_tiles * owned
-    table, classes = bias_table(axes, rpb, accumulate), tile_classes(axes)
+    table = bias_table(axes, rpb, accumulate)
 
-    def step(q, k, v, do, lse, index):
-        weights = jnp.exp(_logits(q, k, table, index, scale) - lse[..., None])  # [M, B, N, T, S]
+    def step(d_table, rows):
+        q, do = (to_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, d_out))
+        k, v = (to_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
+        if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
+            do = do * _owned(rows, axes, do.dtype)
+        classes = _classes(rows, axes)
+        weights = jnp.exp(_logits(q, k, table, classes, scale) - rows["lse"][..., None])  # [M, B, N, T, S]
         d_weights = _dot("mbntd,mbnsd->mbnts", do, v)
         d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
         weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
         d_query = _dot("mbnts,mbnsd->mbntd", scaled, k).astype(q.dtype)
         d_key = _dot("mbnts,mbntd->mbnsd", scaled, q).astype(k.dtype)
         d_value = _dot("mbnts,mbntd->mbnsd", weights, do).astype(v.dtype)
-        if rpb is None:
-            return d_query, d_key, d_value, None
-        one_hot = (index[None] == jnp.arange(len(table))[:, None]).astype(accumulate)  # [classes, M]
-        return d_query, d_key, d_value, jnp.einsum("cm,mnts->cnts", one_hot, jnp.sum(d_logits, axis=1))
+        if rpb is not None:
+            one_hot = (classes[None] == jnp.arange(len(table))[:, None]).astype(accumulate)  # [classes, M]
+            d_table = d_table + jnp.einsum("cm,mnts->cnts", one_hot, jnp.sum(d_logits, axis=1))
+        halos = (_rows_home(x, rows, axes, halo=True) for x in (d_key, d_value))
+        return d_table, (_rows_home(d_query, rows, axes), *halos)
 
-    arrays = (q_tiles, k_tiles, v_tiles, do_tiles, lse, classes)
-    d_query, d_key, d_value, d_table = _by_steps(step, arrays, _scores(q_tiles, k_tiles), summed=(3,))
+    # Times 0 rather than zeros: under shard_map it has to vary as the table does.
+    d_table = None if rpb is None else table * 0
+    d_table, (d_query, d_key, d_value) = _by_steps(step, {**_row_steps(query, axes), "lse": lse}, d_table)
     return (
-        from_tiles(d_query, axes),
-        _fold(d_key, axes).astype(key.dtype),
-        _fold(d_value, axes).astype(value.dtype),
+        _columns_home(d_query, axes),
+        _columns_home(d_key, axes, halo=True),
+        _columns_home(d_value, axes, halo=True),
         None if rpb is None else _table_to_rpb(d_table, axes, window).astype(rpb.dtype),
     )
 
@@ -103,11 +104,11 @@ def _backward(window, scale, residuals, d_out):
 _attend.defvjp(_forward, _backward)
 
 
-def to_tiles(x, index: list[np.ndarray]):
+def to_tiles(x, index: list):
     """Gathers tiles: [B, *spatial, N, D] by the positions [tiles, slots] of every axis -> [M, B, N, slots, D]."""
     rank = len(index)
     for a, positions in enumerate(index):
-        x = _take(x, np.maximum(positions, 0).reshape(-1), 1 + 2 * a)
+        x = _take(x, positions.reshape(-1), 1 + 2 * a)
         x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
     tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
     x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
@@ -116,10 +117,7 @@ def to_tiles(x, index: list[np.ndarray]):
 
 def from_tiles(x, axes: tuple[AxisPlan, ...]):
     """Undoes `to_tiles` of queries: [M, B, N, T, D] -> [B, *spatial, N, D]."""
-    x = _untile(x, [axis.queries.shape for axis in axes])
-    for number, axis in enumerate(axes, start=1):
-        x = _take(x, axis.query_home, number)
-    return x
+    return _home(_untile(x, _queries(axes)), [axis.query_home for axis in axes], first_axis=1)
 
 
 def bias_table(axes: tuple[AxisPlan, ...], rpb, dtype):
@@ -150,24 +148,92 @@ def _table_to_rpb(table, axes: tuple[AxisPlan, ...], window: Window):
     return table
 
 
-def _fold(x, axes: tuple[AxisPlan, ...]):
-    """Sums haloed tiles back into tokens: [M, B, N, S, D] -> [B, *spatial, N, D]."""
-    x = _untile(x, [axis.keys.shape for axis in axes])
-    for number, axis in enumerate(axes, start=1):
+def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
+    """Cuts the rows of tiles (all that share a tile of the first axis) into steps: what is known of each, [steps, rows, ...].
+
+    Temporaries are those of one step, however large the map. The last step is padded with rows that own no query.
+    """
+    first = axes[0]
+    rows = max(1, scores_per_step() // max(_scores_per_row(query, axes), 1))
+    rows = math.ceil(first.tiles / math.ceil(first.tiles / rows))  # the same number in every step, as far as possible
+    steps = math.ceil(first.tiles / rows)
+    known = {"queries": first.queries, "keys": first.keys, "classes": first.classes}
+    padding = steps * rows - first.tiles
+    known = {k: np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)), constant_values=-1) for k, x in known.items()}
+    if padding or any((axis.queries < 0).any() for axis in axes):
+        known["owned"] = known["queries"] >= 0
+    known = {k: np.maximum(x, 0) if x.dtype != bool else x for k, x in known.items()}
+    return {k: x.reshape(steps, rows, *x.shape[1:]) for k, x in known.items()}
+
+
+def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
+    others = math.prod(axis.tiles for axis in axes[1:])
+    per_tile = math.prod(axis.queries.shape[1] * axis.keys.shape[1] for axis in axes)
+    return query.shape[0] * query.shape[-2] * others * per_tile
+
+
+def _by_steps(step, known: dict, carry=None):
+    """Runs `step(carry, what is known of its rows) -> carry, results` over all steps; results have a leading axis of them."""
+    if len(known["queries"]) == 1:  # static positions, so that runs of them are slices
+        carry, results = step(carry, {k: x[0] for k, x in known.items()})
+        return carry, jax.tree.map(lambda x: x[None], results)
+    return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
+
+
+def _rows_home(x, rows: dict, axes: tuple[AxisPlan, ...], *, halo: bool = False):
+    """Brings the rows of a step home along all axes but the first: [M, B, N, T, D] -> [B, rows * T_0, *spatial[1:], N, D]."""
+    index = [rows["keys" if halo else "queries"], *(_keys if halo else _queries)(axes[1:])]
+    return _home(_untile(x, index), _homes(axes[1:], halo), first_axis=2)
+
+
+def _columns_home(x, axes: tuple[AxisPlan, ...], *, halo: bool = False):
+    """Brings joined steps home along the first axis: [steps, B, rows * T_0, *spatial[1:], N, D] -> [B, *spatial, N, D]."""
+    x = jax.lax.collapse(jnp.moveaxis(x, 0, 1), 1, 3)
+    return _home(x, _homes(axes[:1], halo), first_axis=1)
+
+
+def _home(x, homes: list[np.ndarray], *, first_axis: int):
+    """Gathers tokens from their slots, axis by axis; sums where a token has several, as keys in halos do."""
+    for axis, places in enumerate(homes, start=first_axis):
         parts = []
-        for homes in axis.key_homes.T:
-            part = _take(x, np.maximum(homes, 0), number)
-            if (homes < 0).any():
-                part = part * jnp.asarray(homes >= 0, x.dtype).reshape(-1, *(1,) * (x.ndim - number - 1))
+        for home in places.reshape(len(places), -1).T:
+            part = _take(x, np.maximum(home, 0), axis)
+            if (home < 0).any():
+                part = part * jnp.asarray(home >= 0, x.dtype).reshape(-1, *(1,) * (x.ndim - axis - 1))
             parts.append(part)
         x = functools.reduce(jnp.add, parts)
     return x
 
 
-def _untile(x, shapes: list[tuple[int, ...]]):
-    """[M, B, N, slots, D] -> [B, tiles * slots of every axis, N, D]."""
-    rank = len(shapes)
-    tiles, slots = zip(*shapes, strict=True)
+def _homes(axes: tuple[AxisPlan, ...], halo: bool) -> list[np.ndarray]:
+    return [axis.key_homes if halo else axis.query_home for axis in axes]
+
+
+def _queries(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
+    return [np.maximum(axis.queries, 0) for axis in axes]
+
+
+def _keys(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
+    return [np.maximum(axis.keys, 0) for axis in axes]
+
+
+def _classes(rows: dict, axes: tuple[AxisPlan, ...]):
+    """The class of every tile of some rows, [M]."""
+    others = math.prod(len(axis.relative) for axis in axes[1:])
+    index = jnp.asarray(rows["classes"], jnp.int32)[:, None] * others + tile_classes(axes[1:])
+    return index.reshape(-1)
+
+
+def _owned(rows: dict, axes: tuple[AxisPlan, ...], dtype):
+    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, 1, T, 1]."""
+    owned = [jnp.asarray(rows["owned"], dtype), *(jnp.asarray(axis.queries >= 0, dtype) for axis in axes[1:])]
+    return functools.reduce(jnp.kron, owned)[:, None, None, :, None]
+
+
+def _untile(x, index: list):
+    """Undoes the last part of `to_tiles`: [M, B, N, slots, D] -> [B, tiles * slots of every axis, N, D]."""
+    rank = len(index)
+    tiles, slots = zip(*(positions.shape for positions in index), strict=True)
     x = x.reshape(*tiles, *x.shape[1:])
     x = x.reshape(*x.shape[: rank + 2], *slots, x.shape[-1])
     pairs = [n for a in range(rank) for n in (a, rank + 2 + a)]
@@ -177,9 +243,9 @@ def _untile(x, shapes: list[tuple[int, ...]]):
     return x
 
 
-def _take(x, positions: np.ndarray, axis: int):
-    """Takes static positions along an axis; runs are slices, which XLA need not gather."""
-    if np.array_equal(positions, np.arange(len(positions))):
+def _take(x, positions, axis: int):
+    """Takes positions along an axis; static runs are slices, which XLA need not gather."""
+    if isinstance(positions, np.ndarray) and np.array_equal(positions, np.arange(len(positions))):
         return jax.lax.slice_in_dim(x, 0, len(positions), axis=axis)
     return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
 
@@ -201,47 +267,6 @@ def _plan(query, window: Window) -> tuple[AxisPlan, ...]:
     return plan(spatial, window, tile_shape(spatial, window))
 
 
-def _scores(q_tiles, k_tiles) -> int:
-    """Scores of one tile over batch and heads."""
-    return math.prod(q_tiles.shape[1:4]) * k_tiles.shape[3]
-
-
 def _class_shape(axes: tuple[AxisPlan, ...]) -> tuple[int, int, int]:
     classes, queries, keys = zip(*(axis.relative.shape for axis in axes), strict=True)
     return math.prod(classes), math.prod(queries), math.prod(keys)
-
-
-def _owned(axes: tuple[AxisPlan, ...], dtype):
-    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, 1, T, 1]; None without padding."""
-    if all((axis.queries >= 0).all() for axis in axes):
-        return None
-    owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, dtype) for axis in axes])
-    return owned[:, None, None, :, None]
-
-
-def _by_steps(step, arrays, scores_per_tile: int, summed: tuple[int, ...] = ()):
-    """Applies `step` to tiles, a bounded number at a time, and joins its results (adds up those numbered in `summed`)."""
-    tiles = len(arrays[-1])
-    arrays = (*arrays[:-1], jnp.asarray(arrays[-1], jnp.int32))
-    size = max(1, scores_per_step() // max(scores_per_tile, 1))
-    if size >= tiles:
-        return step(*arrays)
-    size = math.ceil(tiles / math.ceil(tiles / size))
-    first = tiles - (math.ceil(tiles / size) - 1) * size  # the odd step comes first: its sums start the carry
-
-    def body(sums, xs):
-        results = step(*xs)
-        # Sums travel in the carry: stacked, they would take a bias table per step.
-        sums = jax.tree.map(jnp.add, sums, [results[i] for i in summed])
-        return sums, [None if i in summed else result for i, result in enumerate(results)]
-
-    head = step(*(x[:first] for x in arrays))
-    rest = [x[first:].reshape(-1, size, *x.shape[1:]) for x in arrays]
-    sums, stacked = jax.lax.scan(body, [head[i] for i in summed], rest)
-    joined = [
-        None if x is None else jnp.concatenate([start, x.reshape(-1, *x.shape[2:])])
-        for start, x in zip(head, stacked, strict=True)
-    ]
-    for i, total in zip(summed, sums, strict=True):
-        joined[i] = total
-    return tuple(joined)
