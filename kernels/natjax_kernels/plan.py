@@ -86,10 +86,30 @@ def windows(length: int, kernel: int, dilation: int, stride: int, causal: bool) 
     return start, start + kernel
 
 
-@functools.lru_cache(maxsize=512)
-def plan_axis(length: int, kernel: int, dilation: int, stride: int, causal: bool, tile: int) -> AxisPlan:
-    """Plans an axis of `length` positions in tiles of `tile` queries."""
+def mirrored_windows(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns start and end, [L] each: key i is seen by the queries j * dilation + i % dilation for start[i] <= j < end[i].
+
+    They are a run because starts and ends of windows never fall from one query of a group to the next.
+    """
     start, end = windows(length, kernel, dilation, stride, causal)
+    first, last = np.zeros(length, int), np.zeros(length, int)
+    for group in range(dilation):
+        key = np.arange(len(start[group::dilation]))
+        first[group::dilation] = np.searchsorted(end[group::dilation], key, side="right")
+        last[group::dilation] = np.searchsorted(start[group::dilation], key, side="right")
+    return first, last
+
+
+@functools.lru_cache(maxsize=512)
+def plan_axis(
+    length: int, kernel: int, dilation: int, stride: int, causal: bool, tile: int, mirrored: bool = False
+) -> AxisPlan:
+    """Plans an axis of `length` positions in tiles of `tile` queries.
+
+    The mirrored plan has keys and queries change places: tiles of keys, with the queries that see them. A backward pass by
+    it needs no atomics and no scatter. `relative` remains key minus query.
+    """
+    start, end = (mirrored_windows if mirrored else windows)(length, kernel, dilation, stride, causal)
     queries, key_starts = [], []
     for group in range(dilation):
         members = np.arange(group, length, dilation)
@@ -112,7 +132,8 @@ def plan_axis(length: int, kernel: int, dilation: int, stride: int, causal: bool
         query_table[t, :count] = members
         key_table[t] = np.where(keys < length, keys, -1)
         seen = (start[members, None] <= index) & (index < end[members, None])
-        relative[t, :count] = np.where(seen, index - members[:, None] // dilation + kernel - 1, -1)
+        offset = (members[:, None] // dilation - index) if mirrored else (index - members[:, None] // dilation)
+        relative[t, :count] = np.where(seen, offset + kernel - 1, -1)
         relative[t, count:] = 0
         first_slot[t, :count] = start[members] - lo
 
@@ -129,9 +150,9 @@ def plan_axis(length: int, kernel: int, dilation: int, stride: int, causal: bool
     )
 
 
-def plan(spatial: Sequence[int], window: Window, tile: Sequence[int]) -> tuple[AxisPlan, ...]:
+def plan(spatial: Sequence[int], window: Window, tile: Sequence[int], *, mirrored: bool = False) -> tuple[AxisPlan, ...]:
     """Plans every axis of a map; tiles and classes of the map are the products of those of its axes."""
-    return tuple(plan_axis(n, *axis, t) for n, axis, t in zip(spatial, window.axes(), tile, strict=True))
+    return tuple(plan_axis(n, *axis, t, mirrored) for n, axis, t in zip(spatial, window.axes(), tile, strict=True))
 
 
 def tile_classes(axes: Sequence[AxisPlan]) -> np.ndarray:

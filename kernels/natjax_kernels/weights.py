@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels.bias import bias_table
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.tiling import tile_shape
-from natjax_kernels.xla import bias_table, from_tiles, to_tiles
+from natjax_kernels.xla import from_tiles, to_tiles
 
 
 def attend_with_weights(query, key, value, rpb, *, window: Window, scale: float, dropout_rate: float, dropout_key):
@@ -22,7 +23,7 @@ def attend_with_weights(query, key, value, rpb, *, window: Window, scale: float,
     q = to_tiles(query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
     k, v = (to_tiles(x, [np.maximum(axis.keys, 0) for axis in axes]) for x in (key, value))  # [M, B, N, S, D]
     classes = tile_classes(axes)
-    bias = bias_table(axes, rpb, accumulate)[classes][:, None]
+    bias = bias_table([axis.relative for axis in axes], rpb, accumulate)[classes][:, None]
     logits = jnp.einsum("mbntd,mbnsd->mbnts", q, k, preferred_element_type=accumulate) * scale + bias
     probabilities = jax.nn.softmax(logits, axis=-1)
     if dropout_rate:

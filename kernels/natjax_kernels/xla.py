@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax_kernels._compat import varying_axes
+from natjax_kernels.bias import bias_gradient, bias_table
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.tiling import scores_per_step, tile_shape
-
-_MASKED = -1e30  # not -inf: a tile's padded keys must give weight 0, never NaN
 
 
 def attend(query, key, value, rpb, *, window: Window, scale: float):
@@ -48,7 +47,7 @@ def _attend(window, scale, query, key, value, rpb):
 
 def _forward(window, scale, query, key, value, rpb):
     axes = _plan(query, window)
-    table = bias_table(axes, rpb, _accumulator(query))
+    table = bias_table(_relative(axes), rpb, _accumulator(query))
 
     def step(_, rows):
         q = to_tiles(query, [rows["queries"], *_queries(axes[1:])])  # [M, B, N, T, D]
@@ -69,7 +68,7 @@ def _backward(window, scale, residuals, d_out):
     query, key, value, rpb, lse = residuals
     axes = _plan(query, window)
     accumulate = _accumulator(query)
-    table = bias_table(axes, rpb, accumulate)
+    table = bias_table(_relative(axes), rpb, accumulate)
 
     def step(d_table, rows):
         q, do = (to_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, d_out))
@@ -97,7 +96,7 @@ def _backward(window, scale, residuals, d_out):
         _columns_home(d_query, axes),
         _columns_home(d_key, axes, halo=True),
         _columns_home(d_value, axes, halo=True),
-        None if rpb is None else _table_to_rpb(d_table, axes, window).astype(rpb.dtype),
+        None if rpb is None else bias_gradient(d_table, _relative(axes), window.kernel_size).astype(rpb.dtype),
     )
 
 
@@ -118,34 +117,6 @@ def to_tiles(x, index: list):
 def from_tiles(x, axes: tuple[AxisPlan, ...]):
     """Undoes `to_tiles` of queries: [M, B, N, T, D] -> [B, *spatial, N, D]."""
     return _home(_untile(x, _queries(axes)), [axis.query_home for axis in axes], first_axis=1)
-
-
-def bias_table(axes: tuple[AxisPlan, ...], rpb, dtype):
-    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], strongly negative for no neighbours."""
-    rank, index, mask = len(axes), [], jnp.zeros((), dtype)
-    for a, axis in enumerate(axes):
-        shape = [1] * (3 * rank)
-        shape[a], shape[rank + a], shape[2 * rank + a] = axis.relative.shape
-        relative = axis.relative.reshape(shape)  # over [classes of every axis, T of every axis, S of every axis]
-        index.append(np.maximum(relative, 0))
-        mask = mask + jnp.asarray(np.where(relative >= 0, 0, _MASKED), dtype)
-    mask = mask.reshape(_class_shape(axes))[:, None]
-    if rpb is None:
-        return jax.lax.optimization_barrier(mask)  # or XLA folds its rows of all tiles into one huge constant
-    return rpb.astype(dtype)[(slice(None), *index)].reshape(-1, *_class_shape(axes)).swapaxes(0, 1) + mask
-
-
-def _table_to_rpb(table, axes: tuple[AxisPlan, ...], window: Window):
-    """Sums [classes, N, T, S] into [N, 2k - 1, ...], one matrix product with a static 0/1 matrix per axis."""
-    rank, heads = len(axes), table.shape[1]
-    classes, queries, keys = zip(*(axis.relative.shape for axis in axes), strict=True)
-    table = table.reshape(*classes, heads, *queries, *keys)
-    for axis, kernel in zip(axes, window.kernel_size, strict=True):
-        # Always contracts the first class, query and key axis left, and appends the axis of the bias.
-        one_hot = (axis.relative[..., None] == np.arange(2 * kernel - 1)).astype(table.dtype)
-        table = jnp.tensordot(table, one_hot, axes=((0, rank + 1, 2 * rank + 1), (0, 1, 2)))
-        rank -= 1
-    return table
 
 
 def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
@@ -209,6 +180,10 @@ def _homes(axes: tuple[AxisPlan, ...], halo: bool) -> list[np.ndarray]:
     return [axis.key_homes if halo else axis.query_home for axis in axes]
 
 
+def _relative(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
+    return [axis.relative for axis in axes]
+
+
 def _queries(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
     return [np.maximum(axis.queries, 0) for axis in axes]
 
@@ -265,8 +240,3 @@ def _accumulator(x):
 def _plan(query, window: Window) -> tuple[AxisPlan, ...]:
     spatial = query.shape[1:-2]
     return plan(spatial, window, tile_shape(spatial, window))
-
-
-def _class_shape(axes: tuple[AxisPlan, ...]) -> tuple[int, int, int]:
-    classes, queries, keys = zip(*(axis.relative.shape for axis in axes), strict=True)
-    return math.prod(classes), math.prod(queries), math.prod(keys)

@@ -1,0 +1,53 @@
+"""From relative positional bias to tables of tiles, and from gradients of tables back (NAT, arXiv 2204.07143, section 3.1).
+
+A table holds, for every class of tiles, the bias of every (query, key) of a tile, and a strongly negative number where the key is
+no neighbour. Classes are the products of those of the axes, in row-major order; `relative` of an axis, [classes, T, S], says
+which entry of the bias a pair takes along that axis (`natjax_kernels.plan.AxisPlan`). Neither direction scatters.
+
+Letters: N heads, T slots of a tile, S slots of the other side's halo, k kernel size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MASKED = -1e30  # not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
+
+
+def bias_table(relative: Sequence[np.ndarray], rpb, dtype):
+    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `MASKED` for no neighbours."""
+    rank, index, mask = len(relative), [], jnp.zeros((), dtype)
+    for a, axis in enumerate(relative):
+        shape = [1] * (3 * rank)
+        shape[a], shape[rank + a], shape[2 * rank + a] = axis.shape
+        axis = axis.reshape(shape)  # over [classes of every axis, T of every axis, S of every axis]
+        index.append(np.maximum(axis, 0))
+        mask = mask + jnp.asarray(np.where(axis >= 0, 0, MASKED), dtype)
+    mask = mask.reshape(table_shape(relative))[:, None]
+    if rpb is None:
+        return jax.lax.optimization_barrier(mask)  # or XLA folds its rows of all tiles into one huge constant
+    return rpb.astype(dtype)[(slice(None), *index)].reshape(-1, *table_shape(relative)).swapaxes(0, 1) + mask
+
+
+def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[int]):
+    """Sums a table's gradient, [classes, N, T, S], into [N, 2k - 1, ...]: a matrix product with a static 0/1 matrix per axis."""
+    rank, heads = len(relative), table.shape[1]
+    classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
+    table = table.reshape(*classes, heads, *queries, *keys)
+    for axis, kernel in zip(relative, kernel_size, strict=True):
+        # Always contracts the first class, query and key axis left, and appends the axis of the bias.
+        one_hot = (axis[..., None] == np.arange(2 * kernel - 1)).astype(table.dtype)
+        table = jnp.tensordot(table, one_hot, axes=((0, rank + 1, 2 * rank + 1), (0, 1, 2)), precision="highest")
+        rank -= 1
+    return table
+
+
+def table_shape(relative: Sequence[np.ndarray]) -> tuple[int, int, int]:
+    """Returns the number of classes, of query slots and of key slots of the product of all axes."""
+    classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
+    return math.prod(classes), math.prod(queries), math.prod(keys)
