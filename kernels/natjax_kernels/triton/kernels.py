@@ -1,0 +1,285 @@
+"""Fused neighborhood attention in Triton: forward, and backward with the gradient of the bias (NAT, arXiv 2204.07143).
+
+A program takes a run of tiles of one class, one head and a share of the batch. Tiles are small dense attention over their halos
+with a table of bias-or-minus-infinity; everything about rank, window, dilation and borders is in the layout
+(`natjax_kernels.triton.layout`), so no kernel has a branch on them. Where a halo is one block, its table is loaded once per
+program. Softmax is online, in base 2. No atomics: every output has one writer, so that results are the same in every run.
+
+    attend           out, lse         tiles of queries and their halos of keys
+    attend_backward  dq, delta, dS    likewise; dS is summed over the program's tiles and batch entries on chip
+    attend_mirrored  dk, dv           tiles of keys and the queries that see them (the mirrored layout)
+
+Shapes: tokens [B, L, N, D]; lse (base 2) and delta [B, N, L] float32; table [rows, N or 1, T, S]; dS [shares of the batch, runs,
+blocks or 1, N, T, S] float32. Triples are (z, y, x).
+Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S slots of a block in CHUNKS of K, all powers of two but S.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_LOWEST = tl.constexpr(-1e30)  # the maximum over nothing but minus infinities must be finite
+
+
+@triton.jit
+def _offsets(slot, SIDES: tl.constexpr, STEPS: tl.constexpr):
+    """Tokens from an origin to slots of a box with such sides."""
+    z = slot // (SIDES[1] * SIDES[2])
+    y = slot // SIDES[2] % SIDES[1]
+    x = slot % SIDES[2]
+    return z * STEPS[0] + y * STEPS[1] + x * STEPS[2]
+
+
+@triton.jit
+def _owned(slot, tile, SIDES: tl.constexpr):
+    """Which slots hold a token: tiles at the end of an axis have fewer, and T is padded."""
+    z = slot // (SIDES[1] * SIDES[2])
+    y = slot // SIDES[2] % SIDES[1]
+    x = slot % SIDES[2]
+    return (z < tl.load(tile + 3)) & (y < tl.load(tile + 4)) & (x < tl.load(tile + 5))
+
+
+@triton.jit
+def _block_origin(block, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
+    """Tokens from a halo's origin to that of a block."""
+    z = block // (BLOCKS[1] * BLOCKS[2])
+    y = block // BLOCKS[2] % BLOCKS[1]
+    x = block % BLOCKS[2]
+    return z * (BLOCK[0] * STEPS[0]) + y * (BLOCK[1] * STEPS[1]) + x * (BLOCK[2] * STEPS[2])
+
+
+@triton.jit
+def _elements(token, head, HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr, WIDE: tl.constexpr):
+    """Places of tokens' channels within an image, [tokens, PADDED_D]; in 64 bits only where an image needs them."""
+    if WIDE:
+        token = token.to(tl.int64)
+    return token[:, None] * (HEADS * D) + head * D + tl.arange(0, PADDED_D)[None, :]
+
+
+@triton.jit
+def _load(pointers, owned, D: tl.constexpr, PADDED_D: tl.constexpr):
+    """Loads tokens; those not owned and channels beyond D are 0."""
+    if PADDED_D == D:
+        return tl.load(pointers, mask=owned[:, None], other=0.0)
+    else:
+        return tl.load(pointers, mask=owned[:, None] & (tl.arange(0, PADDED_D) < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _load_halo(pointers, D: tl.constexpr, PADDED_D: tl.constexpr):
+    """Loads tokens of a halo, all of which exist (the table masks those that are no neighbours)."""
+    if PADDED_D == D:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(tl.arange(0, PADDED_D) < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _store(pointers, x, owned, D: tl.constexpr, PADDED_D: tl.constexpr):
+    """Stores owned tokens."""
+    if PADDED_D == D:
+        tl.store(pointers, x.to(pointers.dtype.element_ty), mask=owned[:, None])
+    else:
+        mask = owned[:, None] & (tl.arange(0, PADDED_D) < D)[None, :]
+        tl.store(pointers, x.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _load_table(table, row, head, chunk, BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr):
+    """Loads the bias of one chunk of a block, [T, K]."""
+    if BIAS_HEADS == 1:
+        head = 0
+    place = ((row * BIAS_HEADS + head) * T + tl.arange(0, T)[:, None]) * (CHUNKS * K)
+    return tl.load(table + place + chunk * K + tl.arange(0, K)[None, :])
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """Matrix product into float32."""
+    if UPCAST:  # Triton's interpreter cannot multiply bfloat16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def attend(
+    query, key, value, table, tiles, runs, rows, batch, share, out, lse,
+    SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Computes the output and the log-sum-exp of every query."""
+    run, head, first_entry = tl.program_id(0), tl.program_id(1), tl.program_id(2) * share
+    first, last = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
+    BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
+    slot = tl.arange(0, T)
+    resident = ()
+    if BLOCK_COUNT == 1:
+        row = tl.load(rows + tl.load(tiles + 6 * first + 2))
+        for c in tl.static_range(CHUNKS):
+            resident = resident + (_load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS),)
+    for t in range(first, last):
+        tile = tiles + 6 * t
+        owned = _owned(slot, tile, TILE)
+        token = tl.where(owned, tl.load(tile) + _offsets(slot, TILE, STEPS), 0)
+        at_query = _elements(token, head, HEADS, D, PADDED_D, WIDE)
+        halo = tl.load(tile + 1)
+        for b in range(first_entry, min(first_entry + share, batch)):
+            image = tl.cast(b, tl.int64) * (TOKENS * HEADS * D)
+            q = _load(query + image + at_query, owned, D, PADDED_D)
+            top = tl.full([T], _LOWEST, tl.float32)
+            total = tl.zeros([T], tl.float32)
+            o = tl.zeros([T, PADDED_D], tl.float32)
+            for block in range(BLOCK_COUNT):
+                origin = halo + _block_origin(block, BLOCKS, BLOCK, STEPS)
+                if BLOCK_COUNT > 1:
+                    row = tl.load(rows + tl.load(tile + 2) * BLOCK_COUNT + block)
+                for c in tl.static_range(CHUNKS):
+                    near = tl.minimum(origin + _offsets(c * K + tl.arange(0, K), BLOCK, STEPS), TOKENS - 1)
+                    at_key = image + _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    k = _load_halo(key + at_key, D, PADDED_D)
+                    v = _load_halo(value + at_key, D, PADDED_D)
+                    if BLOCK_COUNT == 1:
+                        bias = resident[c]
+                    else:
+                        bias = _load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS)
+                    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
+                    new_top = tl.maximum(top, tl.max(s, 1))
+                    p = tl.exp2(s * _LOG2E - (new_top * _LOG2E)[:, None])
+                    shrink = tl.exp2((top - new_top) * _LOG2E)
+                    total = total * shrink + tl.sum(p, 1)
+                    o = o * shrink[:, None] + _dot(p.to(v.dtype), v, PRECISION, UPCAST)
+                    top = new_top
+            _store(out + image + at_query, o / total[:, None], owned, D, PADDED_D)
+            at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
+            tl.store(lse + at_lse, top * _LOG2E + tl.log2(total), mask=owned)
+
+
+@triton.jit
+def attend_backward(
+    query, key, value, table, tiles, runs, rows, out, lse, d_out, batch, share, d_query, delta, d_logits,
+    SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
+):  # fmt: skip
+    """Computes dquery and delta (the sum of out * d_out) where D_QUERY, and the summed gradient of the logits where D_TABLE.
+
+    With several blocks per halo the latter is a launch of its own, whose programs take one block each.
+    """
+    run, first_entry = tl.program_id(0), tl.program_id(2) * share
+    first, last = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
+    BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
+    ALONE: tl.constexpr = D_TABLE and BLOCK_COUNT > 1
+    STEPS_OF_BLOCKS: tl.constexpr = 1 if ALONE else BLOCK_COUNT
+    head, first_block = tl.program_id(1) % HEADS, tl.program_id(1) // HEADS
+    slot = tl.arange(0, T)
+    resident, sums = (), ()
+    if STEPS_OF_BLOCKS == 1:
+        row = tl.load(rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT + first_block)
+        for c in tl.static_range(CHUNKS):
+            resident = resident + (_load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS),)
+            sums = sums + (tl.zeros([T, K], tl.float32),)
+    for t in range(first, last):
+        tile = tiles + 6 * t
+        owned = _owned(slot, tile, TILE)
+        token = tl.where(owned, tl.load(tile) + _offsets(slot, TILE, STEPS), 0)
+        at_query = _elements(token, head, HEADS, D, PADDED_D, WIDE)
+        halo = tl.load(tile + 1)
+        for b in range(first_entry, min(first_entry + share, batch)):
+            image = tl.cast(b, tl.int64) * (TOKENS * HEADS * D)
+            at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
+            q = _load(query + image + at_query, owned, D, PADDED_D)
+            do = _load(d_out + image + at_query, owned, D, PADDED_D)
+            top = tl.load(lse + at_lse, mask=owned, other=float("inf"))  # so that padding has weight 0
+            o = _load(out + image + at_query, owned, D, PADDED_D)
+            mean = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+            dq = tl.zeros([T, PADDED_D], tl.float32)
+            for step in range(STEPS_OF_BLOCKS):
+                block = first_block + step
+                origin = halo + _block_origin(block, BLOCKS, BLOCK, STEPS)
+                if STEPS_OF_BLOCKS > 1:
+                    row = tl.load(rows + tl.load(tile + 2) * BLOCK_COUNT + block)
+                new_sums = ()
+                for c in tl.static_range(CHUNKS):
+                    near = tl.minimum(origin + _offsets(c * K + tl.arange(0, K), BLOCK, STEPS), TOKENS - 1)
+                    at_key = image + _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    k = _load_halo(key + at_key, D, PADDED_D)
+                    v = _load_halo(value + at_key, D, PADDED_D)
+                    if STEPS_OF_BLOCKS == 1:
+                        bias = resident[c]
+                    else:
+                        bias = _load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS)
+                    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
+                    p = tl.exp2(s * _LOG2E - top[:, None])
+                    ds = p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - mean[:, None])
+                    if D_TABLE:
+                        new_sums = new_sums + (sums[c] + ds,)
+                    if D_QUERY:
+                        dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
+                if D_TABLE:
+                    sums = new_sums
+            if D_QUERY:
+                _store(d_query + image + at_query, dq * SCALE, owned, D, PADDED_D)
+                tl.store(delta + at_lse, mean, mask=owned)
+    if D_TABLE:
+        program = (tl.program_id(2) * tl.num_programs(0) + run) * tl.num_programs(1) + tl.program_id(1)
+        place = (tl.cast(program, tl.int64) * T + slot[:, None]) * (CHUNKS * K)
+        for c in tl.static_range(CHUNKS):
+            tl.store(d_logits + place + c * K + tl.arange(0, K)[None, :], sums[c])
+
+
+@triton.jit
+def attend_mirrored(
+    query, key, value, table, tiles, runs, rows, lse, delta, d_out, batch, share, d_key, d_value,
+    SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Computes dkey and dvalue; tiles are of keys, and halos of the queries that see them."""
+    run, head, first_entry = tl.program_id(0), tl.program_id(1), tl.program_id(2) * share
+    first, last = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
+    BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
+    slot = tl.arange(0, T)
+    resident = ()
+    if BLOCK_COUNT == 1:
+        row = tl.load(rows + tl.load(tiles + 6 * first + 2))
+        for c in tl.static_range(CHUNKS):
+            resident = resident + (_load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS),)
+    for t in range(first, last):
+        tile = tiles + 6 * t
+        owned = _owned(slot, tile, TILE)
+        token = tl.where(owned, tl.load(tile) + _offsets(slot, TILE, STEPS), 0)
+        at_key = _elements(token, head, HEADS, D, PADDED_D, WIDE)
+        halo = tl.load(tile + 1)
+        for b in range(first_entry, min(first_entry + share, batch)):
+            image = tl.cast(b, tl.int64) * (TOKENS * HEADS * D)
+            head_of_image = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS
+            k = _load(key + image + at_key, owned, D, PADDED_D)
+            v = _load(value + image + at_key, owned, D, PADDED_D)
+            dk = tl.zeros([T, PADDED_D], tl.float32)
+            dv = tl.zeros([T, PADDED_D], tl.float32)
+            for block in range(BLOCK_COUNT):
+                origin = halo + _block_origin(block, BLOCKS, BLOCK, STEPS)
+                if BLOCK_COUNT > 1:
+                    row = tl.load(rows + tl.load(tile + 2) * BLOCK_COUNT + block)
+                for c in tl.static_range(CHUNKS):
+                    near = tl.minimum(origin + _offsets(c * K + tl.arange(0, K), BLOCK, STEPS), TOKENS - 1)
+                    at_query = image + _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    q = _load_halo(query + at_query, D, PADDED_D)
+                    do = _load_halo(d_out + at_query, D, PADDED_D)
+                    top = tl.load(lse + head_of_image + near)
+                    mean = tl.load(delta + head_of_image + near)
+                    if BLOCK_COUNT == 1:
+                        bias = resident[c]
+                    else:
+                        bias = _load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS)
+                    s = _dot(k, tl.trans(q), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)  # [keys, queries]
+                    p = tl.exp2(s * _LOG2E - top[None, :])
+                    dv += _dot(p.to(do.dtype), do, PRECISION, UPCAST)
+                    ds = p * (_dot(v, tl.trans(do), PRECISION, UPCAST) - mean[None, :])
+                    dk += _dot(ds.to(q.dtype), q, PRECISION, UPCAST)
+            _store(d_key + image + at_key, dk * SCALE, owned, D, PADDED_D)
+            _store(d_value + image + at_key, dv, owned, D, PADDED_D)

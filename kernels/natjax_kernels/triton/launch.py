@@ -1,0 +1,134 @@
+"""Launches the kernels from JAX: on an NVIDIA GPU through jax-triton, on a CPU in Triton's interpreter.
+
+The interpreter is for tests: it runs where TRITON_INTERPRET=1 was set before Triton was imported, some 10,000 times slower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natjax_kernels.bias import MASKED, bias_table
+from natjax_kernels.plan import Window
+from natjax_kernels.triton.config import PROGRAMS, Config, padded, padded_tile
+from natjax_kernels.triton.layout import Layout, layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel on one shape: what is static of its arguments.
+
+    Attributes:
+        spatial: sides of the map.
+        window: its window.
+        scale: of the logits.
+        config: how the work is cut.
+        precision: of float32 products, one of Triton's `input_precision`.
+        mirrored: whether tiles are of keys.
+    """
+
+    spatial: tuple[int, ...]
+    window: Window
+    scale: float
+    config: Config
+    precision: str
+    mirrored: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the map."""
+        return layout(self.spatial, self.window, self.config.tile, self.config.block, self.mirrored)
+
+    def table(self, rpb, dtype):
+        """Returns the table of bias-or-minus-infinity, [rows, N or 1, T, S], padded as the kernel wants it."""
+        table = bias_table(self.layout.relative, rpb, jnp.float32)
+        slots, keys = table.shape[-2:]
+        table = jnp.where(table <= MASKED / 2, -jnp.inf, table).astype(dtype)
+        table = jnp.pad(table, ((0, 0), (0, 0), (0, 0), (0, self._keys - keys)), constant_values=-jnp.inf)
+        return jnp.pad(table, ((0, 0), (0, 0), (0, padded_tile(self.config.tile) - slots), (0, 0)))
+
+    @property
+    def _keys(self) -> int:
+        return padded(math.prod(self.layout.block), self.config.chunk)
+
+    def shares(self, batch: int, heads: int) -> tuple[np.ndarray, int]:
+        """Returns the runs of tiles and the entries of the batch that programs take.
+
+        Programs work as long as they can on one class of tiles while there are enough of them; batch entries come first, as
+        the addresses of a tile are the same in all of them.
+        """
+        tiles = len(self.layout.tiles)
+        items = max(1, tiles * heads * batch // PROGRAMS)
+        share = min(batch, items)
+        return self.layout.runs(max(1, items // share)), share
+
+    def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, blocks: int = 1, **static):
+        """Runs the kernel `name` on `arrays`, the first of which is [B, L, N, D]; returns arrays like `outputs`.
+
+        `blocks` is how many programs share a run: 1, or one for every block of its halos.
+        """
+        plan, config = self.layout, self.config
+        batch, tokens, heads, channels = arrays[0].shape
+        tokens_first, others = arrays[:3], arrays[3:]
+        padded_d = max(16, 1 << (channels - 1).bit_length())
+        static = {
+            "SCALE": self.scale,
+            "TILE": plan.tile,
+            "BLOCK": plan.block,
+            "BLOCKS": plan.blocks,
+            "STEPS": plan.steps,
+            "TOKENS": tokens,
+            "HEADS": heads,
+            "BIAS_HEADS": table.shape[1],
+            "D": channels,
+            "PADDED_D": padded_d,
+            "T": table.shape[2],
+            "K": config.chunk,
+            "CHUNKS": table.shape[3] // config.chunk,
+            "WIDE": tokens * heads * padded_d >= 2**31,
+            "PRECISION": self.precision,
+            "UPCAST": interpreted() and arrays[0].dtype == jnp.bfloat16,
+            **static,
+        }
+        plan_arrays = [jnp.asarray(x, jnp.int32) for x in (plan.tiles, runs, plan.rows)]
+        operands = [*tokens_first, table, *plan_arrays, *others]
+        grid = (len(runs), heads * blocks, math.ceil(batch / share))
+        run = _interpret if interpreted() else _compile
+        return run(name, operands, (batch, share), outputs, grid, static, config)
+
+
+def interpreted() -> bool:
+    """Returns whether kernels run in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _compile(name, operands, scalars, outputs, grid, static, config: Config):
+    import jax_triton
+
+    from natjax_kernels.triton import kernels
+
+    return jax_triton.triton_call(
+        *operands,
+        *scalars,
+        kernel=getattr(kernels, name),
+        out_shape=outputs,
+        grid=grid,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        **static,
+    )
+
+
+def _interpret(name, operands, scalars, outputs, grid, static, config: Config):
+    from natjax_kernels.triton import kernels
+    from natjax_kernels.triton.interpret import run
+
+    call = functools.partial(run, getattr(kernels, name), grid, scalars, static, outputs)
+    return jax.pure_callback(call, outputs, *operands)

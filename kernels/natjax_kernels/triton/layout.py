@@ -1,0 +1,115 @@
+"""The plan as the fused kernels read it: a few integers per tile, and one table of bias-or-minus-infinity.
+
+Positions of a tile's tokens are affine in their slots, so a tile needs no more than its first query and its first key: the
+token of slot (z, y, x) is origin + z * step_z + y * step_y + x * step_x, with the dilation inside the steps. Windows of any rank
+become windows over three axes, whose missing ones are of length 1: one kernel serves them all.
+
+The halo of a tile is worked on in blocks of keys. Where it is small it is one block; where it is large it is cut into equal
+boxes, and boxes that look alike from their tiles share a row of the table. Tiles are sorted by class, and runs of tiles of one
+class are what a program works through with the same table on chip.
+
+Letters: T queries per tile, S keys per block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from natjax_kernels.plan import Window, plan
+
+TILE_FIELDS = 6  # first query, first key, class, queries along z, y, x
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """What the kernels know of a map; see the module's text.
+
+    Attributes:
+        tiles: [tiles, 6] int32, sorted by class: first query, first key, class, queries along every axis.
+        rows: [classes, blocks] int32: the row of the table for every block of a tile's halo.
+        relative: per axis of the map [distinct blocks, T, S], which make the table (`natjax_kernels.bias`).
+        tile: sides of a tile along z, y, x.
+        block: sides of a block of keys along z, y, x.
+        blocks: blocks of a halo along z, y, x.
+        steps: tokens between neighbouring slots along z, y, x.
+        tokens: tokens of the map.
+    """
+
+    tiles: np.ndarray
+    rows: np.ndarray
+    relative: list[np.ndarray]
+    tile: tuple[int, int, int]
+    block: tuple[int, int, int]
+    blocks: tuple[int, int, int]
+    steps: tuple[int, int, int]
+    tokens: int
+
+    def runs(self, longest: int) -> np.ndarray:
+        """Cuts the tiles into runs of one class, [runs, 2] int32: first tile and the one after the last."""
+        classes = self.tiles[:, 2]
+        edges = [0, *(np.flatnonzero(np.diff(classes)) + 1), len(classes)]
+        runs = [(a, min(a + longest, hi)) for lo, hi in zip(edges, edges[1:], strict=False) for a in range(lo, hi, longest)]
+        return np.asarray(runs, np.int32)
+
+
+@functools.lru_cache(maxsize=256)
+def layout(
+    spatial: tuple[int, ...],
+    window: Window,
+    tile: tuple[int, ...],
+    block: tuple[int, ...] | None,
+    mirrored: bool = False,
+) -> Layout:
+    """Lays out a map in tiles of the given sides; blocks of keys are whole halos where `block` is None.
+
+    The mirrored layout exchanges queries and keys, as `natjax_kernels.plan.plan_axis` does.
+    """
+    axes = plan(spatial, window, tile, mirrored=mirrored)
+    spans = [axis.keys.shape[1] for axis in axes]
+    block = tuple(spans) if block is None else tuple(min(b, s) for b, s in zip(block, spans, strict=True))
+    blocks = [-(-s // b) for s, b in zip(spans, block, strict=True)]
+    strides = [math.prod(spatial[a + 1 :]) for a in range(len(spatial))]
+
+    first_query, first_key, classes, rows = (np.zeros((), int) for _ in range(4))
+    counts, relative = [], []
+    for a, axis in enumerate(axes):
+        first_query = np.add.outer(first_query, axis.queries[:, 0] * strides[a])
+        first_key = np.add.outer(first_key, axis.keys[:, 0] * strides[a])
+        classes = np.add.outer(classes * len(axis.relative), axis.classes)
+        shape = [1] * len(axes)
+        shape[a] = axis.tiles
+        counts.append(np.sum(axis.queries >= 0, axis=1).reshape(shape))
+        distinct, inverse = _distinct_blocks(axis.relative, blocks[a], block[a])
+        relative.append(distinct)
+        # Rows of the table and blocks of the halo are products over the axes, as classes are.
+        rows = np.add.outer(rows * len(distinct), inverse)
+    missing = 3 - len(axes)
+    counts = [np.ones((1,) * len(axes), int)] * missing + counts
+    fields = [first_query, first_key, classes, *counts]
+    tiles = np.stack([np.broadcast_to(field, classes.shape).reshape(-1) for field in fields], axis=1)
+    # rows: [classes and blocks of the first axis, then of the next, ...] -> [classes, blocks]
+    rows = rows.transpose(*range(0, rows.ndim, 2), *range(1, rows.ndim, 2)).reshape(-1, math.prod(blocks))
+    ones = (1,) * missing
+    return Layout(
+        tiles=tiles[np.argsort(tiles[:, 2], kind="stable")].astype(np.int32),
+        rows=rows.astype(np.int32),
+        relative=relative,
+        tile=(*ones, *tile),
+        block=(*ones, *block),
+        blocks=(*ones, *blocks),
+        steps=(*(0,) * missing, *(s * d for s, d in zip(strides, window.dilation, strict=True))),
+        tokens=math.prod(spatial),
+    )
+
+
+def _distinct_blocks(relative: np.ndarray, blocks: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts [classes, T, S] into blocks of keys: the distinct ones, [n, T, side], and which each is, [classes, blocks]."""
+    classes, queries, span = relative.shape
+    padded = np.pad(relative, ((0, 0), (0, 0), (0, blocks * side - span)), constant_values=-1)
+    padded = padded.reshape(classes, queries, blocks, side).swapaxes(1, 2).reshape(classes * blocks, -1)
+    distinct, inverse = np.unique(padded, axis=0, return_inverse=True)
+    return distinct.reshape(-1, queries, side), inverse.reshape(classes, blocks)
