@@ -17,8 +17,6 @@ from natjax_kernels.plan import Window, group_length
 
 KERNELS = ("attend", "attend_backward", "attend_mirrored")
 PROGRAMS = 1024  # that fill a GPU
-_MOST_QUERIES = 64
-_MOST_SCORES = {"attend": 64 * 256, "attend_backward": 32 * 256, "attend_mirrored": 64 * 256}  # that fit the registers
 _BOXES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of keys, where a halo is too large to be one block
 
 
@@ -30,6 +28,7 @@ class Config:
         tile: sides of a tile, one per axis of the map.
         block: sides of the blocks of its halo; None for a halo that is one block.
         chunk: slots of a block that are worked on at a time, a power of two of at least 16.
+        resident: whether all chunks are unrolled and their table is kept on chip; for halos of one block.
         num_warps: warps of a program.
         num_stages: how far ahead loads run.
     """
@@ -37,68 +36,106 @@ class Config:
     tile: tuple[int, ...]
     block: tuple[int, ...] | None
     chunk: int
-    num_warps: int = 4
+    resident: bool
+    num_warps: int
     num_stages: int = 2
 
+    @property
+    def slots(self) -> int:
+        """Slots of a tile, T: a power of two of at least 16, as the tensor cores want them."""
+        return max(16, 1 << (math.prod(self.tile) - 1).bit_length())
 
-def choose(kernel: str, spatial: tuple[int, ...], window: Window, head_dim: int, dtype: str, device: str) -> Config:
-    """Returns the measured configuration of a kernel where there is one for the device, or an estimate."""
-    found = _measured().get(device, {}).get(key(kernel, spatial, window, head_dim, dtype))
-    return Config(**found) if found else estimate(kernel, spatial, window, head_dim, dtype)
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What a configuration is for: one kernel on one shape.
+
+    Attributes:
+        kernel: one of `KERNELS`.
+        spatial: sides of the map.
+        window: its window.
+        head_dim: channels of a head.
+        dtype: name of the dtype.
+        bias: whether there is a relative positional bias.
+    """
+
+    kernel: str
+    spatial: tuple[int, ...]
+    window: Window
+    head_dim: int
+    dtype: str
+    bias: bool
+
+    @property
+    def key(self) -> str:
+        """The name of the case in configs.json."""
+        axes = zip(self.spatial, self.window.axes(), strict=True)
+        window = " ".join(f"{n}:{k}x{d}{f'/{s}' * (s > 1)}{'c' * c}" for n, (k, d, s, c) in axes)
+        return f"{self.kernel} {window} D{self.head_dim} {self.dtype}{' rpb' * self.bias}"
 
 
-def key(kernel: str, spatial: tuple[int, ...], window: Window, head_dim: int, dtype: str) -> str:
-    """Returns the name of a case in configs.json."""
-    axes = ",".join(f"{n}:{k}x{d}/{s}{'c' * c}" for n, (k, d, s, c) in zip(spatial, window.axes(), strict=True))
-    return f"{kernel} {axes} D{head_dim} {dtype}"
+def choose(case: Case, device: str) -> Config:
+    """Returns the measured configuration where there is one for this kind of device, or else an estimate."""
+    found = _measured().get(device, {}).get(case.key)
+    if found is None:
+        return estimate(case)
+    block = found["block"] and tuple(found["block"])
+    return Config(**{**found, "tile": tuple(found["tile"]), "block": block})
 
 
 @functools.lru_cache(maxsize=512)
-def estimate(kernel: str, spatial: tuple[int, ...], window: Window, head_dim: int, dtype: str) -> Config:
-    """Returns the configuration of least estimated work.
+def estimate(case: Case) -> Config:
+    """Returns the configuration of least estimated work."""
+    return min(candidates(case), key=functools.partial(_clocks, case))
 
-    A program spends its time on scores (an exponential each, 16 a clock of a multiprocessor) and on loading halos (some 26
-    bytes a clock from the L2 cache): small tiles load every key many times, large ones compute many scores that the window
-    masks. Only sides that cut an axis evenly are tried, so that little of the last tile is padding.
+
+def candidates(case: Case) -> list[Config]:
+    """Returns configurations that fit a multiprocessor's registers, of tiles that cut every axis evenly."""
+    sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(65))) for n in _lengths(case)]
+    found = []
+    for tile in itertools.product(*sides):
+        if math.prod(tile) > 64:
+            continue
+        keys = math.prod(_halo(case, tile))
+        plain = Config(tile, None, min(64, _power_of_two(keys)), False, 0)
+        plain = dataclasses.replace(plain, num_warps=plain.slots // 16)
+        if case.head_dim > 64 or case.dtype == "float32":
+            plain = dataclasses.replace(plain, chunk=min(32, plain.chunk))
+        if case.kernel == "attend_backward" and case.bias:
+            # The table's gradient stays on chip, so all scores of a tile have to.
+            chunk = _power_of_two(keys)
+            if plain.slots == 16 and chunk <= 256:
+                found.append(dataclasses.replace(plain, chunk=chunk, resident=True, num_warps=max(1, chunk // 32)))
+            elif plain.slots * chunk <= 64 * 64:
+                found.append(dataclasses.replace(plain, chunk=chunk, resident=True))
+        found.append(plain if keys <= 1024 else dataclasses.replace(plain, block=_BOXES[len(tile)]))
+    return found
+
+
+def _clocks(case: Case, config: Config) -> float:
+    """Estimates a map's clocks: scores (an exponential each, 16 a clock of a multiprocessor) and halos (some 26 bytes a
+    clock from the L2 cache). Small tiles load every key many times, large ones compute many scores that the window masks.
     """
-    bytes_of_token = head_dim * (4 if dtype == "float32" else 2)
-    lengths = [group_length(n, d) for n, d in zip(spatial, window.dilation, strict=True)]
-    most = _MOST_SCORES[kernel] // (2 if dtype == "float32" or head_dim > 64 else 1)
-
-    def halo(tile: tuple[int, ...]) -> list[int]:
-        return [min(t + k - 1, n) for t, k, n in zip(tile, window.kernel_size, lengths, strict=True)]
-
-    def cost(config: Config) -> float:
-        tiles = math.prod(math.ceil(n / t) for n, t in zip(lengths, config.tile, strict=True))
-        span = halo(config.tile)
-        box = config.block or span
-        keys = padded(math.prod(box), config.chunk) * math.prod(math.ceil(s / b) for s, b in zip(span, box, strict=True))
-        slots = padded_tile(config.tile)
-        return tiles * (slots * keys / 16 + 2 * (math.prod(span) + slots) * bytes_of_token / 26)
-
-    def configs():
-        sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(_MOST_QUERIES + 1))) for n in lengths]
-        for tile in itertools.product(*sides):
-            if math.prod(tile) > _MOST_QUERIES:
-                continue
-            slots, keys = padded_tile(tile), math.prod(halo(tile))
-            chunk = min(64, padded_tile((keys,)))
-            if slots * padded(keys, chunk) <= most:
-                yield Config(tile, None, chunk, num_warps=4 if slots * padded(keys, chunk) <= most // 2 else 8)
-            else:
-                yield Config(tile, _BOXES[len(tile)], 64)
-
-    return min(configs(), key=cost)
+    tiles = math.prod(math.ceil(n / t) for n, t in zip(_lengths(case), config.tile, strict=True))
+    halo = _halo(case, config.tile)
+    block = config.block or halo
+    chunks = math.ceil(math.prod(block) / config.chunk) * math.prod(math.ceil(s / b) for s, b in zip(halo, block, strict=True))
+    scores = config.slots * chunks * config.chunk
+    passes = 2 if case.kernel == "attend_backward" and case.bias and not config.resident else 1
+    loaded = 2 * (math.prod(halo) + math.prod(config.tile)) * case.head_dim * (4 if case.dtype == "float32" else 2)
+    return passes * tiles * (scores / 16 + loaded / 26)
 
 
-def padded(slots: int, chunk: int) -> int:
-    """Returns the slots of whole chunks."""
-    return math.ceil(slots / chunk) * chunk
+def _lengths(case: Case) -> list[int]:
+    return [group_length(n, d) for n, d in zip(case.spatial, case.window.dilation, strict=True)]
 
 
-def padded_tile(tile: tuple[int, ...]) -> int:
-    """Returns the slots of a tile as the tensor cores want them: a power of two of at least 16."""
-    return max(16, 1 << (math.prod(tile) - 1).bit_length())
+def _halo(case: Case, tile: tuple[int, ...]) -> list[int]:
+    return [min(t + k - 1, n) for t, k, n in zip(tile, case.window.kernel_size, _lengths(case), strict=True)]
+
+
+def _power_of_two(slots: int) -> int:
+    return max(16, 1 << (slots - 1).bit_length())
 
 
 @functools.cache

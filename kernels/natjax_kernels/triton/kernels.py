@@ -2,15 +2,16 @@
 
 A program takes a run of tiles of one class, one head and a share of the batch. Tiles are small dense attention over their halos
 with a table of bias-or-minus-infinity; everything about rank, window, dilation and borders is in the layout
-(`natjax_kernels.triton.layout`), so no kernel has a branch on them. Where a halo is one block, its table is loaded once per
-program. Softmax is online, in base 2. No atomics: every output has one writer, so that results are the same in every run.
+(`natjax_kernels.triton.layout`), so no kernel has a branch on them. Halos are worked on in chunks: where they are small and
+RESIDENT is set, chunks are unrolled and their table is loaded once per program, else they are a loop whose loads run ahead.
+Softmax is online, in base 2. No atomics: every output has one writer, so that results are the same in every run.
 
     attend           out, lse         tiles of queries and their halos of keys
     attend_backward  dq, delta, dS    likewise; dS is summed over the program's tiles and batch entries on chip
     attend_mirrored  dk, dv           tiles of keys and the queries that see them (the mirrored layout)
 
 Shapes: tokens [B, L, N, D]; lse (base 2) and delta [B, N, L] float32; table [rows, N or 1, T, S]; dS [shares of the batch, runs,
-blocks or 1, N, T, S] float32. Triples are (z, y, x).
+chunks or 1, N, 1 or chunks, T, K] float32. Triples are (z, y, x).
 Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S slots of a block in CHUNKS of K, all powers of two but S.
 """
 
@@ -104,22 +105,43 @@ def _dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def _halo_chunk(halo, step, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr,
+                K: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
+    """Tokens of a chunk of a halo, [K]; past its end some token or other, which the table masks."""
+    origin = halo + _block_origin(step // CHUNKS, BLOCKS, BLOCK, STEPS)
+    slot = step % CHUNKS * K + tl.arange(0, K)
+    return tl.minimum(origin + _offsets(slot, BLOCK, STEPS), TOKENS - 1)
+
+
+@triton.jit
+def _online_softmax(q, k, v, bias, top, total, o, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """Takes one more chunk of keys into the maximum, the sum of weights and the unnormalised output."""
+    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
+    new_top = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s * _LOG2E - (new_top * _LOG2E)[:, None])
+    shrink = tl.exp2((top - new_top) * _LOG2E)
+    o = o * shrink[:, None] + _dot(p.to(v.dtype), v, PRECISION, UPCAST)
+    return new_top, total * shrink + tl.sum(p, 1), o
+
+
+@triton.jit
 def attend(
     query, key, value, table, tiles, runs, rows, batch, share, out, lse,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
-    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Computes the output and the log-sum-exp of every query."""
     run, head, first_entry = tl.program_id(0), tl.program_id(1), tl.program_id(2) * share
     first, last = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
     BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
+    first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
     resident = ()
-    if BLOCK_COUNT == 1:
-        row = tl.load(rows + tl.load(tiles + 6 * first + 2))
+    if RESIDENT:
         for c in tl.static_range(CHUNKS):
-            resident = resident + (_load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS),)
+            resident = resident + (_load_table(table, tl.load(first_row), head, c, BIAS_HEADS, T, K, CHUNKS),)
     for t in range(first, last):
         tile = tiles + 6 * t
         owned = _owned(slot, tile, TILE)
@@ -132,29 +154,33 @@ def attend(
             top = tl.full([T], _LOWEST, tl.float32)
             total = tl.zeros([T], tl.float32)
             o = tl.zeros([T, PADDED_D], tl.float32)
-            for block in range(BLOCK_COUNT):
-                origin = halo + _block_origin(block, BLOCKS, BLOCK, STEPS)
-                if BLOCK_COUNT > 1:
-                    row = tl.load(rows + tl.load(tile + 2) * BLOCK_COUNT + block)
+            if RESIDENT:
                 for c in tl.static_range(CHUNKS):
-                    near = tl.minimum(origin + _offsets(c * K + tl.arange(0, K), BLOCK, STEPS), TOKENS - 1)
-                    at_key = image + _elements(near, head, HEADS, D, PADDED_D, WIDE)
-                    k = _load_halo(key + at_key, D, PADDED_D)
-                    v = _load_halo(value + at_key, D, PADDED_D)
-                    if BLOCK_COUNT == 1:
-                        bias = resident[c]
-                    else:
-                        bias = _load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS)
-                    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
-                    new_top = tl.maximum(top, tl.max(s, 1))
-                    p = tl.exp2(s * _LOG2E - (new_top * _LOG2E)[:, None])
-                    shrink = tl.exp2((top - new_top) * _LOG2E)
-                    total = total * shrink + tl.sum(p, 1)
-                    o = o * shrink[:, None] + _dot(p.to(v.dtype), v, PRECISION, UPCAST)
-                    top = new_top
+                    near = _halo_chunk(halo, c, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
+                    at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    k = _load_halo(key + image + at_key, D, PADDED_D)
+                    v = _load_halo(value + image + at_key, D, PADDED_D)
+                    top, total, o = _online_softmax(q, k, v, resident[c], top, total, o, SCALE, PRECISION, UPCAST)
+            else:
+                for step in range(BLOCK_COUNT * CHUNKS):
+                    near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
+                    at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    k = _load_halo(key + image + at_key, D, PADDED_D)
+                    v = _load_halo(value + image + at_key, D, PADDED_D)
+                    row = tl.load(first_row + step // CHUNKS)
+                    bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
+                    top, total, o = _online_softmax(q, k, v, bias, top, total, o, SCALE, PRECISION, UPCAST)
             _store(out + image + at_query, o / total[:, None], owned, D, PADDED_D)
             at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
             tl.store(lse + at_lse, top * _LOG2E + tl.log2(total), mask=owned)
+
+
+@triton.jit
+def _d_logits(q, k, v, do, bias, top, mean, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """The gradient of a chunk's logits."""
+    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
+    p = tl.exp2(s * _LOG2E - top[:, None])
+    return p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - mean[:, None])
 
 
 @triton.jit
@@ -162,25 +188,26 @@ def attend_backward(
     query, key, value, table, tiles, runs, rows, out, lse, d_out, batch, share, d_query, delta, d_logits,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
-    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
 ):  # fmt: skip
     """Computes dquery and delta (the sum of out * d_out) where D_QUERY, and the summed gradient of the logits where D_TABLE.
 
-    With several blocks per halo the latter is a launch of its own, whose programs take one block each.
+    Both together need all chunks on chip (RESIDENT); D_TABLE alone gives every chunk programs of its own.
     """
     run, first_entry = tl.program_id(0), tl.program_id(2) * share
+    head, chunk = tl.program_id(1) % HEADS, tl.program_id(1) // HEADS
     first, last = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
     BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
-    ALONE: tl.constexpr = D_TABLE and BLOCK_COUNT > 1
-    STEPS_OF_BLOCKS: tl.constexpr = 1 if ALONE else BLOCK_COUNT
-    head, first_block = tl.program_id(1) % HEADS, tl.program_id(1) // HEADS
+    ON_CHIP: tl.constexpr = CHUNKS if RESIDENT else 1
+    first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
     resident, sums = (), ()
-    if STEPS_OF_BLOCKS == 1:
-        row = tl.load(rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT + first_block)
-        for c in tl.static_range(CHUNKS):
-            resident = resident + (_load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS),)
+    for c in tl.static_range(ON_CHIP):
+        if D_TABLE or RESIDENT:
+            row = tl.load(first_row + (chunk + c) // CHUNKS)
+            resident = resident + (_load_table(table, row, head, (chunk + c) % CHUNKS, BIAS_HEADS, T, K, CHUNKS),)
+        if D_TABLE:
             sums = sums + (tl.zeros([T, K], tl.float32),)
     for t in range(first, last):
         tile = tiles + 6 * t
@@ -197,38 +224,49 @@ def attend_backward(
             o = _load(out + image + at_query, owned, D, PADDED_D)
             mean = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
             dq = tl.zeros([T, PADDED_D], tl.float32)
-            for step in range(STEPS_OF_BLOCKS):
-                block = first_block + step
-                origin = halo + _block_origin(block, BLOCKS, BLOCK, STEPS)
-                if STEPS_OF_BLOCKS > 1:
-                    row = tl.load(rows + tl.load(tile + 2) * BLOCK_COUNT + block)
+            if D_TABLE or RESIDENT:
                 new_sums = ()
-                for c in tl.static_range(CHUNKS):
-                    near = tl.minimum(origin + _offsets(c * K + tl.arange(0, K), BLOCK, STEPS), TOKENS - 1)
-                    at_key = image + _elements(near, head, HEADS, D, PADDED_D, WIDE)
-                    k = _load_halo(key + at_key, D, PADDED_D)
-                    v = _load_halo(value + at_key, D, PADDED_D)
-                    if STEPS_OF_BLOCKS == 1:
-                        bias = resident[c]
-                    else:
-                        bias = _load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS)
-                    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
-                    p = tl.exp2(s * _LOG2E - top[:, None])
-                    ds = p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - mean[:, None])
+                for c in tl.static_range(ON_CHIP):
+                    near = _halo_chunk(halo, chunk + c, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
+                    at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    k = _load_halo(key + image + at_key, D, PADDED_D)
+                    v = _load_halo(value + image + at_key, D, PADDED_D)
+                    ds = _d_logits(q, k, v, do, resident[c], top, mean, SCALE, PRECISION, UPCAST)
                     if D_TABLE:
                         new_sums = new_sums + (sums[c] + ds,)
                     if D_QUERY:
                         dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
                 if D_TABLE:
                     sums = new_sums
+            else:
+                for step in range(BLOCK_COUNT * CHUNKS):
+                    near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
+                    at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    k = _load_halo(key + image + at_key, D, PADDED_D)
+                    v = _load_halo(value + image + at_key, D, PADDED_D)
+                    row = tl.load(first_row + step // CHUNKS)
+                    bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
+                    ds = _d_logits(q, k, v, do, bias, top, mean, SCALE, PRECISION, UPCAST)
+                    dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
             if D_QUERY:
                 _store(d_query + image + at_query, dq * SCALE, owned, D, PADDED_D)
                 tl.store(delta + at_lse, mean, mask=owned)
     if D_TABLE:
         program = (tl.program_id(2) * tl.num_programs(0) + run) * tl.num_programs(1) + tl.program_id(1)
-        place = (tl.cast(program, tl.int64) * T + slot[:, None]) * (CHUNKS * K)
-        for c in tl.static_range(CHUNKS):
-            tl.store(d_logits + place + c * K + tl.arange(0, K)[None, :], sums[c])
+        for c in tl.static_range(ON_CHIP):
+            place = ((tl.cast(program, tl.int64) * ON_CHIP + c) * T + slot[:, None]) * K
+            tl.store(d_logits + place + tl.arange(0, K)[None, :], sums[c])
+
+
+@triton.jit
+def _mirrored_chunk(k, v, q, do, top, mean, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """Takes one more chunk of queries into the gradients of keys and values; logits are [keys, queries]."""
+    s = _dot(k, tl.trans(q), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
+    p = tl.exp2(s * _LOG2E - top[None, :])
+    dv += _dot(p.to(do.dtype), do, PRECISION, UPCAST)
+    ds = p * (_dot(v, tl.trans(do), PRECISION, UPCAST) - mean[None, :])
+    dk += _dot(ds.to(q.dtype), q, PRECISION, UPCAST)
+    return dk, dv
 
 
 @triton.jit
@@ -236,18 +274,19 @@ def attend_mirrored(
     query, key, value, table, tiles, runs, rows, lse, delta, d_out, batch, share, d_key, d_value,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
-    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Computes dkey and dvalue; tiles are of keys, and halos of the queries that see them."""
     run, head, first_entry = tl.program_id(0), tl.program_id(1), tl.program_id(2) * share
     first, last = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
     BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
+    first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
     resident = ()
-    if BLOCK_COUNT == 1:
-        row = tl.load(rows + tl.load(tiles + 6 * first + 2))
+    if RESIDENT:
         for c in tl.static_range(CHUNKS):
-            resident = resident + (_load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS),)
+            resident = resident + (_load_table(table, tl.load(first_row), head, c, BIAS_HEADS, T, K, CHUNKS),)
     for t in range(first, last):
         tile = tiles + 6 * t
         owned = _owned(slot, tile, TILE)
@@ -256,30 +295,28 @@ def attend_mirrored(
         halo = tl.load(tile + 1)
         for b in range(first_entry, min(first_entry + share, batch)):
             image = tl.cast(b, tl.int64) * (TOKENS * HEADS * D)
-            head_of_image = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS
+            at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS
             k = _load(key + image + at_key, owned, D, PADDED_D)
             v = _load(value + image + at_key, owned, D, PADDED_D)
             dk = tl.zeros([T, PADDED_D], tl.float32)
             dv = tl.zeros([T, PADDED_D], tl.float32)
-            for block in range(BLOCK_COUNT):
-                origin = halo + _block_origin(block, BLOCKS, BLOCK, STEPS)
-                if BLOCK_COUNT > 1:
-                    row = tl.load(rows + tl.load(tile + 2) * BLOCK_COUNT + block)
+            if RESIDENT:
                 for c in tl.static_range(CHUNKS):
-                    near = tl.minimum(origin + _offsets(c * K + tl.arange(0, K), BLOCK, STEPS), TOKENS - 1)
-                    at_query = image + _elements(near, head, HEADS, D, PADDED_D, WIDE)
-                    q = _load_halo(query + at_query, D, PADDED_D)
-                    do = _load_halo(d_out + at_query, D, PADDED_D)
-                    top = tl.load(lse + head_of_image + near)
-                    mean = tl.load(delta + head_of_image + near)
-                    if BLOCK_COUNT == 1:
-                        bias = resident[c]
-                    else:
-                        bias = _load_table(table, row, head, c, BIAS_HEADS, T, K, CHUNKS)
-                    s = _dot(k, tl.trans(q), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)  # [keys, queries]
-                    p = tl.exp2(s * _LOG2E - top[None, :])
-                    dv += _dot(p.to(do.dtype), do, PRECISION, UPCAST)
-                    ds = p * (_dot(v, tl.trans(do), PRECISION, UPCAST) - mean[None, :])
-                    dk += _dot(ds.to(q.dtype), q, PRECISION, UPCAST)
+                    near = _halo_chunk(halo, c, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
+                    at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    q = _load_halo(query + image + at_query, D, PADDED_D)
+                    do = _load_halo(d_out + image + at_query, D, PADDED_D)
+                    top, mean = tl.load(lse + at_lse + near), tl.load(delta + at_lse + near)
+                    dk, dv = _mirrored_chunk(k, v, q, do, top, mean, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
+            else:
+                for step in range(BLOCK_COUNT * CHUNKS):
+                    near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
+                    at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
+                    q = _load_halo(query + image + at_query, D, PADDED_D)
+                    do = _load_halo(d_out + image + at_query, D, PADDED_D)
+                    top, mean = tl.load(lse + at_lse + near), tl.load(delta + at_lse + near)
+                    row = tl.load(first_row + step // CHUNKS)
+                    bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
+                    dk, dv = _mirrored_chunk(k, v, q, do, top, mean, bias, dk, dv, SCALE, PRECISION, UPCAST)
             _store(d_key + image + at_key, dk * SCALE, owned, D, PADDED_D)
             _store(d_value + image + at_key, dv, owned, D, PADDED_D)

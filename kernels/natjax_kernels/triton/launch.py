@@ -17,7 +17,7 @@ import numpy as np
 
 from natjax_kernels.bias import MASKED, bias_table
 from natjax_kernels.plan import Window
-from natjax_kernels.triton.config import PROGRAMS, Config, padded, padded_tile
+from natjax_kernels.triton.config import PROGRAMS, Config
 from natjax_kernels.triton.layout import Layout, layout
 
 
@@ -51,12 +51,14 @@ class Launch:
         table = bias_table(self.layout.relative, rpb, jnp.float32)
         slots, keys = table.shape[-2:]
         table = jnp.where(table <= MASKED / 2, -jnp.inf, table).astype(dtype)
-        table = jnp.pad(table, ((0, 0), (0, 0), (0, 0), (0, self._keys - keys)), constant_values=-jnp.inf)
-        return jnp.pad(table, ((0, 0), (0, 0), (0, padded_tile(self.config.tile) - slots), (0, 0)))
+        more_keys = self.chunks * self.config.chunk - keys
+        table = jnp.pad(table, ((0, 0), (0, 0), (0, 0), (0, more_keys)), constant_values=-jnp.inf)
+        return jnp.pad(table, ((0, 0), (0, 0), (0, self.config.slots - slots), (0, 0)))
 
     @property
-    def _keys(self) -> int:
-        return padded(math.prod(self.layout.block), self.config.chunk)
+    def chunks(self) -> int:
+        """Chunks of a block."""
+        return math.ceil(math.prod(self.layout.block) / self.config.chunk)
 
     def shares(self, batch: int, heads: int) -> tuple[np.ndarray, int]:
         """Returns the runs of tiles and the entries of the batch that programs take.
@@ -69,10 +71,10 @@ class Launch:
         share = min(batch, items)
         return self.layout.runs(max(1, items // share)), share
 
-    def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, blocks: int = 1, **static):
+    def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, parts: int = 1, **static):
         """Runs the kernel `name` on `arrays`, the first of which is [B, L, N, D]; returns arrays like `outputs`.
 
-        `blocks` is how many programs share a run: 1, or one for every block of its halos.
+        `parts` is how many programs share a run: 1, or one for every chunk of its halos.
         """
         plan, config = self.layout, self.config
         batch, tokens, heads, channels = arrays[0].shape
@@ -89,9 +91,10 @@ class Launch:
             "BIAS_HEADS": table.shape[1],
             "D": channels,
             "PADDED_D": padded_d,
-            "T": table.shape[2],
+            "T": config.slots,
             "K": config.chunk,
-            "CHUNKS": table.shape[3] // config.chunk,
+            "CHUNKS": self.chunks,
+            "RESIDENT": config.resident,
             "WIDE": tokens * heads * padded_d >= 2**31,
             "PRECISION": self.precision,
             "UPCAST": interpreted() and arrays[0].dtype == jnp.bfloat16,
@@ -99,7 +102,7 @@ class Launch:
         }
         plan_arrays = [jnp.asarray(x, jnp.int32) for x in (plan.tiles, runs, plan.rows)]
         operands = [*tokens_first, table, *plan_arrays, *others]
-        grid = (len(runs), heads * blocks, math.ceil(batch / share))
+        grid = (len(runs), heads * parts, math.ceil(batch / share))
         run = _interpret if interpreted() else _compile
         return run(name, operands, (batch, share), outputs, grid, static, config)
 

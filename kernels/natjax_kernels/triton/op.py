@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from natjax_kernels.bias import bias_gradient
 from natjax_kernels.plan import Window
-from natjax_kernels.triton.config import choose
+from natjax_kernels.triton.config import Case, choose
 from natjax_kernels.triton.launch import Launch
 
 
@@ -42,7 +43,7 @@ _attend.defvjp(_forward, _backward)
 
 def forward(window: Window, scale: float, query, key, value, rpb):
     """Returns the output, like query, and the log-sum-exp [B, N, L] in base 2."""
-    launch = _launch("attend", query, window, scale)
+    launch = _launch("attend", query, window, scale, rpb)
     q, k, v = _flat(query, key, value)
     runs, share = launch.shares(q.shape[0], q.shape[2])
     outputs = [_like(q), _per_query(q)]
@@ -53,27 +54,25 @@ def forward(window: Window, scale: float, query, key, value, rpb):
 
 def backward(window: Window, scale: float, query, key, value, rpb, out, lse, d_out):
     """Returns dquery, dkey, dvalue and drpb (None without bias)."""
-    launch = _launch("attend_backward", query, window, scale)
+    launch = _launch("attend_backward", query, window, scale, rpb)
     q, k, v, o, do = _flat(query, key, value, out, d_out)
     batch, _, heads, _ = q.shape
     table = launch.table(rpb, _table_dtype(rpb))
     runs, share = launch.shares(batch, heads)
-    plan, shares = launch.layout, math.ceil(batch / share)
-    blocks = math.prod(plan.blocks)
-    none = jax.ShapeDtypeStruct((1,), jnp.float32)
     run = functools.partial(launch, "attend_backward", [q, k, v, o, lse, do], table=table, runs=runs, share=share)
-    d_logits = jax.ShapeDtypeStruct((shares, len(runs), blocks, heads, *table.shape[2:]), jnp.float32)
-    together = blocks == 1 and rpb is not None
-    d_query, delta, sums = run(
-        [_like(q), _per_query(q), d_logits if together else none], D_QUERY=True, D_TABLE=together
-    )
+    together = launch.config.resident and rpb is not None
+    parts, held = (1, launch.chunks) if together else (launch.chunks * math.prod(launch.layout.blocks), 1)
+    sums_shape = (math.ceil(batch / share), len(runs), parts, heads, held, launch.config.slots, launch.config.chunk)
+    sums, none = jax.ShapeDtypeStruct(sums_shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    outputs = [_like(q), _per_query(q), sums if together else none]
+    d_query, delta, d_table = run(outputs, D_QUERY=True, D_TABLE=together)
     d_rpb = None
     if rpb is not None:
         if not together:
-            *_, sums = run([none, none, d_logits], D_QUERY=False, D_TABLE=True, blocks=blocks)
-        d_rpb = _d_rpb(sums, plan, runs, window).astype(rpb.dtype)
+            *_, d_table = run([none, none, sums], D_QUERY=False, D_TABLE=True, parts=parts)
+        d_rpb = _d_rpb(d_table, launch, runs).astype(rpb.dtype)
 
-    launch = _launch("attend_mirrored", query, window, scale)
+    launch = _launch("attend_mirrored", query, window, scale, rpb)
     runs, share = launch.shares(batch, heads)
     table = launch.table(rpb, _table_dtype(rpb))
     d_key, d_value = launch(
@@ -82,22 +81,22 @@ def backward(window: Window, scale: float, query, key, value, rpb, out, lse, d_o
     return d_query.reshape(query.shape), d_key.reshape(key.shape), d_value.reshape(value.shape), d_rpb
 
 
-def _d_rpb(sums, plan, runs, window: Window):
-    """Sums the gradient of the logits of all programs, [shares, runs, blocks, N, T, S], to [N, 2k - 1, ...]."""
-    rows = plan.rows[plan.tiles[runs[:, 0], 2]]  # [runs, blocks]
-    queries, keys = math.prod(plan.tile), math.prod(plan.block)
-    count = math.prod(len(axis) for axis in plan.relative)
-    one_hot = jnp.asarray(rows.reshape(-1, 1) == jnp.arange(count), jnp.float32)  # [programs, rows]
-    sums = jnp.sum(sums, axis=0)[..., :queries, :keys]
-    sums = sums.reshape(-1, *sums.shape[2:])  # [programs, N, T, S]
-    table = jnp.einsum("pr,pnts->rnts", one_hot, sums, precision="highest")
-    return bias_gradient(table, plan.relative, window.kernel_size)
+def _d_rpb(sums, launch: Launch, runs):
+    """Sums the gradient of the logits of all programs, [shares, runs, parts, N, chunks held, T, K], to [N, 2k - 1, ...]."""
+    plan = launch.layout
+    heads, held, slots, chunk = sums.shape[3:]
+    rows = plan.rows[plan.tiles[runs[:, 0], 2]].reshape(-1)  # [runs * blocks]
+    sums = jnp.sum(sums, axis=0).reshape(len(rows), -1, heads, held, slots, chunk)
+    sums = sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(rows), heads, slots, -1)  # [runs * blocks, N, T, S]
+    sums = sums[..., : math.prod(plan.tile), : math.prod(plan.block)]
+    one_hot = rows[:, None] == np.arange(math.prod(len(axis) for axis in plan.relative))
+    table = jnp.einsum("pr,pnts->rnts", jnp.asarray(one_hot, jnp.float32), sums, precision="highest")
+    return bias_gradient(table, plan.relative, launch.window.kernel_size)
 
 
-def _launch(kernel: str, query, window: Window, scale: float) -> Launch:
-    spatial, dtype = query.shape[1:-2], query.dtype.name
-    config = choose(kernel, spatial, window, query.shape[-1], dtype, "")
-    return Launch(spatial, window, scale, config, "ieee", mirrored=kernel == "attend_mirrored")
+def _launch(kernel: str, query, window: Window, scale: float, rpb) -> Launch:
+    case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None)
+    return Launch(case.spatial, window, scale, choose(case, ""), "tf32x3", mirrored=kernel == "attend_mirrored")
 
 
 def _flat(*arrays):
