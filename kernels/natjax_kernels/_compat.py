@@ -10,3 +10,17 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
     aval = jax.typeof(x)
     manual = getattr(aval, "mat", None)
     return frozenset(getattr(aval, "vma", ()) if manual is None else manual.varying)
+
+
+def vary_alike(*arrays):
+    """Lets all arrays vary over the same manual mesh axes, as a VJP of our own must: inside shard_map a replicated bias
+    takes its gradient from every shard, and the sum over them belongs to the derivative of this cast.
+    """
+    axes = frozenset().union(*(varying_axes(x) for x in arrays if x is not None))
+    return [x if x is None else vary(x, axes) for x in arrays]
+
+
+def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """Casts a value to one that varies over these manual mesh axes (too)."""
+    lacking = tuple(axes - varying_axes(x))
+    return jax.lax.pcast(x, lacking, to="varying") if lacking else x

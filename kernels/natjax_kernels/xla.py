@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natjax_kernels._compat import varying_axes
+from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, bias_table
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.tiling import scores_per_step, tile_shape
@@ -26,18 +26,7 @@ from natjax_kernels.tiling import scores_per_step, tile_shape
 
 def attend(query, key, value, rpb, *, window: Window, scale: float):
     """Computes the op; arguments are those of `natjax_kernels.neighborhood_attention`, validated and normalised."""
-    return _attend(window, scale, *_vary_alike(query, key, value, rpb))
-
-
-def _vary_alike(*arrays):
-    """Lets all arrays vary over the same manual mesh axes, as a VJP of our own must: inside shard_map a replicated bias
-    takes its gradient from every shard, and the sum over them belongs to the derivative of this cast.
-    """
-    axes = frozenset().union(*(varying_axes(x) for x in arrays if x is not None))
-    return [
-        x if x is None or not (lacking := axes - varying_axes(x)) else jax.lax.pcast(x, tuple(lacking), to="varying")
-        for x in arrays
-    ]
+    return _attend(window, scale, *vary_alike(query, key, value, rpb))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +111,25 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def device() -> jax.Device:
+    """Returns the device that a program traced now would run on by default."""
+    chosen = jax.config.jax_default_device
+    if isinstance(chosen, str):
+        return jax.devices(chosen)[0]
+    return chosen or jax.devices()[0]
+
+
+def device_kind() -> str:
+    """Returns the kind of that device, such as "NVIDIA H200"."""
+    return device().device_kind
+
+
+def float32_products() -> str:
+    """Returns how float32 matrices are multiplied: as three TF32 products, close to float32, or as one where JAX is told so."""
+    asked = str(jax.config.jax_default_matmul_precision).lower()
+    return "tf32" if asked.startswith(("tensorfloat32", "tf32_tf32_f32", "bfloat16", "bf16")) else "tf32x3"
+
+
 def _compile(name, operands, scalars, outputs, grid, static, config: Config):
     import jax_triton
 
@@ -125,6 +143,7 @@ def _compile(name, operands, scalars, outputs, grid, static, config: Config):
         grid=grid,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        compute_capability=round(10 * float(device().compute_capability)),
         **static,
     )
 

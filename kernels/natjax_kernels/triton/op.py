@@ -1,6 +1,6 @@
-"""Neighborhood attention by fused kernels: the op, its derivative, and what they cannot do.
+"""Neighborhood attention by fused kernels: the op and its derivative as calls of kernels.
 
-Letters: B batch, L tokens, N heads, D channels.
+Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S of a halo.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import Case, choose
-from natjax_kernels.triton.launch import Launch
+from natjax_kernels.triton.launch import Launch, device_kind, float32_products
+from natjax_kernels.triton.transforms import Call
+
+_TOKENS, _PER_QUERY = "b s n d", "b n s"
 
 
 def attend(query, key, value, rpb, *, window: Window, scale: float):
     """Computes the op; arguments are those of `natjax_kernels.neighborhood_attention`, validated and normalised."""
-    return _attend(window, scale, query, key, value, rpb)
+    return _attend(window, scale, *vary_alike(query, key, value, rpb))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -30,73 +34,76 @@ def _attend(window, scale, query, key, value, rpb):
 
 
 def _forward(window, scale, query, key, value, rpb):
-    out, lse = forward(window, scale, query, key, value, rpb)
-    return out, (query, key, value, rpb, out, lse)
+    launch = _launch("attend", query, rpb, window, scale)
+    call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY))
+    out, lse = call(*_flat(query, key, value), launch.table(rpb, _table_dtype(rpb)))
+    return out.reshape(query.shape), (query, key, value, rpb, out, lse)
 
 
 def _backward(window, scale, residuals, d_out):
-    return backward(window, scale, *residuals, d_out)
+    query, key, value, rpb, out, lse = residuals
+    queries, keys = (_launch(kernel, query, rpb, window, scale) for kernel in ("attend_backward", "attend_mirrored"))
+    tables = [launch.table(rpb, _table_dtype(rpb)) for launch in (queries, keys)]
+    axes = _table_axes(rpb)
+    call = Call(
+        functools.partial(_run_backward, queries, keys, rpb is not None),
+        (*[_TOKENS] * 5, _PER_QUERY, axes, axes.replace("r", "p").replace("t", "u").replace("k", "l")),
+        (*[_TOKENS] * 3, *([axes] if rpb is not None else [])),
+    )
+    gradients = call(*_flat(query, key, value, d_out), out, lse, *tables)
+    d_rpb = None
+    if rpb is not None:
+        *gradients, d_table = gradients
+        slots, span = (math.prod(sides) for sides in (queries.layout.tile, queries.layout.block))
+        d_rpb = bias_gradient(d_table[:, :, :slots, :span], queries.layout.relative, window.kernel_size).astype(rpb.dtype)
+    return *(x.reshape(y.shape) for x, y in zip(gradients, (query, key, value), strict=True)), d_rpb
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def forward(window: Window, scale: float, query, key, value, rpb):
-    """Returns the output, like query, and the log-sum-exp [B, N, L] in base 2."""
-    launch = _launch("attend", query, window, scale, rpb)
-    q, k, v = _flat(query, key, value)
+def _run(launch: Launch, q, k, v, table):
+    """Returns the output [B, L, N, D] and the log-sum-exp [B, N, L] in base 2."""
     runs, share = launch.shares(q.shape[0], q.shape[2])
-    outputs = [_like(q), _per_query(q)]
-    table = launch.table(rpb, _table_dtype(rpb))
-    out, lse = launch("attend", [q, k, v], outputs, table=table, runs=runs, share=share)
-    return out.reshape(query.shape), lse
+    return launch("attend", [q, k, v], [_like(q), _per_query(q)], table=table, runs=runs, share=share)
 
 
-def backward(window: Window, scale: float, query, key, value, rpb, out, lse, d_out):
-    """Returns dquery, dkey, dvalue and drpb (None without bias)."""
-    launch = _launch("attend_backward", query, window, scale, rpb)
-    q, k, v, o, do = _flat(query, key, value, out, d_out)
+def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, lse, table, mirrored_table):
+    """Returns dquery, dkey, dvalue and, where there is a bias, the table's gradient [rows, N, T, S], summed over the batch."""
     batch, _, heads, _ = q.shape
-    table = launch.table(rpb, _table_dtype(rpb))
-    runs, share = launch.shares(batch, heads)
-    run = functools.partial(launch, "attend_backward", [q, k, v, o, lse, do], table=table, runs=runs, share=share)
-    together = launch.config.resident and rpb is not None
-    parts, held = (1, launch.chunks) if together else (launch.chunks * math.prod(launch.layout.blocks), 1)
-    sums_shape = (math.ceil(batch / share), len(runs), parts, heads, held, launch.config.slots, launch.config.chunk)
-    sums, none = jax.ShapeDtypeStruct(sums_shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    outputs = [_like(q), _per_query(q), sums if together else none]
-    d_query, delta, d_table = run(outputs, D_QUERY=True, D_TABLE=together)
-    d_rpb = None
-    if rpb is not None:
-        if not together:
-            *_, d_table = run([none, none, sums], D_QUERY=False, D_TABLE=True, parts=parts)
-        d_rpb = _d_rpb(d_table, launch, runs).astype(rpb.dtype)
+    runs, share = queries.shares(batch, heads)
+    operands = [q, k, v, out, lse, do]
+    run = functools.partial(queries, "attend_backward", operands, table=table, runs=runs, share=share)
+    together = bias and queries.config.resident
+    parts, held = (1, queries.chunks) if together else (queries.chunks * math.prod(queries.layout.blocks), 1)
+    sums_shape = (math.ceil(batch / share), len(runs), parts, heads, held, queries.config.slots, queries.config.chunk)
+    sums, nothing = jax.ShapeDtypeStruct(sums_shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    outputs = [_like(q), _per_query(q), sums if together else nothing]
+    d_query, delta, d_logits = run(outputs, D_QUERY=True, D_TABLE=together)
+    if bias and not together:
+        *_, d_logits = run([nothing, nothing, sums], D_QUERY=False, D_TABLE=True, parts=parts)
+    d_table = [_sum_by_row(d_logits, queries, runs)] if bias else []
 
-    launch = _launch("attend_mirrored", query, window, scale, rpb)
-    runs, share = launch.shares(batch, heads)
-    table = launch.table(rpb, _table_dtype(rpb))
-    d_key, d_value = launch(
-        "attend_mirrored", [q, k, v, lse, delta, do], [_like(k), _like(v)], table=table, runs=runs, share=share
-    )
-    return d_query.reshape(query.shape), d_key.reshape(key.shape), d_value.reshape(value.shape), d_rpb
+    runs, share = keys.shares(batch, heads)
+    operands = [q, k, v, lse, delta, do]
+    d_keys = keys("attend_mirrored", operands, [_like(k), _like(v)], table=mirrored_table, runs=runs, share=share)
+    return d_query, *d_keys, *d_table
 
 
-def _d_rpb(sums, launch: Launch, runs):
-    """Sums the gradient of the logits of all programs, [shares, runs, parts, N, chunks held, T, K], to [N, 2k - 1, ...]."""
+def _sum_by_row(d_logits, launch: Launch, runs):
+    """Sums what programs hold, [shares, runs, parts, N, chunks held, T, K], over those of a row of the table: [rows, N, T, S]."""
     plan = launch.layout
-    heads, held, slots, chunk = sums.shape[3:]
+    heads, held, slots, chunk = d_logits.shape[3:]
     rows = plan.rows[plan.tiles[runs[:, 0], 2]].reshape(-1)  # [runs * blocks]
-    sums = jnp.sum(sums, axis=0).reshape(len(rows), -1, heads, held, slots, chunk)
+    sums = jnp.sum(d_logits, axis=0).reshape(len(rows), -1, heads, held, slots, chunk)
     sums = sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(rows), heads, slots, -1)  # [runs * blocks, N, T, S]
-    sums = sums[..., : math.prod(plan.tile), : math.prod(plan.block)]
     one_hot = rows[:, None] == np.arange(math.prod(len(axis) for axis in plan.relative))
-    table = jnp.einsum("pr,pnts->rnts", jnp.asarray(one_hot, jnp.float32), sums, precision="highest")
-    return bias_gradient(table, plan.relative, launch.window.kernel_size)
+    return jnp.einsum("pr,pnts->rnts", jnp.asarray(one_hot, jnp.float32), sums, precision="highest")
 
 
-def _launch(kernel: str, query, window: Window, scale: float, rpb) -> Launch:
+def _launch(kernel: str, query, rpb, window: Window, scale: float) -> Launch:
     case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None)
-    return Launch(case.spatial, window, scale, choose(case, ""), "tf32x3", mirrored=kernel == "attend_mirrored")
+    return Launch(case.spatial, window, scale, choose(case, device_kind()), float32_products(), kernel == "attend_mirrored")
 
 
 def _flat(*arrays):
@@ -109,6 +116,10 @@ def _like(x) -> jax.ShapeDtypeStruct:
 
 def _per_query(q) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((q.shape[0], q.shape[2], q.shape[1]), jnp.float32)
+
+
+def _table_axes(rpb) -> str:
+    return "r o t k" if rpb is None else "r n t k"
 
 
 def _table_dtype(rpb) -> Any:
