@@ -15,7 +15,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from natjax_kernels import reference, weights, xla
+from natjax_kernels import reference, triton, weights, xla
 from natjax_kernels.plan import Window
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("natjax")
 
-IMPLEMENTATIONS = {"reference": reference.attend, "xla": xla.attend}
-_NOT_BUILT = {"triton": "the fused NVIDIA GPU kernels are not part of this version"}
+# Modules with `attend` and, where they cannot always run, `why_not`; the first that can is the default.
+IMPLEMENTATIONS = {"triton": triton, "xla": xla, "reference": reference}
 
 
 def neighborhood_attention(
@@ -57,7 +57,8 @@ def neighborhood_attention(
         rpb: relative positional bias [N, 2 * K - 1 per axis], added to the logits of each key by its offset from the query.
             For odd kernel sizes without stride and causality.
         scale: of the logits; D ** -0.5 where None.
-        implementation: "xla", "reference", or None for the best one here. A named one is never replaced by another.
+        implementation: "triton" (fused kernels for NVIDIA GPUs), "xla", "reference", or None for the best one that runs
+            here. A named one is never replaced by another.
 
     Returns:
         [B, *spatial, N, Dv], of the inputs' dtype.
@@ -67,11 +68,11 @@ def neighborhood_attention(
         NotImplementedError: the named implementation cannot run this.
     """
     window, scale = _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb, scale)
-    name, reason = _choose(implementation)
+    name, reason = _choose(implementation, query, value, rpb, window)
     if implementation is None:
-        _log.debug("neighborhood_attention %s %s: %s", query.shape, window, reason)
+        _log.debug("neighborhood_attention %s %s: %s, %s", query.shape, window, name, reason)
     with jax.named_scope(f"neighborhood_attention_{name}"):
-        return IMPLEMENTATIONS[name](query, key, value, rpb, window=window, scale=scale)
+        return IMPLEMENTATIONS[name].attend(query, key, value, rpb, window=window, scale=scale)
 
 
 def neighborhood_attention_with_weights(
@@ -134,26 +135,36 @@ def explain(query: Any, key: Any, value: Any, *, implementation: str | None = No
         ValueError: the op would.
         NotImplementedError: the op would.
     """
-    defaults = {"dilation": 1, "stride": 1, "is_causal": False, "rpb": None, "scale": None}
-    _normalise(query, key, value, **{**defaults, **options})
-    name, reason = _choose(implementation)
+    options = {"dilation": 1, "stride": 1, "is_causal": False, "rpb": None, "scale": None} | options
+    window, _ = _normalise(query, key, value, **options)
+    name, reason = _choose(implementation, query, value, options["rpb"], window)
     return f"{name}: {reason}"
 
 
-def _choose(implementation: str | None) -> tuple[str, str]:
-    if implementation is None:
-        platform = jax.default_backend()
-        return "xla", f"the default on {platform}" + (
-            f"; {_NOT_BUILT['triton']}" if platform in ("gpu", "cuda") else ""
-        )
-    if implementation in _NOT_BUILT:
-        raise NotImplementedError(
-            f"implementation={implementation!r} cannot run: {_NOT_BUILT[implementation]}. Use implementation='xla' or None."
-        )
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(map(repr, (*IMPLEMENTATIONS, *_NOT_BUILT)))
-        raise ValueError(f"implementation must be None or one of {known}; got {implementation!r}.")
-    return implementation, "named by the caller"
+def _choose(implementation: str | None, query, value, rpb, window: Window) -> tuple[str, str]:
+    """Returns the implementation to run and why it is that one."""
+    if implementation is not None:
+        if implementation not in IMPLEMENTATIONS:
+            known = ", ".join(map(repr, IMPLEMENTATIONS))
+            raise ValueError(f"implementation must be None or one of {known}; got {implementation!r}.")
+        reason = _why_not(implementation, query, value, rpb, window, named=True)
+        if reason:
+            raise NotImplementedError(
+                f"implementation={implementation!r} cannot run: {reason}. Use implementation='xla' or None."
+            )
+        return implementation, "named by the caller"
+    passed_over = []
+    for name in IMPLEMENTATIONS:
+        reason = _why_not(name, query, value, rpb, window, named=False)
+        if reason is None:
+            return name, "; ".join(passed_over) or "the fastest one"
+        passed_over.append(f"not {name}, as {reason}")
+    raise AssertionError("xla runs everywhere")
+
+
+def _why_not(name: str, query, value, rpb, window: Window, *, named: bool) -> str | None:
+    why_not = getattr(IMPLEMENTATIONS[name], "why_not", None)
+    return why_not and why_not(query, value, rpb, window, named=named)
 
 
 def _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb, scale) -> tuple[Window, float]:

@@ -18,25 +18,23 @@ _LEAST_CAPABILITY = 8.0  # Ampere
 _LARGEST_TABLE = 2**28  # entries of bias-or-minus-infinity
 
 
-def why_not(query, value, rpb, window: Window) -> str | None:
+def why_not(query, value, rpb, window: Window, *, named: bool = False) -> str | None:
     """Returns why the kernels cannot compute the op for these arguments here, or None where they can."""
-    return _why_not_here() or _why_not_these(query, value, rpb, window)
+    return _why_not_here(named) or _why_not_these(query, value, rpb, window)
 
 
-def _why_not_here() -> str | None:
-    missing = [name for name in ("triton",) + ("jax_triton",) * (not interpreted()) if not importlib.util.find_spec(name)]
-    if not interpreted():
-        here = device()
-        if here.platform not in ("gpu", "cuda"):
-            return f"the fused kernels run on NVIDIA GPUs; this program would run on {here.platform} ({here.device_kind})"
-        capability = getattr(here, "compute_capability", "0")
-        if not capability.replace(".", "").isdigit() or "NVIDIA" not in here.device_kind:
-            return f"the fused kernels run on NVIDIA GPUs; this one is {here.device_kind}"
-        if float(capability) < _LEAST_CAPABILITY:
-            return f"the fused kernels need compute capability {_LEAST_CAPABILITY}; {here.device_kind} has {capability}"
-    if missing:
-        return f"{' and '.join(missing)} cannot be imported: pip install 'natjax[gpu]'"
-    return None
+def _why_not_here(named: bool) -> str | None:
+    if interpreted():
+        return None if named else "Triton's interpreter is for tests, and slow"
+    here = device()
+    if here.platform not in ("gpu", "cuda") or "NVIDIA" not in here.device_kind:
+        return f"the fused kernels run on NVIDIA GPUs and this is {here.device_kind}"
+    if float(here.compute_capability) < _LEAST_CAPABILITY:
+        return (
+            f"the fused kernels need compute capability {_LEAST_CAPABILITY} and {here.device_kind} has {here.compute_capability}"
+        )
+    missing = [name for name in ("triton", "jax_triton") if not importlib.util.find_spec(name)]
+    return f"{' and '.join(missing)} cannot be imported: pip install 'natjax[gpu]'" if missing else None
 
 
 def _why_not_these(query, value, rpb, window: Window) -> str | None:
