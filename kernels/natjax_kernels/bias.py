@@ -31,13 +31,19 @@ def bias_table(relative: Sequence[np.ndarray], rpb, dtype):
     mask = mask.reshape(table_shape(relative))[:, None]
     if rpb is None:
         return jax.lax.optimization_barrier(mask)  # or XLA folds its rows of all tiles into one huge constant
-    return rpb.astype(dtype)[(slice(None), *index)].reshape(-1, *table_shape(relative)).swapaxes(0, 1) + mask
+    table = rpb.astype(dtype)[(slice(None), *index)]  # [N, classes of every axis, T of every axis, S of every axis]
+    for part in (1, 2, 3):  # one at a time, which is what JAX can follow where heads are explicitly sharded
+        table = jax.lax.collapse(table, part, part + rank)
+    return table.swapaxes(0, 1) + mask
 
 
 def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[int]):
     """Sums a table's gradient, [classes, N, T, S], into [N, 2k - 1, ...]: a matrix product with a static 0/1 matrix per axis."""
     rank, heads = len(relative), table.shape[1]
     classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
+    # One axis at a time, for JAX to follow, as above.
+    table = table.reshape(*classes, heads, *table.shape[2:])
+    table = table.reshape(*classes, heads, *queries, table.shape[-1])
     table = table.reshape(*classes, heads, *queries, *keys)
     for axis, kernel in zip(relative, kernel_size, strict=True):
         # Always contracts the first class, query and key axis left, and appends the axis of the bias.

@@ -18,7 +18,7 @@ from natjax_kernels.bias import bias_gradient
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import Case, choose
 from natjax_kernels.triton.launch import Launch, device_kind, float32_products
-from natjax_kernels.triton.transforms import Call
+from natjax_kernels.triton.transforms import Call, sharded_as
 
 _TOKENS, _PER_QUERY = "b s n d", "b n s"
 
@@ -55,8 +55,10 @@ def _backward(window, scale, residuals, d_out):
     if rpb is not None:
         *gradients, d_table = gradients
         slots, span = (math.prod(sides) for sides in (queries.layout.tile, queries.layout.block))
-        d_rpb = bias_gradient(d_table[:, :, :slots, :span], queries.layout.relative, window.kernel_size).astype(rpb.dtype)
-    return *(x.reshape(y.shape) for x, y in zip(gradients, (query, key, value), strict=True)), d_rpb
+        d_rpb = bias_gradient(d_table[:, :, :slots, :span], queries.layout.relative, window.kernel_size)
+        d_rpb = sharded_as(d_rpb.astype(rpb.dtype), rpb)
+    gradients = (sharded_as(x.reshape(y.shape), y) for x, y in zip(gradients, (query, key, value), strict=True))
+    return *gradients, d_rpb
 
 
 _attend.defvjp(_forward, _backward)

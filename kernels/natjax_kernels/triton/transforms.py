@@ -65,7 +65,7 @@ class Call:
     def _on_mesh(self, *arrays):
         varying = frozenset().union(*map(varying_axes, arrays))
         sharding = jax.typeof(arrays[0]).sharding
-        types = sharding.mesh.axis_types if sharding.mesh is not None else ()
+        types = sharding.mesh.axis_types
         if varying or AxisType.Manual in types:
             return [vary(x, varying) for x in self.function(*arrays)]
         if AxisType.Explicit in types:
@@ -93,8 +93,8 @@ class Call:
 
         call = custom_partitioning(jax.jit(lambda *arrays: tuple(self.function(*arrays))))  # jit, as it holds constants
         rule = f"{', '.join(self.operands)} -> {', '.join(self.results)}"
-        others = {*"".join(self.operands + self.results)} - {*"bn "}
-        call.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(sorted(others)))
+        others = dict.fromkeys(axis for axis in "".join(self.operands + self.results) if axis not in "bn ")
+        call.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(others))
         return list(call(*arrays))
 
     def _summed(self, batch, *local):
@@ -111,3 +111,10 @@ def _spec(axes: str, batch, heads) -> P:
 def _padded(spec: P, rank: int) -> tuple:
     return (*spec, *(None,) * (rank - len(spec)))
 
+
+def sharded_as(x, primal):
+    """Gives a gradient its primal's sharding where shardings are part of the type."""
+    sharding = jax.typeof(primal).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types and jax.typeof(x).sharding.spec != sharding.spec:
+        return jax.sharding.reshard(x, sharding.spec)
+    return x

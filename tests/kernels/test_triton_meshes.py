@@ -1,0 +1,122 @@
+"""Calls of the fused kernels on meshes of eight devices: each on what it has, with one all-reduce for the bias's gradient.
+
+The kernels are replaced by arithmetic that treats batch entries and heads as they do; what is under test is how their calls are
+divided. This file is also the script that a process with eight CPU devices runs.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+CASES = ["auto", "auto with the mesh set", "explicit", "explicit with the bias sharded", "shard_map", "shard_map unchecked"]
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """What the script below says of every case."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "error", str(pathlib.Path(__file__))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_meshes_change_nothing(reports, case):
+    assert max(reports[case]["errors"]) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_collectives(reports, case):
+    """The sum of drpb over the batch; where its type is replicated over sharded heads, also its gathering."""
+    expected = ["all-gather", "all-reduce"] if case == "explicit" else ["all-reduce"]
+    assert reports[case]["backward"] == expected
+    assert reports[case]["forward"] == []
+
+
+def main():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    import natjax_kernels.triton.op as op
+    from natjax_kernels import neighborhood_attention
+
+    def forward(launch, q, k, v, table):
+        bias = jnp.sum(jnp.maximum(table.astype(jnp.float32), 0), (0, 2, 3))[:, None]  # [N, 1]
+        return q * k + v * bias, jnp.sum(q * k, -1).swapaxes(1, 2)
+
+    def backward(queries, keys, bias, q, k, v, do, out, lse, table, mirrored_table):
+        lse = lse.swapaxes(1, 2)[..., None]
+        d_table = jnp.einsum("bsnd,bsnd->n", do, v)[:, None, None] * jnp.ones_like(table, jnp.float32)
+        return do * k * lse, do * q, do + out, d_table
+
+    op._run, op._run_backward = forward, backward
+    shape = (16, 9, 8, 4, 16)
+    keys = jax.random.split(jax.random.key(0), 5)
+    *tokens, rpb = (jax.random.normal(key, s) for key, s in zip(keys, [*[shape] * 4, (4, 5, 5)], strict=True))
+    query, key, value, d_out = tokens
+
+    def attend(query, key, value, rpb):
+        return neighborhood_attention(query, key, value, rpb=rpb, kernel_size=3, implementation="triton")
+
+    def gradients(query, key, value, rpb, d_out):
+        out, pull = jax.vjp(attend, query, key, value, rpb)
+        return out, *pull(d_out)
+
+    arguments = (query, key, value, rpb, d_out)
+    expected = jax.jit(gradients)(*arguments)
+
+    def collectives(program):
+        names = re.findall(
+            r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", program.as_text()
+        )
+        return sorted(set(names))
+
+    def report(attend, gradients, arguments):
+        program = jax.jit(gradients).lower(*arguments).compile()
+        got = program(*arguments)
+        pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(got, expected, strict=True)]
+        errors = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs]
+        alone = jax.jit(attend).lower(*arguments[:4]).compile()
+        return {"errors": errors, "backward": collectives(program), "forward": collectives(alone)}
+
+    def on(mesh, rpb_spec):
+        tokens = NamedSharding(mesh, P("data", None, None, "model", None))
+        shardings = (tokens, tokens, tokens, NamedSharding(mesh, rpb_spec), tokens)
+        return [jax.device_put(x, s) for x, s in zip(arguments, shardings, strict=True)]
+
+    auto, explicit = (
+        jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2) for kind in (AxisType.Auto, AxisType.Explicit)
+    )
+    reports = {"auto": report(attend, gradients, on(auto, P()))}
+    with jax.set_mesh(auto):
+        reports["auto with the mesh set"] = report(attend, gradients, on(auto, P()))
+    with jax.set_mesh(explicit):
+        reports["explicit"] = report(attend, gradients, on(explicit, P()))
+        reports["explicit with the bias sharded"] = report(attend, gradients, on(explicit, P("model")))
+    data, whole = P("data"), P()
+    line = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    for name, check in (("shard_map", True), ("shard_map unchecked", False)):
+        local = dict(mesh=line, check_vma=check)
+        out = jax.shard_map(attend, in_specs=(data, data, data, whole), out_specs=data, **local)
+
+        def all_of_them(*args, check=check):
+            results = gradients(*args)
+            # Unchecked, JAX does not know that drpb has to be summed over the shards.
+            return results if check else (*results[:-1], jax.lax.psum(results[-1], "data"))
+
+        specs = {"in_specs": (data, data, data, whole, data), "out_specs": (*[data] * 4, whole)}
+        reports[name] = report(out, jax.shard_map(all_of_them, **specs, **local), arguments)
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main()
