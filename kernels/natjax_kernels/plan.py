@@ -86,7 +86,9 @@ def windows(length: int, kernel: int, dilation: int, stride: int, causal: bool) 
     return start, start + kernel
 
 
-def mirrored_windows(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+def mirrored_windows(
+    length: int, kernel: int, dilation: int, stride: int, causal: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns start and end, [L] each: key i is seen by the queries j * dilation + i % dilation for start[i] <= j < end[i].
 
     They are a run because starts and ends of windows never fall from one query of a group to the next.
@@ -150,7 +152,9 @@ def plan_axis(
     )
 
 
-def plan(spatial: Sequence[int], window: Window, tile: Sequence[int], *, mirrored: bool = False) -> tuple[AxisPlan, ...]:
+def plan(
+    spatial: Sequence[int], window: Window, tile: Sequence[int], *, mirrored: bool = False
+) -> tuple[AxisPlan, ...]:
     """Plans every axis of a map; tiles and classes of the map are the products of those of its axes."""
     return tuple(plan_axis(n, *axis, t, mirrored) for n, axis, t in zip(spatial, window.axes(), tile, strict=True))
 

@@ -13,7 +13,14 @@ import sys
 
 import pytest
 
-CASES = ["auto", "auto with the mesh set", "explicit", "explicit with the bias sharded", "shard_map", "shard_map unchecked"]
+CASES = [
+    "auto",
+    "auto with the mesh set",
+    "explicit",
+    "explicit with the bias sharded",
+    "shard_map",
+    "shard_map unchecked",
+]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +112,7 @@ def main():
     data, whole = P("data"), P()
     line = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     for name, check in (("shard_map", True), ("shard_map unchecked", False)):
-        local = dict(mesh=line, check_vma=check)
+        local = {"mesh": line, "check_vma": check}
         out = jax.shard_map(attend, in_specs=(data, data, data, whole), out_specs=data, **local)
 
         def all_of_them(*args, check=check):

@@ -101,7 +101,9 @@ def test_named_implementations_never_fall_back(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     x = tokens(*MAP)
     for function in (neighborhood_attention, explain):
-        with pytest.raises(NotImplementedError, match="implementation='triton' cannot run: the fused kernels run on NVIDIA"):
+        with pytest.raises(
+            NotImplementedError, match="implementation='triton' cannot run: the fused kernels run on NVIDIA"
+        ):
             function(x, x, x, kernel_size=3, implementation="triton")
 
 

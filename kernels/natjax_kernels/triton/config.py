@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from importlib import resources
+from typing import Any
 
 from natjax_kernels.plan import Window, group_length
 
@@ -79,8 +80,9 @@ def choose(case: Case, device: str) -> Config:
     found = _measured().get(device, {}).get(case.key)
     if found is None:
         return estimate(case)
-    block = found["block"] and tuple(found["block"])
-    return Config(**{**found, "tile": tuple(found["tile"]), "block": block})
+    return dataclasses.replace(
+        Config(**found), tile=tuple(found["tile"]), block=found["block"] and tuple(found["block"])
+    )
 
 
 @functools.lru_cache(maxsize=512)
@@ -119,7 +121,9 @@ def _clocks(case: Case, config: Config) -> float:
     tiles = math.prod(math.ceil(n / t) for n, t in zip(_lengths(case), config.tile, strict=True))
     halo = _halo(case, config.tile)
     block = config.block or halo
-    chunks = math.ceil(math.prod(block) / config.chunk) * math.prod(math.ceil(s / b) for s, b in zip(halo, block, strict=True))
+    chunks = math.ceil(math.prod(block) / config.chunk) * math.prod(
+        math.ceil(s / b) for s, b in zip(halo, block, strict=True)
+    )
     scores = config.slots * chunks * config.chunk
     passes = 2 if case.kernel == "attend_backward" and case.bias and not config.resident else 1
     loaded = 2 * (math.prod(halo) + math.prod(config.tile)) * case.head_dim * (4 if case.dtype == "float32" else 2)
@@ -139,5 +143,5 @@ def _power_of_two(slots: int) -> int:
 
 
 @functools.cache
-def _measured() -> dict[str, dict[str, dict]]:
-    return json.loads(resources.files(__package__).joinpath("configs.json").read_text())
+def _measured() -> dict[str, dict[str, dict[str, Any]]]:
+    return json.loads(resources.files("natjax_kernels.triton").joinpath("configs.json").read_text())

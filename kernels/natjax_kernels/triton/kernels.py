@@ -88,7 +88,9 @@ def _store(pointers, x, owned, D: tl.constexpr, PADDED_D: tl.constexpr):
 
 
 @triton.jit
-def _load_table(table, row, head, chunk, BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr):
+def _load_table(
+    table, row, head, chunk, BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr
+):
     """Loads the bias of one chunk of a block, [T, K]."""
     if BIAS_HEADS == 1:
         head = 0
@@ -259,7 +261,9 @@ def attend_backward(
 
 
 @triton.jit
-def _mirrored_chunk(k, v, q, do, top, mean, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+def _mirrored_chunk(
+    k, v, q, do, top, mean, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
+):
     """Takes one more chunk of queries into the gradients of keys and values; logits are [keys, queries]."""
     s = _dot(k, tl.trans(q), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
     p = tl.exp2(s * _LOG2E - top[None, :])

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,40 +71,44 @@ class Launch:
         share = min(batch, items)
         return self.layout.runs(max(1, items // share)), share
 
-    def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, parts: int = 1, **static):
+    def __call__(
+        self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, parts: int = 1, **static
+    ):
         """Runs the kernel `name` on `arrays`, the first of which is [B, L, N, D]; returns arrays like `outputs`.
 
         `parts` is how many programs share a run: 1, or one for every chunk of its halos.
         """
-        plan, config = self.layout, self.config
-        batch, tokens, heads, channels = arrays[0].shape
-        tokens_first, others = arrays[:3], arrays[3:]
-        padded_d = max(16, 1 << (channels - 1).bit_length())
-        static = {
+        batch, _, heads, channels = arrays[0].shape
+        static |= self.static(heads, table.shape[1], channels)
+        static["UPCAST"] = interpreted() and arrays[0].dtype == jnp.bfloat16
+        tokens, others = arrays[:3], arrays[3:]
+        plan = [jnp.asarray(x, jnp.int32) for x in (self.layout.tiles, runs, self.layout.rows)]
+        grid = (len(runs), heads * parts, math.ceil(batch / share))
+        run = _interpret if interpreted() else _compile
+        return run(name, [*tokens, table, *plan, *others], (batch, share), outputs, grid, static, self.config)
+
+    def static(self, heads: int, bias_heads: int, channels: int) -> dict[str, Any]:
+        """Returns the compile-time arguments that all kernels share."""
+        plan, padded_channels = self.layout, max(16, 1 << (channels - 1).bit_length())
+        return {
             "SCALE": self.scale,
             "TILE": plan.tile,
             "BLOCK": plan.block,
             "BLOCKS": plan.blocks,
             "STEPS": plan.steps,
-            "TOKENS": tokens,
+            "TOKENS": plan.tokens,
             "HEADS": heads,
-            "BIAS_HEADS": table.shape[1],
+            "BIAS_HEADS": bias_heads,
             "D": channels,
-            "PADDED_D": padded_d,
-            "T": config.slots,
-            "K": config.chunk,
+            "PADDED_D": padded_channels,
+            "T": self.config.slots,
+            "K": self.config.chunk,
             "CHUNKS": self.chunks,
-            "RESIDENT": config.resident,
-            "WIDE": tokens * heads * padded_d >= 2**31,
+            "RESIDENT": self.config.resident,
+            "WIDE": plan.tokens * heads * padded_channels >= 2**31,
             "PRECISION": self.precision,
-            "UPCAST": interpreted() and arrays[0].dtype == jnp.bfloat16,
-            **static,
+            "UPCAST": False,
         }
-        plan_arrays = [jnp.asarray(x, jnp.int32) for x in (plan.tiles, runs, plan.rows)]
-        operands = [*tokens_first, table, *plan_arrays, *others]
-        grid = (len(runs), heads * parts, math.ceil(batch / share))
-        run = _interpret if interpreted() else _compile
-        return run(name, operands, (batch, share), outputs, grid, static, config)
 
 
 def interpreted() -> bool:
@@ -113,7 +118,7 @@ def interpreted() -> bool:
 
 def device() -> jax.Device:
     """Returns the device that a program traced now would run on by default."""
-    chosen = jax.config.jax_default_device
+    chosen = jax.config.values["jax_default_device"]
     if isinstance(chosen, str):
         return jax.devices(chosen)[0]
     return chosen or jax.devices()[0]
@@ -126,12 +131,12 @@ def device_kind() -> str:
 
 def float32_products() -> str:
     """Returns how float32 matrices are multiplied: as three TF32 products, close to float32, or as one where JAX is told so."""
-    asked = str(jax.config.jax_default_matmul_precision).lower()
+    asked = str(jax.config.values["jax_default_matmul_precision"]).lower()
     return "tf32" if asked.startswith(("tensorfloat32", "tf32_tf32_f32", "bfloat16", "bf16")) else "tf32x3"
 
 
 def _compile(name, operands, scalars, outputs, grid, static, config: Config):
-    import jax_triton
+    import jax_triton  # ty: ignore[import-not-found]  # of the gpu extra
 
     from natjax_kernels.triton import kernels
 

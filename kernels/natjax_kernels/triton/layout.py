@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -42,17 +43,17 @@ class Layout:
     tiles: np.ndarray
     rows: np.ndarray
     relative: list[np.ndarray]
-    tile: tuple[int, int, int]
-    block: tuple[int, int, int]
-    blocks: tuple[int, int, int]
-    steps: tuple[int, int, int]
+    tile: tuple[int, ...]
+    block: tuple[int, ...]
+    blocks: tuple[int, ...]
+    steps: tuple[int, ...]
     tokens: int
 
     def runs(self, longest: int) -> np.ndarray:
         """Cuts the tiles into runs of one class, [runs, 2] int32: first tile and the one after the last."""
         classes = self.tiles[:, 2]
         edges = [0, *(np.flatnonzero(np.diff(classes)) + 1), len(classes)]
-        runs = [(a, min(a + longest, hi)) for lo, hi in zip(edges, edges[1:], strict=False) for a in range(lo, hi, longest)]
+        runs = [(a, min(a + longest, hi)) for lo, hi in itertools.pairwise(edges) for a in range(lo, hi, longest)]
         return np.asarray(runs, np.int32)
 
 

@@ -105,7 +105,9 @@ def _sum_by_row(d_logits, launch: Launch, runs):
 
 def _launch(kernel: str, query, rpb, window: Window, scale: float) -> Launch:
     case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None)
-    return Launch(case.spatial, window, scale, choose(case, device_kind()), float32_products(), kernel == "attend_mirrored")
+    return Launch(
+        case.spatial, window, scale, choose(case, device_kind()), float32_products(), kernel == "attend_mirrored"
+    )
 
 
 def _flat(*arrays):

@@ -30,9 +30,8 @@ def _why_not_here(named: bool) -> str | None:
     if here.platform not in ("gpu", "cuda") or "NVIDIA" not in here.device_kind:
         return f"the fused kernels run on NVIDIA GPUs and this is {here.device_kind}"
     if float(here.compute_capability) < _LEAST_CAPABILITY:
-        return (
-            f"the fused kernels need compute capability {_LEAST_CAPABILITY} and {here.device_kind} has {here.compute_capability}"
-        )
+        has = f"{here.device_kind} has {here.compute_capability}"
+        return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and {has}"
     missing = [name for name in ("triton", "jax_triton") if not importlib.util.find_spec(name)]
     return f"{' and '.join(missing)} cannot be imported: pip install 'natjax[gpu]'" if missing else None
 

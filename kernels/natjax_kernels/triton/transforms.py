@@ -77,7 +77,11 @@ class Call:
         batch, _, heads, _ = sharding.spec
         inputs, outputs = (tuple(_spec(axes, batch, heads) for axes in many) for many in (self.operands, self.results))
         call = jax.shard_map(
-            lambda *local: self._summed(batch, *local), mesh=sharding.mesh, in_specs=inputs, out_specs=outputs, check_vma=False
+            lambda *local: self._summed(batch, *local),
+            mesh=sharding.mesh,
+            in_specs=inputs,
+            out_specs=outputs,
+            check_vma=False,
         )
         return call(*(jax.sharding.reshard(x, spec) for x, spec in zip(arrays, inputs, strict=True)))
 
@@ -87,7 +91,8 @@ class Call:
         def partition(mesh, operands, results):
             batch, _, heads, _ = _padded(operands[0].sharding.spec, 4)
             inputs, outputs = (
-                tuple(NamedSharding(mesh, _spec(axes, batch, heads)) for axes in many) for many in (self.operands, self.results)
+                tuple(NamedSharding(mesh, _spec(axes, batch, heads)) for axes in many)
+                for many in (self.operands, self.results)
             )
             return mesh, lambda *local: self._summed(batch, *local), outputs, inputs
 
@@ -101,7 +106,9 @@ class Call:
         results = self.function(*local)
         if batch is None:
             return tuple(results)
-        return tuple(x if "b" in axes else jax.lax.psum(x, batch) for x, axes in zip(results, self.results, strict=True))
+        return tuple(
+            x if "b" in axes else jax.lax.psum(x, batch) for x, axes in zip(results, self.results, strict=True)
+        )
 
 
 def _spec(axes: str, batch, heads) -> P:

@@ -1,0 +1,162 @@
+"""What the fused kernels take of a GPU, found by compiling them without one: `python -m benchmarks.resources`.
+
+Compiles every kernel for every architecture and the shapes below with the configurations that natjax would choose, and reads
+registers, stack (spilled registers live there), shared memory and instructions from the machine code. Prints a table and writes
+benchmarks/results/resources.json. Needs Triton, whose wheel carries the assembler and disassembler; no GPU, no CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "resources.json"
+ARCHITECTURES = (80, 89, 90, 100)  # A100, L4, H100 and H200, B200
+MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
+
+# name: (spatial, heads, kernel size, dilation, channels of a head, dtype, bias)
+LEVELS = {
+    f"level {level} dilation {dilation}": ((side, side), heads, 7, dilation, 32, "bfloat16", True)
+    for level, (side, heads, dilations) in enumerate(
+        ((56, 2, (1, 8)), (28, 4, (1, 4)), (14, 8, (1, 2)), (7, 16, (1,))), 1
+    )
+    for dilation in dilations
+}
+OTHERS = {
+    "level 1 float16": ((56, 56), 2, 7, 1, 32, "float16", True),
+    **{f"level {i} float32": (*LEVELS[f"level {i} dilation 1"][:5], "float32", True) for i in (1, 2, 3, 4)},
+    "kernel 11": ((56, 56), 2, 11, 1, 32, "bfloat16", True),
+    "kernel 13": ((56, 56), 2, 13, 1, 32, "bfloat16", True),
+    **{f"{d} channels": ((56, 56), 2, 7, 1, d, "bfloat16", True) for d in (8, 16, 64, 128)},
+    "no bias": ((56, 56), 2, 7, 1, 32, "bfloat16", False),
+    "1-D of 32768": ((32768,), 4, 63, 1, 64, "bfloat16", True),
+    "2-D kernel 80": ((256, 256), 2, 80, 1, 128, "bfloat16", False),
+    "3-D kernel 18 x 24 x 24": ((30, 48, 80), 2, (18, 24, 24), 1, 64, "bfloat16", False),
+}
+SHAPES = LEVELS | OTHERS
+_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def launches(shape):
+    """Returns name, launch and flags of every kernel that a training step runs on a shape."""
+    from natjax_kernels.plan import Window
+    from natjax_kernels.triton.config import KERNELS, Case, estimate
+    from natjax_kernels.triton.launch import Launch
+
+    spatial, _, kernel, dilation, channels, dtype, bias = shape
+    rank = len(spatial)
+    kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
+    window = Window(kernel, (dilation,) * rank, (1,) * rank, (False,) * rank)
+    for name in KERNELS:
+        config = estimate(Case(name, spatial, window, channels, dtype, bias))
+        precision = "tf32x3" if dtype == "float32" else "ieee"
+        launch = Launch(spatial, window, channels**-0.5, config, precision, name == "attend_mirrored")
+        if name != "attend_backward":
+            yield name, launch, {}
+        elif bias and not config.resident:
+            yield name, launch, {"D_QUERY": True, "D_TABLE": False}
+            yield name, launch, {"D_QUERY": False, "D_TABLE": True}
+        else:
+            yield name, launch, {"D_QUERY": True, "D_TABLE": bias}
+
+
+def compile_kernel(name, launch, flags, shape, architecture):
+    """Compiles one kernel; returns what it takes and the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from natjax_kernels.triton import kernels
+
+    _, heads, _, _, channels, dtype, bias = shape
+    function, config = getattr(kernels, name), launch.config
+    constants = launch.static(heads, heads if bias else 1, channels) | flags
+    types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
+    types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32") | dict.fromkeys(("lse", "delta", "d_logits"), "*fp32")
+    types |= {"table": f"*{_TYPES[dtype] if bias else 'bf16'}", "batch": "i32", "share": "i32"}
+    signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs={(function.arg_names.index(argument),): value for argument, value in constants.items()},
+        attrs={
+            (i,): [["tt.divisibility", 16]] for i, a in enumerate(function.arg_names) if signature[a].startswith("*")
+        },
+    )
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    tools = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tools / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    registers, stack, local = (int(re.search(rf"{field}:(\d+)", usage)[1]) for field in ("REG", "STACK", "LOCAL"))
+    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", code, re.MULTILINE)
+    counts = collections.Counter(instructions)
+    return {
+        **dataclasses.asdict(config),
+        **flags,
+        "slots": config.slots,
+        "registers": registers,
+        "stack_bytes": stack + local,
+        "shared_bytes": compiled.metadata.shared,
+        "matrix_instructions": sorted(set(counts) & set(MATRIX_INSTRUCTIONS)),
+        "instructions": len(instructions),
+    }, code
+
+
+def report(architecture, names):
+    """Compiles all kernels of the named shapes, in this process."""
+    rows = []
+    for shape in names:
+        for name, launch, flags in launches(SHAPES[shape]):
+            row, _ = compile_kernel(name, launch, flags, SHAPES[shape], architecture)
+            rows.append({"architecture": architecture, "shape": shape, "kernel": name, **row})
+    return rows
+
+
+def report_apart(architecture, names):
+    """Does so in a process of its own: what is wrong for an architecture can abort the compiler."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.resources", "--architecture", str(architecture), "--shapes", *names]
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Compiling for sm_{architecture} failed with code {done.returncode}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", type=int, help="print the rows of one architecture as JSON; write nothing")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    args = parser.parse_args()
+    if args.architecture:
+        print(json.dumps(report(args.architecture, args.shapes)))
+        return
+    rows = [row for architecture in ARCHITECTURES for row in report_apart(architecture, args.shapes)]
+    for row in rows:
+        print(
+            "sm_{architecture:<4}{shape:26}{kernel:17}{tile!s:12}T {slots:3} K {chunk:3} {num_warps} warps "
+            "{registers:4} registers {stack_bytes:5} B stack {shared_bytes:7} B shared {matrix_instructions}".format(
+                **row
+            )
+        )
+    import triton
+
+    RESULTS.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
