@@ -45,8 +45,8 @@ SHAPES = LEVELS | OTHERS
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def launches(shape):
-    """Returns name, launch and flags of every kernel that a training step runs on a shape."""
+def launches(shape, architecture):
+    """Returns name, launch and flags of every kernel that a training step runs on a shape, as it would on an architecture."""
     from natjax_kernels.plan import Window
     from natjax_kernels.triton.config import KERNELS, Case, estimate
     from natjax_kernels.triton.launch import Launch
@@ -56,7 +56,7 @@ def launches(shape):
     kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
     window = Window(kernel, (dilation,) * rank, (1,) * rank, (False,) * rank)
     for name in KERNELS:
-        config = estimate(Case(name, spatial, window, channels, dtype, bias))
+        config = estimate(Case(name, spatial, window, channels, dtype, bias, architecture))
         precision = "tf32x3" if dtype == "float32" else "ieee"
         launch = Launch(spatial, window, channels**-0.5, config, precision, name == "attend_mirrored")
         if name != "attend_backward":
@@ -120,7 +120,7 @@ def report(architecture, names):
     """Compiles all kernels of the named shapes, in this process."""
     rows = []
     for shape in names:
-        for name, launch, flags in launches(SHAPES[shape]):
+        for name, launch, flags in launches(SHAPES[shape], architecture):
             row, _ = compile_kernel(name, launch, flags, SHAPES[shape], architecture)
             rows.append({"architecture": architecture, "shape": shape, "kernel": name, **row})
     return rows
@@ -129,6 +129,7 @@ def report(architecture, names):
 def report_apart(architecture, names):
     """Does so in a process of its own: what is wrong for an architecture can abort the compiler."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     command = [sys.executable, "-m", "benchmarks.resources", "--architecture", str(architecture), "--shapes", *names]
     root = pathlib.Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)

@@ -58,6 +58,7 @@ class Case:
         head_dim: channels of a head.
         dtype: name of the dtype.
         bias: whether there is a relative positional bias.
+        capability: compute capability of the device, times ten.
     """
 
     kernel: str
@@ -66,6 +67,7 @@ class Case:
     head_dim: int
     dtype: str
     bias: bool
+    capability: int
 
     @property
     def key(self) -> str:
@@ -92,26 +94,42 @@ def estimate(case: Case) -> Config:
 
 
 def candidates(case: Case) -> list[Config]:
-    """Returns configurations that fit a multiprocessor's registers, of tiles that cut every axis evenly."""
+    """Returns configurations that fit a multiprocessor's registers, of tiles that cut every axis evenly.
+
+    What fits was found with `python -m benchmarks.resources`.
+    """
     sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(65))) for n in _lengths(case)]
-    found = []
-    for tile in itertools.product(*sides):
-        if math.prod(tile) > 64:
-            continue
-        keys = math.prod(_halo(case, tile))
-        plain = Config(tile, None, min(64, _power_of_two(keys)), False, 0)
-        plain = dataclasses.replace(plain, num_warps=plain.slots // 16)
-        if case.head_dim > 64 or case.dtype == "float32":
-            plain = dataclasses.replace(plain, chunk=min(32, plain.chunk))
-        if case.kernel == "attend_backward" and case.bias:
-            # The table's gradient stays on chip, so all scores of a tile have to.
-            chunk = _power_of_two(keys)
-            if plain.slots == 16 and chunk <= 256:
-                found.append(dataclasses.replace(plain, chunk=chunk, resident=True, num_warps=max(1, chunk // 32)))
-            elif plain.slots * chunk <= 64 * 64:
-                found.append(dataclasses.replace(plain, chunk=chunk, resident=True))
-        found.append(plain if keys <= 1024 else dataclasses.replace(plain, block=_BOXES[len(tile)]))
-    return found
+    tiles = [tile for tile in itertools.product(*sides) if math.prod(tile) <= 64]
+    return [config for tile in tiles for config in (_streamed(case, tile), _resident(case, tile)) if config is not None]
+
+
+def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
+    """Keys stream by in chunks, each with its part of the table."""
+    halo = math.prod(_halo(case, tile))
+    block = _BOXES[len(tile)] if halo > 1024 else None
+    chunk = 32 if case.dtype == "float32" or case.head_dim > 64 else 64
+    if case.kernel != "attend" and (case.head_dim > 64 or _short_of_registers(case)) and (halo > 64 or chunk < 64):
+        chunk //= 2
+    config = Config(tile, block, min(chunk, _power_of_two(halo)), False, 1)
+    return dataclasses.replace(config, num_warps=config.slots // 16)
+
+
+def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
+    """All keys at once: the gradient of the table stays on chip, next to the table. None where that spills registers."""
+    if case.kernel != "attend_backward" or not case.bias or case.dtype == "float32":
+        return None
+    keys = _power_of_two(math.prod(_halo(case, tile)))
+    config = Config(tile, None, keys, True, 4)
+    if config.slots == 64 and keys <= 64 and case.head_dim <= 32:
+        return dataclasses.replace(config, num_stages=1) if _short_of_registers(case) else config
+    if config.slots == 16 and keys in (128, 256) and case.head_dim >= 32:
+        return dataclasses.replace(config, num_warps=keys // (32 if case.head_dim <= 64 else 16))
+    return None
+
+
+def _short_of_registers(case: Case) -> bool:
+    """Returns whether operands of matrix products have to be in registers, as before Hopper."""
+    return case.capability < 90
 
 
 def _clocks(case: Case, config: Config) -> float:

@@ -17,7 +17,7 @@ from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import Case, choose
-from natjax_kernels.triton.launch import Launch, device_kind, float32_products
+from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products
 from natjax_kernels.triton.transforms import Call, sharded_as
 
 _TOKENS, _PER_QUERY = "b s n d", "b n s"
@@ -104,7 +104,7 @@ def _sum_by_row(d_logits, launch: Launch, runs):
 
 
 def _launch(kernel: str, query, rpb, window: Window, scale: float) -> Launch:
-    case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None)
+    case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability())
     return Launch(
         case.spatial, window, scale, choose(case, device_kind()), float32_products(), kernel == "attend_mirrored"
     )
