@@ -138,6 +138,30 @@ def report_apart(architecture, names):
     return json.loads(done.stdout)
 
 
+def _print_table(rows):
+    """Prints a line for every kernel of a shape; registers (and spilled bytes, if any) for each of the architectures."""
+    print(
+        f"| shape | kernel | {' | '.join(f'sm_{a}' for a in ARCHITECTURES)} | shared kB | on sm_90: tile, T x K, warps |"
+    )
+    print(f"|---|---|{'--:|' * len(ARCHITECTURES)}--:|---|")
+    lines = {}
+    for row in rows:
+        part = {(True, False): " (dquery)", (False, True): " (table)"}.get((row.get("D_QUERY"), row.get("D_TABLE")), "")
+        lines.setdefault((row["shape"], row["kernel"] + part), {})[row["architecture"]] = row
+    for (shape, kernel), found in lines.items():
+        cells = [
+            f"{row['registers']}{f' ({spilled} B)' if (spilled := row['stack_bytes']) else ''}"
+            if (row := found.get(a))
+            else ""
+            for a in ARCHITECTURES
+        ]
+        shared = max(row["shared_bytes"] for row in found.values()) / 1e3
+        row = found.get(90)
+        tile = " x ".join(map(str, row["tile"])) if row else ""
+        config = f"{tile}, {row['slots']} x {row['chunk']}, {row['num_warps']}" if row else ""
+        print(f"| {shape} | `{kernel}` | {' | '.join(cells)} | {shared:.0f} | {config} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", type=int, help="print the rows of one architecture as JSON; write nothing")
@@ -147,13 +171,7 @@ def main():
         print(json.dumps(report(args.architecture, args.shapes)))
         return
     rows = [row for architecture in ARCHITECTURES for row in report_apart(architecture, args.shapes)]
-    for row in rows:
-        print(
-            "sm_{architecture:<4}{shape:26}{kernel:17}{tile!s:12}T {slots:3} K {chunk:3} {num_warps} warps "
-            "{registers:4} registers {stack_bytes:5} B stack {shared_bytes:7} B shared {matrix_instructions}".format(
-                **row
-            )
-        )
+    _print_table(rows)
     import triton
 
     RESULTS.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")

@@ -89,7 +89,7 @@ def choose(case: Case, device: str) -> Config:
 
 @functools.lru_cache(maxsize=512)
 def estimate(case: Case) -> Config:
-    """Returns the configuration of least estimated work."""
+    """Returns the configuration of least estimated work; with the table on chip where that makes no difference to it."""
     return min(candidates(case), key=functools.partial(_clocks, case))
 
 
@@ -100,7 +100,7 @@ def candidates(case: Case) -> list[Config]:
     """
     sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(65))) for n in _lengths(case)]
     tiles = [tile for tile in itertools.product(*sides) if math.prod(tile) <= 64]
-    return [config for tile in tiles for config in (_streamed(case, tile), _resident(case, tile)) if config is not None]
+    return [config for tile in tiles for config in (_resident(case, tile), _streamed(case, tile)) if config is not None]
 
 
 def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
@@ -115,14 +115,15 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
 
 
 def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
-    """All keys at once: the gradient of the table stays on chip, next to the table. None where that spills registers."""
-    if case.kernel != "attend_backward" or not case.bias or case.dtype == "float32":
+    """All keys at once, with their part of the table kept on chip, and its gradient beside it; None where that spills."""
+    if case.dtype == "float32":
         return None
     keys = _power_of_two(math.prod(_halo(case, tile)))
     config = Config(tile, None, keys, True, 4)
+    sums_table = case.kernel == "attend_backward" and case.bias
     if config.slots == 64 and keys <= 64 and case.head_dim <= 32:
-        return dataclasses.replace(config, num_stages=1) if _short_of_registers(case) else config
-    if config.slots == 16 and keys in (128, 256) and case.head_dim >= 32:
+        return dataclasses.replace(config, num_stages=1) if sums_table and _short_of_registers(case) else config
+    if sums_table and config.slots == 16 and keys in (128, 256) and case.head_dim >= 32:
         return dataclasses.replace(config, num_warps=keys // (32 if case.head_dim <= 64 else 16))
     return None
 
@@ -133,7 +134,7 @@ def _short_of_registers(case: Case) -> bool:
 
 
 def _clocks(case: Case, config: Config) -> float:
-    """Estimates a map's clocks: scores (an exponential each, 16 a clock of a multiprocessor) and halos (some 26 bytes a
+    """Estimates a map's clocks: scores (an exponential each, 16 a clock of a multiprocessor), and halos (some 26 bytes a
     clock from the L2 cache). Small tiles load every key many times, large ones compute many scores that the window masks.
     """
     tiles = math.prod(math.ceil(n / t) for n, t in zip(_lengths(case), config.tile, strict=True))
