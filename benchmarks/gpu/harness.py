@@ -6,6 +6,7 @@ same file how it ended. A section that was cut off keeps what it has.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -87,10 +88,8 @@ def run_section(
         except subprocess.TimeoutExpired:
             code, status = None, "timed out"
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
         log.seek(0, os.SEEK_END)
         log.seek(max(0, log.tell() - TAIL))

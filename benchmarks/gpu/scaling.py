@@ -1,0 +1,41 @@
+"""Time and memory of a token as maps grow from 56^2 to 1024^2: both should stay the same (heads of 32 channels, kernel 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.harness import Report
+from benchmarks.gpu.op import time_op
+from benchmarks.gpu.timing import fresh_key
+
+SIDES = (56, 112, 224, 448, 1024)
+FLAT_FROM, FLAT_WITHIN = 112, 0.10
+
+
+def measure(report: Report, rehearse: bool, **_: Any) -> None:
+    """Adds a row per side and direction, and how flat the time of a token is."""
+    key, seed = fresh_key()
+    report.note(seed=seed, target={"flat_from": FLAT_FROM, "within": FLAT_WITHIN})
+    sides, tokens_wanted = ((14, 28), 28 * 28) if rehearse else (SIDES, 1 << 20)
+    for what in ("forward", "both"):
+        times = {}
+        for side in sides:
+            # As many tokens for all, so that every map fills the GPU.
+            case = Case(f"side {side}", max(1, tokens_wanted // side**2), (side, side), 2, 32, (7, 7))
+            row = report.measure(
+                lambda c=case, w=what: time_op(c, w, "bfloat16", "xla" if rehearse else "triton", key),
+                side=side,
+                batch=case.batch,
+                what=what,
+            )
+            if "microseconds" in row:
+                tokens = case.batch * side**2
+                row["nanoseconds_per_token"] = round(row["microseconds"] * 1e3 / tokens, 4)
+                # A program makes several calls, whose temporary memory may be shared or not.
+                row["temporary_bytes_per_token"] = round(row["temporary_bytes"] / tokens / row["calls_a_program"], 1)
+                times[side] = row["nanoseconds_per_token"]
+        kept = [t for side, t in times.items() if side >= FLAT_FROM]
+        if len(kept) > 1:
+            ratio = max(kept) / min(kept)
+            report.note(**{f"{what}_slowest_over_fastest": round(ratio, 3), f"{what}_flat": ratio <= 1 + FLAT_WITHIN})
