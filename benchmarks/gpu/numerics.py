@@ -1,7 +1,7 @@
 """Numerics of the fused kernels: errors beside float64 arithmetic on the same inputs, unwritten outputs, determinism.
 
-Inputs are drawn anew in every run. Before each of the runs that have to agree bitwise, freed memory is filled with NaN, so that
-an output that nobody wrote shows. The suite is the op's: rank, dilation, stride, causality, even kernels, partial tiles, channels.
+Inputs are drawn anew in every run. Before each of the runs that have to agree bitwise, freed memory is filled with NaN, so
+that an output that nobody wrote shows. The suite is the op's: rank, dilation, stride, causality, even kernels, partial tiles.
 """
 
 from __future__ import annotations
