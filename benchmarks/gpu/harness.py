@@ -94,6 +94,8 @@ def run_section(
         log.seek(0, os.SEEK_END)
         log.seek(max(0, log.tell() - TAIL))
         tail = log.read().decode(errors="replace")
+    for partial in path.parent.glob(f".{path.name}.*"):
+        partial.unlink()  # of a write that was cut off
     content = json.loads(path.read_text()) if path.exists() else {"section": section, "rows": []}
     content |= {"status": status, "seconds": round(time.monotonic() - started, 1)}
     if status != "complete":

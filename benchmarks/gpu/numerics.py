@@ -68,7 +68,7 @@ def check(shape, options, bias: bool, dtype: str, key: jax.Array, runs: int) -> 
     kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
     query, key_, value, d_out, rpb = normal(key, *[shape] * 4, (shape[-2], *(2 * k - 1 for k in kernel)), dtype=dtype)
     arguments = (query, key_, value, rpb if bias else None)
-    program = _program("triton", options)
+    program = _program("triton", options).lower(arguments, d_out).compile()
     first = _after_poison(program, arguments, d_out)
     same = True
     for _ in range(runs - 1):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import jax
 
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.harness import Report
@@ -24,18 +27,23 @@ def measure(report: Report, rehearse: bool, **_: Any) -> None:
             # As many tokens for all, so that every map fills the GPU.
             case = Case(f"side {side}", max(1, tokens_wanted // side**2), (side, side), 2, 32, (7, 7))
             row = report.measure(
-                lambda c=case, w=what: time_op(c, w, "bfloat16", "xla" if rehearse else "triton", key),
+                lambda c=case, w=what: per_token(c, w, "xla" if rehearse else "triton", key),
                 side=side,
                 batch=case.batch,
                 what=what,
             )
-            if "microseconds" in row:
-                tokens = case.batch * side**2
-                row["nanoseconds_per_token"] = round(row["microseconds"] * 1e3 / tokens, 4)
-                # A program makes several calls, whose temporary memory may be shared or not.
-                row["temporary_bytes_per_token"] = round(row["temporary_bytes"] / tokens / row["calls_a_program"], 1)
+            if "nanoseconds_per_token" in row:
                 times[side] = row["nanoseconds_per_token"]
         kept = [t for side, t in times.items() if side >= FLAT_FROM]
         if len(kept) > 1:
             ratio = max(kept) / min(kept)
             report.note(**{f"{what}_slowest_over_fastest": round(ratio, 3), f"{what}_flat": ratio <= 1 + FLAT_WITHIN})
+
+
+def per_token(case: Case, what: str, implementation: str, key: jax.Array) -> dict[str, Any]:
+    """Times a case; a program makes several calls, and its temporary memory is taken to be theirs in equal parts."""
+    row = time_op(case, what, "bfloat16", implementation, key)
+    tokens = case.batch * math.prod(case.spatial)
+    row["nanoseconds_per_token"] = round(row["microseconds"] * 1e3 / tokens, 4)
+    row["temporary_bytes_per_token"] = round(row["temporary_bytes"] / tokens / row["calls_a_program"], 1)
+    return row
