@@ -44,7 +44,7 @@ SMALL = {
 }
 
 
-def measure(report: Report, rehearse: bool, **_: Any) -> None:
+def measure(report: Report, rehearse: bool, threads: int) -> None:
     """Adds a row per call and dtype; in a rehearsal the kernels run in Triton's interpreter."""
     key, seed = fresh_key()
     runs = 2 if rehearse else 10
@@ -52,7 +52,7 @@ def measure(report: Report, rehearse: bool, **_: Any) -> None:
     calls = SMALL if rehearse else CALLS
     jobs = [(dtype, name, jax.random.fold_in(key, i)) for dtype in TOLERANCE for i, name in enumerate(calls)]
     # Compiling is most of the time, and the compilers run side by side.
-    with concurrent.futures.ThreadPoolExecutor(1 if rehearse else 8) as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         done = [
             pool.submit(report.measure, lambda j=job: check(*calls[j[1]], j[0], j[2], runs), call=job[1], dtype=job[0])
             for job in sorted(jobs, key=lambda job: job[0] == "float32")

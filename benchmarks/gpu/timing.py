@@ -7,11 +7,12 @@ kernels, which `ceilings` measures with kernels that do next to nothing. Letters
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +42,16 @@ def seconds(
     return middle, high - low
 
 
-def rotation(nbytes: int, most: int = 16) -> int:
+def compile_together(jobs: Mapping[Hashable, Callable[[], Any]], threads: int) -> dict[Any, Callable[[], Any]]:
+    """Runs jobs that compile side by side, and ends when all have; returns functions that return or raise what the jobs did.
+
+    Compiling takes longer than measuring, and must not go on beside it.
+    """
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return {name: pool.submit(job).result for name, job in jobs.items()}
+
+
+def rotation(nbytes: int, most: int = 8) -> int:
     """Returns how many input sets of so many bytes to take in turn."""
     return max(2, min(most, math.ceil(ROTATED_BYTES / nbytes)))
 
