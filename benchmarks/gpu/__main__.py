@@ -29,10 +29,11 @@ def main() -> int:
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
     parser.add_argument("--seconds", type=float, help="budget of every section")
     parser.add_argument("--rehearse", action="store_true", help="all of it in small, on a CPU")
+    parser.add_argument("--threads", type=int, default=8, help="that compile side by side")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # run one section in this process
     args = parser.parse_args()
     if args.inside:
-        inside(args.sections[0], args.out, args.seconds, args.rehearse)
+        inside(args.sections[0], args.out, args.seconds, args.rehearse, args.threads)
         return 0
     out = args.out or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else ROOT / "benchmarks" / "results")
     out = out.resolve()
@@ -41,7 +42,15 @@ def main() -> int:
     for section in args.sections:
         seconds = args.seconds or SECTIONS[section]
         command = [sys.executable, "-m", "benchmarks.gpu", "--inside", "--sections", section]
-        command += ["--out", str(out), "--seconds", str(seconds), *(["--rehearse"] if args.rehearse else [])]
+        command += [
+            "--out",
+            str(out),
+            "--seconds",
+            str(seconds),
+            "--threads",
+            str(args.threads),
+            *(["--rehearse"] if args.rehearse else []),
+        ]
         path = out / f"gpu_{section}.json"
         statuses[section] = run_section(path, section, command, seconds + GRACE, environment(section, args.rehearse))
         print(f"{section}: {statuses[section]}", flush=True)
@@ -54,7 +63,7 @@ def main() -> int:
     return 0 if all(status == "complete" for status in statuses.values()) else 1
 
 
-def inside(section: str, out: pathlib.Path, seconds: float, rehearse: bool) -> None:
+def inside(section: str, out: pathlib.Path, seconds: float, rehearse: bool, threads: int) -> None:
     """Runs a section in this process."""
     path = out / f"gpu_{section}.json"
     import jax
@@ -62,7 +71,7 @@ def inside(section: str, out: pathlib.Path, seconds: float, rehearse: bool) -> N
     if not rehearse and jax.default_backend() != "gpu":
         raise SystemExit(f"This needs a GPU; JAX found {jax.devices()[0].device_kind}. --rehearse runs on a CPU.")
     report = Report(path, section, provenance(rehearsal=rehearse), seconds)
-    importlib.import_module(f"benchmarks.gpu.{section}").measure(report, rehearse)
+    importlib.import_module(f"benchmarks.gpu.{section}").measure(report, rehearse, 1 if rehearse else threads)
     if not report.content["rows"] or all("error" in row for row in report.content["rows"]):
         raise SystemExit("Nothing could be measured; the rows say why.")
 

@@ -25,13 +25,12 @@ GRACE = 10.0  # seconds that a section has to end by itself after its budget
 class Report:
     """The JSON file of a section: {"section", "status", "provenance", "rows", ...}, whole after every change.
 
-    Attributes:
-        deadline: by `time.monotonic`; `measure` skips what would start after it.
+    `measure` skips what would start when the budget of `seconds` is spent.
     """
 
     def __init__(self, path: pathlib.Path, section: str, provenance: dict[str, Any], seconds: float):
         self._path, self._lock = path, threading.Lock()
-        self.deadline = time.monotonic() + seconds
+        self._deadline = time.monotonic() + seconds
         self.content: dict[str, Any] = {"section": section, "status": "running", "provenance": provenance, "rows": []}
         write(path, self.content)
 
@@ -41,10 +40,14 @@ class Report:
             self.content.update(values)
             write(self._path, self.content)
 
+    def time_is_up(self) -> bool:
+        """Whether the budget is spent."""
+        return time.monotonic() > self._deadline
+
     def measure(self, work: Callable[[], dict[str, Any]], **labels: Any) -> dict[str, Any]:
         """Adds and returns a row: the labels and what `work` returns, or the error it raised, or that time is up."""
         started = time.monotonic()
-        if started > self.deadline:
+        if self.time_is_up():
             row = {**labels, "skipped": "the section's time is up"}
         else:
             try:

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.gpu.harness import Report
-from benchmarks.gpu.timing import fresh_key, seconds
+from benchmarks.gpu.timing import compile_together, fresh_key, seconds
 
 BATCH, SIDE = 128, 224
 
+Prepared = tuple[jax.stages.Compiled, Callable[[], jax.Array]]  # a program, and a run of it
 
-def measure(report: Report, rehearse: bool, **_: Any) -> None:
+
+def measure(report: Report, rehearse: bool, threads: int) -> None:
     """Adds a row per model, direction and implementation."""
     key, seed = fresh_key()
     batch, side = (1, 32) if rehearse else (BATCH, SIDE)
     report.note(seed=seed, batch=batch, side=side, parameters="float32; bfloat16 in inference")
-    runs = (
-        [("nat_tiny", "xla")] if rehearse else [("nat_tiny", "triton"), ("dinat_tiny", "triton"), ("nat_tiny", "xla")]
-    )
     changes = {"depths": (1, 1), "num_heads": (1, 2), "embed_dim": 16, "kernel_size": 3} if rehearse else {}
-    for name, implementation in runs:
-        for what, run in (("inference", infer), ("training step", train)):
-            report.measure(
-                lambda r=run, n=name, i=implementation: r(n, i, key, batch, side, changes),
-                model=name,
-                what=what,
-                implementation=implementation,
-            )
+    runs = [("nat_tiny", "triton"), ("dinat_tiny", "triton"), ("nat_tiny", "xla")]
+    for group in (runs[2:],) if rehearse else (runs[:2], runs[2:]):
+        if report.time_is_up():
+            return
+        compiled = compile_together(
+            {
+                (*run, what): functools.partial(prepare, *run, key, batch, side, changes)
+                for run in group
+                for what, prepare in (("inference", infer), ("training step", train))
+            },
+            threads,
+        )
+        for (name, implementation, what), prepared in compiled.items():
+            labels = {"model": name, "what": what, "implementation": implementation}
+            report.measure(lambda p=prepared: row(*p(), batch), **labels)
 
 
-def infer(name: str, implementation: str, key: jax.Array, batch: int, side: int, changes: dict) -> dict[str, Any]:
-    """Times the logits of a batch."""
+def infer(name: str, implementation: str, key: jax.Array, batch: int, side: int, changes: dict) -> Prepared:
+    """Compiles the logits of a batch."""
     from flax import nnx
 
     model = _model(name, implementation, "bfloat16", changes)
@@ -42,11 +49,11 @@ def infer(name: str, implementation: str, key: jax.Array, batch: int, side: int,
     graph, state = nnx.split(model)
     images = jax.random.normal(key, (batch, side, side, 3), "bfloat16")
     program = jax.jit(lambda state, images: nnx.merge(graph, state)(images).logits).lower(state, images).compile()
-    return _row(program, lambda: program(state, images), batch)
+    return program, lambda: program(state, images)
 
 
-def train(name: str, implementation: str, key: jax.Array, batch: int, side: int, changes: dict) -> dict[str, Any]:
-    """Times a step of training, its state donated as a training loop does."""
+def train(name: str, implementation: str, key: jax.Array, batch: int, side: int, changes: dict) -> Prepared:
+    """Compiles a step of training, its state donated as a training loop does."""
     import optax
     from flax import nnx
 
@@ -74,10 +81,7 @@ def train(name: str, implementation: str, key: jax.Array, batch: int, side: int,
         *state, value = program(*state, images, labels)
         return value
 
-    row = _row(program, run, batch)
-    if not math.isfinite(float(run())):
-        raise FloatingPointError("the loss is not finite")
-    return row
+    return program, run
 
 
 def _model(name: str, implementation: str, param_dtype: str, changes: dict):
@@ -88,8 +92,11 @@ def _model(name: str, implementation: str, param_dtype: str, changes: dict):
     )
 
 
-def _row(program, run, batch: int) -> dict[str, Any]:
+def row(program: jax.stages.Compiled, run: Callable[[], jax.Array], batch: int) -> dict[str, Any]:
+    """Times runs of a program, and sees that what comes out are numbers."""
     middle, spread = seconds(run, (), samples=10, limit=2.0)
+    if not jnp.isfinite(run()).all():
+        raise FloatingPointError("the logits or the loss are not finite")
     memory = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return {

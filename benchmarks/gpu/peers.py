@@ -21,23 +21,35 @@ from benchmarks.gpu.timing import rotation
 BATCH, SIDE = 128, 224
 
 
-def measure(report: Report, rehearse: bool, **_: Any) -> None:
+def measure(report: Report, rehearse: bool, threads: int) -> None:
     """Adds rows per peer; the models first, as the comparison of whole models needs them."""
     if not importlib.util.find_spec("torch"):
         report.measure(lambda: {"skipped": "PyTorch cannot be imported"}, peer="all")
         return
-    for name in ("swin_tiny", "convnext_tiny"):
-        for what in ("inference", "training step"):
-            report.measure(lambda n=name, w=what: model_row(n, w, rehearse), peer=name, what=what)
     cases = [Case("rehearsal", 1, (8, 9), 1, 16, (3, 3), 2)] if rehearse else levels(128, 2, "tiny", True)
     cases = sorted(cases, key=lambda case: case.dilation)
-    for what in ("forward", "both"):
-        for peer in ("flex_attention", "cudnn_dense"):
-            for case in cases:
-                if peer == "cudnn_dense" and case.dilation > 1 and not rehearse:
-                    continue  # it is the same as without
-                labels = {"peer": peer, "case": case.name, "dtype": "bfloat16", "bias": peer == "flex_attention"}
-                report.measure(lambda p=peer, c=case, w=what: attention_row(p, c, w, rehearse), what=what, **labels)
+    plain = [case for case in cases if rehearse or case.dilation == 1]  # dilation is nothing to dense attention
+
+    def model(name: str, what: str) -> None:
+        report.measure(lambda: model_row(name, what, rehearse), peer=name, what=what)
+
+    def attention(peer: str, what: str, case: Case) -> None:
+        labels = {"peer": peer, "case": case.name, "dtype": "bfloat16", "bias": peer == "flex_attention"}
+        report.measure(lambda: attention_row(peer, case, what, rehearse), what=what, **labels)
+
+    model("swin_tiny", "inference")
+    for case in plain:
+        attention("flex_attention", "forward", case)
+    for peer, what in (("flex_attention", "both"), ("cudnn_dense", "forward"), ("cudnn_dense", "both")):
+        if not (rehearse and peer == "flex_attention"):  # on CPUs it has no backward
+            for case in plain:
+                attention(peer, what, case)
+    model("swin_tiny", "training step")
+    model("convnext_tiny", "inference")
+    for case in cases:
+        if case not in plain:
+            attention("flex_attention", "forward", case)
+    model("convnext_tiny", "training step")
 
 
 def attention_row(peer: str, case: Case, what: str, rehearse: bool) -> dict[str, Any]:
