@@ -8,6 +8,7 @@ kernels, which `ceilings` measures with kernels that do next to nothing. Letters
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import math
 import os
 import statistics
@@ -58,9 +59,12 @@ def rotation(nbytes: int, most: int = 8) -> int:
 
 def normal(seed: jax.Array, *shapes: tuple[int, ...], dtype: str) -> list[jax.Array]:
     """Returns arrays of normal numbers, drawn on the device."""
-    keys = jax.random.split(seed, len(shapes))
-    draw = jax.jit(lambda key, shape: jax.random.normal(key, shape, dtype), static_argnums=1)
-    return [draw(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    return [_draw(key, shape, dtype) for key, shape in zip(jax.random.split(seed, len(shapes)), shapes, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jax.random.normal(key, shape, dtype)
 
 
 def fresh_key() -> tuple[jax.Array, int]:
