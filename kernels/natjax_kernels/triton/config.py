@@ -13,7 +13,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -82,7 +82,7 @@ _overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVa
 
 
 @contextlib.contextmanager
-def override(case: Case, config: Config) -> Iterator[None]:
+def override(case: Case, config: Config) -> Generator[None]:
     """Has the ops that this thread traces meanwhile use `config` for `case`; ops that were traced before keep theirs."""
     token = _overrides.set({**_overrides.get({}), case.key: config})
     try:
