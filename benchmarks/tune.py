@@ -91,7 +91,7 @@ class Tuner:
         self._case, self._threads, self._deadline = case, threads, deadline
         sets = 1 if case.batch == 1 else rotation(case.nbytes(3, dtype), 4)
         self._arguments = case.arguments(fresh_key()[0], sets, dtype)
-        self._expected = jax.jit(functools.partial(self._call, "xla"))(*self._one())
+        self._expected = jax.jit(functools.partial(self._call, "xla"))(self._arguments[0])
         self._tolerance = 1e-4 if dtype == "float32" else 3e-2
 
     @property
@@ -125,9 +125,9 @@ class Tuner:
             compiled = compile_together({c: functools.partial(self._compile, c) for c in some}, self._threads)
             for config, program in compiled.items():
                 try:
-                    results = program()(*self._arguments)
+                    results = program()(self._arguments)
                     self._check(results[0])
-                    times[config] = seconds(program(), self._arguments, calls=len(results), samples=9, limit=0.3)[0]
+                    times[config] = seconds(program(), (self._arguments,), calls=len(results), samples=9, limit=0.3)[0]
                 except Exception as error:  # too much shared memory, say: the others may do
                     print(f"    {config}: {type(error).__name__}: {str(error)[:160]}", flush=True)
         return times
@@ -139,10 +139,10 @@ class Tuner:
 
         call = functools.partial(self._call, "triton")
         with override(self._tuned, config):
-            program = jax.jit(lambda inputs, rpb: [call(one, rpb) for one in inputs])
-            return program.lower(*self._arguments).compile()
+            program = jax.jit(lambda inputs: [call(one) for one in inputs])
+            return program.lower(self._arguments).compile()
 
-    def _call(self, implementation: str, inputs, rpb):
+    def _call(self, implementation: str, inputs):
         """What needs the kernel: the output, or the gradients that it makes; XLA leaves out what nobody asks for."""
         import jax
 
@@ -152,15 +152,11 @@ class Tuner:
             options = self._case.options()
             return neighborhood_attention(query, key, value, rpb=rpb, **options, implementation=implementation)
 
-        *arrays, d_out = inputs
+        *arguments, d_out = inputs
         if self._tuned.kernel == "attend":
-            return [op(*arrays, rpb)]
-        d_query, d_key, d_value, d_rpb = jax.vjp(op, *arrays, rpb)[1](d_out)
+            return [op(*arguments)]
+        d_query, d_key, d_value, d_rpb = jax.vjp(op, *arguments)[1](d_out)
         return [d_query, d_rpb] if self._tuned.kernel == "attend_backward" else [d_key, d_value]
-
-    def _one(self):
-        inputs, rpb = self._arguments
-        return inputs[0], rpb
 
     def _check(self, results) -> None:
         import jax.numpy as jnp

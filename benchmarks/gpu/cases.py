@@ -53,13 +53,14 @@ class Case:
             found[what] = {"memory": memory, "matrix": matrix, "floor": max(memory, matrix)}
         return found
 
-    def arguments(self, key: jax.Array, sets: int, dtype: str) -> tuple[list[list[jax.Array]], jax.Array | None]:
-        """Returns sets of query, key, value and output gradient, and one bias."""
-        *keys, last = jax.random.split(key, sets + 1)
-        drawn = [normal(k, *[self.shape] * 4, dtype=dtype) for k in keys]
-        if not self.bias:
-            return drawn, None
-        return drawn, normal(last, (self.heads, *(2 * k - 1 for k in self.kernel_size)), dtype=dtype)[0]
+    def arguments(self, key: jax.Array, sets: int, dtype: str) -> list[list[jax.Array | None]]:
+        """Returns sets of query, key, value, bias and output gradient.
+
+        Each has a bias of its own, as every layer of a model does: with one for all, its table would be made once.
+        """
+        bias = [(self.heads, *(2 * k - 1 for k in self.kernel_size))] if self.bias else []
+        drawn = [normal(k, *[self.shape] * 4, *bias, dtype=dtype) for k in jax.random.split(key, sets)]
+        return [[*one[:3], one[4] if self.bias else None, one[3]] for one in drawn]
 
     def options(self) -> dict[str, Any]:
         """The op's options."""

@@ -70,20 +70,20 @@ def compile_op(case: Case, what: str, dtype: str, implementation: str) -> tuple[
     def op(query, key, value, rpb):
         return neighborhood_attention(query, key, value, rpb=rpb, **case.options(), implementation=implementation)
 
-    def call(query, key, value, d_out, rpb):
+    def call(query, key, value, rpb, d_out):
         if what == "forward":
             return op(query, key, value, rpb)
         out, pull = jax.vjp(op, query, key, value, rpb)
         return out, pull(d_out)
 
     shapes = jax.eval_shape(lambda: case.arguments(jax.random.key(0), sets, dtype))
-    return jax.jit(lambda inputs, rpb: [call(*x, rpb) for x in inputs]).lower(*shapes).compile(), sets
+    return jax.jit(lambda inputs: [call(*x) for x in inputs]).lower(shapes).compile(), sets
 
 
 def time_op(case: Case, dtype: str, compiled: tuple[jax.stages.Compiled, int], key: jax.Array) -> dict[str, Any]:
     """Times a compiled program: microseconds of a call, their spread, and bytes beside inputs and outputs."""
     program, sets = compiled
-    middle, spread = seconds(program, case.arguments(key, sets, dtype), calls=sets)
+    middle, spread = seconds(program, (case.arguments(key, sets, dtype),), calls=sets)
     return {
         "microseconds": round(middle * 1e6, 2),
         "spread_microseconds": round(spread * 1e6, 2),
