@@ -23,6 +23,8 @@ import os
 import pathlib
 import re
 
+from benchmarks.provenance import provenance
+
 RESULTS = pathlib.Path(__file__).parent / "results" / "costs.json"
 BATCH = 128
 
@@ -139,7 +141,7 @@ def main():
             low, high = row["at_least"], row["at_most"]
             times = low / row["microseconds"]["memory"]
             print(f"| {row['level']} | {row['kernel']} | {' | '.join(cells)} | {low:.0f} to {high:.0f} | {times:.1f} |")
-    RESULTS.write_text(json.dumps({"batch": BATCH, "gpus": results}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"provenance": provenance(), "batch": BATCH, "gpus": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 
+from benchmarks.provenance import provenance
+
 RESULTS = pathlib.Path(__file__).parent / "results" / "resources.json"
 ARCHITECTURES = (80, 89, 90, 100)  # A100, L4, H100 and H200, B200
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
@@ -172,9 +174,8 @@ def main():
         return
     rows = [row for architecture in ARCHITECTURES for row in report_apart(architecture, args.shapes)]
     _print_table(rows)
-    import triton
-
-    RESULTS.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "
+")
 
 
 if __name__ == "__main__":

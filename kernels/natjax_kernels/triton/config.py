@@ -6,11 +6,14 @@ estimate below.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import itertools
 import json
 import math
+from collections.abc import Generator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -77,8 +80,23 @@ class Case:
         return f"{self.kernel} {window} D{self.head_dim} {self.dtype}{' rpb' * self.bias}"
 
 
+_overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVar("overrides")
+
+
+@contextlib.contextmanager
+def override(case: Case, config: Config) -> Generator[None]:
+    """Has the ops that this thread traces meanwhile use `config` for `case`; ops that were traced before keep theirs."""
+    token = _overrides.set({**_overrides.get({}), case.key: config})
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
 def choose(case: Case, device: str) -> Config:
-    """Returns the measured configuration where there is one for this kind of device, or else an estimate."""
+    """Returns the overriding or else the measured configuration for this kind of device, or else an estimate."""
+    if overriding := _overrides.get({}).get(case.key):
+        return overriding
     found = _measured().get(device, {}).get(case.key)
     if found is None:
         return estimate(case)
