@@ -174,8 +174,7 @@ def main():
         return
     rows = [row for architecture in ARCHITECTURES for row in report_apart(architecture, args.shapes)]
     _print_table(rows)
-    RESULTS.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "
-")
+    RESULTS.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -172,9 +172,11 @@ class Tuner:
 
 
 def _variants(config) -> list:
-    """Returns a configuration with other warps and stages."""
+    """Returns a configuration with other warps, stages and chunks."""
     warps = [w for w in (config.num_warps // 2, config.num_warps, config.num_warps * 2) if 1 <= w <= 8]
-    return [dataclasses.replace(config, num_warps=w, num_stages=s) for w in warps for s in (1, 2, 3, 4)]
+    found = [dataclasses.replace(config, num_warps=w, num_stages=s) for w in warps for s in (1, 2, 3, 4)]
+    chunks = () if config.resident else (config.chunk // 2, config.chunk * 2)
+    return found + [dataclasses.replace(config, chunk=c) for c in chunks if 16 <= c <= 128]
 
 
 def merge(path: pathlib.Path, kind: str, key: str, config) -> None:
