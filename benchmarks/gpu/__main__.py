@@ -17,7 +17,7 @@ from benchmarks.gpu.harness import GRACE, Report, run_section, write
 from benchmarks.provenance import ROOT, provenance
 
 # Seconds of budget, most telling first. What would start later is skipped; 10 seconds more and the section is ended.
-SECTIONS = {"numerics": 80, "op": 110, "models": 90, "peers": 90, "scaling": 40}
+SECTIONS = {"numerics": 70, "op": 90, "models": 130, "peers": 85, "scaling": 35}
 
 
 def main() -> int:
