@@ -1,0 +1,16 @@
+"""The input pipeline: sources of images, what happens to them, and batches in a reproducible order."""
+
+from natjax_train.data.pipeline import Batches, eval_loader, train_loader
+from natjax_train.data.sources import Digits, ImageFolder, Source, open_source
+from natjax_train.data.transforms import eval_processor
+
+__all__ = [
+    "Batches",
+    "Digits",
+    "ImageFolder",
+    "Source",
+    "eval_loader",
+    "eval_processor",
+    "open_source",
+    "train_loader",
+]

@@ -1,0 +1,236 @@
+"""The input pipeline, by Grain: batches of uint8 images, in an order and with randomness that seed and step alone decide.
+
+Batch i of a run holds the same images with the same crops whatever the number of processes, workers and resumptions: the order
+is a permutation by (seed, epoch), the randomness of an image is that of (seed, epoch, index). Grain reads batches ahead, in
+threads or processes, and knows where it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from natjax.errors import ImageError
+from natjax.image_processing import NatImageProcessor
+from natjax_train.data.sources import Source
+from natjax_train.data.transforms import eval_image, train_image
+
+_ENDLESS = 2**40  # batches
+_NAMED = 5  # unreadable images that an error names
+
+
+class _TrainBatches:
+    """A process's part of every batch of an endless run, by the number of the batch."""
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        settings: Any,
+        seed: int,
+        share: slice,
+        image_size: int,
+        num_channels: int,
+    ):
+        self._source, self._batch_size, self._settings, self._seed = source, batch_size, settings, seed
+        self._share, self._image_size, self._num_channels = share, image_size, num_channels
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        number = operator.index(number)
+        epoch, place = divmod(number, len(self._source) // self._batch_size)
+        order = _order(len(self._source), self._seed, epoch)
+        indices = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
+        images, labels, unreadable = [], [], []
+        for index in map(int, indices):
+            rng = np.random.default_rng((self._seed, epoch, index))
+            image, label = self._first_readable(index, rng, unreadable)
+            images.append(image)
+            labels.append(label)
+        return {
+            "image": np.stack(images),
+            "label": np.array(labels, np.int32),
+            "unreadable": np.array(unreadable, np.int64),
+        }
+
+    def _first_readable(self, index: int, rng: np.random.Generator, unreadable: list[int]) -> tuple[np.ndarray, int]:
+        """Prepares an image, or where it cannot be read the next one that can, so that batches keep their size."""
+        for step in range(len(self._source)):
+            candidate = (index + step) % len(self._source)
+            try:
+                item = self._source[candidate]
+                image = train_image(item["image"], rng, self._settings, self._image_size, self._num_channels)
+                return image, item["label"]
+            except (ImageError, OSError):
+                unreadable.append(candidate)
+        raise ImageError("None of the training images can be read.")
+
+
+class _EvalBatches:
+    """A process's part of every batch of one pass, the last of them filled up; `mask` is False where there is no image."""
+
+    def __init__(self, source: Source, batch_size: int, processor: NatImageProcessor, share: slice):
+        self._source, self._batch_size, self._processor, self._share = source, batch_size, processor, share
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // self._batch_size)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        first = operator.index(number) * self._batch_size
+        places = np.arange(first, first + self._batch_size)[self._share]
+        images: list[np.ndarray | None] = []
+        labels, unreadable = [], []
+        for index in map(int, places):
+            image, label = None, 0
+            if index < len(self._source):
+                try:
+                    item = self._source[index]
+                    image, label = eval_image(item["image"], self._processor), item["label"]
+                except (ImageError, OSError):
+                    unreadable.append(index)
+            images.append(image)
+            labels.append(label)
+        blank = next((np.zeros_like(image) for image in images if image is not None), None)
+        if blank is None:  # of the right size, with nothing to see
+            channels = self._processor.num_channels
+            blank = np.zeros_like(eval_image(np.zeros((64, 64, channels), np.uint8), self._processor))
+        return {
+            "image": np.stack([blank if image is None else image for image in images]),
+            "label": np.array(labels, np.int32),
+            "mask": np.array([image is not None for image in images]),
+            "unreadable": np.array(unreadable, np.int64),
+        }
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """An iterator over a process's part of batches that can say where it is and go back there.
+
+    Attributes:
+        unreadable: indices of images that could not be read so far.
+    """
+
+    def __init__(self, batches: Any, source: Source, workers: int, worker_kind: str, max_corrupt: int):
+        self._source, self._max_corrupt = source, max_corrupt
+        threads = workers if worker_kind == "threads" else 0
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads) if threads else 0)
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+        if workers and worker_kind == "processes":
+            if not flags.FLAGS.is_parsed():  # Grain's workers look at flags, which only absl's own main functions parse
+                flags.FLAGS(["natjax"])
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        self._iterator = iter(dataset)
+        self.unreadable: set[int] = set()
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = dict(next(self._iterator))
+        self.unreadable.update(map(int, batch.pop("unreadable")))
+        if len(self.unreadable) > self._max_corrupt:
+            names = [self._source.name(index) for index in sorted(self.unreadable)[:_NAMED]]
+            more = f" and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
+            raise ImageError(
+                f"{len(self.unreadable)} images cannot be read, {self._max_corrupt} are allowed (max_corrupt): "
+                f"{', '.join(names)}{more}. Mend or remove them."
+            )
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position, as JSON holds it."""
+        return {"grain": self._iterator.get_state(), "unreadable": sorted(self.unreadable)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position."""
+        self._iterator.set_state(state["grain"])
+        self.unreadable = set(state["unreadable"])
+
+
+def train_loader(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: int,
+    num_channels: int,
+    augmentation: Any,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    worker_kind: str = "threads",
+) -> Batches:
+    """Returns this process's part of an endless run's batches: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+
+    An epoch has `len(source) // batch_size` batches; the images left over differ from epoch to epoch.
+
+    Args:
+        source: the training images.
+        batch_size: images of a batch over all processes.
+        image_size: side of the images.
+        num_channels: 1 or 3.
+        augmentation: has a `Recipe`'s fields.
+        seed: of order and augmentation.
+        process_index: which process this is.
+        process_count: how many there are; must divide `batch_size`.
+        workers: that read ahead; 0 reads when asked.
+        worker_kind: "threads" or "processes".
+
+    Raises:
+        ValueError: sizes do not fit.
+        ImageError: while iterating, if more than `augmentation.max_corrupt` images cannot be read.
+    """
+    share = _share(batch_size, process_index, process_count)
+    if len(source) < batch_size:
+        raise ValueError(f"batch_size {batch_size} is more than the {len(source)} training images.")
+    batches = _TrainBatches(source, batch_size, augmentation, seed, share, image_size, num_channels)
+    return Batches(batches, source, workers, worker_kind, augmentation.max_corrupt)
+
+
+def eval_loader(
+    source: Source,
+    *,
+    batch_size: int,
+    processor: NatImageProcessor,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    worker_kind: str = "threads",
+    max_corrupt: int = 0,
+) -> Batches:
+    """Returns this process's part of one pass over a source, in its order, with "mask" bool [B] beside image and label.
+
+    Every process gets as many batches of as many images; where there is no image left, or it cannot be read, the mask is False.
+
+    Args:
+        source: the images.
+        batch_size: images of a batch over all processes.
+        processor: how images are prepared; scaling and normalising is left to the device.
+        process_index: which process this is.
+        process_count: how many there are; must divide `batch_size`.
+        workers: that read ahead; 0 reads when asked.
+        worker_kind: "threads" or "processes".
+        max_corrupt: images that may be unreadable.
+
+    Raises:
+        ValueError: sizes do not fit.
+        ImageError: while iterating, if more than `max_corrupt` images cannot be read.
+    """
+    batches = _EvalBatches(source, batch_size, processor, _share(batch_size, process_index, process_count))
+    return Batches(batches, source, workers, worker_kind, max_corrupt)
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size % process_count:
+        raise ValueError(f"batch_size must be a multiple of the {process_count} processes; got {batch_size}.")
+    part = batch_size // process_count
+    return slice(process_index * part, (process_index + 1) * part)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(length: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(length)
