@@ -159,8 +159,7 @@ class Checkpoints:
             self._report(
                 f"The checkpoint of step {candidate} is damaged: {problem or 'unreadable for another process'}"
             )
-            if step is None:
-                self._set_aside(candidate)
+            self._set_aside(candidate)
         if found:
             raise CheckpointError(f"{self._directory}: no good checkpoint among those of steps {found}; start anew.")
         return None
