@@ -7,7 +7,6 @@ Parameters are the nested dicts of `NatForImageClassification`; the schedule is 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
     """Returns the steps of a run, cool-down included."""
-    return math.ceil((recipe.epochs + recipe.cooldown_epochs) * steps_per_epoch)
+    return max(1, round((recipe.epochs + recipe.cooldown_epochs) * steps_per_epoch))
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int, step: Int[Array, ""] | int) -> Float[Array, ""]:
