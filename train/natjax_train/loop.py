@@ -125,6 +125,7 @@ def train(
                 mesh=mesh,
             )
 
+        result = None
         while step < total:
             start = time.perf_counter()
             batch = put_batch(mesh, next(batches))
@@ -152,12 +153,12 @@ def train(
         checkpoints.wait()
         best = checkpoints.best
         if best is not None and best != step:
-            state = checkpoints.restore(like, step=best)
+            state, result = checkpoints.restore(like, step=best), None
         checkpoints.close()
         params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
         if lead:
             export(model, params, recipe, out / "model")
-        result = measure(_averaged(state))
+        result = result or measure(_averaged(state))
         if log:
             log.close()
             pictures.curves(out / "metrics.jsonl", out / "curves.png")
