@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import zlib
 from collections.abc import Awaitable, Callable
@@ -154,6 +155,7 @@ class Checkpoints:
                 state, problem = self._load(candidate, like, data), None
             except Exception as error:  # whatever a damaged file makes of Orbax
                 state, problem = None, _reason(error)
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # where each array's read would say the same
             if _everywhere(problem is None):
                 return state
             self._report(
@@ -161,7 +163,10 @@ class Checkpoints:
             )
             self._set_aside(candidate)
         if found:
-            raise CheckpointError(f"{self._directory}: no good checkpoint among those of steps {found}; start anew.")
+            raise CheckpointError(
+                f"{self._directory}: no good checkpoint among those of steps {found}. They are set aside as damaged-*; "
+                "resuming once more starts anew."
+            )
         return None
 
     def _load(self, step: int, like: TrainState, data: DataIterator | None) -> TrainState:
@@ -257,7 +262,7 @@ def _reason(error: BaseException) -> str:
     while cause := error.__cause__ or error.__context__:
         error = cause
     text = " ".join(str(error).partition(" [tensorstore_spec")[0].split()).removesuffix(".")
-    return text[:400] or type(error).__name__
+    return text[max(0, text.rfind("Error ")) :][:400] or type(error).__name__
 
 
 def _everywhere(fine: bool) -> bool:
