@@ -234,6 +234,10 @@ class Downsampler(nnx.Module):
         return self.norm(self.reduction(x))
 
 
+def _run_layer(layer: NatLayer, x: Array, rngs: nnx.Rngs | None, output_attentions: bool):
+    return layer(x, rngs=rngs, output_attentions=output_attentions)
+
+
 class Level(nnx.Module):
     """Layers of one resolution and the downsampler to the next, if there is one."""
 
@@ -246,13 +250,23 @@ class Level(nnx.Module):
             ]
         )
         self.downsample = Downsampler(make, dim) if index + 1 < config.num_levels else nnx.data(None)
+        self.remat = False
+
+    def set_view(self, remat: bool | None = None):
+        """Args of `nnx.view`:
+        remat: True computes every layer's activations again in the backward pass instead of keeping them.
+        """
+        if remat is not None:
+            self.remat = remat
 
     def __call__(self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False):
         """Returns the map for the next level, the map before downsampling and the last layer's attention weights."""
         weights = None
         for i, layer in enumerate(self.layers):
             # As in Hugging Face, a level shows the weights of its last layer only.
-            x, weights = layer(x, rngs=rngs, output_attentions=output_attentions and i + 1 == len(self.layers))
+            show = output_attentions and i + 1 == len(self.layers)
+            run = nnx.remat(_run_layer, static_argnums=3) if self.remat else _run_layer
+            x, weights = run(layer, x, rngs, show)
         return (x if self.downsample is None else self.downsample(x)), x, weights
 
 

@@ -2,7 +2,8 @@
 
 Nothing here imports jax, numpy or Pillow before a subcommand runs, so that `natjax --help` answers at once. Results go
 to stdout, everything else to stderr. Exit codes: 0 all is well; 1 the command failed, or went on without some of the
-images; 2 wrong usage; 130 interrupted; 141 nobody reads the output any more.
+images; 2 wrong usage; 75 training was told to stop and has saved its state; 130 interrupted; 141 nobody reads the
+output any more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 
 from natjax._version import __version__
-from natjax.cli import classify, convert, demo, features, info, list_models
+from natjax.cli import classify, convert, demo, features, info, list_models, train
 from natjax.cli._output import complain
 
 _COMMANDS = {
@@ -24,6 +25,7 @@ _COMMANDS = {
     "features": features,
     "info": info,
     "list": list_models,
+    "train": train,
     "convert": convert,
     "demo": demo,
 }
@@ -70,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="natjax",
         description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify images, extract features, "
-        "look at models, convert checkpoints.",
+        "look at models, train, convert checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"natjax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

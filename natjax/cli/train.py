@@ -1,0 +1,64 @@
+"""`natjax train`: trains a model by a recipe, on one device or many, and goes on where a run was interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from natjax.cli._output import complain
+from natjax_train.recipes import RECIPES, Recipe, field_types, find_recipe, override
+
+HELP = "train or fine-tune a model"
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, start again with --resume
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments: a few of its own, and every field of a recipe."""
+    parser.add_argument("--recipe", metavar="NAME", help=f"a recipe's JSON file, or one of {', '.join(RECIPES)}")
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder with train/ and val/, or 'digits'")
+    parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder of the run")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run in RUN_DIR ended; start where there is none"
+    )
+    hosts = parser.add_argument_group("several processes", "The same command in each; under SLURM nothing is needed.")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    fields = parser.add_argument_group("recipe", "Each of these overrides a field of the recipe.")
+    meaning = dict(re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", Recipe.__doc__ or "", re.MULTILINE))
+    for name in field_types():
+        help_text = " ".join(meaning[name].replace("`", "").replace("%", "%%").split())
+        names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+        fields.add_argument(*names, dest=f"recipe_{name}", metavar="VALUE", help=help_text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns 75 where SIGTERM ended the run early but safely."""
+    saved = Path(args.out) / "recipe.json"
+    if args.resume and saved.is_file():
+        recipe = find_recipe(str(saved))
+    elif args.recipe:
+        recipe = find_recipe(args.recipe)
+    else:
+        raise ValueError(f"--recipe is needed: a JSON file, or one of {', '.join(RECIPES)}.")
+    texts = {name: getattr(args, f"recipe_{name}") for name in field_types()}
+    recipe = override(recipe, {name: text for name, text in texts.items() if text is not None})
+
+    from natjax_train import mesh
+
+    mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
+    try:
+        from natjax_train import loop
+    except ImportError as error:
+        raise ImportError(f"Training needs more packages ({error}): pip install 'natjax[train]'.") from error
+    import jax
+
+    if jax.process_index() == 0:
+        print(recipe.to_json(), flush=True)  # JSON escapes what could steer a terminal
+    try:
+        loop.train(recipe, args.data, args.out, resume=args.resume, report=complain)
+    except loop.PreemptedError as stopped:
+        complain(str(stopped))
+        return EXIT_PREEMPTED
+    return 0

@@ -1,0 +1,166 @@
+"""Checkpoints: what comes back, which are kept, and what becomes of damaged and unfinished ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from natjax.errors import CheckpointError
+from natjax_train.checkpoints import Checkpoints, digests
+from natjax_train.mesh import make_mesh, state_shardings
+from natjax_train.step import TrainState
+
+# A read that fails ends Orbax's event loop while other reads of it are under way, and these complain to nobody.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class Counter:
+    def __init__(self, position=0):
+        self.position = position
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+def make_state(step):
+    params = {"levels": {0: jnp.arange(640.0).reshape(10, 64) + step, 1: jnp.ones(3)}, "scale": jnp.zeros(())}
+    state = TrainState(jnp.int32(step), jnp.int32(0), params, (params, jnp.int32(step)), None)
+    return jax.device_put(state, state_shardings(make_mesh("data=1"), state))
+
+
+@pytest.fixture(autouse=True)
+def _mesh():
+    with jax.set_mesh(make_mesh("data=1")):
+        yield
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of five steps, of which two and the best are kept."""
+    checkpoints = Checkpoints(tmp_path / "run", 2, print)
+    for step, score in ((1, None), (2, 0.9), (3, 0.5), (4, None), (5, 0.1)):
+        checkpoints.save(make_state(step), Counter(10 * step), '{"model": "nat_mini"}', score)
+    checkpoints.close()
+    return tmp_path / "run"
+
+
+def restore(directory, **options):
+    reports, counter = [], Counter()
+    checkpoints = Checkpoints(directory, 2, reports.append)
+    try:
+        state = checkpoints.restore(jax.eval_shape(lambda: make_state(0)), counter, **options)
+    finally:
+        checkpoints.close()
+    return state, counter.position, reports
+
+
+def test_round_trip(saved):
+    state, position, reports = restore(saved)
+    assert (int(state.step), position, reports) == (5, 50, [])
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, state, make_state(5)))
+    assert json.loads((saved / "5" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"] == {"model": "nat_mini"}
+
+
+def test_kept(saved):
+    checkpoints = Checkpoints(saved, 2, print)
+    assert (checkpoints.steps, checkpoints.best) == ([2, 4, 5], 2)
+    checkpoints.close()
+    assert int(restore(saved, step=2)[0].step) == 2
+
+
+def test_nothing_there(tmp_path):
+    assert restore(tmp_path / "run") == (None, 0, [])
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize("pattern", ["state/ocdbt.process_0/d/*", "data/process-0-of-1.json", "state/manifest.ocdbt"])
+def test_damage(saved, damage, pattern):
+    (path,) = (saved / "5").glob(pattern)
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    state, position, reports = restore(saved)
+    assert (int(state.step), position) == (4, 40)
+    assert len(reports) == 1
+    assert reports[0].startswith("The checkpoint of step 5 is damaged: ")
+    assert (saved / "damaged-5").is_dir()
+
+
+def test_damaged_score(saved):
+    (saved / "5" / "metrics" / "metrics").write_text('{"sco')
+    state, _, reports = restore(saved)
+    assert int(state.step) == 4
+    assert reports == ["The checkpoint of step 5 is damaged: its score is unreadable."]
+
+
+def test_all_damaged(saved):
+    for path in saved.glob("*/state/manifest.ocdbt"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"no good checkpoint among those of steps \[2, 4, 5\]"):
+        restore(saved)
+
+
+def test_unfinished_ones_are_none(saved):
+    (saved / "5").rename(saved / "5.orbax-checkpoint-tmp")  # as after a kill amid saving
+    state, _, reports = restore(saved)
+    assert (int(state.step), reports) == (4, [])
+    checkpoints = Checkpoints(saved, 2, print)
+    checkpoints.save(make_state(5), Counter(50), "{}")
+    checkpoints.close()
+    assert int(restore(saved)[0].step) == 5
+
+
+def test_digests_see_every_element():
+    state = make_state(1)
+    before = digests(state)
+    weights = state.params["levels"][0]
+    swapped = weights.at[0, 0].set(weights[0, 1]).at[0, 1].set(weights[0, 0])
+    state.params["levels"][0] = swapped
+    assert int(jnp.sum(digests(state) != before)) == 1
+    assert digests(jnp.arange(7, dtype=jnp.bfloat16)).dtype == jnp.uint32
+
+
+def test_full_disk(tmp_path):
+    """No file may grow beyond 1000 bytes during the second save."""
+    done = subprocess.run([sys.executable, __file__, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of step 2 could not be written" in done.stdout
+    assert "The earlier ones are intact, the newest is of step 1" in done.stdout
+    state, position, reports = restore(tmp_path / "run")
+    assert (int(state.step), position, reports) == (1, 10, [])
+
+
+def main() -> None:
+    import resource
+
+    checkpoints = Checkpoints(sys.argv[1], 2, print)
+    state = make_state(1)
+    with jax.set_mesh(make_mesh("data=1")):
+        checkpoints.save(state, Counter(10), "{}")
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        try:
+            checkpoints.save(make_state(2), Counter(20), "{}")
+            checkpoints.wait()
+        except CheckpointError as error:
+            print(error)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

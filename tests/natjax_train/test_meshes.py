@@ -1,0 +1,143 @@
+"""Steps on meshes of eight devices: the same losses as on one, and the collectives one expects of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from natjax_train.mesh import parse_mesh
+
+# Micro-batches draw random numbers of their own.
+CASES = ["data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=4,accumulate=2"]
+
+
+def test_parse():
+    assert parse_mesh("", 8) == {"data": 8, "fsdp": 1}
+    assert parse_mesh("data=2, fsdp=4", 8) == {"data": 2, "fsdp": 4}
+
+
+@pytest.mark.parametrize("text", ["8", "data", "data=0", "model=2", "data=-1", "data=2;fsdp=4"])
+def test_bad_meshes(text):
+    with pytest.raises(ValueError, match="mesh must look like"):
+        parse_mesh(text, 8)
+
+
+def test_too_many_devices():
+    with pytest.raises(ValueError, match="needs 16 devices; there are 8"):
+        parse_mesh("data=4,fsdp=4", 8)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES[1:] if "accumulate" not in case])
+def test_losses_agree(reports, case):
+    assert len(reports[case]["losses"]) == 20
+    assert reports[case]["losses"] == pytest.approx(reports["data=1"]["losses"], abs=1e-5)
+    assert reports["data=1"]["losses"][-1] < reports["data=1"]["losses"][0]
+
+
+@pytest.mark.slow
+def test_collectives(reports):
+    kinds = {case: set(report["collectives"]) for case, report in reports.items()}
+    assert kinds["data=1"] == set()
+    assert reports["data=8"]["collectives"] == {"all-reduce": 1}  # of all gradients at once, so after the last of them
+    assert kinds["data=2,fsdp=4"] == kinds["fsdp=8"] == {"all-gather", "all-reduce"}
+    assert kinds["data=4,accumulate=2"] == {"all-reduce"}
+
+
+@pytest.mark.slow
+def test_parameters_are_split(reports):
+    assert reports["data=8"]["split"] == 0
+    assert reports["data=2,fsdp=4"]["split"] == reports["data=2,fsdp=4"]["gathers"] > 3  # each is gathered once
+    assert reports["data=2,fsdp=4"]["moments split"] == 2 * reports["data=2,fsdp=4"]["split"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_attention_needs_no_other_device(reports, case):
+    assert reports[case]["in attention"] == 0
+
+
+def main() -> None:
+    import collections
+    import re
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    import natjax
+    from natjax_train import mesh as meshes
+    from natjax_train import optim, step
+    from natjax_train.recipes import RECIPES, override
+
+    config = natjax.NatConfig(
+        num_channels=1, embed_dim=32, depths=(1, 2), num_heads=(1, 2), kernel_size=3, num_labels=4, drop_path_rate=0.2
+    )
+    base = override(
+        RECIPES["digits"], {"batch_size": "16", "base_batch_size": "16", "warmup_epochs": "0", "epochs": "4"}
+    )
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (20, 16))
+    images = (rng.integers(0, 90, (20, 16, 32, 32, 1)) + 40 * labels[..., None, None, None]).astype(np.uint8)
+
+    def prepare(key, batch):
+        pixel_values = batch["image"] / 255 + 0.05 * jax.random.normal(key, batch["image"].shape)
+        return pixel_values, jax.nn.one_hot(batch["label"], 4)
+
+    def split(tree):
+        return sum(any(leaf.sharding.spec) for leaf in jax.tree.leaves(tree))
+
+    reports = {}
+    for case in CASES:
+        text, _, accumulate = case.partition(",accumulate=")
+        recipe = override(base, {"mesh": text, "accumulate": accumulate or "1"})
+        mesh = meshes.make_mesh(text)
+        meshes.check_batch(mesh, recipe.batch_size, recipe.accumulate)
+        with jax.set_mesh(mesh):
+            model = natjax.NatForImageClassification(config, rngs=nnx.Rngs(0))
+            graphdef, state = nnx.split(nnx.view(model, deterministic=False))
+            params = nnx.to_pure_dict(state)
+            factors = optim.learning_rate_factors(params, recipe)
+            optimizer = optim.make_optimizer(recipe, factors)
+            train_step = step.make_train_step(graphdef, optimizer, factors, prepare, recipe, 20)
+            state = step.init_state(params, optimizer, recipe)
+            state = jax.device_put(state, meshes.state_shardings(mesh, state))
+            batches = [
+                meshes.put_batch(mesh, {"image": image, "label": label.astype(np.int32)})
+                for image, label in zip(images, labels, strict=True)
+            ]
+            hlo = train_step.lower(state, batches[0]).compile().as_text()
+            ops = re.findall(r"= .*?[ )](all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\((.*)", hlo)
+            inside = [rest for kind, rest in ops if "neighborhood_attention" in rest and kind != "all-reduce"]
+            report = {
+                "collectives": dict(collections.Counter(kind for kind, _ in ops)),
+                "gathers": sum(kind == "all-gather" for kind, _ in ops),
+                "in attention": len(inside),
+                "split": split(state.params),
+                "moments split": split(state.opt_state),
+                "losses": [],
+            }
+            for batch in batches:
+                state, metrics = train_step(state, batch)
+                report["losses"].append(float(metrics["loss"]))
+            assert split(state.params) == report["split"]
+            assert jnp.isfinite(metrics["grad_norms"]).all()
+        reports[case] = report
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Where a run's model comes from and what becomes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import natjax
+from natjax_train.model import export, initial_model
+from natjax_train.recipes import RECIPES
+
+DIGITS = tuple("0123456789")
+EMBEDDED = str(pathlib.Path(natjax.__file__).parent / "demo" / "digits")
+
+
+def test_custom():
+    model = initial_model(RECIPES["digits"], DIGITS)
+    assert (model.config.embed_dim, model.config.num_labels, model.config.id2label[3]) == (16, 10, "3")
+
+
+def test_preset():
+    recipe = dataclasses.replace(
+        RECIPES["nat_mini"], model_config={"depths": (1,), "num_heads": (2,)}, drop_path_rate=0.4
+    )
+    model = initial_model(recipe, ("cat", "dog"))
+    assert (model.config.num_labels, model.config.drop_path_rate) == (2, 0.4)
+
+
+def test_checkpoint_keeps_its_head_for_its_classes():
+    recipe = dataclasses.replace(RECIPES["digits"], model=EMBEDDED, model_config={})
+    original = natjax.NatForImageClassification.from_pretrained(EMBEDDED)
+    same, other = initial_model(recipe, DIGITS), initial_model(recipe, ("cat", "dog", "cow"))
+    np.testing.assert_array_equal(same.classifier.kernel[...], original.classifier.kernel[...])
+    assert other.classifier.kernel.shape == (64, 3)
+    np.testing.assert_array_equal(other.nat.layernorm.scale[...], original.nat.layernorm.scale[...])
+    assert dict(other.config.id2label) == {0: "cat", 1: "dog", 2: "cow"}
+
+
+def test_channels():
+    with pytest.raises(ValueError, match="image_mean must have one number for each of the model's 1"):
+        initial_model(dataclasses.replace(RECIPES["digits"], image_mean=(0.5,) * 3, image_std=(0.5,) * 3), DIGITS)
+
+
+def test_bfloat16():
+    model = initial_model(dataclasses.replace(RECIPES["digits"], dtype="bfloat16"), DIGITS)
+    assert model(jnp.ones((1, 32, 32, 1))).logits.dtype == jnp.bfloat16
+    assert model.classifier.kernel.dtype == jnp.float32
+
+
+def test_export(tmp_path):
+    recipe = dataclasses.replace(RECIPES["digits"], crop=True, crop_pct=0.8, interpolation="bicubic")
+    model = initial_model(recipe, DIGITS)
+    params = nnx.to_pure_dict(nnx.state(model))
+    params["classifier"]["bias"] = np.arange(10, dtype=np.float32)
+    export(model, params, recipe, tmp_path / "model")
+    loaded = natjax.NatForImageClassification.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.classifier.bias[...], np.arange(10))
+    assert not np.asarray(model.classifier.bias[...]).any()  # the run's own model is as it was
+    processor = natjax.NatImageProcessor.from_pretrained(tmp_path / "model")
+    assert (processor.size, processor.crop_size) == ({"shortest_edge": 80}, {"height": 64, "width": 64})
+    assert (processor.resample, processor.image_mean) == (3, (0.5,))

@@ -1,0 +1,98 @@
+"""Recipes: presets after the papers, JSON round trip, overrides as text, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+import natjax
+from natjax_train.recipes import RECIPES, Recipe, find_recipe, override
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_round_trip(name):
+    assert Recipe.from_json(RECIPES[name].to_json()) == RECIPES[name]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name in natjax.list_models() and "384" not in name])
+def test_papers(name):
+    recipe = RECIPES[name]
+    assert recipe.model == name
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs) == (300, 20, 10)
+    assert (recipe.peak_learning_rate, recipe.batch_size, recipe.weight_decay) == (1e-3, 1024, 0.05)
+    assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert recipe.auto_augment == "rand-m9-mstd0.5-inc1"
+
+
+def test_learning_rate_follows_the_batch_size():
+    assert override(RECIPES["nat_mini"], {"batch_size": "256"}).peak_learning_rate == pytest.approx(2.5e-4)
+
+
+def test_large_recipe_is_the_preset():
+    dilations = RECIPES["dinat_large_384"].model_config["dilations"]
+    assert natjax.get_config("dinat_large_384").dilations == tuple(map(tuple, dilations))
+
+
+def test_overrides():
+    changed = override(
+        RECIPES["nat_mini"],
+        {
+            "epochs": "3",
+            "warmup_epochs": "0.5",
+            "remat": "true",
+            "ema_decay": "0.999",
+            "drop_path_rate": "none",
+            "crop_scale": "0.5,1",
+            "model_config": '{"kernel_size": 5}',
+            "mesh": "data=2",
+        },
+    )
+    assert (changed.epochs, changed.remat, changed.ema_decay, changed.drop_path_rate) == (3, True, 0.999, None)
+    assert (changed.crop_scale, changed.model_config, changed.mesh) == ((0.5, 1.0), {"kernel_size": 5}, "data=2")
+    assert changed.warmup_epochs == 0.5
+    assert RECIPES["nat_mini"].epochs == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": "3"}, "Did you mean epochs"),
+        ({"epochs": "many"}, "epochs must be a finite number; got 'many'"),
+        ({"batch_size": "1.5"}, "batch_size must be a whole number"),
+        ({"remat": "maybe"}, "remat must be true or false"),
+        ({"mixup_prob": "2"}, "mixup_prob must be between 0 and 1"),
+        ({"learning_rate": "nan"}, "learning_rate must be a finite number"),
+        ({"learning_rate": "-1"}, "learning_rate must be more than 0"),
+        ({"dtype": "float16"}, "dtype must be 'float32' or 'bfloat16'"),
+        ({"accumulate": "3"}, "accumulate must divide batch_size"),
+        ({"warmup_epochs": "400"}, "warmup_epochs must be at most epochs"),
+        ({"model_config": "[1]"}, "model_config must be a JSON object"),
+        ({"model_config": "{"}, "model_config must be a JSON object"),
+        ({"crop_ratio": "2,1"}, "crop_ratio must be two numbers"),
+        ({"image_mean": "0.5"}, "one number per channel"),
+        ({"seed": "-1"}, "seed must be at least 0"),
+    ],
+)
+def test_bad_overrides(changes, message):
+    with pytest.raises(ValueError, match=message):
+        override(RECIPES["nat_mini"], changes)
+
+
+def test_bad_documents():
+    with pytest.raises(ValueError, match="JSON object"):
+        Recipe.from_json("[]")
+    with pytest.raises(ValueError, match="no field 'modle'"):
+        Recipe.from_json('{"modle": "nat_mini"}')
+    with pytest.raises(ValueError, match="needs a model"):
+        Recipe.from_json("{}")
+    with pytest.raises(ValueError, match="epochs must be a finite number"):
+        Recipe.from_json('{"model": "nat_mini", "epochs": "3"}')
+
+
+def test_find(tmp_path):
+    recipe = dataclasses.replace(RECIPES["digits"], epochs=6.0)
+    (tmp_path / "mine.json").write_text(recipe.to_json(), encoding="utf-8")
+    assert find_recipe(str(tmp_path / "mine.json")) == recipe
+    with pytest.raises(ValueError, match="Did you mean nat_mini"):
+        find_recipe("nat-mini")

@@ -1,0 +1,196 @@
+"""Whole runs of `natjax train` as processes of their own: interrupted in every way, resumed, on meshes and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import natjax
+
+pytestmark = pytest.mark.slow
+
+MODEL = {
+    "num_channels": 1,
+    "embed_dim": 16,
+    "depths": [1, 1],
+    "num_heads": [1, 2],
+    "kernel_size": 3,
+    "drop_path_rate": 0.1,
+}
+SETTINGS = {
+    "image_size": 32,
+    "batch_size": 16,
+    "epochs": 0.34,  # 30 steps
+    "warmup_epochs": 0.05,
+    "eval_every": 0.12,
+    "save_every": 1,
+    "log_every": 1,
+    "ema_decay": 0.9,
+    "model_config": json.dumps(MODEL),
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts `natjax train` in a folder, with a cache of compiled steps for all runs of this file."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def start(out, *arguments, devices=1, **settings):
+        env = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        fields = [f"--{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
+        command = [sys.executable, "-m", "natjax", "train", "--recipe=digits", "--data=digits", f"--out={out}"]
+        return subprocess.Popen(
+            [*command, *fields, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert finish(start(out))[0] == 0
+    return out
+
+
+def finish(process):
+    """Returns the exit code and what the process said."""
+    messages = process.communicate(timeout=300)[1]
+    return process.returncode, messages
+
+
+def lines(out):
+    path = out / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def losses(out):
+    return [line["loss"] for line in lines(out) if "lr" in line]
+
+
+def wait_for(process, out, steps):
+    while process.poll() is None and len(losses(out)) < steps:
+        time.sleep(0.02)
+
+
+def test_a_run(undisturbed):
+    assert len(losses(undisturbed)) == 30
+    assert json.loads((undisturbed / "recipe.json").read_text())["epochs"] == 0.34
+    model = natjax.NatForImageClassification.from_pretrained(undisturbed / "model")
+    assert model.config.num_labels == 10
+    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir() if int(p.name) >= 29) == ["29", "30"]
+
+
+def test_same_again(start, undisturbed, tmp_path):
+    assert finish(start(tmp_path / "run"))[0] == 0
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    weights = [(out / "model" / "model.safetensors").read_bytes() for out in (undisturbed, tmp_path / "run")]
+    assert weights[0] == weights[1]
+    code, messages = finish(start(tmp_path / "run"))
+    assert code == 1
+    assert "holds a run already: go on with --resume" in messages
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kill(start, undisturbed, tmp_path, seed):
+    """Five kills each, at random moments; checkpoints are written all the time."""
+    rng, out, code = random.Random(seed), tmp_path / "run", None
+    for _ in range(5):
+        process = start(out, "--resume")
+        wait_for(process, out, len(losses(out)) + rng.randint(0, 5))
+        time.sleep(rng.random() / 3)
+        process.kill()
+        code, messages = finish(process)
+        assert code in (-signal.SIGKILL, 0), messages
+    code, messages = finish(start(out, "--resume"))
+    assert code == 0, messages
+    assert "damaged" not in messages
+    assert losses(out) == losses(undisturbed)
+    assert [line["top1"] for line in lines(out) if "top1" in line] == [
+        line["top1"] for line in lines(undisturbed) if "top1" in line
+    ]
+
+
+def test_sigterm(start, undisturbed, tmp_path):
+    process = start(tmp_path / "run", save_every=0)
+    wait_for(process, tmp_path / "run", 3)
+    process.terminate()
+    code, messages = finish(process)
+    assert code == 75, messages
+    assert "SIGTERM: saved after step" in messages
+    assert finish(start(tmp_path / "run", "--resume", save_every=0))[0] == 0
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def stop_early(start, out, **options):
+    process = start(out, **options)
+    wait_for(process, out, 6)
+    process.terminate()
+    assert finish(process)[0] == 75
+
+
+def test_damage(start, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    stop_early(start, out)
+    newest = max(int(path.name) for path in (out / "checkpoints").iterdir())
+    for path in (out / "checkpoints" / str(newest) / "state" / "ocdbt.process_0" / "d").iterdir():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 4
+        path.write_bytes(content)
+    code, messages = finish(start(out, "--resume"))
+    assert code == 0, messages
+    assert f"The checkpoint of step {newest} is damaged" in messages
+    assert f"Goes on after step {newest - 1} of 30" in messages
+    assert losses(out) == losses(undisturbed)
+
+
+def test_another_mesh(start, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    stop_early(start, out, devices=8, mesh="data=2,fsdp=4")
+    assert finish(start(out, "--resume", devices=2, mesh="data=2"))[0] == 0
+    assert losses(out) == pytest.approx(losses(undisturbed), abs=2e-5)
+
+
+def test_nan(start, tmp_path):
+    code, messages = finish(start(tmp_path / "run", learning_rate=1e30, warmup_learning_rate=1e30, clip_norm="none"))
+    assert code == 1
+    assert "Step 2 is not finite: loss nan" in messages
+    assert "The last good checkpoint is of step 1." in messages
+    assert "classifier.kernel" in messages
+
+
+def test_nan_skipped(start, tmp_path):
+    settings = {"learning_rate": 1e30, "warmup_learning_rate": 1e30, "skip_nonfinite": "true", "clip_norm": "none"}
+    code, messages = finish(start(tmp_path / "run", epochs=0.06, **settings))
+    assert code == 0, messages
+    assert messages.count("It is left out.") >= 3
+
+
+def test_two_processes(start, undisturbed, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    hosts = [
+        start(tmp_path / "run", f"--coordinator={address}", "--processes=2", f"--process={i}", save_every=10)
+        for i in range(2)
+    ]
+    for code, messages in map(finish, hosts):
+        assert code == 0, messages
+    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), abs=2e-5)

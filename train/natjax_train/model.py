@@ -1,0 +1,82 @@
+"""The model a run starts from, and the folder it ends as: Hugging Face's format, which `natjax classify` loads."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from natjax.configuration import NatConfig
+from natjax.image_processing import NatImageProcessor
+from natjax.modeling import NatForImageClassification
+from natjax.presets import PRESETS, get_config
+from natjax_train.recipes import Recipe
+
+
+def initial_model(recipe: Recipe, class_names: Sequence[str]) -> NatForImageClassification:
+    """Returns the recipe's model for these classes. A checkpoint keeps its classifier where its classes are the same.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ValueError: the recipe's fields do not fit the model.
+    """
+    rngs = nnx.Rngs(recipe.seed)
+    options: dict[str, Any] = {"dtype": jnp.bfloat16 if recipe.dtype == "bfloat16" else None, "rngs": rngs}
+    changes = dict(recipe.model_config)
+    if recipe.drop_path_rate is not None:
+        changes["drop_path_rate"] = recipe.drop_path_rate
+    labels = {"id2label": dict(enumerate(class_names))}
+    if recipe.model == "custom":
+        model = NatForImageClassification(NatConfig(**changes, **labels), **options)
+    elif recipe.model in PRESETS:
+        model = NatForImageClassification(get_config(recipe.model, **changes, **labels), **options)
+    else:
+        options["resize_biases"] = True
+        model = NatForImageClassification.from_pretrained(recipe.model, **changes, **options)
+        if model.config.id2label != labels["id2label"]:
+            model = NatForImageClassification.from_pretrained(
+                recipe.model, **changes, **labels, **options, replace_head=True
+            )
+    if len(recipe.image_mean) != model.config.num_channels:
+        raise ValueError(
+            f"image_mean must have one number for each of the model's {model.config.num_channels} channel(s); "
+            f"got {recipe.image_mean}."
+        )
+    return model
+
+
+def split_model(model: NatForImageClassification, *, remat: bool = False) -> tuple[Any, Any, Any]:
+    """Returns the graphdefs of the training and of the evaluation view, and the params as a nested dict."""
+    graphdef, _ = nnx.split(nnx.view(model, deterministic=False, remat=remat))
+    evaluation, state = nnx.split(model)
+    return graphdef, evaluation, nnx.to_pure_dict(state)
+
+
+def export(model: NatForImageClassification, params: Any, recipe: Recipe, directory: str | os.PathLike) -> None:
+    """Saves the model with these params, and the image processor that prepares images as the run's evaluation did.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    graphdef, state = nnx.split(model)
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
+    size = recipe.image_size
+    crop: dict[str, Any] = {"size": size}
+    if recipe.crop:
+        crop = {
+            "size": {"shortest_edge": math.floor(size / recipe.crop_pct)},
+            "do_center_crop": True,
+            "crop_size": size,
+        }
+    processor = NatImageProcessor(
+        **crop,
+        resample=3 if recipe.interpolation == "bicubic" else 2,
+        image_mean=recipe.image_mean,
+        image_std=recipe.image_std,
+    )
+    nnx.merge(graphdef, state).save_pretrained(directory, processor=processor)

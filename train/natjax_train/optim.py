@@ -1,0 +1,96 @@
+"""The optimiser: AdamW without decay on biases, norms, positional biases and layer scales; the schedule of the learning rate;
+layer-wise decay and frozen backbones as factors of it; the averaged weights (EMA).
+
+Parameters are the nested dicts of `NatForImageClassification`; the schedule is timm's, per step (what the papers trained with).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from natjax_train.recipes import Recipe
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+
+def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Returns the steps of a run, cool-down included."""
+    return max(1, round((recipe.epochs + recipe.cooldown_epochs) * steps_per_epoch))
+
+
+def learning_rate(recipe: Recipe, steps_per_epoch: int, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """Returns the rate of a step, float32: linear warm-up, fall by cosine or line, cool-down.
+
+    As in timm, the fall is a function of all of `epochs`, the warm-up hides its beginning.
+    """
+    peak, least = recipe.peak_learning_rate, recipe.min_learning_rate
+    step = jnp.asarray(step, jnp.float32)
+    fraction = jnp.minimum(step / (recipe.epochs * steps_per_epoch), 1.0)
+    height = (1 + jnp.cos(jnp.pi * fraction)) / 2 if recipe.schedule == "cosine" else 1 - fraction
+    fall = least + (peak - least) * height
+    warmup = recipe.warmup_epochs * steps_per_epoch
+    rise = recipe.warmup_learning_rate + (peak - recipe.warmup_learning_rate) * step / max(warmup, 1.0)
+    return jnp.where(step < warmup, rise, fall)
+
+
+def decay_mask(params: Any) -> Any:
+    """Returns which parameters decay: weights of linear layers and convolutions, and nothing else."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def learning_rate_factors(params: Any, recipe: Recipe) -> Any:
+    """Returns a factor of the learning rate per parameter: `layer_decay` to the power of the layers above it, 0 where frozen.
+
+    The stem is the lowest layer, a downsampler belongs to the layer before it, the last norm and the classifier are the top.
+    """
+    levels = params["nat"]["encoder"]["levels"]
+    firsts = [0, *itertools.accumulate(len(levels[i]["layers"]) for i in range(len(levels)))]
+    top = firsts[-1] + 1
+
+    def factor(path: tuple[Any, ...], _: Any) -> float:
+        keys = [entry.key for entry in path]
+        if keys[0] == "classifier":
+            return 1.0
+        if recipe.freeze_backbone:
+            return 0.0
+        if keys[1] == "embeddings":
+            depth = 0
+        elif keys[1] == "encoder":
+            level = keys[3]
+            depth = firsts[level] + keys[5] + 1 if keys[4] == "layers" else firsts[level + 1]
+        else:
+            depth = top
+        return recipe.layer_decay ** (top - depth)
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def make_optimizer(recipe: Recipe, factors: Any) -> optax.GradientTransformation:
+    """Returns AdamW up to the learning rate, which `apply_updates` brings in. Frozen parameters have no moments."""
+    steps = [
+        optax.scale_by_adam(b1=recipe.beta1, b2=recipe.beta2),
+        optax.add_decayed_weights(recipe.weight_decay, mask=decay_mask),
+    ]
+    if recipe.clip_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(recipe.clip_norm))
+    optimizer = optax.chain(*steps)
+    if not recipe.freeze_backbone:
+        return optimizer
+    labels = jax.tree.map(lambda factor: "train" if factor else "frozen", factors)
+    return optax.partition({"train": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def apply_updates(params: Any, updates: Any, factors: Any, rate: Float[Array, ""]) -> Any:
+    """Returns the parameters one step down: `params - rate * factor * update`."""
+    return jax.tree.map(lambda p, u, factor: p - (rate * factor) * u if factor else p, params, updates, factors)
+
+
+def update_ema(ema: Any, params: Any, decay: float | None) -> Any:
+    """Returns the averaged weights after a step, or None where there are none."""
+    return None if decay is None else jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p, ema, params)

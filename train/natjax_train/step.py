@@ -1,0 +1,140 @@
+"""One step of training, a pure function of state and batch, and the forward pass of evaluation.
+
+The state is a pytree of plain dicts; the model is a static graphdef. Randomness is `fold_in(key(seed), step)`. Parameters are
+float32 whatever the compute dtype. Batches are {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import auto_axes, reshard
+
+from natjax_train import optim
+from natjax_train.mesh import BATCH
+from natjax_train.recipes import Recipe
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+Prepare = Callable[[jax.Array, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a run consists of, beside the data iterator.
+
+    Attributes:
+        step: steps done, skipped ones included, int32 [].
+        skipped: steps left out because of a loss or gradient that is not finite, int32 [].
+        params: nested dict of float32 arrays.
+        opt_state: the optimiser's.
+        ema: averaged params, or None.
+    """
+
+    step: Any
+    skipped: Any
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, recipe: Recipe) -> TrainState:
+    """Returns the state before the first step."""
+    ema = None if recipe.ema_decay is None else jax.tree.map(jnp.copy, params)  # copied: both are donated
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(step=zero, skipped=jnp.copy(zero), params=params, opt_state=optimizer.init(params), ema=ema)
+
+
+def make_train_step(
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    factors: Any,
+    prepare: Prepare,
+    recipe: Recipe,
+    steps_per_epoch: int,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the jitted step, to be called under `jax.set_mesh`; it donates the state.
+
+    The step's metrics are float32: `loss`, `lr`, `grad_norm` and `grad_norms`, one per parameter in the tree's order. A step
+    whose loss or gradients are not finite changes nothing but `step` and `skipped`.
+
+    Args:
+        graphdef: of a `NatForImageClassification` in its training view.
+        optimizer: of `optim.make_optimizer`.
+        factors: of `optim.learning_rate_factors`.
+        prepare: from key and batch to pixel values [B, H, W, C] and soft targets [B, classes].
+        recipe: the run's.
+        steps_per_epoch: for the schedule.
+    """
+    # Augmentations mix images of the whole batch, so how their indexing is sharded is left to the partitioner.
+    prepare = auto_axes(prepare, out_sharding=(BATCH, BATCH))
+
+    def loss_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Float[Array, ""]:
+        augmentation, dropout = jax.random.split(key)
+        params = jax.tree.map(
+            lambda p, factor: reshard(p if factor else jax.lax.stop_gradient(p), P()), params, factors
+        )
+        with jax.named_scope("augment"):
+            pixel_values, targets = prepare(augmentation, batch)
+        logits = nnx.merge(graphdef, params)(pixel_values, rngs=dropout).logits
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1))
+
+    def gradients(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Float[Array, ""], Any]:
+        if recipe.accumulate == 1:
+            return jax.value_and_grad(loss_fn)(params, batch, key)
+
+        def micro_step(total: Any, micro: Any) -> tuple[Any, None]:
+            index, batch = micro
+            found = jax.value_and_grad(loss_fn)(params, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, found), None
+
+        micro_batches = jax.tree.map(lambda x: _split(x, recipe.accumulate), batch)
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(micro_step, zeros, (jnp.arange(recipe.accumulate), micro_batches))
+        return jax.tree.map(lambda x: x / recipe.accumulate, total)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        loss, grads = gradients(state.params, batch, key)
+        with jax.named_scope("optimizer"):
+            norms = jnp.stack([jnp.sqrt(jnp.sum(g * g)) for g in jax.tree.leaves(grads)])
+            norm = jnp.sqrt(jnp.sum(norms * norms))
+            rate = optim.learning_rate(recipe, steps_per_epoch, state.step)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optim.apply_updates(state.params, updates, factors, rate)
+            ema = optim.update_ema(state.ema, params, recipe.ema_decay)
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            params, opt_state, ema = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (params, opt_state, ema),
+                (state.params, state.opt_state, state.ema),
+            )
+        skipped = state.skipped + (1 - finite.astype(jnp.int32))
+        state = TrainState(state.step + 1, skipped, params, opt_state, ema)
+        return state, {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms}
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(graphdef: Any) -> Callable[[Any, jax.Array], jax.Array]:
+    """Returns the jitted forward pass, params and pixel values to float32 logits [B, classes]; graphdef in evaluation mode."""
+
+    def eval_step(params: Any, pixel_values: Float[Array, "B H W C"]) -> Float[Array, "B L"]:
+        params = jax.tree.map(lambda p: reshard(p, P()), params)
+        return nnx.merge(graphdef, params)(pixel_values).logits.astype(jnp.float32)
+
+    return jax.jit(eval_step)
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """Returns [parts, B / parts, ...]; every device's images stay where they are."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
