@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax_train.data import eval_processor
 from natjax_train.model import export, initial_model
 from natjax_train.recipes import RECIPES
 
@@ -57,7 +58,7 @@ def test_export(tmp_path):
     model = initial_model(recipe, DIGITS)
     params = nnx.to_pure_dict(nnx.state(model))
     params["classifier"]["bias"] = np.arange(10, dtype=np.float32)
-    export(model, params, recipe, tmp_path / "model")
+    export(model, params, eval_processor(recipe, recipe.image_size), tmp_path / "model")
     loaded = natjax.NatForImageClassification.from_pretrained(tmp_path / "model")
     np.testing.assert_array_equal(loaded.classifier.bias[...], np.arange(10))
     assert not np.asarray(model.classifier.bias[...]).any()  # the run's own model is as it was

@@ -83,9 +83,15 @@ def train(
 
     with jax.set_mesh(mesh), _sigterm() as sigterm:
         model = initial_model(recipe, train_source.class_names)
-        images: dict[str, Any] = {"image_size": recipe.image_size, "num_channels": model.config.num_channels}
+        processor = data_.eval_processor(recipe, recipe.image_size)
         batches = data_.train_loader(
-            train_source, batch_size=recipe.batch_size, augmentation=recipe, seed=recipe.seed, **images, **share
+            train_source,
+            batch_size=recipe.batch_size,
+            image_size=recipe.image_size,
+            num_channels=model.config.num_channels,
+            augmentation=recipe,
+            seed=recipe.seed,
+            **share,
         )
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
         factors = optim.learning_rate_factors(params, recipe)
@@ -112,13 +118,19 @@ def train(
             (out / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
             if step:
                 report(f"Goes on after step {step} of {total}.")
-        log = metrics.Log(out, total, first_step=step) if lead else None
+        log = metrics.Log(out, total, first_step=step, log_every=recipe.log_every) if lead else None
         watch = _Watch(recipe, params, checkpoints, log, report)
 
         def measure(params: Any) -> Any:
             return evaluate.evaluate(
                 functools.partial(eval_step, params),
-                data_.eval_loader(val_source, batch_size=recipe.batch_size, augmentation=recipe, **images, **share),
+                data_.eval_loader(
+                    val_source,
+                    batch_size=recipe.batch_size,
+                    processor=processor,
+                    max_corrupt=recipe.max_corrupt,
+                    **share,
+                ),
                 num_classes=num_classes,
                 mean=recipe.image_mean,
                 std=recipe.image_std,
@@ -157,7 +169,7 @@ def train(
         checkpoints.close()
         params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
         if lead:
-            export(model, params, recipe, out / "model")
+            export(model, params, processor, out / "model")
         result = result or measure(_averaged(state))
         if log:
             log.close()

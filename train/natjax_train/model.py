@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -57,26 +56,14 @@ def split_model(model: NatForImageClassification, *, remat: bool = False) -> tup
     return graphdef, evaluation, nnx.to_pure_dict(state)
 
 
-def export(model: NatForImageClassification, params: Any, recipe: Recipe, directory: str | os.PathLike) -> None:
-    """Saves the model with these params, and the image processor that prepares images as the run's evaluation did.
+def export(
+    model: NatForImageClassification, params: Any, processor: NatImageProcessor, directory: str | os.PathLike
+) -> None:
+    """Saves the model with these params, and the image processor that prepared the images of the run's evaluations.
 
     Raises:
         CheckpointError: the directory cannot be written.
     """
     graphdef, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
-    size = recipe.image_size
-    crop: dict[str, Any] = {"size": size}
-    if recipe.crop:
-        crop = {
-            "size": {"shortest_edge": math.floor(size / recipe.crop_pct)},
-            "do_center_crop": True,
-            "crop_size": size,
-        }
-    processor = NatImageProcessor(
-        **crop,
-        resample=3 if recipe.interpolation == "bicubic" else 2,
-        image_mean=recipe.image_mean,
-        image_std=recipe.image_std,
-    )
     nnx.merge(graphdef, state).save_pretrained(directory, processor=processor)

@@ -1,0 +1,117 @@
+"""The log of a run: lines of JSON, what terminals and files are shown, resumed and damaged logs, TensorBoard."""
+
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from natjax_train.evaluate import Metrics
+from natjax_train.metrics import Log
+
+FOUND = Metrics(loss=0.5, top1=0.875, top5=1.0, images_per_second=321.0, confusion=np.eye(2, dtype=np.int64))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def run(directory, steps, stream, total=8, first_step=0, loss=None):
+    log = Log(directory, total, first_step, log_every=2, stream=stream)
+    for step in steps:
+        value = 1 / step if loss is None else loss
+        log.step(step, loss=value, lr=1e-3, grad_norm=2.0, images_per_second=50.0 * step, data_wait=0.25)
+    return log
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_of_json_are_complete_at_once(tmp_path):
+    log = run(tmp_path, [1, 2], io.StringIO())
+    log.evaluation(2, FOUND)
+    rows = lines(tmp_path)  # before it is closed: a killed run has them
+    assert rows[1] == {
+        "step": 2,
+        "loss": 0.5,
+        "lr": 1e-3,
+        "images_per_second": 100.0,
+        "data_wait": 0.25,
+        "grad_norm": 2.0,
+    }
+    assert rows[2] == {"step": 2, "val_loss": 0.5, "top1": 0.875, "top5": 1.0}
+    log.close()
+
+
+def test_plain_lines(tmp_path):
+    stream = io.StringIO()
+    log = run(tmp_path, range(1, 6), stream)
+    log.evaluation(5, FOUND)
+    log.close()
+    first, second, evaluation = stream.getvalue().splitlines()
+    assert first.startswith("step 2/8  loss 0.7500  lr 1.00e-03  67 images/s  data wait 25%  left 0:00:0")
+    assert second.startswith("step 4/8  loss 0.2917  lr 1.00e-03  171 images/s")
+    assert evaluation == "evaluation after step 5: top-1 87.50%  top-5 100.00%  loss 0.5000  321 images/s"
+
+
+def test_live_line(tmp_path):
+    stream = Terminal()
+    log = run(tmp_path, [*range(1, 8), 8], stream)
+    shown = stream.getvalue()
+    assert shown.count("\r") == 2  # the first step and the last one; those between came too fast to be read
+    assert "\n" not in shown
+    log.evaluation(8, FOUND)
+    log.close()
+    *_, wiped, evaluation = stream.getvalue().split("\r")
+    assert not wiped.strip()
+    assert evaluation.startswith("evaluation after step 8: ")
+    assert evaluation.count("\n") == 1
+
+
+def test_resumed_runs_drop_what_comes_again(tmp_path):
+    log = run(tmp_path, range(1, 6), io.StringIO())
+    log.evaluation(3, FOUND)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('null\n{"loss": 3}\n\xff\n{"step": 2, "lo')  # the end of a crash
+    run(tmp_path, [4, 5, 6], io.StringIO(), first_step=3, loss=7.0).close()
+    assert [(row["step"], row.get("loss")) for row in lines(tmp_path)] == [
+        *((step, 1 / step) for step in (1, 2, 3)),
+        (3, None),
+        *((step, 7.0) for step in (4, 5, 6)),
+    ]
+    run(tmp_path, [1], io.StringIO()).close()
+    assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_null(tmp_path, loss):
+    run(tmp_path, [1, 2], io.StringIO(), loss=loss).close()
+    assert [row["loss"] for row in lines(tmp_path)] == [None, None]
+
+
+def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, directory, purge_step):
+            calls.append((directory, purge_step))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, value, step))
+
+        def close(self):
+            calls.append("closed")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    log = run(tmp_path, [4], io.StringIO(), first_step=3)
+    log.evaluation(4, FOUND)
+    log.close()
+    assert calls[0] == (str(tmp_path / "tensorboard"), 4)
+    assert ("loss", 0.25, 4) in calls
+    assert ("top1", 0.875, 4) in calls
+    assert calls[-1] == "closed"

@@ -1,0 +1,150 @@
+"""What a run tells while it goes on: metrics.jsonl, a live line on a terminal, plain lines elsewhere, TensorBoard if installed.
+
+Every line of metrics.jsonl is one JSON object with a "step": of a step of training `loss`, `lr`, `images_per_second`, ...; of
+an evaluation `val_loss`, `top1` and `top5`. What is not finite is null.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from natjax_train.evaluate import Metrics
+
+_SECONDS_BETWEEN_UPDATES = 0.1
+
+
+class Log:
+    """The metrics of one run; used by its leading process alone.
+
+    Args:
+        run_dir: the run's folder. Lines of its metrics.jsonl beyond `first_step` are dropped, as those steps come again; so
+            are half-written ones.
+        total_steps: of the whole run.
+        first_step: steps that an earlier part of the run did.
+        log_every: steps between plain lines, and steps that what is shown is the mean of.
+        stream: where people look; stderr by default.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike,
+        total_steps: int,
+        first_step: int = 0,
+        *,
+        log_every: int = 50,
+        stream: TextIO | None = None,
+    ):
+        self._total, self._log_every = total_steps, log_every
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty()
+        self._recent = collections.deque(maxlen=log_every)
+        self._began: tuple[int, float] | None = None  # the first step, which is compiled for, and when it was done
+        self._shown, self._width = 0.0, 0
+        path = Path(run_dir) / "metrics.jsonl"
+        _rewind(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = _tensorboard(Path(run_dir) / "tensorboard", first_step)
+
+    def step(
+        self, step: int, *, loss: float, lr: float, images_per_second: float, data_wait: float, **others: float
+    ) -> None:
+        """Logs a step of training.
+
+        Args:
+            step: steps done, this one included.
+            loss: of the batch.
+            lr: learning rate.
+            images_per_second: speed.
+            data_wait: part of the time that was spent waiting for data.
+            others: more numbers for metrics.jsonl.
+        """
+        found = {"loss": loss, "lr": lr, "images_per_second": images_per_second, "data_wait": data_wait, **others}
+        self._write(step, found)
+        self._recent.append((loss, 1 / images_per_second, data_wait / images_per_second))
+        now = time.monotonic()
+        self._began = self._began or (step, now)
+        if self._live:
+            if now - self._shown >= _SECONDS_BETWEEN_UPDATES or step == self._total:
+                self._shown = now
+                text = self._line(step, lr, now)
+                print(f"\r{text:<{self._width}}", end="", file=self._stream, flush=True)
+                self._width = len(text)
+        elif step % self._log_every == 0 or step == self._total:
+            print(self._line(step, lr, now), file=self._stream, flush=True)
+
+    def evaluation(self, step: int, metrics: Metrics) -> None:
+        """Logs an evaluation that was done after a step."""
+        self._write(step, {"val_loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5})
+        self.clear()
+        text = f"top-1 {metrics.top1:.2%}  top-5 {metrics.top5:.2%}  loss {metrics.loss:.4f}"
+        speed = f"{metrics.images_per_second:.0f} images/s"
+        print(f"evaluation after step {step}: {text}  {speed}", file=self._stream, flush=True)
+
+    def clear(self) -> None:
+        """Removes the live line, for something else to be printed."""
+        if self._width:
+            print(f"\r{'':{self._width}}\r", end="", file=self._stream, flush=True)
+            self._width = 0
+
+    def close(self) -> None:
+        """Ends the log; the live line's last state stays."""
+        if self._width:
+            print(file=self._stream, flush=True)
+            self._width = 0
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+    def _write(self, step: int, found: dict[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in found.items():
+                self._board.add_scalar(name, value, step)
+
+    def _line(self, step: int, lr: float, now: float) -> str:
+        losses, seconds, waits = (sum(values) for values in zip(*self._recent, strict=True))
+        assert self._began is not None
+        first, then = self._began
+        left = "-" if step == first else _duration((now - then) / (step - first) * (self._total - step))
+        return (
+            f"step {step:{len(str(self._total))}}/{self._total}  loss {losses / len(self._recent):.4f}  lr {lr:.2e}  "
+            f"{len(self._recent) / seconds:.0f} images/s  data wait {waits / seconds:.0%}  left {left}"
+        )
+
+
+def _rewind(path: Path, step: int) -> None:
+    """Leaves the whole lines of steps up to this one."""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):  # a crash can leave anything
+            continue
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(b"".join(kept))
+    beside.replace(path)
+
+
+def _tensorboard(directory: Path, step: int) -> Any:
+    try:
+        import tensorboardX  # ty: ignore[import-not-found]
+    except ImportError:
+        return None
+    return tensorboardX.SummaryWriter(str(directory), purge_step=step + 1)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

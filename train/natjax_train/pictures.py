@@ -1,0 +1,6 @@
+def curves(a, b):
+    pass
+
+
+def confusion(a, b, c):
+    pass
