@@ -1,6 +1,0 @@
-def curves(a, b):
-    pass
-
-
-def confusion(a, b, c):
-    pass
