@@ -1,0 +1,201 @@
+"""The pictures of a run: curves of loss, learning rate and accuracy over the steps, and the confusion matrix.
+
+Drawn with Pillow alone, on white, at twice the size and then reduced, which smooths lines. Colours are RGB.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+    Colour = tuple[int, int, int]
+    Points = list[tuple[float, float]]
+
+_PAPER, _INK, _GREY, _LINE = (255, 255, 255), (32, 36, 44), (110, 116, 128), (224, 227, 232)
+_BLUE, _PALE_BLUE, _ORANGE, _GREEN = (20, 90, 200), (205, 220, 245), (225, 95, 15), (46, 125, 90)
+_SHARP = 2  # pixels drawn per pixel
+_PANEL, _PANEL_GAP = (1000, 260), 84
+_LEFT, _TOP, _RIGHT = 110, 70, 40
+_BINS = 250  # points of a curve at most; each is a mean, with the range around it in a paler colour
+
+
+def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike) -> None:
+    """Draws loss, learning rate and accuracy over the steps of a run.
+
+    Args:
+        metrics_jsonl: what `metrics.Log` wrote.
+        out_png: the picture.
+
+    Raises:
+        OSError: the one cannot be read or the other not be written.
+    """
+    found: dict[str, Points] = {}
+    with open(metrics_jsonl, encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            for name, value in row.items():
+                if value is not None:
+                    found.setdefault(name, []).append((row["step"], value))
+    last = max((step for points in found.values() for step, _ in points), default=1)
+    panels = [
+        ("Loss, by step", [("loss", "training", _BLUE), ("val_loss", "validation", _ORANGE)]),
+        ("Learning rate", [("lr", "", _GREEN)]),
+        ("Accuracy on the validation images", [("top1", "top-1", _ORANGE), ("top5", "top-5", _GREEN)]),
+    ]
+    size = (_LEFT + _PANEL[0] + _RIGHT, _TOP + len(panels) * (_PANEL[1] + _PANEL_GAP))
+    image = PIL.Image.new("RGB", (size[0] * _SHARP, size[1] * _SHARP), _PAPER)
+    pen = PIL.ImageDraw.Draw(image)
+    for i, (title, series) in enumerate(panels):
+        shown = [(label, colour, found.get(name, [])) for name, label, colour in series]
+        _panel(pen, _TOP + i * (_PANEL[1] + _PANEL_GAP), title, shown, last)
+    image.resize(size, PIL.Image.Resampling.BOX).save(out_png)
+
+
+def _panel(
+    pen: PIL.ImageDraw.ImageDraw, top: int, title: str, series: list[tuple[str, Colour, Points]], last: float
+) -> None:
+    width, height = _PANEL
+    values = [value for *_, points in series for _, value in points]
+    low, high = min(values, default=0), max(values, default=1)
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    low, high = (low if low == 0 else low - pad), high + pad
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        return _scaled(_LEFT + width * step / last, top + height * (1 - (value - low) / (high - low)))
+
+    _text(pen, (_LEFT, top - 34), title, _INK, 22)
+    for tick in _ticks(low, high, 5):
+        pen.line([place(0, tick), place(last, tick)], _LINE, _SHARP)
+        x, y = place(0, tick)
+        _text(pen, (x / _SHARP - 10, y / _SHARP), f"{tick:.4g}", _GREY, 16, "rm")
+    for tick in _ticks(0, last, 8):
+        x, y = place(tick, low)
+        _text(pen, (x / _SHARP, y / _SHARP + 8), f"{tick:g}", _GREY, 16, "ma")
+    pen.line([_scaled(_LEFT, top + height), _scaled(_LEFT + width, top + height)], _GREY, _SHARP)
+    x = _LEFT + width
+    for label, colour, points in reversed(series):
+        if label and points:
+            _text(pen, (x, top - 30), label, colour, 18, "ra")
+            x -= 24 + int(_font(18).getlength(label))
+    if not values:
+        _text(pen, (_LEFT + width // 2, top + height // 2), "nothing was measured", _GREY, 20, "mm")
+    for _, colour, points in series:
+        _curve(
+            pen, [(place(s, mean), place(s, least), place(s, most)) for s, mean, least, most in _binned(points)], colour
+        )
+
+
+def _curve(pen: PIL.ImageDraw.ImageDraw, places: list, colour: Colour) -> None:
+    means, least, most = ([trio[i] for trio in places] for i in range(3))
+    if colour == _BLUE and len(places) > 1:  # single steps scatter
+        pen.polygon([*least, *reversed(most)], _PALE_BLUE)
+    if len(means) > 1:
+        pen.line(means, colour, 2 * _SHARP, joint="curve")
+    if len(means) <= 60:
+        for x, y in means:
+            r = 3.5 * _SHARP
+            pen.ellipse((x - r, y - r, x + r, y + r), colour)
+
+
+def _binned(points: Points) -> list[tuple[float, float, float, float]]:
+    """Returns step, mean, least and greatest value of at most `_BINS` parts of a curve."""
+    if not points:
+        return []
+    parts = np.array_split(np.array(points), min(len(points), _BINS))
+    return [(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].min(), p[:, 1].max()) for p in parts]
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Returns about `count` round numbers from low to high."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str | os.PathLike) -> None:
+    """Draws a confusion matrix: rows are classes, columns what the model took them for, blue is right, orange wrong.
+
+    Counts are written where there is room for them; a cell's colour is its part of the row.
+
+    Args:
+        matrix: counts.
+        names: of the classes.
+        out_png: the picture.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
+    classes = len(names)
+    cell = max(1, min(56, 1000 // classes))
+    named = cell >= 14
+    texts = [_shortened(str(name)) for name in names]
+    label = min(16, cell)
+    margin = 110 + (max(int(_font(label).getlength(text)) for text in texts) if named else 0)
+    side = margin + classes * cell + 40
+    image = PIL.Image.new("RGB", (max(side, 460) * _SHARP, side * _SHARP), _PAPER)
+    pen = PIL.ImageDraw.Draw(image)
+    right, total = int(np.trace(matrix)), int(matrix.sum())
+    _text(pen, (30, 24), f"{right} of {total} images right: {right / max(total, 1):.2%}", _INK, 24)
+    _text(pen, (30, 58), "rows: class, columns: prediction", _GREY, 18)
+
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    colours = np.where(np.eye(classes, dtype=bool)[..., None], _BLUE, _ORANGE)
+    strength = np.sqrt(shares)[..., None]  # few mistakes are seen, too
+    cells = np.uint8(np.rint((1 - strength) * 255 + strength * colours))
+    map_ = PIL.Image.fromarray(cells).resize(
+        (classes * cell * _SHARP, classes * cell * _SHARP), PIL.Image.Resampling.NEAREST
+    )
+    image.paste(map_, (margin * _SHARP, margin * _SHARP))
+    if cell >= 6:
+        for i in range(classes + 1):
+            a, b, edge = margin, margin + classes * cell, margin + i * cell
+            pen.line([_scaled(a, edge), _scaled(b, edge)], _LINE, 1)
+            pen.line([_scaled(edge, a), _scaled(edge, b)], _LINE, 1)
+    for i, text in enumerate(texts if named else ()):
+        middle = margin + i * cell + cell // 2
+        _text(pen, (margin - 10, middle), text, _INK, label, "rm")
+        upright = PIL.Image.new(
+            "RGB", (int(_font(label * _SHARP).getlength(text)) + 2, label * _SHARP * 3 // 2), _PAPER
+        )
+        PIL.ImageDraw.Draw(upright).text((0, 0), text, _INK, _font(label * _SHARP))
+        upright = upright.rotate(90, expand=True)
+        at = (middle * _SHARP - upright.width // 2, (margin - 10) * _SHARP - upright.height)
+        image.paste(upright, at)
+    if cell >= 24:
+        for (i, j), count in np.ndenumerate(matrix):
+            if count:
+                ink = _PAPER if shares[i, j] > 0.4 else _INK
+                middle = (margin + j * cell + cell / 2, margin + i * cell + cell / 2)
+                _text(pen, middle, str(count), ink, min(18, cell * 2 // 5), "mm")
+    image.resize((image.width // _SHARP, image.height // _SHARP), PIL.Image.Resampling.BOX).save(out_png)
+
+
+def _shortened(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _scaled(x: float, y: float) -> tuple[float, float]:
+    return x * _SHARP, y * _SHARP
+
+
+def _text(pen, at: tuple[float, float], text: str, colour: Colour, size: int, anchor: str = "la") -> None:
+    pen.text(_scaled(*at), text, colour, _font(size * _SHARP), anchor=anchor)
+
+
+@functools.cache
+def _font(size: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
+    return PIL.ImageFont.load_default(size)
