@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import grain
@@ -63,7 +63,9 @@ class _TrainBatches:
 
     def _first_readable(self, index: int, rng: np.random.Generator, unreadable: list[int]) -> tuple[np.ndarray, int]:
         """Prepares an image, or where it cannot be read the next one that can, so that batches keep their size."""
-        for step in range(len(self._source)):
+        # No further than the limit, beyond which the run ends anyway: a lost disk is not searched to its end.
+        tried = range(min(len(self._source), self._settings.max_corrupt + 1))
+        for step in tried:
             candidate = (index + step) % len(self._source)
             try:
                 item = self._source[candidate]
@@ -71,7 +73,7 @@ class _TrainBatches:
                 return image, item["label"]
             except (ImageError, OSError):
                 unreadable.append(candidate)
-        raise ImageError("None of the training images can be read.")
+        raise ImageError(_too_many(self._source, unreadable, self._settings.max_corrupt))
 
 
 class _EvalBatches:
@@ -118,37 +120,70 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """
 
     def __init__(self, batches: Any, source: Source, workers: int, worker_kind: str, max_corrupt: int):
-        self._source, self._max_corrupt = source, max_corrupt
-        threads = workers if worker_kind == "threads" else 0
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads) if threads else 0)
-        dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
-        if workers and worker_kind == "processes":
-            if not flags.FLAGS.is_parsed():  # Grain's workers look at flags, which only absl's own main functions parse
-                flags.FLAGS(["natjax"])
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        self._iterator = iter(dataset)
+        if worker_kind not in ("threads", "processes"):
+            raise ValueError(f"worker_kind must be 'threads' or 'processes'; got {worker_kind!r}.")
+        self._batches, self._source, self._max_corrupt = batches, source, max_corrupt
+        self._workers, self._processes = workers, bool(workers) and worker_kind == "processes"
+        self._iterator, self._position = None, 0
         self.unreadable: set[int] = set()
 
     def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._start()
         batch = dict(next(self._iterator))
+        self._position += 1
         self.unreadable.update(map(int, batch.pop("unreadable")))
         if len(self.unreadable) > self._max_corrupt:
-            names = [self._source.name(index) for index in sorted(self.unreadable)[:_NAMED]]
-            more = f" and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
-            raise ImageError(
-                f"{len(self.unreadable)} images cannot be read, {self._max_corrupt} are allowed (max_corrupt): "
-                f"{', '.join(names)}{more}. Mend or remove them."
-            )
+            raise ImageError(_too_many(self._source, self.unreadable, self._max_corrupt))
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position, as JSON holds it."""
-        return {"grain": self._iterator.get_state(), "unreadable": sorted(self.unreadable)}
+        """Returns the position, as JSON holds it. It is the same whatever the number and kind of workers."""
+        return {"position": self._position, "unreadable": sorted(self.unreadable)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position."""
-        self._iterator.set_state(state["grain"])
-        self.unreadable = set(state["unreadable"])
+        self.close()
+        self._position, self.unreadable = state["position"], set(state["unreadable"])
+
+    def close(self) -> None:
+        """Stops the workers; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self) -> Any:
+        threads = 0 if self._processes else self._workers
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        # Grain's own state depends on the workers: a run that goes on with others would see other batches.
+        dataset = grain.MapDataset.source(_From(self._batches, self._position)).to_iter_dataset(options)
+        if self._processes:
+            if not flags.FLAGS.is_parsed():  # Grain's workers look at flags, which only absl's own main functions parse
+                flags.FLAGS(["natjax"])
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(dataset)
+
+
+class _From:
+    """Batches without the first ones."""
+
+    def __init__(self, batches: Any, first: int):
+        self._batches, self._first = batches, first
+
+    def __len__(self) -> int:
+        return max(0, len(self._batches) - self._first)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return self._batches[self._first + operator.index(number)]
+
+
+def _too_many(source: Source, unreadable: Collection[int], allowed: int) -> str:
+    names = [source.name(index) for index in sorted(set(unreadable))]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (
+        f"{len(names)} images cannot be read, {allowed} are allowed (max_corrupt): "
+        f"{', '.join(names[:_NAMED])}{more}. Mend or remove them."
+    )
 
 
 def train_loader(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,11 +40,13 @@ def decode(image: bytes | np.ndarray, num_channels: int) -> PIL.Image.Image:
     if isinstance(image, np.ndarray):
         return PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(mode)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with EXIF or transparency does not harm the pixels
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(io.BytesIO(image)) as file:
-                return PIL.ImageOps.exif_transpose(file).convert(mode)
+        # No warnings.catch_warnings: it swaps the filters of the whole process, and images are decoded in threads.
+        with PIL.Image.open(io.BytesIO(image)) as file:
+            if PIL.Image.MAX_IMAGE_PIXELS and math.prod(file.size) > PIL.Image.MAX_IMAGE_PIXELS:
+                raise ImageError(f"{file.width} x {file.height} pixels may be a decompression bomb")
+            file.load()
+            PIL.ImageOps.exif_transpose(file, in_place=True)
+            return file.convert(mode)
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes of them
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(f"is no image that can be read: {reason}") from None
