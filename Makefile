@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# JAX 0.11.2, whose CUDA plugin compiles the fused kernels without a GPU, is for Python 3.12 and newer.
+DEVICELESS_PYTHON ?= python3.12
+DEVICELESS_VENV ?= .venv-deviceless
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-deviceless lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/natjax demo --out demo
@@ -11,13 +14,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
 
+test-deviceless: $(DEVICELESS_VENV)/.installed
+	$(DEVICELESS_VENV)/bin/python -m pytest tests/deviceless
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 
 clean:
-	rm -rf $(VENV) demo dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEVICELESS_VENV) demo dist build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -27,4 +33,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+$(DEVICELESS_VENV)/.installed: pyproject.toml requirements/deviceless.txt
+	$(DEVICELESS_PYTHON) -m venv $(DEVICELESS_VENV)
+	$(DEVICELESS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . jax==0.11.2 triton==3.6.0 optax pytest
+	$(DEVICELESS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/deviceless.txt
 	touch $@

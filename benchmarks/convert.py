@@ -5,11 +5,8 @@ in a process of its own, and loaded as a model. Anonymous memory (RssAnon, sampl
 ru_maxrss also counts the pages of the source file that are mapped, which the system can drop at any time.
 """
 
-import datetime
 import json
-import os
 import pathlib
-import platform
 import resource
 import subprocess
 import sys
@@ -18,7 +15,8 @@ import threading
 import time
 
 import numpy as np
-import safetensors
+
+from benchmarks.provenance import provenance
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "convert_cpu.json"
 PRESET = "dinat_large"
@@ -104,18 +102,12 @@ def main():
             cases.append({"source": container, "to": to, **json.loads(done.stdout)})
             print(cases[-1], flush=True)
             subprocess.run(["rm", "-rf", str(directory / "out")], check=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    provenance = {
-        "date": datetime.date.today().isoformat(),
-        "device": "cpu",
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "safetensors": safetensors.__version__,
-        "commit": commit,
-        "note": "source in the page cache",
+    result = {
+        "provenance": provenance(note="source in the page cache"),
+        "preset": PRESET,
+        "weights_megabytes": round(size / 1e6),
+        "cases": cases,
     }
-    result = {"provenance": provenance, "preset": PRESET, "weights_megabytes": round(size / 1e6), "cases": cases}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -5,18 +5,15 @@ stay the same as maps grow. Median times of interleaved repeats; memory is what 
 and outputs.
 """
 
-import datetime
 import json
-import os
 import pathlib
 import statistics
-import subprocess
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from benchmarks.provenance import provenance
 from natjax_kernels import explain, neighborhood_attention
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -73,25 +70,10 @@ def measure(shape, dilation):
     return row
 
 
-def provenance():
-    """Returns where and when this ran, without names of machines or folders."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-    tokens = jax.ShapeDtypeStruct((1, 56, 56, 2, 32), jnp.float32)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "dtype": "float32",
-        "implementation": explain(tokens, tokens, tokens, kernel_size=7),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.strip(),
-    }
-
-
 def main():
-    report = {"provenance": provenance(), "levels": [], "sides": []}
+    tokens = jax.ShapeDtypeStruct((1, 56, 56, 2, 32), jnp.float32)
+    implementation = explain(tokens, tokens, tokens, kernel_size=7)
+    report = {"provenance": provenance(dtype="float32", implementation=implementation), "levels": [], "sides": []}
     print(f"{'[B, Y, X, N, D]':>22} {'d':>2} | {'forward ms':>10} {'ns/token':>8} {'B/token':>8} | {'both ms':>10} ...")
     for group, cases in (("levels", LEVELS), ("sides", SIDES)):
         for case in cases:

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 
+from benchmarks.provenance import provenance
+
 RESULTS = pathlib.Path(__file__).parent / "results" / "resources.json"
 ARCHITECTURES = (80, 89, 90, 100)  # A100, L4, H100 and H200, B200
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
@@ -45,8 +47,8 @@ SHAPES = LEVELS | OTHERS
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def launches(shape):
-    """Returns name, launch and flags of every kernel that a training step runs on a shape."""
+def launches(shape, architecture):
+    """Returns name, launch and flags of every kernel that a training step runs on a shape, as it would on an architecture."""
     from natjax_kernels.plan import Window
     from natjax_kernels.triton.config import KERNELS, Case, estimate
     from natjax_kernels.triton.launch import Launch
@@ -56,7 +58,7 @@ def launches(shape):
     kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
     window = Window(kernel, (dilation,) * rank, (1,) * rank, (False,) * rank)
     for name in KERNELS:
-        config = estimate(Case(name, spatial, window, channels, dtype, bias))
+        config = estimate(Case(name, spatial, window, channels, dtype, bias, architecture))
         precision = "tf32x3" if dtype == "float32" else "ieee"
         launch = Launch(spatial, window, channels**-0.5, config, precision, name == "attend_mirrored")
         if name != "attend_backward":
@@ -120,7 +122,7 @@ def report(architecture, names):
     """Compiles all kernels of the named shapes, in this process."""
     rows = []
     for shape in names:
-        for name, launch, flags in launches(SHAPES[shape]):
+        for name, launch, flags in launches(SHAPES[shape], architecture):
             row, _ = compile_kernel(name, launch, flags, SHAPES[shape], architecture)
             rows.append({"architecture": architecture, "shape": shape, "kernel": name, **row})
     return rows
@@ -129,12 +131,37 @@ def report(architecture, names):
 def report_apart(architecture, names):
     """Does so in a process of its own: what is wrong for an architecture can abort the compiler."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     command = [sys.executable, "-m", "benchmarks.resources", "--architecture", str(architecture), "--shapes", *names]
     root = pathlib.Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
     if done.returncode:
         raise RuntimeError(f"Compiling for sm_{architecture} failed with code {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout)
+
+
+def _print_table(rows):
+    """Prints a line for every kernel of a shape; registers (and spilled bytes, if any) for each of the architectures."""
+    print(
+        f"| shape | kernel | {' | '.join(f'sm_{a}' for a in ARCHITECTURES)} | shared kB | on sm_90: tile, T x K, warps |"
+    )
+    print(f"|---|---|{'--:|' * len(ARCHITECTURES)}--:|---|")
+    lines = {}
+    for row in rows:
+        part = {(True, False): " (dquery)", (False, True): " (table)"}.get((row.get("D_QUERY"), row.get("D_TABLE")), "")
+        lines.setdefault((row["shape"], row["kernel"] + part), {})[row["architecture"]] = row
+    for (shape, kernel), found in lines.items():
+        cells = [
+            f"{row['registers']}{f' ({spilled} B)' if (spilled := row['stack_bytes']) else ''}"
+            if (row := found.get(a))
+            else ""
+            for a in ARCHITECTURES
+        ]
+        shared = max(row["shared_bytes"] for row in found.values()) / 1e3
+        row = found.get(90)
+        tile = " x ".join(map(str, row["tile"])) if row else ""
+        config = f"{tile}, {row['slots']} x {row['chunk']}, {row['num_warps']}" if row else ""
+        print(f"| {shape} | `{kernel}` | {' | '.join(cells)} | {shared:.0f} | {config} |")
 
 
 def main():
@@ -146,16 +173,8 @@ def main():
         print(json.dumps(report(args.architecture, args.shapes)))
         return
     rows = [row for architecture in ARCHITECTURES for row in report_apart(architecture, args.shapes)]
-    for row in rows:
-        print(
-            "sm_{architecture:<4}{shape:26}{kernel:17}{tile!s:12}T {slots:3} K {chunk:3} {num_warps} warps "
-            "{registers:4} registers {stack_bytes:5} B stack {shared_bytes:7} B shared {matrix_instructions}".format(
-                **row
-            )
-        )
-    import triton
-
-    RESULTS.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    _print_table(rows)
+    RESULTS.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ Letters: B batch, X Y Z spatial axes, N heads, D channels of a head, K kernel si
 from __future__ import annotations
 
 import logging
+import math
 import numbers
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from natjax_kernels import reference, triton, weights, xla
 from natjax_kernels.plan import Window
@@ -169,6 +171,9 @@ def _why_not(name: str, query, value, rpb, window: Window, *, named: bool) -> st
 
 def _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb, scale) -> tuple[Window, float]:
     """Checks all arguments against NATTEN's constraints; returns the window per axis and the scale."""
+    for name, array in (("query", query), ("key", key), ("value", value), ("rpb", rpb)):
+        if not hasattr(array, "shape") and not (name == "rpb" and array is None):
+            raise ValueError(f"{name} must be an array; got {type(array).__name__}.")
     shape = tuple(query.shape)
     if len(shape) not in (4, 5, 6):
         raise ValueError(
@@ -211,6 +216,8 @@ def _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb,
         scale = shape[-1] ** -0.5
     elif isinstance(scale, jax.core.Tracer | bool) or not isinstance(scale, numbers.Real):
         raise ValueError(f"scale must be a Python number or None; got {scale!r}. For a traced one, scale the query.")
+    elif not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got {scale!r}.")
     return window, float(scale)
 
 
@@ -240,6 +247,6 @@ def _per_axis(name: str, value: Any, rank: int, *, minimum: int) -> tuple[int, .
 
 def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
-    if len(values) != rank or not all(isinstance(entry, bool) for entry in values):
+    if len(values) != rank or not all(isinstance(entry, bool | np.bool_) for entry in values):
         raise ValueError(f"{name} must be one bool or one per spatial axis ({rank}); got {value!r}.")
-    return values
+    return tuple(map(bool, values))

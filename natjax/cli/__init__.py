@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 from natjax._version import __version__
-from natjax.cli import classify, convert, demo, features, info, list_models
+from natjax.cli import classify, convert, demo, doctor, features, info, list_models
 from natjax.cli._output import complain
 
 _COMMANDS = {
@@ -26,6 +26,7 @@ _COMMANDS = {
     "list": list_models,
     "convert": convert,
     "demo": demo,
+    "doctor": doctor,
 }
 _EXPECTED = (ValueError, OSError, NotImplementedError, ImportError)  # natjax's own errors are ValueErrors
 

@@ -2,12 +2,15 @@
 
 import importlib.util
 import os
+import pathlib
+import sys
 
 import jax
 import pytest
 
 # The fused kernels run in Triton's interpreter here, which has to be said before Triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for op_oracle
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from natjax_kernels.plan import Window, plan, plan_axis, tile_classes, windows
+from natjax_kernels.plan import Window, mirrored_windows, plan, plan_axis, tile_classes, windows
 
 LENGTHS = range(2, 26)
 
@@ -48,12 +48,41 @@ def test_windows_are_those_of_the_definition(length):
 def test_axis_plans_hold_every_pair_once(length):
     for setting in settings(length):
         kernel, dilation, _, _ = setting
-        start, end = windows(length, *setting)
-        position = np.arange(length)
-        seen = position[:, None] % dilation == position % dilation
-        seen &= (start[:, None] <= position // dilation) & (position // dilation < end[:, None])
+        seen = seen_of(length, *setting)
         for tile in {1, 3, kernel, length} if length < 12 or setting[2] in (1, kernel) else {4}:
             check(plan_axis.__wrapped__(length, *setting, tile), seen, kernel, dilation)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_mirrored_windows_hold_the_queries_that_see_a_key(length):
+    for setting in settings(length):
+        seen = seen_of(length, *setting)
+        start, end = mirrored_windows(length, *setting)
+        for key in range(length):
+            run = [j * setting[1] + key % setting[1] for j in range(start[key], end[key])]
+            assert run == np.flatnonzero(seen[:, key]).tolist(), (setting, key)
+
+
+@pytest.mark.parametrize("length", range(2, 14))
+def test_mirrored_plans_hold_every_pair_once(length):
+    for setting in settings(length):
+        kernel, dilation, _, _ = setting
+        axis = plan_axis.__wrapped__(length, *setting, 4, True)
+        relative = axis.relative[axis.classes]  # [tiles, T, S], T of keys
+        tile, t, s = np.nonzero((relative >= 0) & (axis.queries >= 0)[:, :, None])
+        key, query = axis.queries[tile, t], axis.keys[tile, s]
+        pairs = np.zeros((length, length), int)
+        np.add.at(pairs, (query, key), 1)
+        assert (pairs == seen_of(length, *setting)).all()
+        assert (relative[tile, t, s] == (key - query) // dilation + kernel - 1).all()
+
+
+def seen_of(length, kernel, dilation, stride, causal):
+    """Which keys every query sees, [L, L]."""
+    start, end = windows(length, kernel, dilation, stride, causal)
+    position = np.arange(length)
+    seen = position[:, None] % dilation == position % dilation
+    return seen & (start[:, None] <= position // dilation) & (position // dilation < end[:, None])
 
 
 def check(axis, seen, kernel, dilation):

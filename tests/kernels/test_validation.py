@@ -17,6 +17,8 @@ def tokens(*shape, dtype="float32"):
 MAP = (1, 8, 9, 2, 4)
 # What is wrong, and what the message must name: the argument and the value that it got.
 ILLEGAL = {
+    "list": ({"query": [[1.0]]}, "query", "list"),
+    "list as bias": ({"rpb": [[1.0]]}, "rpb", "list"),
     "rank 3": ({"query": tokens(8, 2, 4)}, "query", "(8, 2, 4)"),
     "rank 7": ({"query": tokens(1, 2, 2, 2, 2, 2, 4)}, "query", "(1, 2, 2, 2, 2, 2, 4)"),
     "no tokens": ({"query": tokens(1, 0, 9, 2, 4)}, "query", "(1, 0, 9, 2, 4)"),
@@ -54,6 +56,8 @@ ILLEGAL = {
     "bias with a stride": ({"stride": (2, 1), "rpb": tokens(2, 5, 5)}, "rpb", "(2, 1)"),
     "causal bias": ({"is_causal": True, "rpb": tokens(2, 5, 5)}, "rpb", "(True, True)"),
     "array as scale": ({"scale": jnp.ones(())}, "scale", "1."),
+    "scale that is no number": ({"scale": float("nan")}, "scale", "nan"),
+    "infinite scale": ({"scale": float("inf")}, "scale", "inf"),
     "text as scale": ({"scale": "1"}, "scale", "'1'"),
     "boolean scale": ({"scale": True}, "scale", "True"),
 }

@@ -1,11 +1,13 @@
 """The command line: output, exit codes, and one clear line for what goes wrong."""
 
 import json
+import re
 import subprocess
 import sys
 import types
 import warnings
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -269,6 +271,23 @@ def test_info_of_a_preset(capsys):
     table = out.split("\n\n")[1].splitlines()
     assert table[2].split() == ["level1", "56", "x", "56", "64", "3", "2", "1/8", "200,182", "509,606,272"]
     assert len({len(line) for line in table}) == 1
+
+
+def test_doctor(monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert main(["doctor", "dinat_mini"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"^jax +{re.escape(jax.__version__)}$", said, re.MULTILINE)
+    assert re.search(r"^  level 1 +56 x 56 +8 +xla$", said, re.MULTILINE)
+    assert "level 1, 2, 3, 4: not triton, as the fused kernels run on NVIDIA GPUs" in said
+
+
+def test_doctor_as_json(capsys):
+    assert main(["doctor", "nat_mini", "--size", "100", "--dtype", "bfloat16", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["versions"]["jax"] == jax.__version__
+    assert [level["tokens"] for level in document["levels"]] == [[25, 25], [13, 13], [7, 7], [7, 7]]
+    assert main(["doctor", "nat_minni"]) == 1
 
 
 def test_info_as_json(fake, capsys):

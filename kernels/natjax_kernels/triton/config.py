@@ -6,11 +6,14 @@ estimate below.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import itertools
 import json
 import math
+from collections.abc import Generator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -58,6 +61,7 @@ class Case:
         head_dim: channels of a head.
         dtype: name of the dtype.
         bias: whether there is a relative positional bias.
+        capability: compute capability of the device, times ten.
     """
 
     kernel: str
@@ -66,6 +70,7 @@ class Case:
     head_dim: int
     dtype: str
     bias: bool
+    capability: int
 
     @property
     def key(self) -> str:
@@ -75,8 +80,23 @@ class Case:
         return f"{self.kernel} {window} D{self.head_dim} {self.dtype}{' rpb' * self.bias}"
 
 
+_overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVar("overrides")
+
+
+@contextlib.contextmanager
+def override(case: Case, config: Config) -> Generator[None]:
+    """Has the ops that this thread traces meanwhile use `config` for `case`; ops that were traced before keep theirs."""
+    token = _overrides.set({**_overrides.get({}), case.key: config})
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
 def choose(case: Case, device: str) -> Config:
-    """Returns the measured configuration where there is one for this kind of device, or else an estimate."""
+    """Returns the overriding or else the measured configuration for this kind of device, or else an estimate."""
+    if overriding := _overrides.get({}).get(case.key):
+        return overriding
     found = _measured().get(device, {}).get(case.key)
     if found is None:
         return estimate(case)
@@ -87,35 +107,52 @@ def choose(case: Case, device: str) -> Config:
 
 @functools.lru_cache(maxsize=512)
 def estimate(case: Case) -> Config:
-    """Returns the configuration of least estimated work."""
+    """Returns the configuration of least estimated work; with the table on chip where that makes no difference to it."""
     return min(candidates(case), key=functools.partial(_clocks, case))
 
 
 def candidates(case: Case) -> list[Config]:
-    """Returns configurations that fit a multiprocessor's registers, of tiles that cut every axis evenly."""
+    """Returns configurations that fit a multiprocessor's registers, of tiles that cut every axis evenly.
+
+    What fits was found with `python -m benchmarks.resources`.
+    """
     sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(65))) for n in _lengths(case)]
-    found = []
-    for tile in itertools.product(*sides):
-        if math.prod(tile) > 64:
-            continue
-        keys = math.prod(_halo(case, tile))
-        plain = Config(tile, None, min(64, _power_of_two(keys)), False, 0)
-        plain = dataclasses.replace(plain, num_warps=plain.slots // 16)
-        if case.head_dim > 64 or case.dtype == "float32":
-            plain = dataclasses.replace(plain, chunk=min(32, plain.chunk))
-        if case.kernel == "attend_backward" and case.bias:
-            # The table's gradient stays on chip, so all scores of a tile have to.
-            chunk = _power_of_two(keys)
-            if plain.slots == 16 and chunk <= 256:
-                found.append(dataclasses.replace(plain, chunk=chunk, resident=True, num_warps=max(1, chunk // 32)))
-            elif plain.slots * chunk <= 64 * 64:
-                found.append(dataclasses.replace(plain, chunk=chunk, resident=True))
-        found.append(plain if keys <= 1024 else dataclasses.replace(plain, block=_BOXES[len(tile)]))
-    return found
+    tiles = [tile for tile in itertools.product(*sides) if math.prod(tile) <= 64]
+    return [config for tile in tiles for config in (_resident(case, tile), _streamed(case, tile)) if config is not None]
+
+
+def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
+    """Keys stream by in chunks, each with its part of the table."""
+    halo = math.prod(_halo(case, tile))
+    block = _BOXES[len(tile)] if halo > 1024 else None
+    chunk = 32 if case.dtype == "float32" or case.head_dim > 64 else 64
+    if case.kernel != "attend" and (case.head_dim > 64 or _short_of_registers(case)) and (halo > 64 or chunk < 64):
+        chunk //= 2
+    config = Config(tile, block, min(chunk, _power_of_two(halo)), False, 1)
+    return dataclasses.replace(config, num_warps=config.slots // 16)
+
+
+def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
+    """All keys at once, with their part of the table kept on chip, and its gradient beside it; None where that spills."""
+    if case.dtype == "float32":
+        return None
+    keys = _power_of_two(math.prod(_halo(case, tile)))
+    config = Config(tile, None, keys, True, 4)
+    sums_table = case.kernel == "attend_backward" and case.bias
+    if config.slots == 64 and keys <= 64 and case.head_dim <= 32:
+        return dataclasses.replace(config, num_stages=1) if sums_table and _short_of_registers(case) else config
+    if sums_table and config.slots == 16 and keys in (128, 256) and case.head_dim >= 32:
+        return dataclasses.replace(config, num_warps=keys // (32 if case.head_dim <= 64 else 16))
+    return None
+
+
+def _short_of_registers(case: Case) -> bool:
+    """Returns whether operands of matrix products have to be in registers, as before Hopper."""
+    return case.capability < 90
 
 
 def _clocks(case: Case, config: Config) -> float:
-    """Estimates a map's clocks: scores (an exponential each, 16 a clock of a multiprocessor) and halos (some 26 bytes a
+    """Estimates a map's clocks: scores (an exponential each, 16 a clock of a multiprocessor), and halos (some 26 bytes a
     clock from the L2 cache). Small tiles load every key many times, large ones compute many scores that the window masks.
     """
     tiles = math.prod(math.ceil(n / t) for n, t in zip(_lengths(case), config.tile, strict=True))

@@ -129,6 +129,11 @@ def device_kind() -> str:
     return device().device_kind
 
 
+def capability() -> int:
+    """Returns the compute capability of that device, times ten; the interpreter stands for Hopper."""
+    return 90 if interpreted() else round(10 * float(device().compute_capability))
+
+
 def float32_products() -> str:
     """Returns how float32 matrices are multiplied: as three TF32 products, close to float32, or as one where JAX is told so."""
     asked = str(jax.config.values["jax_default_matmul_precision"]).lower()
@@ -148,7 +153,7 @@ def _compile(name, operands, scalars, outputs, grid, static, config: Config):
         grid=grid,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        compute_capability=round(10 * float(device().compute_capability)),
+        compute_capability=capability(),
         **static,
     )
 

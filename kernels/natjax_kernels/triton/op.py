@@ -17,7 +17,7 @@ from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import Case, choose
-from natjax_kernels.triton.launch import Launch, device_kind, float32_products
+from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products
 from natjax_kernels.triton.transforms import Call, sharded_as
 
 _TOKENS, _PER_QUERY = "b s n d", "b n s"
@@ -36,14 +36,14 @@ def _attend(window, scale, query, key, value, rpb):
 def _forward(window, scale, query, key, value, rpb):
     launch = _launch("attend", query, rpb, window, scale)
     call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY))
-    out, lse = call(*_flat(query, key, value), launch.table(rpb, _table_dtype(rpb)))
+    out, lse = call(*_flat(query, key, value), launch.table(rpb, _table_dtype(query, rpb)))
     return out.reshape(query.shape), (query, key, value, rpb, out, lse)
 
 
 def _backward(window, scale, residuals, d_out):
     query, key, value, rpb, out, lse = residuals
     queries, keys = (_launch(kernel, query, rpb, window, scale) for kernel in ("attend_backward", "attend_mirrored"))
-    tables = [launch.table(rpb, _table_dtype(rpb)) for launch in (queries, keys)]
+    tables = [launch.table(rpb, _table_dtype(query, rpb)) for launch in (queries, keys)]
     axes = _table_axes(rpb)
     call = Call(
         functools.partial(_run_backward, queries, keys, rpb is not None),
@@ -104,7 +104,7 @@ def _sum_by_row(d_logits, launch: Launch, runs):
 
 
 def _launch(kernel: str, query, rpb, window: Window, scale: float) -> Launch:
-    case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None)
+    case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability())
     return Launch(
         case.spatial, window, scale, choose(case, device_kind()), float32_products(), kernel == "attend_mirrored"
     )
@@ -126,6 +126,6 @@ def _table_axes(rpb) -> str:
     return "r o t k" if rpb is None else "r n t k"
 
 
-def _table_dtype(rpb) -> Any:
-    """A bias keeps its precision; a mask alone needs none."""
-    return jnp.bfloat16 if rpb is None else rpb.dtype
+def _table_dtype(query, rpb) -> Any:
+    """The bias is as precise as the queries; a mask alone needs no precision."""
+    return jnp.bfloat16 if rpb is None else query.dtype

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import re
 
 from natjax_kernels.bias import table_shape
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import Case, choose
-from natjax_kernels.triton.launch import device, device_kind, interpreted
+from natjax_kernels.triton.launch import capability, device, device_kind, interpreted
 from natjax_kernels.triton.layout import layout
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -27,7 +28,7 @@ def _why_not_here(named: bool) -> str | None:
     if interpreted():
         return None if named else "Triton's interpreter is for tests, and slow"
     here = device()
-    if here.platform not in ("gpu", "cuda") or "NVIDIA" not in here.device_kind:
+    if not re.fullmatch(r"\d+\.\d+", str(getattr(here, "compute_capability", None))):  # AMD's read "gfx942"
         return f"the fused kernels run on NVIDIA GPUs and this is {here.device_kind}"
     if float(here.compute_capability) < _LEAST_CAPABILITY:
         has = f"{here.device_kind} has {here.compute_capability}"
@@ -57,6 +58,6 @@ def _why_not_these(query, value, rpb, window: Window) -> str | None:
 
 @functools.lru_cache(maxsize=512)
 def _table_entries(spatial: tuple[int, ...], window: Window, channels: int, dtype: str, bias_heads: int) -> int:
-    case = Case("attend", spatial, window, channels, dtype, bias_heads > 0)
+    case = Case("attend", spatial, window, channels, dtype, bias_heads > 0, capability())
     config = choose(case, device_kind())
     return math.prod(table_shape(layout(spatial, window, config.tile, config.block).relative)) * max(bias_heads, 1)

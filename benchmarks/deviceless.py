@@ -1,0 +1,205 @@
+"""What XLA's GPU compiler makes of natjax, on a machine without a GPU: `python -m benchmarks.deviceless`.
+
+Compiles the op, NAT-Tiny's forward pass and a training step for GPUs that are not here and reports custom calls, collectives and
+memory as JSON. Needs the packages of requirements/deviceless.txt in an environment of their own (`make test-deviceless` makes
+it): JAX's CUDA plugin, which cannot start without a GPU but compiles for one that is described to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+# Name, compute capability, shared memory of a multiprocessor and of a block, multiprocessors, bytes/s, L2 bytes, memory, GHz:
+# from the vendor's data sheets and programming guide.
+KINDS = {
+    "a100": ("NVIDIA A100-SXM4-80GB", (8, 0), 167936, 166912, 108, 2.039e12, 41943040, 80e9, 1.41),
+    "l4": ("NVIDIA L4", (8, 9), 102400, 101376, 58, 0.3e12, 50331648, 24e9, 2.04),
+    "h200": ("NVIDIA H200", (9, 0), 233472, 232448, 132, 4.8e12, 62914560, 150e9, 1.98),
+    "b200": ("NVIDIA B200", (10, 0), 233472, 232448, 148, 8e12, 132644864, 190e9, 1.965),
+}
+_DESCRIPTION = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared} shared_memory_per_block_optin: {shared_of_block}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  core_count: {cores} clock_rate_ghz: {clock}
+  memory_bandwidth: {bandwidth:.0f} l2_cache_size: {cache} device_memory_size: {memory:.0f}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
+runtime_version {{ major: 13 minor: 0 patch: 0 }}
+device_description_str: "{name}"
+"""
+
+
+def devices(kind: str, count: int = 1):
+    """Returns `count` devices that are not here."""
+    from jax.experimental import topologies
+
+    name, (major, minor), shared, shared_of_block, cores, bandwidth, cache, memory, clock = KINDS[kind]
+    description = _DESCRIPTION.format(
+        major=major, minor=minor, shared=shared, shared_of_block=shared_of_block, cores=cores, bandwidth=bandwidth,
+        cache=cache, memory=memory, clock=clock, name=name,
+    )  # fmt: skip
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="", topology=f"1x1x{count}", target_config=description
+    ).devices
+
+
+def compile_for(kind: str, function, *shapes, mesh_shape=(1,), axis_type="Auto"):
+    """Compiles `function` of arrays of the given shapes, trees of (shape, dtype, axes of the mesh); returns the executable."""
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, Mesh, NamedSharding
+
+    here = devices(kind, int(np.prod(mesh_shape)))
+    names = ("data", "model")[: len(mesh_shape)]
+    mesh = Mesh(np.array(here).reshape(mesh_shape), names, axis_types=(AxisType[axis_type],) * len(names))
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.spec)),
+        shapes,
+        is_leaf=_is_array,
+    )
+    with jax.default_device(here[0]), jax.set_mesh(mesh):
+        return jax.jit(function).trace(*arguments).lower().compile()
+
+
+class Array:
+    """Shape, dtype and layout on the mesh of an argument."""
+
+    def __init__(self, shape, dtype, spec=()):
+        import jax
+
+        self.shape, self.dtype, self.spec = tuple(shape), dtype, jax.sharding.PartitionSpec(*spec)
+
+
+def _is_array(x):
+    return isinstance(x, Array)
+
+
+def report(executable):
+    """Returns what is worth knowing of a compiled program."""
+    text = executable.as_text()
+    memory = executable.memory_analysis()
+    calls = re.findall(r'custom_call_target="([^"]*)"', text)
+    collectives = re.findall(
+        r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text
+    )
+    return {
+        "fused_kernels": sum("triton_kernel_call" in call for call in calls),
+        "other_calls": dict(collections.Counter(call for call in calls if "triton_kernel_call" not in call)),
+        "collectives": dict(collections.Counter(collectives)),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+    }
+
+
+def op(kind, axis_type="Auto", mesh_shape=(1,)):
+    """The op and all its gradients at NAT-Tiny's first level, batch 128."""
+    import jax
+
+    from natjax_kernels import neighborhood_attention
+
+    model = ("model",) if len(mesh_shape) > 1 else (None,)
+    tokens = Array((128, 56, 56, 2, 32), "bfloat16", ("data", None, None, *model))
+    rpb = Array((2, 13, 13), "bfloat16")
+
+    def run(q, k, v, rpb, d_out):
+        out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, kernel_size=7), q, k, v, rpb)
+        return out, pull(d_out)
+
+    return report(
+        compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh_shape=mesh_shape, axis_type=axis_type)
+    )
+
+
+def _model(name, dtype="bfloat16"):
+    import jax
+    from flax import nnx
+
+    import natjax
+
+    model = nnx.eval_shape(lambda: natjax.create_model(name, dtype=dtype, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    params = jax.tree.map(lambda x: Array(x.shape, x.dtype), nnx.to_pure_dict(state))
+    return graphdef, params
+
+
+def forward(kind, name="nat_tiny", batch=128, side=224):
+    """A model's logits."""
+    from flax import nnx
+
+    graphdef, params = _model(name)
+    pixels = Array((batch, side, side, 3), "bfloat16")
+    return report(compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, params, pixels))
+
+
+def step(kind, name="nat_tiny", batch=128, side=224):
+    """A step of training by AdamW."""
+    import jax
+    import optax
+    from flax import nnx
+
+    graphdef, params = _model(name)
+    optimizer = optax.adamw(1e-3)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params, is_leaf=_is_array)
+    moments = jax.tree.map(lambda x: Array(x.shape, x.dtype), jax.eval_shape(optimizer.init, shapes))
+
+    def run(params, moments, pixels, labels):
+        loss, gradients = jax.value_and_grad(lambda p: nnx.merge(graphdef, p)(pixels, labels=labels).loss)(params)
+        updates, moments = optimizer.update(gradients, moments, params)
+        return optax.apply_updates(params, updates), moments, loss
+
+    pixels, labels = Array((batch, side, side, 3), "bfloat16"), Array((batch,), "int32")
+    return report(compile_for(kind, run, params, moments, pixels, labels))
+
+
+CHECKS = {
+    "op": op,
+    "op on 4 x 2, Auto": lambda kind: op(kind, "Auto", (4, 2)),
+    "op on 4 x 2, Explicit": lambda kind: op(kind, "Explicit", (4, 2)),
+    "forward": forward,
+    "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
+    "forward, batch 1, 224 pixels": lambda kind: forward(kind, batch=1, side=224),
+    "forward, batch 1, 448 pixels": lambda kind: forward(kind, batch=1, side=448),
+    "forward, batch 1, 896 pixels": lambda kind: forward(kind, batch=1, side=896),
+    "step": step,
+}
+
+
+def check_apart(name, kind="h200"):
+    """Returns the report of one check, compiled in a process of its own: what is wrong for a GPU can abort the compiler."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "XLA_FLAGS")}
+    environment |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "benchmarks.deviceless", "--kind", kind, "--check", name]
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} for {kind}: the compiler failed with code {done.returncode}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kind", choices=KINDS, default="h200")
+    parser.add_argument("--check", choices=CHECKS, help="one check, in this process")
+    args = parser.parse_args()
+    if args.check:
+        print(json.dumps(CHECKS[args.check](args.kind)))
+        return
+    for name in CHECKS:
+        print(f"{args.kind}, {name}: {json.dumps(check_apart(name, args.kind))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

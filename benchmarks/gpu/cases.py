@@ -1,0 +1,98 @@
+"""Shapes that the GPU benchmarks measure, and the least time that each can take.
+
+Letters: B batch, N heads, D channels of a head, K keys of a window.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from benchmarks.gpu.timing import normal
+
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of the op: [batch, *spatial, heads, channels] with a window and perhaps a bias."""
+
+    name: str
+    batch: int
+    spatial: tuple[int, ...]
+    heads: int
+    channels: int
+    kernel_size: tuple[int, ...]
+    dilation: int = 1
+    bias: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of query, key, value and output."""
+        return (self.batch, *self.spatial, self.heads, self.channels)
+
+    def nbytes(self, tensors: int, dtype: str) -> int:
+        """Bytes of so many tensors like the query."""
+        return tensors * math.prod(self.shape) * ITEM[dtype]
+
+    def floors(self, dtype: str, ceilings: dict[str, float]) -> dict[str, dict[str, float]]:
+        """Returns the microseconds that bytes and matrix products take at the measured ceilings, and the larger of both.
+
+        Forward reads query, key and value and writes the output: 4 tensors. Backward reads those 4 and the output's gradient
+        and writes 3 gradients: 12 tensors for both, and no count of log-sum-exp, delta and bias, which are small.
+        Forward multiplies 2 times over the window's own scores, backward 5 times.
+        """
+        product = 2 * math.prod(self.shape) * math.prod(self.kernel_size)
+        found = {}
+        for what, tensors, products in (("forward", 4, 2), ("both", 12, 7)):
+            memory = self.nbytes(tensors, dtype) / ceilings["copy_gigabytes_per_second"] / 1e3
+            matrix = products * product / ceilings["matmul_teraflops"] / 1e6
+            found[what] = {"memory": memory, "matrix": matrix, "floor": max(memory, matrix)}
+        return found
+
+    def arguments(self, key: jax.Array, sets: int, dtype: str) -> list[list[jax.Array | None]]:
+        """Returns sets of query, key, value, bias and output gradient.
+
+        Each has a bias of its own, as every layer of a model does: with one for all, its table would be made once.
+        """
+        bias = [(self.heads, *(2 * k - 1 for k in self.kernel_size))] if self.bias else []
+        drawn = [normal(k, *[self.shape] * 4, *bias, dtype=dtype) for k in jax.random.split(key, sets)]
+        return [[*one[:3], one[4] if self.bias else None, one[3]] for one in drawn]
+
+    def options(self) -> dict[str, Any]:
+        """The op's options."""
+        return {"kernel_size": self.kernel_size, "dilation": self.dilation}
+
+
+def levels(batch: int, heads: int, prefix: str, dilated: bool) -> list[Case]:
+    """Returns NAT's levels at 224 px, and DiNAT's dilated ones."""
+    return [
+        Case(
+            f"{prefix} level {level}{f' dilation {d}' * (d > 1)}",
+            batch,
+            (side, side),
+            heads << level - 1,
+            32,
+            (7, 7),
+            d,
+        )
+        for level, (side, most) in enumerate(((56, 8), (28, 4), (14, 2), (7, 1)), 1)
+        for d in dict.fromkeys((1, most if dilated else 1))
+    ]
+
+
+def op_cases(rehearse: bool) -> list[Case]:
+    """Returns what the op is timed on, the most telling first."""
+    if rehearse:
+        return [Case("tiny level 1", 2, (14, 14), 2, 8, (7, 7)), Case("1-D", 1, (64,), 1, 16, (15,))]
+    return levels(128, 2, "tiny", True) + LARGE + levels(128, 4, "base", False)
+
+
+LARGE = [
+    Case("1-D of 32768", 8, (32768,), 4, 64, (63,)),
+    Case("2-D kernel 80", 1, (256, 256), 2, 128, (80, 80), bias=False),
+    Case("3-D kernel 18 x 24 x 24", 1, (30, 48, 80), 2, 64, (18, 24, 24), bias=False),
+]

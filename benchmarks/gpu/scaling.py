@@ -1,0 +1,52 @@
+"""Time and memory of a token as maps grow from 56^2 to 1024^2: both should stay the same (heads of 32 channels, kernel 7)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.harness import Report
+from benchmarks.gpu.op import compile_op, time_op
+from benchmarks.gpu.timing import compile_together, fresh_key
+
+SIDES = (56, 112, 224, 448, 1024)
+FLAT_FROM, FLAT_WITHIN = 112, 0.10
+
+
+def measure(report: Report, rehearse: bool, threads: int) -> None:
+    """Adds a row per side and direction, and how flat the time of a token is."""
+    key, seed = fresh_key()
+    report.note(seed=seed, target={"flat_from": FLAT_FROM, "within": FLAT_WITHIN})
+    sides, tokens = ((14, 28), 28 * 28) if rehearse else (SIDES, 1 << 20)
+    # As many tokens for all, so that every map fills the GPU.
+    cases = {side: Case(f"side {side}", max(1, tokens // side**2), (side, side), 2, 32, (7, 7)) for side in sides}
+    implementation = "xla" if rehearse else "triton"
+    for what in ("forward", "both"):
+        compiled = compile_together(
+            {side: functools.partial(compile_op, cases[side], what, "bfloat16", implementation) for side in sides},
+            threads,
+        )
+        times = {}
+        for side, program in compiled.items():
+            row = report.measure(
+                lambda c=cases[side], p=program: per_token(c, p(), key), side=side, batch=cases[side].batch, what=what
+            )
+            if "nanoseconds_per_token" in row:
+                times[side] = row["nanoseconds_per_token"]
+        kept = [t for side, t in times.items() if side >= FLAT_FROM]
+        if len(kept) > 1:
+            ratio = max(kept) / min(kept)
+            report.note(**{f"{what}_slowest_over_fastest": round(ratio, 3), f"{what}_flat": ratio <= 1 + FLAT_WITHIN})
+
+
+def per_token(case: Case, compiled: tuple[jax.stages.Compiled, int], key: jax.Array) -> dict[str, Any]:
+    """Times a case; a program makes several calls, and its temporary memory is taken to be theirs in equal parts."""
+    row = time_op(case, "bfloat16", compiled, key)
+    tokens = case.batch * math.prod(case.spatial)
+    row["nanoseconds_per_token"] = round(row["microseconds"] * 1e3 / tokens, 4)
+    row["temporary_bytes_per_token"] = round(row["temporary_bytes"] / tokens / row["calls_a_program"], 1)
+    return row

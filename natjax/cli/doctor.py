@@ -1,0 +1,82 @@
+"""`natjax doctor`: versions, devices, and which implementation of attention every level of a model takes here, and why."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from natjax.cli._config import read_config
+from natjax.cli._output import print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from natjax.configuration import NatConfig
+
+HELP = "show versions, devices, and how attention runs on them"
+_PACKAGES = ("natjax", "jax", "jaxlib", "flax", "numpy", "jax-cuda13-plugin", "jax-triton", "triton", "optax", "grain")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument(
+        "model", nargs="?", default="nat_tiny", metavar="NAME|DIR", help="whose levels to look at (default: nat_tiny)"
+    )
+    parser.add_argument("--size", type=int, default=224, metavar="N", help="image size in pixels (default: 224)")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the computation (default: float32)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what there is."""
+    import jax
+
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    devices = [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in jax.devices()]
+    levels = _levels(read_config(args.model), args.size, args.dtype)
+    if args.json:
+        print_json({"versions": versions, "backend": jax.default_backend(), "devices": devices, "levels": levels})
+        return 0
+    print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
+    print()
+    print_table(["device", "platform", "kind"], [tuple(d.values()) for d in devices])
+    print(f"\nAttention of {printable(args.model)} at {args.size} x {args.size} pixels in {args.dtype}:")
+    rows = [
+        (f"level {x['level']}", f"{x['tokens'][0]} x {x['tokens'][1]}", x["dilation"], x["implementation"])
+        for x in levels
+    ]
+    print_table(["", "tokens", "dilation", "implementation"], rows, indent="  ")
+    for reason in dict.fromkeys(x["reason"] for x in levels):
+        which = ", ".join(dict.fromkeys(str(x["level"]) for x in levels if x["reason"] == reason))
+        print(f"  level {which}: {reason}")
+    return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _levels(config: NatConfig, size: int, dtype: str) -> list[dict[str, Any]]:
+    """Returns what `natjax_kernels.explain` says of every level and dilation."""
+    import jax
+
+    from natjax.model_info import count_parts
+    from natjax_kernels import explain
+
+    levels, kernel = [], config.kernel_size
+    for level, part in enumerate(count_parts(config, (size, size))[1:-1]):
+        heads = config.num_heads[level]
+        for dilation in dict.fromkeys(config.layer_dilations(level)):
+            sides = [max(side, kernel * dilation) for side in part.shape[:2]]  # as the model pads them
+            tokens = jax.ShapeDtypeStruct((1, *sides, heads, part.shape[2] // heads), dtype)
+            rpb = jax.ShapeDtypeStruct((heads, 2 * kernel - 1, 2 * kernel - 1), dtype)
+            said = explain(tokens, tokens, tokens, rpb=rpb, kernel_size=kernel, dilation=dilation)
+            name, _, reason = said.partition(": ")
+            levels.append(
+                {"level": level + 1, "tokens": sides, "dilation": dilation, "implementation": name, "reason": reason}
+            )
+    return levels

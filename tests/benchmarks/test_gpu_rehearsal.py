@@ -1,0 +1,51 @@
+"""The GPU benchmark and tuning run to their ends on a CPU, and leave complete files."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("optax")
+ROOT = pathlib.Path(__file__).parents[2]
+SECTIONS = ("numerics", "op", "models", "peers", "scaling")
+pytestmark = pytest.mark.slow
+
+
+def run(*command):
+    paths = [str(ROOT), *(str(ROOT / name) for name in ("kernels", "convert", "train"))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+def test_benchmark(tmp_path):
+    done = run("benchmarks.gpu", "--rehearse", "--seconds", "240", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for section in SECTIONS:
+        content = json.loads((tmp_path / f"gpu_{section}.json").read_text())
+        assert content["status"] == "complete"
+        assert content["provenance"]["rehearsal"]
+        assert content["rows"]
+        assert not [row for row in content["rows"] if "error" in row]
+    numerics = json.loads((tmp_path / "gpu_numerics.json").read_text())
+    assert numerics["passed"]
+    peers = json.loads((tmp_path / "gpu_peers.json").read_text())["rows"]
+    errors = [row["largest_error"] for row in peers if row.get("peer") == "flex_attention"]
+    assert all(error < 1e-5 for error in errors)  # it computes what we do
+    summary = json.loads((tmp_path / "gpu_summary.json").read_text())
+    assert summary["sections"] == dict.fromkeys(SECTIONS, "complete")
+
+
+def test_tuning(tmp_path):
+    path = tmp_path / "configs.json"
+    path.write_text(json.dumps({"Other": {"kept": {}}}))
+    done = run("benchmarks.tune", "--rehearse", "--configs", str(path), "--device-kind", "Rehearsed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(path.read_text())
+    assert content["Other"] == {"kept": {}}
+    assert [key.split()[0] for key in content["Rehearsed"]] == ["attend", "attend_backward", "attend_mirrored"]

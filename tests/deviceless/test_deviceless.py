@@ -1,0 +1,58 @@
+"""What XLA's compiler for GPUs makes of natjax, without a GPU: kernels called, memory, collectives.
+
+Needs an environment of its own, which `make test-deviceless` makes; skipped elsewhere.
+"""
+
+import importlib.util
+
+import pytest
+
+from benchmarks.deviceless import check_apart
+
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda13_plugin"), reason="JAX's CUDA plugin is not here: make test-deviceless"
+)
+
+LAYERS = 3 + 4 + 18 + 5  # of NAT-Tiny and DiNAT-Tiny
+TOKENS = 2 * 128 * 56 * 56 * 2 * 32  # bytes of a query at level 1: batch 128, bfloat16
+
+
+def test_the_op_and_its_gradients_are_three_kernels():
+    found = check_apart("op")
+    assert found["fused_kernels"] == 3
+    assert found["other_calls"] == found["collectives"] == {}
+    assert (
+        found["temporary_bytes"] < TOKENS / 4
+    )  # log-sum-exp, delta, tables; XLA's own way takes several times the tokens
+
+
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_on_a_mesh_the_bias_is_reduced_and_nothing_else_travels(axes):
+    found = check_apart(f"op on 4 x 2, {axes}")
+    assert found["fused_kernels"] == 3
+    # Where types say that the bias is replicated and heads are not, its gradient (1.4 kB) is gathered, too.
+    assert found["collectives"] == ({"all-reduce": 1} if axes == "Auto" else {"all-reduce": 1, "all-gather": 1})
+
+
+@pytest.mark.parametrize("check", ["forward", "forward of dinat_tiny"])
+def test_every_layer_of_a_model_is_one_kernel(check):
+    found = check_apart(check)
+    assert found["fused_kernels"] == LAYERS
+    assert all(call.startswith("__cudnn$conv") for call in found["other_calls"])  # the convolutions'
+
+
+def test_a_training_step_takes_the_kernels():
+    found = check_apart("step")
+    assert found["fused_kernels"] == 3 * LAYERS
+
+
+def test_memory_is_linear_in_pixels():
+    small, medium, large = (
+        check_apart(f"forward, batch 1, {side} pixels")["temporary_bytes"] for side in (224, 448, 896)
+    )
+    assert medium <= 4.2 * small
+    assert large <= 4.1 * medium
+
+
+def test_another_gpu():
+    assert check_apart("op", "a100")["fused_kernels"] == 3

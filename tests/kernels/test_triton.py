@@ -1,0 +1,240 @@
+"""What is the fused kernels' own: layouts, configurations, large windows, refusals. test_op.py says that they compute the op."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from op_oracle import TOLERANCE, assert_close, both, draw
+
+from natjax_kernels import explain, neighborhood_attention
+from natjax_kernels.bias import MASKED, bias_table
+from natjax_kernels.plan import Window
+from natjax_kernels.triton import config as configurations
+from natjax_kernels.triton import launch as launching
+from natjax_kernels.triton import support
+from natjax_kernels.triton.config import KERNELS, Case, Config, candidates, choose, estimate
+from natjax_kernels.triton.layout import layout
+
+LAYOUTS = {  # sides of the map, kernel size, dilation, stride, causal, tile, block
+    "1-D": ((19,), (5,), (2,), (1,), (False,), (4,), None),
+    "1-D in blocks": ((40,), (17,), (1,), (1,), (False,), (8,), (8,)),
+    "2-D": ((9, 11), (3, 4), (2, 1), (1, 2), (False, True), (3, 4), None),
+    "2-D in blocks": ((14, 15), (9, 11), (1, 1), (1, 1), (False, False), (4, 4), (4, 8)),
+    "3-D in blocks": ((5, 6, 7), (3, 5, 4), (1, 1, 1), (1, 1, 1), (True, False, False), (2, 3, 4), (4, 4, 4)),
+}
+
+
+def seen_by(plan, spatial):
+    """Counts how often a layout has (row of tiles' tokens, row of halos' tokens) as neighbours, [L, L]."""
+    counts = np.zeros((math.prod(spatial),) * 2, int)
+    table = np.asarray(bias_table(plan.relative, None, jnp.float32))[:, 0] > MASKED / 2  # [rows, T, S]
+
+    def offsets(sides):
+        return np.tensordot(np.indices(sides).reshape(3, -1), plan.steps, (0, 0))
+
+    origins = np.tensordot(np.indices(plan.blocks).reshape(3, -1), np.multiply(plan.steps, plan.block), (0, 0))
+    slots = np.indices(plan.tile).reshape(3, -1)
+    for query, key, tile_class, *counts_of_axes in plan.tiles:
+        owned = (slots < np.reshape(counts_of_axes, (3, 1))).all(axis=0)
+        for origin, row in zip(origins, plan.rows[tile_class], strict=True):
+            t, s = np.nonzero(table[row] & owned[:, None])
+            np.add.at(counts, (query + offsets(plan.tile)[t], key + origin + offsets(plan.block)[s]), 1)
+    return counts
+
+
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts_hold_every_pair_once(case):
+    spatial, kernel, dilation, stride, causal, tile, block = case
+    window = Window(kernel, dilation, stride, causal)
+    pairs = seen_by(layout(spatial, window, tile, block), spatial)
+    tokens = math.prod(spatial)
+    # A query's output at values of one-hot keys is above 0 where it sees a key.
+    one_hot = jnp.eye(tokens).reshape(1, *spatial, 1, tokens)
+    zeros = jnp.zeros((1, *spatial, 1, 1))
+    options = dataclasses.asdict(window) | {"implementation": "reference"}
+    expected = np.asarray(neighborhood_attention(zeros, zeros, one_hot, **options)).reshape(tokens, tokens) > 0
+    assert (pairs == expected).all()
+    assert (seen_by(layout(spatial, window, tile, block, mirrored=True), spatial) == expected.T).all()
+
+
+def test_blocks_that_look_alike_share_rows():
+    plan = layout((256, 256), Window((80, 80), (1, 1), (1, 1), (False, False)), (8, 8), (8, 8))
+    assert len(plan.tiles) == 1024
+    assert math.prod(len(axis) for axis in plan.relative) < 2000  # of more than 100,000 blocks
+
+
+@pytest.mark.parametrize("longest", [1, 3, 100])
+def test_runs_are_of_one_class(longest):
+    plan = layout((56, 56), Window((7, 7), (1, 1), (1, 1), (False, False)), (8, 8), None)
+    runs = plan.runs(longest)
+    assert runs[0, 0] == 0
+    assert runs[-1, 1] == len(plan.tiles)
+    assert (runs[1:, 0] == runs[:-1, 1]).all()
+    assert (runs[:, 1] - runs[:, 0]).max() <= longest
+    assert all(len(set(plan.tiles[a:b, 2])) == 1 for a, b in runs)
+
+
+# What there is besides the choices that test_op.py meets: [B, *spatial, N, D], options, bias, a configuration for every kernel.
+CONFIGURED = {
+    "blocks of keys": ((1, 13, 14, 2, 8), {"kernel_size": (9, 10)}, False, Config((4, 4), (4, 8), 16, False, 1)),
+    "blocks of keys, bias": ((1, 13, 14, 2, 8), {"kernel_size": 9}, True, Config((4, 4), (8, 8), 32, False, 1)),
+    "1-D blocks": ((2, 50, 1, 16), {"kernel_size": 21, "is_causal": True}, False, Config((16,), (16,), 16, False, 1)),
+    "3-D blocks": ((1, 6, 7, 8, 1, 8), {"kernel_size": (3, 5, 6)}, False, Config((2, 3, 4), (4, 4, 4), 32, False, 1)),
+    "table on chip": ((3, 9, 9, 2, 8), {"kernel_size": 5}, True, Config((4, 5), None, 32, True, 1)),
+    "table on chip, one chunk": ((3, 9, 9, 2, 8), {"kernel_size": 3}, True, Config((3, 3), None, 32, True, 1)),
+    "table off chip": ((3, 9, 9, 2, 8), {"kernel_size": 5}, True, Config((4, 5), None, 32, False, 1)),
+    "dilated": ((1, 26, 24, 1, 8), {"kernel_size": (9, 7), "dilation": (2, 3)}, True, Config((5, 4), (8, 4), 32, False, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("programs", [1, 1024], ids=["few programs", "many programs"])
+@pytest.mark.parametrize("case", CONFIGURED.values(), ids=CONFIGURED)
+def test_any_configuration_computes_the_op(monkeypatch, case, programs):
+    shape, options, bias, config = case
+    monkeypatch.setattr("natjax_kernels.triton.op.choose", lambda case, device: config)
+    monkeypatch.setattr(launching, "PROGRAMS", programs)
+    arguments, d_out = draw(shape, options["kernel_size"], bias)
+    got = both(arguments, d_out, **options, implementation="triton")
+    assert_close(got, both(arguments, d_out, **options, implementation="reference"), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("channels", [8, 16, 24, 64, 128])
+def test_channels_of_a_head(channels):
+    arguments, d_out = draw((1, 7, 8, 2, channels), 3, True)
+    got = both(arguments, d_out, kernel_size=3, implementation="triton")
+    assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("batch", [1, 5, 7])
+def test_shares_of_a_batch_that_are_not_alike(monkeypatch, batch):
+    monkeypatch.setattr(launching, "PROGRAMS", 2 * 9)  # so that a program takes two entries or three
+    arguments, d_out = draw((batch, 9, 9, 2, 8), 3, True)
+    got = both(arguments, d_out, kernel_size=3, implementation="triton")
+    assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
+
+
+def test_offsets_are_of_64_bits_where_an_image_needs_them(monkeypatch):
+    window = Window((3,), (1,), (1,), (False,))
+    plan = layout((64,), window, (64,), None)
+    launch = launching.Launch((64,), window, 1.0, Config((64,), None, 64, False, 4), "ieee")
+
+    def wide(length, heads):
+        monkeypatch.setattr(launching, "layout", lambda *_: dataclasses.replace(plan, tokens=length))
+        return launch.static(heads, 1, 128)["WIDE"]
+
+    assert not wide(2**23, 1)
+    assert wide(2**24, 1)
+    assert wide(2**22, 4)
+
+
+def case(
+    kernel="attend", spatial=(56, 56), size=7, dilation=1, channels=32, dtype="bfloat16", bias=True, capability=90
+):
+    rank = len(spatial)
+    window = Window((size,) * rank, (dilation,) * rank, (1,) * rank, (False,) * rank)
+    return Case(kernel, spatial, window, channels, dtype, bias, capability)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("spatial", [(7,), (4096,), (56, 56), (7, 7), (112, 96), (8, 9, 10)], ids=str)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_estimates_fit(kernel, spatial, capability):
+    for dtype, bias, channels in (("bfloat16", True, 32), ("float32", True, 64), ("float16", False, 128)):
+        this = case(kernel, spatial, channels=channels, dtype=dtype, bias=bias, capability=capability)
+        for config in [estimate(this), *candidates(this)]:
+            assert config.slots in (16, 32, 64)
+            assert config.chunk in (16, 32, 64, 128, 256)
+            assert config.num_warps in (1, 2, 4, 8, 16)
+            assert not (config.resident and config.block)
+
+
+def test_measured_configurations_come_first(monkeypatch):
+    this = case()
+    measured = Config((4, 4), None, 128, True, 2, 3)
+    table = json.loads(json.dumps({"NVIDIA H200": {this.key: dataclasses.asdict(measured)}}))
+    monkeypatch.setattr(configurations, "_measured", lambda: table)
+    assert choose(this, "NVIDIA H200") == measured
+    assert choose(this, "NVIDIA A100") == estimate(this)
+    assert choose(case(bias=False), "NVIDIA H200") == estimate(case(bias=False))
+
+
+def test_measured_configurations_can_be_read():
+    for cases in configurations._measured().values():
+        for found in cases.values():
+            Config(**found)
+
+
+def test_keys_of_cases_tell_them_apart():
+    cases = [
+        case(), case("attend_mirrored"), case(size=5), case(dilation=2), case(channels=64), case(dtype="float32"),
+        case(bias=False), case(spatial=(56, 57)), case(spatial=(56,)),
+        dataclasses.replace(case(), window=Window((7, 7), (1, 1), (2, 1), (False, False))),
+        dataclasses.replace(case(), window=Window((7, 7), (1, 1), (1, 1), (True, False))),
+    ]  # fmt: skip
+    assert len({c.key for c in cases}) == len(cases)
+
+
+REFUSALS = {
+    "float64": ((1, 8, 8, 2, 8), "float64", 8, "compute in float32, bfloat16, float16; query is float64"),
+    "values of other channels": (
+        (1, 8, 8, 2, 8),
+        "float32",
+        4,
+        "values of as many channels as keys; they have 4 and 8",
+    ),
+    "wide heads": ((1, 8, 8, 2, 129), "float32", 129, "at most 128 channels; these have 129"),
+    "empty batch": ((0, 8, 8, 2, 8), "float32", 8, "at least one batch entry"),
+    "vast maps": ((1, 2**16, 2**15, 1, 8), "float32", 8, "fewer than 2\\*\\*31 tokens"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_refusals_say_why(refusal, x64):
+    shape, dtype, channels, reason = refusal
+    query, value = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((*shape[:-1], channels), dtype)
+    with pytest.raises(NotImplementedError, match=f"implementation='triton' cannot run: .*{reason}"):
+        explain(query, query, value, kernel_size=3, implementation="triton")
+
+
+def test_the_interpreter_runs_only_when_named():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 2, 8), "float32")
+    assert explain(x, x, x, kernel_size=3).startswith("xla: not triton, as Triton's interpreter is for tests")
+
+
+@dataclasses.dataclass
+class Gpu:
+    """A device that is not here."""
+
+    device_kind: str = "NVIDIA H200"
+    platform: str = "gpu"
+    compute_capability: str = "9.0"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "missing", "reason"),
+    [
+        (Gpu(), [], None),
+        (Gpu(), ["jax_triton"], r"jax_triton cannot be imported: pip install 'natjax\[gpu\]'"),
+        (Gpu("Tesla V100-SXM2-16GB", "gpu", "7.0"), [], "need compute capability 8.0 and .* has 7.0"),
+        (Gpu("AMD Instinct MI300X", "gpu", "gfx942"), [], "run on NVIDIA GPUs and this is AMD Instinct MI300X"),
+        (Gpu("TPU v5e", "tpu", ""), [], "run on NVIDIA GPUs and this is TPU v5e"),
+    ],
+)
+def test_devices(monkeypatch, gpu, missing, reason):
+    monkeypatch.setattr(support, "interpreted", lambda: False)
+    monkeypatch.setattr(launching, "interpreted", lambda: False)
+    monkeypatch.setattr(support, "device", lambda: gpu)
+    monkeypatch.setattr(launching, "device", lambda: gpu)
+    find = importlib.util.find_spec
+    here = ("triton", "jax_triton")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name not in missing if name in here else find(name))
+    x = jax.ShapeDtypeStruct((1, 56, 56, 2, 32), "bfloat16")
+    window = Window((7, 7), (1, 1), (1, 1), (False, False))
+    why = support.why_not(x, x, None, window)
+    assert why is None if reason is None else re.search(reason, why)
