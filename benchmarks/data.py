@@ -141,7 +141,8 @@ def main():
                 print(f"{case:14} {what:22} natjax {here:6.1f}  torch {there:6.1f}  ratio {ratio:.2f}", flush=True)
                 rows.append({"case": case, "workers": workers, "kind": kind if workers else None, "natjax": here})
                 rows[-1] |= {"torch": there, "ratio": ratio, "samples": pairs}
-    result = {"provenance": provenance(file_bytes=size, image=SIDES, batch=BATCH, load=os.getloadavg()), "images_per_second": rows}
+    origin = provenance(file_bytes=size, image=SIDES, batch=BATCH, load=os.getloadavg())
+    result = {"provenance": origin, "images_per_second": rows}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
