@@ -1,0 +1,136 @@
+"""What must not change a run or end it badly: other workers on resumption, threads beside the main one, lost disks, exits."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import types
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from natjax.errors import ImageError
+from natjax_train.data import ImageFolder, train_loader
+from natjax_train.data.transforms import decode
+
+SETTINGS = types.SimpleNamespace(
+    **{"crop": True, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3), "interpolation": "bicubic"},
+    **{"horizontal_flip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.0},
+    **{"image_mean": (0.5,), "max_corrupt": 3},
+)
+WORKERS = [(0, "threads"), (3, "threads"), (1, "processes"), (2, "processes")]
+
+
+def png(seed, side=20):
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def folder(path, unreadable=()):
+    for i in range(24):
+        file = path / f"class {i % 3}" / f"{i:02d}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"no image" if i in unreadable else png(i))
+    return ImageFolder(path)
+
+
+def loader(source, workers=0, worker_kind="threads", **options):
+    options = {"batch_size": 6, "image_size": 16, "num_channels": 3, "augmentation": SETTINGS, "seed": 1} | options
+    return train_loader(source, workers=workers, worker_kind=worker_kind, **options)
+
+
+def test_runs_go_on_with_other_workers(tmp_path):
+    source = folder(tmp_path)
+    batches = loader(source)
+    whole = [next(batches) for _ in range(7)]
+    states = []
+    for workers in WORKERS:
+        batches = loader(source, *workers)
+        for _ in range(5):
+            next(batches)
+        states.append(json.loads(json.dumps(batches.get_state())))
+        batches.close()
+    assert states == [states[0]] * len(WORKERS)
+    for workers in WORKERS:
+        batches = loader(source, *workers)
+        batches.set_state(states[0])
+        for want in whole[5:]:
+            got = next(batches)
+            assert all((got[key] == want[key]).all() for key in want)
+        batches.close()
+
+
+def test_runs_go_on_with_other_processes(tmp_path):
+    source = folder(tmp_path)
+    batches = loader(source)
+    for _ in range(4):
+        next(batches)
+    state, want = batches.get_state(), next(batches)
+    parts = [loader(source, process_index=i, process_count=3) for i in range(3)]
+    for part in parts:
+        part.set_state(state)
+    assert (np.concatenate([next(part)["image"] for part in parts]) == want["image"]).all()
+
+
+def test_decoding_in_threads_leaves_warnings_alone():
+    images, before = [png(i, 100) for i in range(8)], list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: decode(images[i % 8], 3), range(400)))
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("workers", [(0, "threads"), (2, "processes")])
+def test_a_lost_disk_is_not_searched_to_its_end(tmp_path, workers):
+    source = folder(tmp_path, unreadable=range(24))
+    batches = loader(source, *workers)
+    with pytest.raises(ImageError, match=r"4 images cannot be read, 3 are allowed .*/class \d/\d\d.png"):
+        next(batches)
+    batches.close()
+
+
+def test_reads_end_with_the_limit(tmp_path, monkeypatch):
+    source, reads = folder(tmp_path, unreadable=range(24)), []
+    monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, i: reads.append(i) or {"image": b"", "label": 0})
+    with pytest.raises(ImageError, match="cannot be read"):
+        next(loader(source))
+    assert len(reads) == 4
+
+
+def test_files_that_vanish_are_counted_too(tmp_path):
+    source = folder(tmp_path)
+    (tmp_path / "class 0" / "03.png").unlink()
+    batches = loader(source)
+    for _ in range(4):
+        assert next(batches)["image"].shape == (6, 16, 16, 3)
+    assert [source.name(i)[-6:] for i in batches.unreadable] == ["03.png"]
+
+
+def test_kinds_of_workers_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="'threads' or 'processes'; got 'fibres'"):
+        loader(folder(tmp_path), 2, "fibres")
+
+
+EXITS = """
+import sys, pathlib
+from tests_of_data import folder, loader
+if __name__ == "__main__":
+    batches = loader(folder(pathlib.Path(sys.argv[1])), 2, sys.argv[2])
+    next(batches)
+    batches.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_programs_end_quietly(tmp_path, kind):
+    (tmp_path / "images").mkdir()
+    shutil.copy(__file__, tmp_path / "tests_of_data.py")
+    (tmp_path / "program.py").write_text(EXITS)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "images"), kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Traceback" not in done.stderr
