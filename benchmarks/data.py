@@ -95,13 +95,25 @@ def make_images(folder):
 def ours(folder, auto_augment, workers, kind, seed):
     """Returns natjax's iterator over training batches."""
     settings = types.SimpleNamespace(
-        **{"crop": True, "crop_scale": SCALE, "crop_ratio": RATIO, "interpolation": "bicubic", "horizontal_flip": 0.5},
-        **{"auto_augment": auto_augment, "color_jitter": 0.0, "image_mean": MEAN, "max_corrupt": 0},
+        crop=True,
+        crop_scale=SCALE,
+        crop_ratio=RATIO,
+        interpolation="bicubic",
+        horizontal_flip=0.5,
+        auto_augment=auto_augment,
+        color_jitter=0.0,
+        image_mean=MEAN,
+        max_corrupt=0,
     )
     return train_loader(
         ImageFolder(folder),
-        **{"batch_size": BATCH, "image_size": SIZE, "num_channels": 3, "augmentation": settings, "seed": seed},
-        **{"workers": workers, "worker_kind": kind},
+        batch_size=BATCH,
+        image_size=SIZE,
+        num_channels=3,
+        augmentation=settings,
+        seed=seed,
+        workers=workers,
+        worker_kind=kind,
     )
 
 

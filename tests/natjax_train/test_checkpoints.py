@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -41,6 +42,7 @@ def make_state(step):
 def _mesh():
     with jax.set_mesh(make_mesh("data=1")):
         yield
+    gc.collect()  # so that they complain here and not during another test
 
 
 @pytest.fixture

@@ -18,9 +18,15 @@ from natjax_train.data import ImageFolder, train_loader
 from natjax_train.data.transforms import decode
 
 SETTINGS = types.SimpleNamespace(
-    **{"crop": True, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3), "interpolation": "bicubic"},
-    **{"horizontal_flip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.0},
-    **{"image_mean": (0.5,), "max_corrupt": 3},
+    crop=True,
+    crop_scale=(0.08, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+    interpolation="bicubic",
+    horizontal_flip=0.5,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    color_jitter=0.0,
+    image_mean=(0.5,),
+    max_corrupt=3,
 )
 WORKERS = [(0, "threads"), (3, "threads"), (1, "processes"), (2, "processes")]
 

@@ -6,12 +6,12 @@ the seed and the step (or, in the data, the epoch and the index), so that a run 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +81,18 @@ def train(
     share: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     share |= {"workers": recipe.workers, "worker_kind": recipe.worker_kind}
 
-    with jax.set_mesh(mesh), _sigterm() as sigterm:
+    processor = data_.eval_processor(recipe, recipe.image_size)
+    loader = data_.train_loader(
+        train_source,
+        batch_size=recipe.batch_size,
+        image_size=recipe.image_size,
+        num_channels=len(recipe.image_mean),
+        augmentation=recipe,
+        seed=recipe.seed,
+        **share,
+    )
+    with jax.set_mesh(mesh), _sigterm() as sigterm, contextlib.closing(loader) as batches:
         model = initial_model(recipe, train_source.class_names)
-        processor = data_.eval_processor(recipe, recipe.image_size)
-        batches = data_.train_loader(
-            train_source,
-            batch_size=recipe.batch_size,
-            image_size=recipe.image_size,
-            num_channels=model.config.num_channels,
-            augmentation=recipe,
-            seed=recipe.seed,
-            **share,
-        )
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
         factors = optim.learning_rate_factors(params, recipe)
         optimizer = optim.make_optimizer(recipe, factors)
@@ -122,20 +122,18 @@ def train(
         watch = _Watch(recipe, params, checkpoints, log, report)
 
         def measure(params: Any) -> Any:
-            return evaluate.evaluate(
-                functools.partial(eval_step, params),
-                data_.eval_loader(
-                    val_source,
-                    batch_size=recipe.batch_size,
-                    processor=processor,
-                    max_corrupt=recipe.max_corrupt,
-                    **share,
-                ),
-                num_classes=num_classes,
-                mean=recipe.image_mean,
-                std=recipe.image_std,
-                mesh=mesh,
+            batches = data_.eval_loader(
+                val_source, batch_size=recipe.batch_size, processor=processor, max_corrupt=recipe.max_corrupt, **share
             )
+            with contextlib.closing(batches):
+                return evaluate.evaluate(
+                    functools.partial(eval_step, params),
+                    batches,
+                    num_classes=num_classes,
+                    mean=recipe.image_mean,
+                    std=recipe.image_std,
+                    mesh=mesh,
+                )
 
         result = None
         while step < total:
@@ -229,7 +227,7 @@ def _averaged(state: Any) -> Any:
     return state.params if state.ema is None else state.ema
 
 
-@contextmanager
+@contextlib.contextmanager
 def _sigterm() -> Generator[Callable[[int], bool]]:
     """Gives a function that tells, at a step, whether to save and stop: all processes of a run hear the same."""
     if jax.process_count() > 1:  # the signal is caught by the processes' coordination

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
@@ -173,8 +173,8 @@ class _From:
     def __len__(self) -> int:
         return max(0, len(self._batches) - self._first)
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        return self._batches[self._first + operator.index(number)]
+    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+        return self._batches[self._first + operator.index(index)]
 
 
 def _too_many(source: Source, unreadable: Collection[int], allowed: int) -> str:
