@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from natjax._version import __version__
 from natjax.cli import classify, convert, demo, doctor, features, info, list_models, train
+from natjax.cli import eval as evaluate
 from natjax.cli._output import complain
 
 _COMMANDS = {
@@ -26,6 +27,7 @@ _COMMANDS = {
     "info": info,
     "list": list_models,
     "train": train,
+    "eval": evaluate,
     "convert": convert,
     "demo": demo,
     "doctor": doctor,

@@ -133,6 +133,8 @@ def open_source(spec: str | os.PathLike, split: str) -> Source:
         raise ValueError(f"split must be 'train' or 'val'; got {split!r}.")
     if str(spec) == "digits":
         return Digits(split)
+    if not Path(spec).is_dir():
+        raise ImageError(f"{spec}: no such folder; give one that holds train/ and val/, or 'digits'.")
     folder, training = (_split_folder(Path(spec), kind) for kind in (split, "train"))
     if folder is None:
         wanted = " or ".join(f"{name}/" for name in SPLITS[split])

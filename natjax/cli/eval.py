@@ -1,0 +1,156 @@
+"""`natjax eval`: top-1, top-5 and loss of a model on the validation images of a data set, and how well it tells each class."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import functools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natjax.cli._images import find_checkpoint, load_processor, positive_int
+from natjax.cli._output import Progress, complain, print_json, print_table, printable
+from natjax.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from natjax.image_processing import NatImageProcessor
+
+HELP = "measure a model on the validation images of a data set"
+_HARDEST = 10  # classes that are shown
+_MAX_CORRUPT = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder with val/ in it, or 'digits'")
+    parser.add_argument(
+        "--model", metavar="M", help="a checkpoint or a run's folder (default: a small digit classifier)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=64, metavar="N", help="images per step (default: 64)"
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads that read images (default: none)")
+    parser.add_argument("--mesh", default="", metavar="MESH", help="devices, as in data=8 (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates and prints; returns 1 where images could not be read."""
+    try:
+        from natjax_train import data, evaluate, mesh, model, step
+    except ImportError as error:
+        raise ImportError(f"Evaluation needs more packages ({error}): pip install 'natjax[train]'.") from error
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from natjax.modeling import NatForImageClassification
+
+    source = data.open_source(args.data, "val")
+    checkpoint = find_checkpoint(_of_run(args.model))
+    net = NatForImageClassification.from_pretrained(checkpoint)
+    names = list((net.config.id2label or {}).values())
+    if not names:
+        raise CheckpointError(f"{checkpoint}: the model has no classes to tell apart.")
+    labels = np.array(_labels(source.class_names, names), np.int32)
+    processor = load_processor(checkpoint, net.config.num_channels)
+    mean, std = _normalisation(processor)
+    devices = mesh.make_mesh(args.mesh)
+    mesh.check_batch(devices, args.batch_size, 1)
+    progress = Progress(len(source), "images")
+    with jax.set_mesh(devices):
+        _, graphdef, params = model.split_model(net)
+        params = jax.device_put(params, NamedSharding(devices, PartitionSpec()))
+        batches = data.eval_loader(
+            source,
+            batch_size=args.batch_size,
+            processor=processor,
+            workers=args.workers,
+            max_corrupt=_MAX_CORRUPT,
+        )
+        with contextlib.closing(batches):
+            metrics = evaluate.evaluate(
+                functools.partial(step.make_eval_step(graphdef), params),
+                _relabelled(batches, labels),
+                num_classes=len(names),
+                mean=mean,
+                std=std,
+                mesh=devices,
+                progress=progress.update,
+            )
+    progress.clear()
+    rows = [(name, *found) for name, found in zip(names, metrics.per_class(), strict=True)]
+    if args.csv:
+        _write_csv(args.csv, rows)
+    summary = {name: getattr(metrics, name) for name in ("top1", "top5", "loss", "images_per_second")}
+    if args.json:
+        print_json({name: value if math.isfinite(value) else None for name, value in summary.items()})
+    else:
+        _print(summary, rows, int(metrics.confusion.sum()))
+    skipped = len(source) - int(metrics.confusion.sum())
+    if skipped:
+        complain(f"{skipped} image(s) could not be read and are not counted")
+    return 1 if skipped else 0
+
+
+def _of_run(model: str | None) -> str | None:
+    """Returns where a run's model is, if that is what the argument names."""
+    if model is None or not (Path(model) / "recipe.json").is_file():
+        return model
+    if not (Path(model) / "model").is_dir():
+        raise CheckpointError(f"{model}: the run has not ended and has no model yet; go on with natjax train --resume.")
+    return str(Path(model) / "model")
+
+
+def _labels(classes: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Returns which of the model's classes those of the data are: by their names or, where those differ, in order."""
+    places = {name: i for i, name in enumerate(names)}
+    if len(places) == len(names) and places.keys() >= set(classes):
+        return [places[name] for name in classes]
+    if len(classes) != len(names):
+        raise ValueError(
+            f"The data has {len(classes)} classes ({', '.join(classes[:3])}, ...), the model {len(names)} "
+            f"({', '.join(names[:3])}, ...), and their names differ; name the class folders as the model's classes."
+        )
+    if list(classes) != list(names):
+        complain("the classes of data and model differ in name and are taken to be the same in this order")
+    return list(range(len(names)))
+
+
+def _normalisation(processor: NatImageProcessor) -> tuple[Sequence[float], Sequence[float]]:
+    """Returns mean and standard deviation per channel, of pixels 0..1: the device scales and normalises."""
+    scaled = math.isclose(processor.rescale_factor, 1 / 255)
+    if not (processor.do_rescale and processor.do_normalize and scaled):
+        raise ValueError(
+            "Evaluation rescales images with 1/255 and normalises them; the model's image processor does something "
+            f"else: {processor}."
+        )
+    import numpy as np
+
+    mean, std = (np.broadcast_to(x, processor.num_channels) for x in (processor.image_mean, processor.image_std))
+    return mean.tolist(), std.tolist()
+
+
+def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        yield {**batch, "label": labels[batch["label"]]}
+
+
+def _write_csv(path: str, rows: Iterable[Sequence[Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("class", "images", "recall", "precision"))
+        writer.writerows(["" if value != value else value for value in row] for row in rows)  # NaN is no number
+
+
+def _print(summary: dict[str, float], rows: Sequence[Sequence[Any]], images: int) -> None:
+    print(f"{images} images, {summary['images_per_second']:.1f} images/s")
+    print(f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}, loss {summary['loss']:.4f}")
+    hardest = sorted((row for row in rows if row[1]), key=lambda row: row[2])[:_HARDEST]
+    print("\nThe classes it finds least of:" if len(rows) > _HARDEST else "")
+    table = [(printable(name), count, f"{recall:.1%}", f"{found:.1%}") for name, count, recall, found in hardest]
+    print_table(("class", "images", "recall", "precision"), table)

@@ -1,0 +1,152 @@
+"""`natjax eval`: digits, runs and folders, what it prints and writes, and how it refuses."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+from flax import nnx
+
+import natjax
+from natjax import demo
+from natjax.cli import main
+
+CLASSES = [f"class {c}" for c in "abcdef"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint with random weights, for images of 32 pixels cropped out of 40."""
+    directory = tmp_path_factory.mktemp("model")
+    config = natjax.NatConfig(
+        embed_dim=8,
+        depths=(1, 1),
+        num_heads=(1, 2),
+        kernel_size=3,
+        id2label=dict(enumerate(CLASSES)),
+        initializer_range=0.3,
+    )
+    processor = natjax.NatImageProcessor(
+        size={"shortest_edge": 40},
+        do_center_crop=True,
+        crop_size=32,
+        resample=3,
+        image_mean=0.5,
+        image_std=(0.2, 0.3, 0.4),
+    )
+    natjax.NatForImageClassification(config, rngs=nnx.Rngs(0)).save_pretrained(directory, processor=processor)
+    return directory
+
+
+def write_images(directory, classes, count=5):
+    rng = np.random.default_rng(0)
+    for name in classes:
+        folder = directory / "val" / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            size = rng.integers(33, 60, 2)
+            pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / f"{i}.png")
+    return directory
+
+
+def run(capsys, *arguments):
+    code = main(["eval", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def expected(model, data, classes):
+    """Top-1 and loss, image by image, with the model's own processor."""
+    net, processor = (c.from_pretrained(model) for c in (natjax.NatForImageClassification, natjax.NatImageProcessor))
+    right, losses = [], []
+    for name in classes:
+        for path in sorted((data / "val" / name).iterdir()):
+            logits = np.asarray(net(processor(path)).logits[0], np.float64)
+            losses.append(np.log(np.exp(logits).sum()) - logits[CLASSES.index(name)])
+            right.append(logits.argmax() == CLASSES.index(name))
+    return np.mean(right), np.mean(losses)
+
+
+def test_digits(capsys, tmp_path):
+    code, out, _ = run(capsys, "--data", "digits", "--json", "--csv", tmp_path / "classes.csv")
+    found = json.loads(out)
+    assert code == 0
+    assert list(found) == ["top1", "top5", "loss", "images_per_second"]
+    assert 0.985 <= found["top1"] <= found["top5"] <= 1
+    assert 0 < found["loss"] < 0.1
+    assert found["images_per_second"] > 0
+    with open(tmp_path / "classes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list("0123456789")
+    counts = [int(row["images"]) for row in rows]
+    assert sum(counts) == 360
+    right = sum(count * float(row["recall"]) for count, row in zip(counts, rows, strict=True))
+    assert right / 360 == pytest.approx(found["top1"])
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_folder_as_the_models_own_processor_prepares_it(capsys, tmp_path, model, batch_size):
+    classes = [CLASSES[i] for i in (1, 2, 4)]  # some of the model's, found by name
+    data = write_images(tmp_path, classes)
+    code, out, _ = run(capsys, "--data", data, "--model", model, "--json", "--batch-size", batch_size)
+    found = json.loads(out)
+    top1, loss = expected(model, data, classes)
+    assert code == 0
+    assert found["top1"] == pytest.approx(top1)
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_text_names_the_hardest_classes(capsys, tmp_path, model):
+    code, out, _ = run(capsys, "--data", write_images(tmp_path, CLASSES), "--model", model)
+    first, second, _, head, *rows = out.splitlines()
+    assert code == 0
+    assert first.startswith("30 images, ")
+    assert second.startswith("top-1 ")
+    assert head.split() == ["class", "images", "recall", "precision"]
+    assert len(rows) == 6
+
+
+@pytest.mark.filterwarnings("default:.*cannot be read")
+def test_unreadable_images_are_not_counted(capsys, tmp_path, model):
+    data = write_images(tmp_path, CLASSES)
+    (data / "val" / CLASSES[0] / "1.png").write_bytes(b"no image")
+    code, out, err = run(capsys, "--data", data, "--model", model)
+    assert code == 1
+    assert out.startswith("29 images, ")
+    assert "1 image(s) could not be read" in err
+
+
+def test_runs_folder(capsys, tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    code, _, err = run(capsys, "--data", "digits", "--model", tmp_path)
+    assert code == 1
+    assert "has no model yet" in err
+    shutil.copytree(demo.MODEL_DIR, tmp_path / "model")
+    code, out, _ = run(capsys, "--data", "digits", "--model", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out)["top1"] >= 0.985
+
+
+def test_classes_of_other_names(capsys, tmp_path, model):
+    data = write_images(tmp_path, [f"n{i}" for i in range(6)], 2)
+    code, _, err = run(capsys, "--data", data, "--model", model)
+    assert code == 0
+    assert "taken to be the same in this order" in err
+    shutil.rmtree(data / "val" / "n0")
+    code, _, err = run(capsys, "--data", data, "--model", model)
+    assert code == 1
+    assert "The data has 5 classes (n1, n2, n3, ...), the model 6" in err
+
+
+def test_refusals(capsys, tmp_path, model):
+    code, _, err = run(capsys, "--data", tmp_path / "missing", "--model", model)
+    assert code == 1
+    assert "no such folder" in err
+    strange = shutil.copytree(model, tmp_path / "strange")
+    natjax.NatImageProcessor(size=(32, 40)).save_pretrained(strange)
+    code, _, err = run(capsys, "--data", write_images(tmp_path, CLASSES, 1), "--model", strange)
+    assert code == 1
+    assert "does something else" in err
