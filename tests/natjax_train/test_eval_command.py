@@ -146,7 +146,7 @@ def test_refusals(capsys, tmp_path, model):
     assert code == 1
     assert "no such folder" in err
     strange = shutil.copytree(model, tmp_path / "strange")
-    natjax.NatImageProcessor(size=(32, 40)).save_pretrained(strange)
+    natjax.NatImageProcessor(size=32, do_normalize=False).save_pretrained(strange)
     code, _, err = run(capsys, "--data", write_images(tmp_path, CLASSES, 1), "--model", strange)
     assert code == 1
     assert "does something else" in err
