@@ -115,3 +115,14 @@ def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     assert ("loss", 0.25, 4) in calls
     assert ("top1", 0.875, 4) in calls
     assert calls[-1] == "closed"
+
+
+def test_messages_do_not_share_the_live_line(tmp_path):
+    stream = Terminal()
+    log = Log(tmp_path, 10, log_every=1, stream=stream)
+    log.step(1, loss=1.0, lr=0.1, images_per_second=5.0, data_wait=0.0)
+    log.beside(lambda message: stream.write(message + "\n"))("saved")
+    log.close()
+    line, _, rest = stream.getvalue().lstrip("\r").partition("\r")
+    assert line.startswith("step")
+    assert rest.strip(" \r\n") == "saved"

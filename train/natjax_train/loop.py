@@ -119,6 +119,7 @@ def train(
             if step:
                 report(f"Goes on after step {step} of {total}.")
         log = metrics.Log(out, total, first_step=step, log_every=recipe.log_every) if lead else None
+        report = log.beside(report) if log else report
         watch = _Watch(recipe, params, checkpoints, log, report)
 
         def measure(params: Any) -> Any:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -93,6 +94,15 @@ class Log:
         if self._width:
             print(f"\r{'':{self._width}}\r", end="", file=self._stream, flush=True)
             self._width = 0
+
+    def beside(self, report: Callable[[str], None]) -> Callable[[str], None]:
+        """Returns a function that reports a message without the live line in its way."""
+
+        def clear_and_report(message: str) -> None:
+            self.clear()
+            report(message)
+
+        return clear_and_report
 
     def close(self) -> None:
         """Ends the log; the live line's last state stays."""
