@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from natjax.configuration import NatConfig
 
 HELP = "show versions, devices, and how attention runs on them"
-_PACKAGES = ("natjax", "jax", "jaxlib", "flax", "numpy", "jax-cuda13-plugin", "jax-triton", "triton", "optax", "grain")
+_PACKAGES = (
+    "natjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "jax-cuda13-plugin",
+    "jax-cuda12-plugin",
+    "jax-triton",
+    "triton",
+    "optax",
+    "grain",
+)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -33,8 +45,13 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-    devices = [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in jax.devices()]
-    levels = _levels(read_config(args.model), args.size, args.dtype)
+    config = read_config(args.model)
+    try:
+        devices = [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in jax.devices()]
+    except RuntimeError as error:  # a driver that does not fit, say: just then versions are worth reading
+        print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
+        raise ImportError(f"JAX finds no device to run on: {error}") from error
+    levels = _levels(config, args.size, args.dtype)
     if args.json:
         print_json({"versions": versions, "backend": jax.default_backend(), "devices": devices, "levels": levels})
         return 0

@@ -202,6 +202,16 @@ def test_refusals_say_why(refusal, x64):
         explain(query, query, value, kernel_size=3, implementation="triton")
 
 
+def test_tables_that_are_too_large_are_refused():
+    x = jax.ShapeDtypeStruct((1, 256, 256, 2, 128), "bfloat16")
+    rpb = jax.ShapeDtypeStruct((2, 189, 189), "bfloat16")
+    with pytest.raises(
+        NotImplementedError, match=r"the bias of this window would take tables of \S+ entries, more than"
+    ):
+        explain(x, x, x, rpb=rpb, kernel_size=95, implementation="triton")
+    assert explain(x, x, x, kernel_size=80, implementation="triton") == "triton: named by the caller"
+
+
 def test_the_interpreter_runs_only_when_named():
     x = jax.ShapeDtypeStruct((1, 8, 8, 2, 8), "float32")
     assert explain(x, x, x, kernel_size=3).startswith("xla: not triton, as Triton's interpreter is for tests")

@@ -134,7 +134,7 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
 
 def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
     """All keys at once, with their part of the table kept on chip, and its gradient beside it; None where that spills."""
-    if case.dtype == "float32":
+    if case.dtype == "float32" or case.kernel == "attend_mirrored":
         return None
     keys = _power_of_two(math.prod(_halo(case, tile)))
     config = Config(tile, None, keys, True, 4)

@@ -25,24 +25,27 @@ _TOKENS, _PER_QUERY = "b s n d", "b n s"
 
 def attend(query, key, value, rpb, *, window: Window, scale: float):
     """Computes the op; arguments are those of `natjax_kernels.neighborhood_attention`, validated and normalised."""
-    return _attend(window, scale, *vary_alike(query, key, value, rpb))
+    # Decided once: the backward pass may be traced under another default.
+    return _attend(window, scale, float32_products(), *vary_alike(query, key, value, rpb))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(window, scale, query, key, value, rpb):
-    return _forward(window, scale, query, key, value, rpb)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(window, scale, products, query, key, value, rpb):
+    return _forward(window, scale, products, query, key, value, rpb)[0]
 
 
-def _forward(window, scale, query, key, value, rpb):
-    launch = _launch("attend", query, rpb, window, scale)
+def _forward(window, scale, products, query, key, value, rpb):
+    launch = _launch("attend", query, rpb, window, scale, products)
     call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY))
     out, lse = call(*_flat(query, key, value), launch.table(rpb, _table_dtype(query, rpb)))
     return out.reshape(query.shape), (query, key, value, rpb, out, lse)
 
 
-def _backward(window, scale, residuals, d_out):
+def _backward(window, scale, products, residuals, d_out):
     query, key, value, rpb, out, lse = residuals
-    queries, keys = (_launch(kernel, query, rpb, window, scale) for kernel in ("attend_backward", "attend_mirrored"))
+    queries, keys = (
+        _launch(kernel, query, rpb, window, scale, products) for kernel in ("attend_backward", "attend_mirrored")
+    )
     tables = [launch.table(rpb, _table_dtype(query, rpb)) for launch in (queries, keys)]
     axes = _table_axes(rpb)
     call = Call(
@@ -103,11 +106,9 @@ def _sum_by_row(d_logits, launch: Launch, runs):
     return jnp.einsum("pr,pnts->rnts", jnp.asarray(one_hot, jnp.float32), sums, precision="highest")
 
 
-def _launch(kernel: str, query, rpb, window: Window, scale: float) -> Launch:
+def _launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Launch:
     case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability())
-    return Launch(
-        case.spatial, window, scale, choose(case, device_kind()), float32_products(), kernel == "attend_mirrored"
-    )
+    return Launch(case.spatial, window, scale, choose(case, device_kind()), products, kernel == "attend_mirrored")
 
 
 def _flat(*arrays):

@@ -9,7 +9,7 @@ import re
 
 from natjax_kernels.bias import table_shape
 from natjax_kernels.plan import Window
-from natjax_kernels.triton.config import Case, choose
+from natjax_kernels.triton.config import KERNELS, Case, choose
 from natjax_kernels.triton.launch import capability, device, device_kind, interpreted
 from natjax_kernels.triton.layout import layout
 
@@ -50,14 +50,27 @@ def _why_not_these(query, value, rpb, window: Window) -> str | None:
         return f"the fused kernels take maps of fewer than 2**31 tokens; this one is {spatial}"
     if query.shape[0] == 0:
         return "the fused kernels need at least one batch entry; there is none"
-    entries = _table_entries(spatial, window, channels, query.dtype.name, query.shape[-2] if rpb is not None else 0)
+    device_and_capability = device_kind(), capability()
+    entries = _entries(
+        spatial, window, channels, query.dtype.name, query.shape[-2] if rpb is not None else 0, *device_and_capability
+    )
     if entries > _LARGEST_TABLE:
-        return f"the bias of so large a window on so small a map would take a table of {entries:.1e} entries"
+        what = "bias" if rpb is not None else "mask"
+        return f"the {what} of this window would take tables of {entries:.1e} entries, more than {_LARGEST_TABLE:.1e}"
     return None
 
 
 @functools.lru_cache(maxsize=512)
-def _table_entries(spatial: tuple[int, ...], window: Window, channels: int, dtype: str, bias_heads: int) -> int:
-    case = Case("attend", spatial, window, channels, dtype, bias_heads > 0, capability())
-    config = choose(case, device_kind())
-    return math.prod(table_shape(layout(spatial, window, config.tile, config.block).relative)) * max(bias_heads, 1)
+def _entries(
+    spatial: tuple[int, ...], window: Window, channels: int, dtype: str, bias_heads: int, kind: str, capability: int
+) -> int:
+    """Returns the entries of the largest table that XLA makes: of bias or mask, or of which program saw which of its rows."""
+    entries = 0
+    for kernel in KERNELS:
+        config = choose(Case(kernel, spatial, window, channels, dtype, bias_heads > 0, capability), kind)
+        plan = layout(spatial, window, config.tile, config.block, kernel == "attend_mirrored")
+        rows, _, keys = table_shape(plan.relative)
+        entries = max(entries, rows * config.slots * keys * max(bias_heads, 1))
+        if kernel == "attend_backward" and bias_heads:
+            entries = max(entries, rows * len(plan.tiles) * plan.rows.shape[1])
+    return entries
