@@ -34,7 +34,7 @@ def bias_table(relative: Sequence[np.ndarray], rpb, dtype):
     table = rpb.astype(dtype)[(slice(None), *index)]  # [N, classes of every axis, T of every axis, S of every axis]
     for part in (1, 2, 3):  # one at a time, which is what JAX can follow where heads are explicitly sharded
         table = jax.lax.collapse(table, part, part + rank)
-    return table.swapaxes(0, 1) + mask
+    return jax.lax.optimization_barrier(table.swapaxes(0, 1) + mask)
 
 
 def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[int]):

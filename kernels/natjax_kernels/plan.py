@@ -172,6 +172,13 @@ def group_length(length: int, dilation: int) -> int:
     return math.ceil(length / dilation)
 
 
+def longest_halo(length: int, kernel: int, stride: int, causal: bool, tile: int) -> int:
+    """Returns how many keys the queries of a tile see at most, for an axis (or a dilation group) in tiles of `tile`."""
+    start, end = windows(length, kernel, 1, stride, causal)
+    last = np.minimum(np.arange(tile - 1, length + tile - 1, tile), length - 1)
+    return int(np.max(end[last] - start[::tile]))
+
+
 def _homes(table: np.ndarray, present: np.ndarray, length: int) -> np.ndarray:
     """Inverts a table of positions: [length, m] flat indices of where every position is present, -1 padded."""
     places = np.flatnonzero(present)

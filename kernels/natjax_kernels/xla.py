@@ -45,7 +45,7 @@ def _forward(window, scale, query, key, value, rpb):
         top = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _dot("mbnts,mbnsd->mbntd", weights.astype(v.dtype), v)
+        out = _dot("m...ts,m...sd->m...td", weights.astype(v.dtype), v)
         lse = (top + jnp.log(total))[..., 0]  # [M, B, N, T]
         return None, (_rows_home((out / total).astype(v.dtype), rows, axes), lse)
 
@@ -63,18 +63,20 @@ def _backward(window, scale, residuals, d_out):
         q, do = (to_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, d_out))
         k, v = (to_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
-            do = do * _owned(rows, axes, do.dtype)
+            owned = _owned(rows, axes, do.dtype)
+            do = do * (owned if do.ndim == 4 else owned[:, None])
         classes = _classes(rows, axes)
         weights = jnp.exp(_logits(q, k, table, classes, scale) - rows["lse"][..., None])  # [M, B, N, T, S]
-        d_weights = _dot("mbntd,mbnsd->mbnts", do, v)
+        d_weights = _dot("m...td,m...sd->m...ts", do, v)
         d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
         weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
-        d_query = _dot("mbnts,mbnsd->mbntd", scaled, k).astype(q.dtype)
-        d_key = _dot("mbnts,mbntd->mbnsd", scaled, q).astype(k.dtype)
-        d_value = _dot("mbnts,mbntd->mbnsd", weights, do).astype(v.dtype)
+        d_query = _dot("m...ts,m...sd->m...td", scaled, k).astype(q.dtype)
+        d_key = _dot("m...ts,m...td->m...sd", scaled, q).astype(k.dtype)
+        d_value = _dot("m...ts,m...td->m...sd", weights, do).astype(v.dtype)
         if rpb is not None:
             one_hot = (classes[None] == jnp.arange(len(table))[:, None]).astype(accumulate)  # [classes, M]
-            d_table = d_table + jnp.einsum("cm,mnts->cnts", one_hot, jnp.sum(d_logits, axis=1))
+            over_batch = jnp.sum(d_logits, axis=range(1, d_logits.ndim - 3))
+            d_table = d_table + jnp.einsum("cm,mnts->cnts", one_hot, over_batch)
         halos = (_rows_home(x, rows, axes, halo=True) for x in (d_key, d_value))
         return d_table, (_rows_home(d_query, rows, axes), *halos)
 
@@ -100,7 +102,8 @@ def to_tiles(x, index: list):
         x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
     tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
     x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
-    return jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
+    x = jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
+    return x[:, 0] if x.shape[1] == 1 else x
 
 
 def from_tiles(x, axes: tuple[AxisPlan, ...]):
@@ -191,13 +194,14 @@ def _classes(rows: dict, axes: tuple[AxisPlan, ...]):
 def _owned(rows: dict, axes: tuple[AxisPlan, ...], dtype):
     """1 for query slots that hold a token of their own and 0 for padding, [M, 1, 1, T, 1]."""
     owned = [jnp.asarray(rows["owned"], dtype), *(jnp.asarray(axis.queries >= 0, dtype) for axis in axes[1:])]
-    return functools.reduce(jnp.kron, owned)[:, None, None, :, None]
+    return functools.reduce(jnp.kron, owned)[:, None, :, None]
 
 
 def _untile(x, index: list):
     """Undoes the last part of `to_tiles`: [M, B, N, slots, D] -> [B, tiles * slots of every axis, N, D]."""
     rank = len(index)
     tiles, slots = zip(*(positions.shape for positions in index), strict=True)
+    x = x[:, None] if x.ndim == 4 else x
     x = x.reshape(*tiles, *x.shape[1:])
     x = x.reshape(*x.shape[: rank + 2], *slots, x.shape[-1])
     pairs = [n for a in range(rank) for n in (a, rank + 2 + a)]
@@ -214,8 +218,9 @@ def _take(x, positions, axis: int):
     return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
 
 
-def _logits(q, k, table, index, scale: float):
-    return _dot("mbntd,mbnsd->mbnts", q, k) * scale + table[index][:, None]
+def _logits(q, k, table, classes, scale: float):
+    bias = table[classes]  # [M, N or 1, T, S]
+    return _dot("m...td,m...sd->m...ts", q, k) * scale + (bias if q.ndim == 4 else bias[:, None])
 
 
 def _dot(subscripts: str, a, b):
