@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from natjax.cli._output import complain
-from natjax_train.recipes import RECIPES, Recipe, field_types, find_recipe, override
+from natjax_train.presets import RECIPES, find_recipe
+from natjax_train.recipes import Recipe, field_types, override
 
 HELP = "train or fine-tune a model"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, start again with --resume

@@ -81,7 +81,8 @@ def main() -> None:
     import natjax
     from natjax_train import mesh as meshes
     from natjax_train import optim, step
-    from natjax_train.recipes import RECIPES, override
+    from natjax_train.presets import RECIPES
+    from natjax_train.recipes import override
 
     config = natjax.NatConfig(
         num_channels=1, embed_dim=32, depths=(1, 2), num_heads=(1, 2), kernel_size=3, num_labels=4, drop_path_rate=0.2

@@ -10,7 +10,8 @@ from flax import nnx
 
 import natjax
 from natjax_train import optim
-from natjax_train.recipes import RECIPES, override
+from natjax_train.presets import RECIPES
+from natjax_train.recipes import override
 
 STEPS = 100  # of an epoch
 

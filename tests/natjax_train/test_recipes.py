@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 import natjax
-from natjax_train.recipes import RECIPES, Recipe, find_recipe, override
+from natjax_train.presets import RECIPES, find_recipe
+from natjax_train.recipes import Recipe, override
 
 
 @pytest.mark.parametrize("name", RECIPES)

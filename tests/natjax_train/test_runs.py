@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -106,6 +107,15 @@ def test_same_again(start, undisturbed, tmp_path):
     code, messages = finish(start(tmp_path / "run"))
     assert code == 1
     assert "holds a run already: go on with --resume" in messages
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_select(start, tmp_path, select):
+    code, messages = finish(start(tmp_path / "run", select=select, save_every=0, eval_every=0.03, learning_rate=0.1))
+    assert code == 0, messages
+    step = int(re.search(r"the model of step (\d+), top-1", messages).group(1))
+    top1 = {line["step"]: line["top1"] for line in lines(tmp_path / "run") if "top1" in line}
+    assert step == 30 if select == "last" else top1[step] == max(top1.values()) > top1[30]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -47,7 +47,7 @@ def train(
     resume: bool = False,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Trains, and returns the folder of the exported model: the best one by top-1 accuracy on the validation split.
+    """Trains, and returns the folder of the exported model: that of the step the recipe selects.
 
     Args:
         recipe: all settings.
@@ -162,7 +162,7 @@ def train(
                 raise PreemptedError(f"SIGTERM: saved after step {step} of {total}; go on with --resume.")
 
         checkpoints.wait()
-        best = checkpoints.best
+        best = checkpoints.best if recipe.select == "best" else step
         if best is not None and best != step:
             state, result = checkpoints.restore(like, step=best), None
         checkpoints.close()

@@ -1,8 +1,4 @@
-"""Recipes: everything that decides a training run, in one frozen dataclass, and the presets of `natjax train --recipe`.
-
-The ImageNet recipes are those of SHI-Labs' classification/configs (arXiv 2204.07143 section 4.1, 2209.15001 section 4.1), whose
-other settings are the training script's defaults. A recipe and a seed determine a run bit for bit.
-"""
+"""Recipes: everything that decides a training run, in one frozen dataclass. A recipe determines a run bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -73,6 +68,8 @@ class Recipe:
         eval_every: epochs between evaluations.
         save_every: steps between checkpoints, beside one per evaluation; 0 is none.
         keep: newest checkpoints to keep, beside the best one.
+        select: which step's model the run exports: "best" by top-1 on the validation split, or the "last", whose accuracy there
+            is then no choice among many.
         skip_nonfinite: whether steps with a NaN or infinite loss or gradient are left out instead of ending the run.
         max_corrupt: unreadable images that are skipped before the run ends.
 
@@ -128,6 +125,7 @@ class Recipe:
     eval_every: float = 1.0
     save_every: int = 1000
     keep: int = 2
+    select: str = "best"
     skip_nonfinite: bool = False
     max_corrupt: int = 100
 
@@ -210,6 +208,7 @@ _CHOICES = {
     "schedule": ("cosine", "linear"),
     "interpolation": ("bicubic", "bilinear"),
     "dtype": ("float32", "bfloat16"),
+    "select": ("best", "last"),
     "worker_kind": ("threads", "processes"),
 }
 
@@ -229,22 +228,6 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
         _check_field(name)
     hints = field_types()
     return dataclasses.replace(recipe, **{name: _parse(name, hints[name], text) for name, text in changes.items()})
-
-
-def find_recipe(name: str) -> Recipe:
-    """Returns a preset, or the recipe in a JSON file.
-
-    Raises:
-        ValueError: there is no such preset or file.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    if os.path.isfile(name):
-        with open(name, encoding="utf-8") as file:
-            return Recipe.from_json(file.read())
-    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(f"There is no recipe or file named {name!r}.{hint} There are: {', '.join(RECIPES)}.")
 
 
 def _check(fine: bool, recipe: Recipe, name: str, expected: str) -> None:
@@ -300,87 +283,4 @@ _MEANING: dict[Any, str] = {
     float: "a finite number",
     tuple[float, ...]: "numbers with commas between",
     Mapping[str, Any]: "a JSON object",
-}
-
-_IMAGENET_MODELS = tuple(
-    f"{family}_{size}" for family in ("nat", "dinat") for size in ("mini", "tiny", "small", "base")
-)
-
-RECIPES: dict[str, Recipe] = {
-    **{name: Recipe(model=name) for name in _IMAGENET_MODELS},
-    "dinat_large_384": Recipe(  # from the weights of ImageNet-22k at 224 pixels
-        model="shi-labs/dinat-large-in22k-224",
-        model_config={
-            "dilations": [[1, 13, 1], [1, 6, 1, 6], [1, 3] * 9, [1, 1, 1, 1, 1]],
-            "drop_path_rate": 0.35,
-        },
-        image_size=384,
-        epochs=30,
-        batch_size=512,
-        learning_rate=5e-5,
-        base_batch_size=512,
-        schedule="linear",
-        warmup_epochs=0,
-        cooldown_epochs=0,
-        min_learning_rate=0.0,
-        weight_decay=1e-10,
-        mixup=0.0,
-        cutmix=0.0,
-        crop_pct=1.0,
-    ),
-    "finetune": Recipe(
-        model="shi-labs/nat-mini-in1k-224",
-        epochs=30,
-        batch_size=64,
-        learning_rate=5e-4,
-        base_batch_size=64,
-        warmup_epochs=3,
-        cooldown_epochs=0,
-        min_learning_rate=1e-6,
-        layer_decay=0.8,
-        clip_norm=1.0,
-        mixup=0.0,
-        cutmix=0.0,
-        erasing=0.0,
-        crop_scale=(0.25, 1.0),
-        log_every=10,
-        save_every=200,
-    ),
-    "digits": Recipe(  # 98.5% and more of held-out digits, in minutes on two cores
-        model="custom",
-        model_config={
-            "num_channels": 1,
-            "embed_dim": 16,
-            "depths": [2, 2, 2],
-            "num_heads": [1, 2, 4],
-            "kernel_size": 5,
-            "drop_path_rate": 0.1,
-            "initializer_range": 0.1,  # so narrow a model learns slowly from 0.02
-        },
-        image_size=64,
-        epochs=60,
-        batch_size=64,
-        learning_rate=2e-3,
-        base_batch_size=64,
-        warmup_epochs=5,
-        cooldown_epochs=0,
-        min_learning_rate=0.0,
-        clip_norm=1.0,
-        label_smoothing=0.0,
-        mixup=0.0,
-        cutmix=0.0,
-        erasing=0.0,
-        auto_augment="",
-        horizontal_flip=0.0,
-        crop=False,
-        affine=1.0,
-        interpolation="bilinear",
-        crop_pct=1.0,
-        image_mean=(0.5,),
-        image_std=(0.5,),
-        workers=0,
-        log_every=10,
-        eval_every=5.0,
-        save_every=200,
-    ),
 }
