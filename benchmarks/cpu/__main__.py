@@ -1,7 +1,7 @@
 """natjax and its peers on this machine's CPU: `python -m benchmarks.cpu` prints tables, writes cpu.json and cpu.png.
 
-Parts run one after another, each in a process of its own with a time limit: what fails or hangs is recorded, and the others go on.
-`--only` measures some parts again and leaves the others' results as they are.
+Parts run one after another, each in a process of its own with a time limit: what fails or hangs is recorded, the others go
+on. `--only` measures some parts again and leaves the others' results as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What this machine can do at best: float32 matrix products and convolutions at NAT-Tiny's own shapes, and bytes copied.
 
-Each is run by XLA and by PyTorch, in turn. FLOP here are two per multiply-accumulate, unlike the papers' (and natjax.model_info's),
-which are one. Letters: B batch, H W height and width, C channels, M K N sides of a product.
+Each is run by XLA and by PyTorch, in turn. FLOP here are two per multiply-accumulate; the papers' (and natjax.model_info's) are
+one. Letters: B batch, H W height and width, C channels, M K N sides of a product.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from natjax.model_info import count_parts
 from natjax.presets import get_config
 
 MODEL, SIDE, BATCH = "nat_tiny", 224, 8
-# Attention's own products: [batch of tiles and heads] x (queries x channels)(channels x keys), then (queries x keys)(keys x channels).
+# Attention's own, over tiles and heads: (queries x channels)(channels x keys), then (queries x keys)(keys x channels).
 SMALL = [(49, 32, 100), (49, 100, 32), (49, 32, 169), (49, 169, 32), (64, 32, 196), (64, 196, 32)]
 TILES = 1024  # as level 1 has at batch 8: 64 tiles of 7 x 7, 2 heads
 
