@@ -32,4 +32,39 @@ def floor_table(part: dict[str, Any]) -> str:
     return table(("", "unit", "XLA", "torch", ""), rows)
 
 
-TABLES = {"floor": floor_table}
+def models_table(part: dict[str, Any]) -> str:
+    first = {key(row): row for row in part["rows"] if row["kind"] == "first call"}
+    rows = []
+    for row in part["rows"]:
+        if row["kind"] == "time" and "milliseconds" in row:
+            rows.append(
+                (
+                    *key(row),
+                    row["milliseconds"],
+                    row["p95_milliseconds"],
+                    row["images_per_second"],
+                    row["images_per_second_per_gflop"],
+                    row["ratio"],
+                    first[key(row)].get("seconds"),
+                )
+            )
+    head = ("model", "batch", "what", "entrant", "median ms", "p95 ms", "images/s", "images/s per GMAC")
+    return table((*head, "natjax is faster by", "first call s"), rows) + "\n\n" + complaints(part)
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what a row of the models is about."""
+    return row["model"], row["batch"], row["what"], row["entrant"]
+
+
+def complaints(part: dict[str, Any]) -> str:
+    """Returns a line for each thing that was skipped or failed."""
+    said = [
+        f"- {' '.join(map(str, key(row)[3:]))}: {row.get('skipped') or row['error']}"
+        for row in part["rows"]
+        if "skipped" in row or "error" in row
+    ]
+    return "\n".join(dict.fromkeys(said))
+
+
+TABLES = {"floor": floor_table, "models": models_table}
