@@ -1,7 +1,7 @@
 """Whole models beside their peers, float32, 224 px: latency, throughput and training steps, all of a case in turn.
 
-A case first prepares its entrants ("first call" is what compiles), then runs them A B C A B C; `ratio` is how many times faster natjax is
-by the medians. Training steps are forward, backward and AdamW, without dropped paths on any side.
+A case first prepares its entrants ("first call" is what compiles), then runs them A B C A B C; `ratio` is how many times faster
+natjax is by the medians. Training steps are forward, backward and AdamW, without dropped paths on any side.
 """
 
 from __future__ import annotations
