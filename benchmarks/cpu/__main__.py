@@ -69,7 +69,7 @@ def run(part: str, quick: bool, seconds: float) -> dict[str, Any]:
         watcher = threading.Thread(target=watch, args=(path, seconds, stop))
         watcher.start()
         try:
-            run_section(path, part, command + ["--quick"] * quick, seconds + 3 * GRACE, environment())
+            run_section(path, part, command + ["--quick"] * quick, seconds + 3 * GRACE, environment(part))
         finally:
             stop.set()
             watcher.join()
@@ -97,12 +97,16 @@ def inside(part: str, path: pathlib.Path, quick: bool, seconds: float) -> None:
     importlib.import_module(f"benchmarks.cpu.{part}").measure(report, quick)
 
 
-def environment() -> dict[str, str]:
-    """Returns the environment of a part's process: this tree's packages, a CPU, and no cache of compiled programs."""
+def environment(part: str) -> dict[str, str]:
+    """Returns the environment of a part's process: this tree's packages, a CPU, and no cache of compiled programs.
+
+    Layers by themselves get large pages (glibc on Linux), as results that a model keeps in place would be fresh memory in them.
+    """
     folders = [str(ROOT), *(str(ROOT / name) for name in ("kernels", "convert", "train"))]
     paths = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
     found = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    return found | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
+    found |= {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
+    return found | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if part in ("floor", "parts") else {})
 
 
 def clock(seconds: float) -> str:

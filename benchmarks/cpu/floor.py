@@ -115,7 +115,7 @@ def copy(seconds: float) -> dict[str, Any]:
 
 def xla(function: Callable, *arrays: Any) -> Callable[[], Any]:
     """Returns a call of the compiled function that waits for its result."""
-    placed = [jnp.asarray(array) for array in arrays]
+    placed = jax.tree.map(jnp.asarray, arrays)
     program = jax.jit(function).lower(*placed).compile()
     return lambda: jax.block_until_ready(program(*placed))
 

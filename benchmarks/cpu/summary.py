@@ -32,6 +32,26 @@ def floor_table(part: dict[str, Any]) -> str:
     return table(("", "unit", "XLA", "torch", ""), rows)
 
 
+def parts_table(part: dict[str, Any]) -> str:
+    rows, sums = [], []
+    for row in part["rows"]:
+        if row["kind"] == "sum" and "error" not in row:
+            share = ", ".join(f"{kind} {value:.0%}" for kind, value in row["share_of_parts"].items())
+            sums.append(
+                f"Batch {row['batch']}: the whole model takes {row['whole_milliseconds']} ms, its parts alone "
+                f"{row['parts_milliseconds']} ms ({share}), its layers alone {row['layers_milliseconds']} ms."
+            )
+        elif "milliseconds" in row:
+            speed = (
+                row.get(k) for k in ("gflops_per_second", "floor_gflops_per_second", "of_floor", "gigabytes_per_second")
+            )
+            rows.append(
+                (row["name"], row["batch"], row["count"], row["milliseconds"], row["total_milliseconds"], *speed)
+            )
+    head = ("part", "batch", "count", "ms", "all of them ms", "GFLOP/s", "floor GFLOP/s", "of floor", "GB/s")
+    return "\n\n".join([table(head, rows), *sums])
+
+
 def models_table(part: dict[str, Any]) -> str:
     first = {key(row): row for row in part["rows"] if row["kind"] == "first call"}
     rows = []
@@ -67,4 +87,4 @@ def complaints(part: dict[str, Any]) -> str:
     return "\n".join(dict.fromkeys(said))
 
 
-TABLES = {"floor": floor_table, "models": models_table}
+TABLES = {"floor": floor_table, "parts": parts_table, "models": models_table}

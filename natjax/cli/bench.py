@@ -98,7 +98,7 @@ def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") 
     import jax
     from flax import nnx
 
-    graphdef, params = _model(config, dtype, dtype)
+    graphdef, params = random_model(config, dtype, dtype)
     pixels = _pixels(config, batch, side, dtype)
     started = time.perf_counter()
     program = jax.jit(lambda params, pixels: nnx.merge(graphdef, params)(pixels).logits).lower(params, pixels).compile()
@@ -123,7 +123,7 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
         raise ImportError(f"Training needs more packages ({error}): pip install 'natjax[train]'.") from error
     if not config.num_labels:
         raise ValueError("The model has no classes to train on: its num_labels is 0; leave --train out.")
-    graphdef, params = _model(config, dtype, "float32", deterministic=False)
+    graphdef, params = random_model(config, dtype, "float32", deterministic=False)
     optimizer = optax.adamw(1e-3)
 
     def step(params, moments, pixels, key):
@@ -149,7 +149,7 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     return Program(run, seconds, _memory(program))
 
 
-def _model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
+def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
     """Returns graphdef and random parameters; drawn by numpy, as initialisers compile a program per shape."""
     import jax
     import jax.numpy as jnp
