@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -52,6 +53,45 @@ def parts_table(part: dict[str, Any]) -> str:
     return "\n\n".join([table(head, rows), *sums])
 
 
+def op_table(part: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["group"],
+            "x".join(map(str, row["shape"])),
+            row["kernel_size"],
+            row["dilation"],
+            *(
+                row[what][name]
+                for what in ("forward", "both")
+                for name in ("milliseconds", "nanoseconds_per_token", "temporary_bytes_per_token")
+            ),
+        )
+        for row in part["rows"]
+        if "forward" in row
+    ]
+    speed = ("ms", "ns per token", "bytes per token")
+    head = ("group", "shape", "kernel", "dilation", *speed, *(f"with backward {name}" for name in speed))
+    return table(head, rows)
+
+
+def start_table(part: dict[str, Any]) -> str:
+    starts: dict[str, list[float]] = {}
+    memory = []
+    for row in part["rows"]:
+        if row["kind"] == "start" and "seconds" in row:
+            starts.setdefault(row["entrant"], []).append(row["seconds"])
+        elif "peak_megabytes" in row:
+            memory.append((*key(row), row["peak_megabytes"]))
+    first = [(entrant, statistics.median(seconds)) for entrant, seconds in starts.items()]
+    return (
+        table(("process start to first logits", "s"), first)
+        + "\n\n"
+        + table(("model", "batch", "what", "entrant", "peak memory MB"), memory)
+        + "\n\n"
+        + complaints(part)
+    )
+
+
 def models_table(part: dict[str, Any]) -> str:
     first = {key(row): row for row in part["rows"] if row["kind"] == "first call"}
     rows = []
@@ -80,11 +120,11 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 def complaints(part: dict[str, Any]) -> str:
     """Returns a line for each thing that was skipped or failed."""
     said = [
-        f"- {' '.join(map(str, key(row)[3:]))}: {row.get('skipped') or row['error']}"
+        f"- {row['entrant']}: {row.get('skipped') or row['error']}"
         for row in part["rows"]
         if "skipped" in row or "error" in row
     ]
     return "\n".join(dict.fromkeys(said))
 
 
-TABLES = {"floor": floor_table, "parts": parts_table, "models": models_table}
+TABLES = {"floor": floor_table, "parts": parts_table, "op": op_table, "start": start_table, "models": models_table}

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 SAMPLE = 0.004  # seconds that a sample lasts at least: what is quicker is called several times
+SHORT = (
+    0.05  # seconds of a run that is run once more before its sample, as what ran before left memory and caches to it
+)
 REST = 0.002  # seconds between samples, in which the threads of the one before stop to spin
 
 
@@ -25,10 +28,11 @@ def interleaved(
         most: rounds.
         least: rounds.
     """
-    calls = {}
+    once = {}
     for name, run in runs.items():
         run()
-        calls[name] = max(1, min(1000, round(SAMPLE / max(_once(run, 1), 1e-7))))
+        once[name] = _each(run, 1)
+    calls = {name: max(1, min(1000, round(SAMPLE / max(taken, 1e-7)))) for name, taken in once.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(most):
@@ -36,11 +40,13 @@ def interleaved(
             break
         for name, run in runs.items():
             time.sleep(REST)
-            times[name].append(_once(run, calls[name]))
+            if once[name] < SHORT:
+                run()
+            times[name].append(_each(run, calls[name]))
     return times
 
 
-def _once(run: Callable[[], Any], calls: int) -> float:
+def _each(run: Callable[[], Any], calls: int) -> float:
     started = time.perf_counter()
     for _ in range(calls):
         run()
