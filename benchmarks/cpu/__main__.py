@@ -22,7 +22,7 @@ from benchmarks.gpu.harness import GRACE, Report, run_section, write
 from benchmarks.provenance import ROOT, provenance
 
 # Seconds of budget: full and quick. What would start later is skipped.
-PARTS = {"floor": (60, 12), "parts": (120, 30), "op": (170, 25), "start": (170, 30), "models": (600, 75)}
+PARTS = {"floor": (50, 12), "parts": (100, 30), "op": (130, 20), "start": (250, 60), "models": (600, 50)}
 
 
 def main() -> int:
