@@ -56,7 +56,7 @@ def main() -> int:
         write(path, results)
     print(markdown(results))
     draw(results, args.out / "cpu.png")
-    say(f"{path} and cpu.png are written.")
+    say(f"Results are in {args.out}.")
     return 0 if all(results[part]["status"] == "complete" for part in args.only) else 1
 
 

@@ -7,15 +7,56 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.cpu.targets import targets
+
+WIDTH, MARGIN, LABEL, LINE = 900, 24, 170, 24  # pixels
+INK, OURS, THEIRS = "#1b1f24", "#c2410c", "#9aa4af"
+
 
 def markdown(results: dict[str, Any]) -> str:
     """Returns the tables of all parts that were measured."""
     blocks = [f"## {part}\n\n{TABLES[part](results[part])}" for part in TABLES if part in results]
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, f"## targets\n\n{targets_table(results)}"])
+
+
+def targets_table(results: dict[str, Any]) -> str:
+    rows = [
+        (t.name, f"{'>=' if t.at_least else '<='} {t.wanted:g}", t.got and round(t.got, 2), t.verdict)
+        for t in targets(results)
+    ]
+    return table(("target", "wanted", "got", ""), rows)
 
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws images per second."""
+    """Draws images per second of the models as bars, a group per case."""
+    groups: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
+    for row in results.get("models", {}).get("rows", []):
+        if row["kind"] == "time" and "images_per_second" in row:
+            groups.setdefault(key(row)[:3], []).append((row["entrant"], row["images_per_second"]))
+    if not groups:
+        return
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
+
+    lines = sum(len(bars) + 2 for bars in groups.values())
+    picture = PIL.Image.new("RGB", (WIDTH, lines * LINE + 2 * MARGIN), "white")
+    pen = PIL.ImageDraw.Draw(picture)
+    font, small = PIL.ImageFont.load_default(18), PIL.ImageFont.load_default(15)
+    y = MARGIN
+    for (model, batch, what), bars in groups.items():
+        pen.text((MARGIN, y), f"{model}, batch {batch}, {what}: images per second", INK, font)
+        y += LINE + 4
+        most = max(speed for _, speed in bars)
+        for entrant, speed in sorted(bars, key=lambda bar: -bar[1]):
+            pen.text((MARGIN, y), entrant, INK, small)
+            length = (WIDTH - LABEL - 3 * MARGIN - 40) * speed / most
+            ink = OURS if entrant == "natjax" else THEIRS
+            pen.rectangle((MARGIN + LABEL, y + 2, MARGIN + LABEL + length, y + LINE - 6), fill=ink)
+            pen.text((MARGIN + LABEL + length + 8, y), f"{speed:.1f}", INK, small)
+            y += LINE
+        y += LINE - 4
+    picture.save(path, optimize=True)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
