@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 
 from natjax._version import __version__
-from natjax.cli import classify, convert, demo, doctor, features, info, list_models, train
+from natjax.cli import bench, classify, convert, demo, doctor, features, info, list_models, train
 from natjax.cli import eval as evaluate
 from natjax.cli._output import complain
 
@@ -30,6 +30,7 @@ _COMMANDS = {
     "eval": evaluate,
     "convert": convert,
     "demo": demo,
+    "bench": bench,
     "doctor": doctor,
 }
 _EXPECTED = (ValueError, OSError, NotImplementedError, ImportError)  # natjax's own errors are ValueErrors

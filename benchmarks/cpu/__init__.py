@@ -1,0 +1,1 @@
+"""natjax and its peers on a CPU: `python -m benchmarks.cpu`."""

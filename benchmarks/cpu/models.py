@@ -1,0 +1,88 @@
+"""Whole models beside their peers, float32, 224 px: latency, throughput and training steps, all of a case in turn.
+
+A case first prepares its entrants ("first call" is what compiles), then runs them A B C A B C; `ratio` is how many times faster
+natjax is by the medians. Training steps are forward, backward and AdamW, without dropped paths on any side.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.cpu import peers
+from benchmarks.cpu.timing import interleaved, spread
+from benchmarks.gpu.harness import Report
+from natjax.cli import bench
+from natjax.model_info import count_flops
+from natjax.presets import get_config
+
+SIDE = 224
+# Preset, batch, training, seconds of running; the most telling first.
+CASES = [
+    ("nat_tiny", 8, False, 50),
+    ("nat_tiny", 1, False, 15),
+    ("nat_tiny", 8, True, 90),
+    ("nat_mini", 1, False, 8),
+    ("nat_mini", 8, False, 20),
+    ("nat_mini", 8, True, 40),
+    ("nat_base", 1, False, 8),
+    ("nat_base", 8, False, 20),
+]
+QUICK = [("nat_tiny", 1, False, 6), ("nat_mini", 8, False, 6)]
+
+
+def measure(report: Report, quick: bool) -> None:
+    """Adds rows per entrant and case."""
+    for preset, batch, train, seconds in QUICK if quick else CASES:
+        compiled = preset == "nat_tiny" and not quick  # which takes torch.compile longer than all the rest
+        entrants = [e for e in peers.ENTRANTS if preset == "nat_tiny" or e not in peers.TINY_ONLY]
+        entrants = ["natjax", *(e for e in entrants if compiled or "compiled" not in e)]
+        measure_case(report, entrants, preset, batch, train, seconds)
+
+
+def measure_case(report: Report, entrants: list[str], preset: str, batch: int, train: bool, seconds: float) -> None:
+    """Prepares the entrants, then times those that could be."""
+    labels = {"model": preset, "batch": batch, "what": "training step" if train else "inference"}
+    runs: dict[str, Callable] = {}
+
+    def prepared(entrant: str) -> dict[str, Any]:
+        run, row = prepare(entrant, preset, batch, train)
+        if run:
+            runs[entrant] = run
+        return row
+
+    for entrant in entrants:
+        report.measure(functools.partial(prepared, entrant), kind="first call", entrant=entrant, **labels)
+    if report.time_is_up() or not runs:
+        return
+    times = interleaved(runs, seconds=seconds, most=40)
+    for entrant, found in times.items():
+        figures = row(entrant, preset, batch, found, times.get("natjax"))
+        report.measure(lambda figures=figures: figures, kind="time", entrant=entrant, **labels)
+
+
+def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callable | None, dict[str, Any]]:
+    """Returns a run of an entrant, and the seconds that its first one or its compiler took."""
+    if entrant == "natjax":
+        config = get_config(preset, drop_path_rate=0.0)
+        program = (bench.training if train else bench.inference)(config, batch, SIDE)
+        return program.run, {"seconds": round(program.compile_seconds, 2), "memory_bytes": program.memory_bytes}
+    if lacking := peers.missing(entrant):
+        return None, {"skipped": lacking}
+    run, seconds = peers.prepare(entrant, preset, batch, SIDE, train)
+    return run, {"seconds": round(seconds, 2)}
+
+
+def row(entrant: str, preset: str, batch: int, times: list[float], natjax: list[float] | None) -> dict[str, Any]:
+    """Returns an entrant's figures."""
+    middle = statistics.median(times)
+    gflops = peers.GFLOPS.get(entrant.split()[0]) or count_flops(get_config(preset), (SIDE, SIDE)) / 1e9
+    return {
+        **spread(times),
+        "images_per_second": round(batch / middle, 2),
+        "images_per_second_per_gflop": round(batch / middle / gflops, 3),
+        "gigamacs_per_image": round(gflops, 2),
+        "ratio": natjax and round(middle / statistics.median(natjax), 2),
+    }

@@ -1,0 +1,108 @@
+"""The op by itself, float32: time and temporary memory per token, forward and with its backward pass.
+
+Groups of cases, of NAT-Tiny's shapes: "levels" (kernel 7), "kernels" 3 to 13 and "dilations" 1 to 8 on level 1, "batches" 1 to
+32, "ranks" 1-D to 3-D, "sides" 56 to 448, where a token should cost the same whatever the map. The cases of a group run in turn.
+Memory is what the compiled program needs besides its inputs and outputs. Letters: B batch, N heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.cpu.timing import interleaved, spread
+from benchmarks.gpu.harness import Report
+from natjax_kernels import explain, neighborhood_attention
+
+
+class Case(NamedTuple):
+    """A call: [B, *spatial, N, D], window and dilation of every axis."""
+
+    shape: tuple[int, ...]
+    kernel_size: int = 7
+    dilation: int = 1
+
+
+LEVELS = [(56, 2), (28, 4), (14, 8), (7, 16)]  # side and heads
+GROUPS = {
+    "levels": [Case((batch, side, side, heads, 32)) for batch in (1, 8) for side, heads in LEVELS],
+    "kernels": [Case((1, 56, 56, 2, 32), k) for k in (3, 5, 7, 9, 11, 13)],
+    "dilations": [Case((1, 56, 56, 2, 32), 7, d) for d in (1, 2, 4, 8)],
+    "batches": [Case((batch, 56, 56, 2, 32)) for batch in (1, 2, 4, 8, 16, 32)],
+    "ranks": [Case((1, 3136, 2, 32), 49), Case((1, 56, 56, 2, 32), 7), Case((1, 16, 14, 14, 2, 32), 3)],
+    "sides": [Case((1, side, side, 2, 32)) for side in (56, 112, 224, 448)],
+}
+QUICK = {"levels": GROUPS["levels"][:4], "sides": GROUPS["sides"][:3]}
+
+
+def measure(report: Report, quick: bool) -> None:
+    """Adds a row per case."""
+    tokens = jax.ShapeDtypeStruct((1, 56, 56, 2, 32), jnp.float32)
+    report.note(implementation=explain(tokens, tokens, tokens, kernel_size=7), dtype="float32")
+    for group, cases in (QUICK if quick else GROUPS).items():
+        measure_group(report, group, cases, 3.0 if quick else 12.0)
+
+
+def measure_group(report: Report, group: str, cases: list[Case], seconds: float) -> None:
+    """Compiles the cases of a group and times those that compile in turn."""
+    runs: dict[Any, Callable] = {}
+    memory: dict[Any, int] = {}
+    for case in cases:
+        try:
+            compiled = programs(case)
+        except Exception as error:  # told by the case's row
+            report.measure(functools.partial(_raise, error), group=group, **case._asdict())
+            continue
+        runs |= {(case, name): run for name, (run, _) in compiled.items()}
+        memory |= {(case, name): nbytes for name, (_, nbytes) in compiled.items()}
+    if report.time_is_up():
+        return
+    times = interleaved(runs, seconds=seconds)
+    for case in dict.fromkeys(case for case, _ in times):
+        tokens = math.prod(case.shape[:-2])
+        row = {
+            name: {
+                **spread(times[case, name]),
+                "nanoseconds_per_token": round(statistics.median(times[case, name]) * 1e9 / tokens),
+                "temporary_bytes_per_token": round(memory[case, name] / tokens),
+            }
+            for name in ("forward", "both")
+        }
+        report.measure(lambda row=row: row, group=group, **case._asdict())
+
+
+def programs(case: Case) -> dict[str, tuple[Callable, int]]:
+    """Returns forward and forward with backward, compiled, and the bytes of their temporaries."""
+    rank = len(case.shape) - 3
+    keys = jax.random.split(jax.random.key(0), 5)
+    query, key, value, d_out = (jax.random.normal(k, case.shape) for k in keys[:4])
+    rpb = 0.1 * jax.random.normal(keys[4], (case.shape[-2], *[2 * case.kernel_size - 1] * rank))
+
+    def forward(query, key, value, rpb, d_out):
+        return neighborhood_attention(query, key, value, rpb=rpb, kernel_size=case.kernel_size, dilation=case.dilation)
+
+    def both(query, key, value, rpb, d_out):
+        out, pull = jax.vjp(lambda *arguments: forward(*arguments, d_out), query, key, value, rpb)
+        return out, pull(d_out)
+
+    arguments = (query, key, value, rpb, d_out)
+    found = {}
+    for function in (forward, both):
+        program = jax.jit(function).lower(*arguments).compile()
+        run = functools.partial(_wait, program, arguments)
+        found[function.__name__] = run, program.memory_analysis().temp_size_in_bytes
+    return found
+
+
+def _wait(program: Callable, arguments: tuple) -> Any:
+    return jax.block_until_ready(program(*arguments))
+
+
+def _raise(error: Exception) -> dict[str, Any]:
+    raise error

@@ -1,0 +1,99 @@
+"""What a user could take instead on a CPU, in PyTorch: models of random weights, and a run of each as inference or training step.
+
+"hf natten" is transformers' Nat over NATTEN, the only way left to the published weights in PyTorch; requirements-peers.txt says
+how to build it. "sdpa" is masked.py. Swin and ConvNeXt, both Tiny, are what one would take instead of NAT. "compiled" is by
+torch.compile.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from benchmarks.gpu.peers import build
+from natjax.presets import get_config
+
+GFLOPS = {"swin": 4.5, "convnext": 4.5}  # multiply-accumulates at 224 px, as their papers have them
+TINY_ONLY = ("swin", "swin compiled", "convnext", "convnext compiled")
+ENTRANTS = ("hf natten", "sdpa", "sdpa compiled", *TINY_ONLY)
+
+
+def missing(entrant: str) -> str | None:
+    """Returns what an entrant lacks here, or None."""
+    needed = ["torch"] if entrant.startswith("sdpa") else ["torch", "transformers"]
+    if entrant == "hf natten":
+        needed.append("natten")
+    lacking = [name for name in needed if not importlib.util.find_spec(name)]
+    return f"{', '.join(lacking)} cannot be imported; see benchmarks/requirements-peers.txt" if lacking else None
+
+
+def prepare(entrant: str, preset: str, batch: int, side: int, train: bool) -> tuple[Callable[[], Any], float]:
+    """Returns a run of an entrant, and the seconds of its first one, in which torch.compile compiles."""
+    import torch
+
+    torch.manual_seed(0)
+    kind, _, how = entrant.partition(" ")
+    model = make(kind, preset, side).to(memory_format=torch.channels_last).train(train)
+    images = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
+    if kind == "sdpa" and not train:
+        with torch.inference_mode():
+            model(images[:1])  # makes the masks, which is nothing to compile
+    compiled = torch.compile(model, dynamic=False) if how == "compiled" else model
+    labels = torch.zeros(batch, dtype=torch.long)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def logits() -> torch.Tensor:
+        out = compiled(images)
+        return out if kind == "sdpa" else out.logits
+
+    def infer() -> Any:
+        with torch.inference_mode():
+            return logits()
+
+    def step() -> Any:
+        torch.nn.functional.cross_entropy(logits(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    run = step if train else infer
+    started = time.perf_counter()
+    run()
+    return run, time.perf_counter() - started
+
+
+def make(kind: str, preset: str, side: int) -> Any:
+    """Returns a model in PyTorch."""
+    config = get_config(preset)
+    if kind == "sdpa":
+        from benchmarks.cpu.masked import MaskedNat
+
+        return MaskedNat(config, side)
+    if kind == "hf":
+        import_natten()
+        import transformers
+
+        fields = {
+            name: getattr(config, name) for name in ("embed_dim", "mlp_ratio", "layer_scale_init_value", "num_labels")
+        }
+        lists = {name: list(getattr(config, name)) for name in ("depths", "num_heads")}
+        return transformers.NatForImageClassification(transformers.NatConfig(**fields, **lists, drop_path_rate=0.0))
+    return build(f"{kind}_tiny", False)
+
+
+def import_natten() -> None:
+    """Imports NATTEN 0.17.5 with what it misses in PyTorch 2.13, and transformers 4.40.2 in NATTEN 0.17.5."""
+    import torch
+
+    torch.cuda._device_t = Any  # only annotations use it
+    with mock.patch.object(
+        torch.cuda, "get_device_capability", return_value=(0, 0)
+    ):  # asked without a GPU where Triton is
+        from natten import functional
+
+    def natten2dqkrpb(query, key, rpb, kernel_size, dilation):
+        return functional.na2d_qk(query, key, kernel_size, dilation, rpb=rpb)
+
+    functional.natten2dqkrpb, functional.natten2dav = natten2dqkrpb, functional.na2d_av

@@ -1,0 +1,171 @@
+"""What the results say: tables in Markdown, and a picture."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.cpu.targets import targets
+
+WIDTH, MARGIN, LABEL, LINE = 900, 24, 170, 24  # pixels
+INK, OURS, THEIRS = "#1b1f24", "#c2410c", "#9aa4af"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Returns the tables of all parts that were measured."""
+    blocks = [f"## {part}\n\n{TABLES[part](results[part])}" for part in TABLES if part in results]
+    return "\n\n".join([*blocks, f"## targets\n\n{targets_table(results)}"])
+
+
+def targets_table(results: dict[str, Any]) -> str:
+    rows = [
+        (t.name, f"{'>=' if t.at_least else '<='} {t.wanted:g}", t.got and round(t.got, 2), t.verdict)
+        for t in targets(results)
+    ]
+    return table(("target", "wanted", "got", ""), rows)
+
+
+def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Draws images per second of the models as bars, a group per case."""
+    groups: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
+    for row in results.get("models", {}).get("rows", []):
+        if row["kind"] == "time" and "images_per_second" in row:
+            groups.setdefault(key(row)[:3], []).append((row["entrant"], row["images_per_second"]))
+    if not groups:
+        return
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
+
+    lines = sum(len(bars) + 2 for bars in groups.values())
+    picture = PIL.Image.new("RGB", (WIDTH, lines * LINE + 2 * MARGIN), "white")
+    pen = PIL.ImageDraw.Draw(picture)
+    font, small = PIL.ImageFont.load_default(18), PIL.ImageFont.load_default(15)
+    y = MARGIN
+    for (model, batch, what), bars in groups.items():
+        pen.text((MARGIN, y), f"{model}, batch {batch}, {what}: images per second", INK, font)
+        y += LINE + 4
+        most = max(speed for _, speed in bars)
+        for entrant, speed in sorted(bars, key=lambda bar: -bar[1]):
+            pen.text((MARGIN, y), entrant, INK, small)
+            length = (WIDTH - LABEL - 3 * MARGIN - 40) * speed / most
+            ink = OURS if entrant == "natjax" else THEIRS
+            pen.rectangle((MARGIN + LABEL, y + 2, MARGIN + LABEL + length, y + LINE - 6), fill=ink)
+            pen.text((MARGIN + LABEL + length + 8, y), f"{speed:.1f}", INK, small)
+            y += LINE
+        y += LINE - 4
+    picture.save(path, optimize=True)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
+
+
+def floor_table(part: dict[str, Any]) -> str:
+    rows = []
+    for row in part["rows"]:
+        cells = [row.get(peer, {}) for peer in ("xla", "torch")]
+        rate = [c.get("gflops_per_second") or c.get("gigabytes_per_second") for c in cells]
+        rows.append((row["name"], "GB/s" if row["kind"] == "copy" else "GFLOP/s", *rate, row.get("error", "")))
+    return table(("", "unit", "XLA", "torch", ""), rows)
+
+
+def parts_table(part: dict[str, Any]) -> str:
+    rows, sums = [], []
+    for row in part["rows"]:
+        if row["kind"] == "sum" and "error" not in row:
+            share = ", ".join(f"{kind} {value:.0%}" for kind, value in row["share_of_parts"].items())
+            sums.append(
+                f"Batch {row['batch']}: the whole model takes {row['whole_milliseconds']} ms, its parts alone "
+                f"{row['parts_milliseconds']} ms ({share}), its layers alone {row['layers_milliseconds']} ms."
+            )
+        elif "milliseconds" in row:
+            speed = (
+                row.get(k) for k in ("gflops_per_second", "floor_gflops_per_second", "of_floor", "gigabytes_per_second")
+            )
+            rows.append(
+                (row["name"], row["batch"], row["count"], row["milliseconds"], row["total_milliseconds"], *speed)
+            )
+    head = ("part", "batch", "count", "ms", "all of them ms", "GFLOP/s", "floor GFLOP/s", "of floor", "GB/s")
+    return "\n\n".join([table(head, rows), *sums])
+
+
+def op_table(part: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["group"],
+            "x".join(map(str, row["shape"])),
+            row["kernel_size"],
+            row["dilation"],
+            *(
+                row[what][name]
+                for what in ("forward", "both")
+                for name in ("milliseconds", "nanoseconds_per_token", "temporary_bytes_per_token")
+            ),
+        )
+        for row in part["rows"]
+        if "forward" in row
+    ]
+    speed = ("ms", "ns per token", "bytes per token")
+    head = ("group", "shape", "kernel", "dilation", *speed, *(f"with backward {name}" for name in speed))
+    return table(head, rows)
+
+
+def start_table(part: dict[str, Any]) -> str:
+    starts: dict[str, list[float]] = {}
+    memory = []
+    for row in part["rows"]:
+        if row["kind"] == "start" and "seconds" in row:
+            starts.setdefault(row["entrant"], []).append(row["seconds"])
+        elif "peak_megabytes" in row:
+            memory.append((*key(row), row["peak_megabytes"]))
+    first = [(entrant, statistics.median(seconds)) for entrant, seconds in starts.items()]
+    return (
+        table(("process start to first logits", "s"), first)
+        + "\n\n"
+        + table(("model", "batch", "what", "entrant", "peak memory MB"), memory)
+        + "\n\n"
+        + complaints(part)
+    )
+
+
+def models_table(part: dict[str, Any]) -> str:
+    first = {key(row): row for row in part["rows"] if row["kind"] == "first call"}
+    rows = []
+    for row in part["rows"]:
+        if row["kind"] == "time" and "milliseconds" in row:
+            rows.append(
+                (
+                    *key(row),
+                    row["milliseconds"],
+                    row["p95_milliseconds"],
+                    row["images_per_second"],
+                    row["images_per_second_per_gflop"],
+                    row["ratio"],
+                    first[key(row)].get("seconds"),
+                )
+            )
+    head = ("model", "batch", "what", "entrant", "median ms", "p95 ms", "images/s", "images/s per GMAC")
+    return table((*head, "natjax is faster by", "first call s"), rows) + "\n\n" + complaints(part)
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what a row of the models is about."""
+    return row["model"], row["batch"], row["what"], row["entrant"]
+
+
+def complaints(part: dict[str, Any]) -> str:
+    """Returns a line for each thing that was skipped or failed."""
+    said = [
+        f"- {row['entrant']}: {row.get('skipped') or row['error']}"
+        for row in part["rows"]
+        if "skipped" in row or "error" in row
+    ]
+    return "\n".join(dict.fromkeys(said))
+
+
+TABLES = {"floor": floor_table, "parts": parts_table, "op": op_table, "start": start_table, "models": models_table}

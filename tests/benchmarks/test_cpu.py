@@ -1,0 +1,113 @@
+"""The CPU benchmark: the peer computes what the op does, figures fit together, what cannot run is told. No time is asserted."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.cpu import models, op, peers, summary, targets, timing  # noqa: E402
+from benchmarks.gpu.harness import Report  # noqa: E402
+from natjax.presets import get_config  # noqa: E402
+
+
+@pytest.fixture
+def report(tmp_path):
+    return Report(tmp_path / "rows.json", "test", {}, 60.0)
+
+
+def test_runs_are_timed_in_turn():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "AB"}
+    times = timing.interleaved(runs, seconds=0.0, least=3)
+    assert [len(found) for found in times.values()] == [3, 3]
+    changes = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert "".join(changes) == "ABABABAB"  # the first two warm up
+    row = timing.spread([0.001, 0.002, 0.003, 0.004, 0.1])
+    assert (row["milliseconds"], row["samples"]) == (3.0, 5)
+
+
+@pytest.mark.parametrize("side", [7, 14, 28])
+def test_the_masked_peer_is_neighborhood_attention(side):
+    torch = pytest.importorskip("torch")
+    import jax.numpy as jnp
+
+    from benchmarks.cpu.masked import Attention
+    from natjax_kernels import neighborhood_attention
+
+    torch.manual_seed(0)
+    attention, x = Attention(16, 2, 7, side), torch.randn(2, side, side, 16)
+    with torch.no_grad():
+        attention.output.weight.copy_(torch.eye(16))
+        attention.output.bias.zero_()
+        qkv = attention.qkv(x).view(2, side, side, 3, 2, 8).numpy()
+        got = [attention.train(mode)(x).numpy() for mode in (True, False, False)]
+        rpb = jnp.asarray(attention.rpb.numpy())
+    want = neighborhood_attention(
+        *(jnp.asarray(qkv[..., i, :, :]) for i in range(3)), kernel_size=7, rpb=rpb, implementation="reference"
+    )
+    for one in got:
+        np.testing.assert_allclose(one, np.reshape(want, one.shape), atol=1e-6)
+
+
+def test_the_masked_model_has_all_of_nats_parameters():
+    pytest.importorskip("torch")
+    from benchmarks.cpu.masked import MaskedNat
+    from natjax.model_info import count_parameters
+
+    for name in ("nat_mini", "nat_base"):
+        model = MaskedNat(get_config(name), 224)
+        assert sum(p.numel() for p in model.parameters()) == count_parameters(get_config(name))
+
+
+def test_cases_of_the_op(report):
+    op.measure_group(report, "small", [op.Case((1, 14, 14, 2, 8)), op.Case((1, 64, 1, 8), 99)], 0.0)
+    failed, row = report.content["rows"]
+    assert "ValueError" in failed["error"]
+    assert row["shape"] == (1, 14, 14, 2, 8)
+    for what in ("forward", "both"):
+        assert row[what]["nanoseconds_per_token"] == pytest.approx(row[what]["milliseconds"] * 1e6 / 196, rel=0.01)
+
+
+def test_entrants_that_fail_leave_the_others(report, monkeypatch):
+    def prepare(entrant, *_):
+        if entrant == "broken":
+            raise RuntimeError("no such thing")
+        return (None, {"skipped": "it lacks"}) if entrant == "missing" else (lambda: None, {"seconds": 1.0})
+
+    monkeypatch.setattr(models, "prepare", prepare)
+    models.measure_case(report, ["natjax", "broken", "missing", "sdpa"], "nat_mini", 2, False, 0.0)
+    rows = report.content["rows"]
+    assert [row["entrant"] for row in rows if row["kind"] == "time"] == ["natjax", "sdpa"]
+    said = summary.models_table(report.content)
+    assert "- broken: RuntimeError: no such thing\n- missing: it lacks" in said
+    assert len([line for line in said.splitlines() if line.startswith("| nat_mini")]) == 2
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "natten" else name)
+    assert peers.missing("hf natten").startswith("natten cannot be imported")
+    assert peers.missing("swin compiled") is None
+
+
+def test_targets_and_tables_of_nothing_and_of_something(tmp_path):
+    assert {t.verdict for t in targets.targets({})} == {"not measured"}
+    labels = {"kind": "time", "model": "nat_tiny", "batch": 8, "what": "inference"}
+    figures = {"milliseconds": 1.0, "p95_milliseconds": 2.0, "images_per_second": 8.0, "ratio": 5.0}
+    rows = [
+        {**labels, **figures, "entrant": "hf natten", "images_per_second_per_gflop": 1.0},
+        {**labels, **figures, "entrant": "natjax", "images_per_second_per_gflop": 1.0},
+        {**labels, **figures, "entrant": "swin", "images_per_second_per_gflop": 2.0},
+    ]
+    calls = [{**row, "kind": "first call", "seconds": 7.0} for row in rows]
+    results = {"models": {"rows": [*calls, *rows]}}
+    verdicts = {t.name: t.verdict for t in targets.targets(results)}
+    assert verdicts["nat_tiny, batch 8, inference: times as fast as on NATTEN"] == "met"
+    assert verdicts["nat_tiny, batch 8: images/s per GMAC over Swin-Tiny's"] == "missed"
+    assert verdicts["nat_tiny: seconds to compile"] == "missed"
+    assert "| nat_tiny | 8 | inference | natjax | 1.0 |" in summary.markdown(results)
+    summary.draw(results, tmp_path / "cpu.png")
+    assert (tmp_path / "cpu.png").stat().st_size > 1000

@@ -1,0 +1,87 @@
+"""`natjax bench`: figures that fit together, and one clear line for what goes wrong. No time is asserted."""
+
+import json
+
+import jax
+import pytest
+
+from natjax.cli import bench, main
+from natjax.configuration import NatConfig
+from natjax.model_info import count_flops
+
+TINY = NatConfig(depths=(1, 1), num_heads=(1, 2), embed_dim=16, kernel_size=3, num_labels=10, drop_path_rate=0.1)
+FAST = ["--image-size", "32", "--seconds", "0.05"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(TINY.to_json())
+    return str(tmp_path)
+
+
+def test_table(folder, capsys):
+    assert main(["bench", folder, *FAST]) == 0
+    out, err = capsys.readouterr()
+    assert "1 image(s) of 32 x 32 pixels, float32, on cpu" in out
+    head, inference = out.split("\n\n")[1].splitlines()
+    assert head.split()[:4] == ["compile", "s", "p50", "ms"]
+    assert inference.split()[0] == "inference"
+    assert len(inference.split()) == 7
+    assert err == ""
+
+
+def test_json(folder, capsys):
+    pytest.importorskip("optax")
+    assert main(["bench", folder, *FAST, "--batch-size", "2", "--dtype", "bfloat16", "--train", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["image_size"], document["batch_size"], document["dtype"]) == (32, 2, "bfloat16")
+    assert document["device"] == jax.devices()[0].device_kind
+    assert list(document["measured"]) == ["inference", "training step"]
+    for row, passes in zip(document["measured"].values(), (1, 3), strict=True):
+        assert 0 < row["p50_milliseconds"] <= row["p95_milliseconds"]
+        assert row["images_per_second"] == pytest.approx(2e3 / row["p50_milliseconds"], rel=0.02)
+        flops = 2 * passes * 2 * count_flops(TINY, (32, 32))
+        assert row["gflops_per_second"] == pytest.approx(flops / row["p50_milliseconds"] / 1e6, rel=0.02, abs=0.06)
+        assert row["compile_seconds"] > 0
+        assert row["memory_megabytes"] > 0
+
+
+def test_progress_is_shown_on_terminals_only(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["bench", folder, *FAST, "--json"]) == 0
+    out, err = capsys.readouterr()
+    json.loads(out)
+    assert " runs, " in err
+    assert err.endswith("\r")
+
+
+def test_training_lowers_the_loss():
+    pytest.importorskip("optax")
+    step = bench.training(TINY.replace(drop_path_rate=0.0), 2, 32)
+    losses = [float(step.run()) for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "x --image-size 0", "x --batch-size none", "x --dtype int8", "x --seconds 0", "x --seconds nan"]
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", *arguments.split()])
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_said(tmp_path, capsys, monkeypatch):
+    assert main(["bench", "nat_minni"]) == 1
+    assert "Did you mean nat_mini?" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(TINY.replace(num_labels=0).to_json())
+    assert main(["bench", str(tmp_path), *FAST, "--train"]) == 1
+    assert "no classes to train on" in capsys.readouterr().err
+
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(bench, "inference", exhausted)
+    assert main(["bench", str(tmp_path), *FAST]) == 1
+    assert "give a smaller --batch-size" in capsys.readouterr().err
