@@ -39,8 +39,8 @@ def _forward(window, scale, query, key, value, rpb):
     table = bias_table(_relative(axes), rpb, _accumulator(query))
 
     def step(_, rows):
-        q = to_tiles(query, [rows["queries"], *_queries(axes[1:])])  # [M, B, N, T, D]
-        k, v = (to_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
+        q = _tiles(query, [rows["queries"], *_queries(axes[1:])])  # [M, B, N, T, D]
+        k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
         logits = _logits(q, k, table, _classes(rows, axes), scale)  # [M, B, N, T, S]
         top = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - top)
@@ -60,8 +60,8 @@ def _backward(window, scale, residuals, d_out):
     table = bias_table(_relative(axes), rpb, accumulate)
 
     def step(d_table, rows):
-        q, do = (to_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, d_out))
-        k, v = (to_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
+        q, do = (_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, d_out))
+        k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
             owned = _owned(rows, axes, do.dtype)
             do = do * (owned if do.ndim == 4 else owned[:, None])
@@ -102,7 +102,12 @@ def to_tiles(x, index: list):
         x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
     tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
     x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
-    x = jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
+    return jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
+
+
+def _tiles(x, index: list):
+    """Gathers tiles without an axis for a batch of 1: XLA fuses attention on a CPU only where no batch axis is that short."""
+    x = to_tiles(x, index)
     return x[:, 0] if x.shape[1] == 1 else x
 
 
@@ -192,16 +197,16 @@ def _classes(rows: dict, axes: tuple[AxisPlan, ...]):
 
 
 def _owned(rows: dict, axes: tuple[AxisPlan, ...], dtype):
-    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, 1, T, 1]."""
+    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, T, 1]."""
     owned = [jnp.asarray(rows["owned"], dtype), *(jnp.asarray(axis.queries >= 0, dtype) for axis in axes[1:])]
     return functools.reduce(jnp.kron, owned)[:, None, :, None]
 
 
 def _untile(x, index: list):
-    """Undoes the last part of `to_tiles`: [M, B, N, slots, D] -> [B, tiles * slots of every axis, N, D]."""
+    """Undoes the last part of `to_tiles`: [M, B, N, slots, D] (or without B) -> [B, tiles * slots of every axis, N, D]."""
     rank = len(index)
     tiles, slots = zip(*(positions.shape for positions in index), strict=True)
-    x = x[:, None] if x.ndim == 4 else x
+    x = x[:, None] if x.ndim == 4 else x  # a batch of 1
     x = x.reshape(*tiles, *x.shape[1:])
     x = x.reshape(*x.shape[: rank + 2], *slots, x.shape[-1])
     pairs = [n for a in range(rank) for n in (a, rank + 2 + a)]
