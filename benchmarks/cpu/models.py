@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cpu import peers
-from benchmarks.cpu.timing import interleaved, spread
+from benchmarks.cpu.timing import interleaved, record, spread
 from benchmarks.gpu.harness import Report
 from natjax.cli import bench
 from natjax.model_info import count_flops
@@ -64,7 +64,7 @@ def measure_case(
     times = interleaved(runs, seconds=seconds, most=40)
     for entrant, found in times.items():
         figures = row(entrant, preset, batch, found, times.get("natjax"))
-        report.measure(lambda figures=figures: figures, kind="time", entrant=entrant, **labels)
+        record(report, kind="time", entrant=entrant, **labels, **figures)
 
 
 def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callable | None, dict[str, Any]]:

@@ -77,7 +77,7 @@ def floor_table(part: dict[str, Any]) -> str:
 def parts_table(part: dict[str, Any]) -> str:
     rows, sums = [], []
     for row in part["rows"]:
-        if row["kind"] == "sum" and "error" not in row:
+        if row["kind"] == "sum":
             share = ", ".join(f"{kind} {value:.0%}" for kind, value in row["share_of_parts"].items())
             sums.append(
                 f"Batch {row['batch']}: the whole model takes {row['whole_milliseconds']} ms, its parts alone "
