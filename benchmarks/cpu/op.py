@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cpu.timing import interleaved, spread
+from benchmarks.cpu.timing import interleaved, record, spread
 from benchmarks.gpu.harness import Report
 from natjax_kernels import explain, neighborhood_attention
 
@@ -74,7 +74,7 @@ def measure_group(report: Report, group: str, cases: list[Case], seconds: float)
             }
             for name in ("forward", "both")
         }
-        report.measure(lambda row=row: row, group=group, **case._asdict())
+        record(report, group=group, **case._asdict(), **row)
 
 
 def programs(case: Case) -> dict[str, tuple[Callable, int]]:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, products, xla
-from benchmarks.cpu.timing import interleaved, spread
+from benchmarks.cpu.timing import interleaved, record, spread
 from benchmarks.gpu.harness import Report
 from natjax.cli import bench
 from natjax.model_info import count_flops
@@ -77,19 +77,18 @@ def measure_batch(report: Report, batch: int, parts: dict[str, Part], seconds: f
             }
         if part.nbytes:
             row["gigabytes_per_second"] = round(part.nbytes / middle / 1e9, 1)
-        report.measure(lambda row=row: row, kind=part.kind, name=name, batch=batch)
+        record(report, kind=part.kind, name=name, batch=batch, **row)
         totals[part.kind] = totals.get(part.kind, 0.0) + part.count * middle
     whole, layers = totals.pop("whole"), totals.pop("layer", 0.0)
     alone = sum(totals.values())
-    report.measure(
-        lambda: {
-            "whole_milliseconds": round(whole * 1e3, 2),
-            "parts_milliseconds": round(alone * 1e3, 2),
-            "layers_milliseconds": round(layers * 1e3, 2),  # whole layers, without stem, downsamplers and head
-            "share_of_parts": {kind: round(seconds / alone, 3) for kind, seconds in totals.items()},
-        },
+    record(
+        report,
         kind="sum",
         batch=batch,
+        whole_milliseconds=round(whole * 1e3, 2),
+        parts_milliseconds=round(alone * 1e3, 2),
+        layers_milliseconds=round(layers * 1e3, 2),  # whole layers, without stem, downsamplers and head
+        share_of_parts={kind: round(seconds / alone, 3) for kind, seconds in totals.items()},
     )
 
 

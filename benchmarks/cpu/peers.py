@@ -17,8 +17,6 @@ from benchmarks.gpu.peers import build
 from natjax.presets import get_config
 
 GFLOPS = {"swin": 4.5, "convnext": 4.5}  # multiply-accumulates at 224 px, as their papers have them
-TINY_ONLY = ("swin", "swin compiled", "convnext", "convnext compiled")
-ENTRANTS = ("hf natten", "sdpa", "sdpa compiled", *TINY_ONLY)
 
 
 def missing(entrant: str) -> str | None:

@@ -32,7 +32,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     groups: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
     for row in results.get("models", {}).get("rows", []):
         if row["kind"] == "time" and "images_per_second" in row:
-            groups.setdefault(key(row)[:3], []).append((row["entrant"], row["images_per_second"]))
+            groups.setdefault((row.get("case"), *key(row)[:3]), []).append((row["entrant"], row["images_per_second"]))
     if not groups:
         return
     import PIL.Image
@@ -44,7 +44,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
     pen = PIL.ImageDraw.Draw(picture)
     font, small = PIL.ImageFont.load_default(18), PIL.ImageFont.load_default(15)
     y = MARGIN
-    for (model, batch, what), bars in groups.items():
+    for (_, model, batch, what), bars in groups.items():
         pen.text((MARGIN, y), f"{model}, batch {batch}, {what}: images per second", INK, font)
         y += LINE + 4
         most = max(speed for _, speed in bars)
@@ -77,7 +77,7 @@ def floor_table(part: dict[str, Any]) -> str:
 def parts_table(part: dict[str, Any]) -> str:
     rows, sums = [], []
     for row in part["rows"]:
-        if row["kind"] == "sum" and "error" not in row:
+        if row["kind"] == "sum":
             share = ", ".join(f"{kind} {value:.0%}" for kind, value in row["share_of_parts"].items())
             sums.append(
                 f"Batch {row['batch']}: the whole model takes {row['whole_milliseconds']} ms, its parts alone "
@@ -134,7 +134,7 @@ def start_table(part: dict[str, Any]) -> str:
 
 
 def models_table(part: dict[str, Any]) -> str:
-    first = {key(row): row for row in part["rows"] if row["kind"] == "first call"}
+    first = {(row.get("case"), *key(row)): row for row in part["rows"] if row["kind"] == "first call"}
     rows = []
     for row in part["rows"]:
         if row["kind"] == "time" and "milliseconds" in row:
@@ -146,7 +146,7 @@ def models_table(part: dict[str, Any]) -> str:
                     row["images_per_second"],
                     row["images_per_second_per_gflop"],
                     row["ratio"],
-                    first[key(row)].get("seconds"),
+                    first[row.get("case"), *key(row)].get("seconds"),
                 )
             )
     head = ("model", "batch", "what", "entrant", "median ms", "p95 ms", "images/s", "images/s per GMAC")

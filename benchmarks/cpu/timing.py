@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks.gpu.harness import Report
+
 SAMPLE = 0.004  # seconds that a sample lasts at least: what is quicker is called several times
 SHORT = (
     0.05  # seconds of a run that is run once more before its sample, as what ran before left memory and caches to it
@@ -64,3 +66,8 @@ def spread(times: list[float]) -> dict[str, float]:
         "spread_milliseconds": round((high - low) * 1e3, 4),
         "samples": len(times),
     }
+
+
+def record(report: Report, **row: Any) -> None:
+    """Adds a row of what is measured already, whatever the time."""
+    report.note(rows=[*report.content["rows"], row])

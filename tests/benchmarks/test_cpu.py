@@ -79,7 +79,7 @@ def test_entrants_that_fail_leave_the_others(report, monkeypatch):
         return (None, {"skipped": "it lacks"}) if entrant == "missing" else (lambda: None, {"seconds": 1.0})
 
     monkeypatch.setattr(models, "prepare", prepare)
-    models.measure_case(report, ["natjax", "broken", "missing", "sdpa"], "nat_mini", 2, False, 0.0)
+    models.measure_case(report, 0, ["natjax", "broken", "missing", "sdpa"], "nat_mini", 2, False, 0.0)
     rows = report.content["rows"]
     assert [row["entrant"] for row in rows if row["kind"] == "time"] == ["natjax", "sdpa"]
     said = summary.models_table(report.content)
