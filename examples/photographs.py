@@ -21,7 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--split", type=int, default=0, help="which random images to draw")
-    parser.add_argument("--train", type=int, default=50, metavar="N", help="images of each class to train on (default: 50)")
+    parser.add_argument(
+        "--train", type=int, default=50, metavar="N", help="images of each class to train on (default: 50)"
+    )
     arguments = parser.parse_args()
 
     images = np.round(data.lfw_subset() * 255).astype(np.uint8)  # [200, 25, 25], faces first

@@ -74,7 +74,7 @@ def _backward(window, scale, residuals, d_out):
         d_key = _dot("m...ts,m...td->m...sd", scaled, q).astype(k.dtype)
         d_value = _dot("m...ts,m...td->m...sd", weights, do).astype(v.dtype)
         if rpb is not None:
-            one_hot = (classes[None] == jnp.arange(len(table))[:, None]).astype(accumulate)  # [classes, M]
+            one_hot = jnp.asarray(classes[None] == jnp.arange(len(table))[:, None], accumulate)  # [classes, M]
             over_batch = jnp.sum(d_logits, axis=range(1, d_logits.ndim - 3))
             d_table = d_table + jnp.einsum("cm,mnts->cnts", one_hot, over_batch)
         halos = (_rows_home(x, rows, axes, halo=True) for x in (d_key, d_value))
@@ -192,7 +192,7 @@ def _keys(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
 def _classes(rows: dict, axes: tuple[AxisPlan, ...]):
     """The class of every tile of some rows, [M]."""
     others = math.prod(len(axis.relative) for axis in axes[1:])
-    index = jnp.asarray(rows["classes"], jnp.int32)[:, None] * others + tile_classes(axes[1:])
+    index = rows["classes"][:, None] * others + tile_classes(axes[1:])
     return index.reshape(-1)
 
 
@@ -224,7 +224,7 @@ def _take(x, positions, axis: int):
 
 
 def _logits(q, k, table, classes, scale: float):
-    bias = table[classes]  # [M, N or 1, T, S]
+    bias = _take(table, classes, 0)  # [M, N or 1, T, S]
     return _dot("m...td,m...sd->m...ts", q, k) * scale + (bias if q.ndim == 4 else bias[:, None])
 
 

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import natjax
+import natjax.layers
 import natjax.model_info
 import natjax.outputs
 import natjax_convert
@@ -244,3 +245,15 @@ def test_graph_mode_off():
     )
     env = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env={**os.environ, **env})
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 32), (64,), (96, 384), (2, 13, 13)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_initialiser(shape, dtype):
+    """Initial weights are JAX's own truncated normal, bit for bit, also where they are traced."""
+    key, dtype = jax.random.key(7), jnp.dtype(dtype)
+    init = natjax.layers._truncated_normal(0.02)
+    desired = nnx.initializers.truncated_normal(0.02)(key, shape, dtype)
+    for weights in (init(key, shape, dtype), jax.jit(lambda key: init(key, shape, dtype))(key)):
+        assert weights.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(weights, np.float32), np.asarray(desired, np.float32))
