@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -257,3 +258,19 @@ def test_initialiser(shape, dtype):
     for weights in (init(key, shape, dtype), jax.jit(lambda key: init(key, shape, dtype))(key)):
         assert weights.dtype == dtype
         np.testing.assert_array_equal(np.asarray(weights, np.float32), np.asarray(desired, np.float32))
+
+
+def test_gradients_of_the_residual_stream_are_summed_once():
+    """XLA fuses no layer's sums into those of the layers before it, which would take time that grows with depth squared."""
+    model = natjax.NatForImageClassification(
+        natjax.NatConfig(embed_dim=8, depths=[8], num_heads=[1], kernel_size=3, num_labels=2), rngs=nnx.Rngs(0)
+    )
+    graphdef, params = nnx.split(model)
+
+    def loss(params, x):
+        return nnx.merge(graphdef, params)(x).logits[0, 0]
+
+    text = jax.jit(jax.grad(loss)).lower(params, jnp.zeros((1, 32, 32, 3))).compile().as_text()
+    operands = [found.count("%") for found in re.findall(r" fusion\(([^)]*)\)", text)]
+    assert len(operands) > 50
+    assert max(operands) < 20
