@@ -25,14 +25,14 @@ def pixel_values(golden):
     return golden["pixel_values"].transpose(0, 2, 3, 1)
 
 
-def load(name):
+def load(name, **options):
     """The classifier of a golden; SHI-Labs files tell their architecture by shapes, their dilations by provenance."""
     if name in HUGGING_FACE:
-        return natjax.NatForImageClassification.from_pretrained(GOLDENS / name)
+        return natjax.NatForImageClassification.from_pretrained(GOLDENS / name, **options)
     dilations = json.loads((GOLDENS / name / "provenance.json").read_text())["args"].get("dilations")
     path = GOLDENS / name / "checkpoint.pth"
     config = natjax_convert.infer_config(natjax_convert.read_state_dict(path), dilations=dilations)
-    return natjax.NatForImageClassification.from_pretrained(path, config=config)
+    return natjax.NatForImageClassification.from_pretrained(path, config=config, **options)
 
 
 def assert_close(actual, desired):
@@ -89,14 +89,17 @@ def test_outputs_of_shi_labs(name):
     assert_close(model.nat(pixel_values(golden)).pooler_output, golden["features"])
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", HUGGING_FACE + SHI_LABS)
-def test_gradient_of_every_parameter(name):
-    golden, model = expected(name), load(name)
-    graphdef, params = nnx.split(model)
+def test_gradient_of_every_parameter(name, training):
+    """Also in the training view, as the training step has it, where no dropout is at work."""
+    golden, model = expected(name), load(name, drop_path_rate=0.0)
+    graphdef, params = nnx.split(nnx.view(model, deterministic=False, remat=True) if training else model)
 
     @jax.jit
     def gradient(params, x, labels):
-        return jax.grad(lambda p: nnx.merge(graphdef, p)(x, labels=labels).loss)(params)
+        rngs = jax.random.key(0) if training else None
+        return jax.grad(lambda p: nnx.merge(graphdef, p)(x, labels=labels, rngs=rngs).loss)(params)
 
     grads = gradient(params, pixel_values(golden), golden["labels"].astype(np.int32))
     dialect = "hf" if name in HUGGING_FACE else "shilabs"
