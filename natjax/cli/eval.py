@@ -98,11 +98,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_run(model: str | None) -> str | None:
-    """Returns where a run's model is, if that is what the argument names."""
+    """Returns where a run's model is, if that is what the argument names: the best so far where it has not ended."""
     if model is None or not (Path(model) / "recipe.json").is_file():
         return model
     if not (Path(model) / "model").is_dir():
-        raise CheckpointError(f"{model}: the run has not ended and has no model yet; go on with natjax train --resume.")
+        raise CheckpointError(
+            f"{model}: the run has no model before its first evaluation; go on with natjax train --resume."
+        )
     return str(Path(model) / "model")
 
 

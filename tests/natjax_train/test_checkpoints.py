@@ -31,6 +31,9 @@ class Counter:
     def set_state(self, state):
         self.position = state["position"]
 
+    def join_states(self, states):
+        return {"position": sum(state["position"] for state in states)}
+
 
 def make_state(step):
     params = {"levels": {0: jnp.arange(640.0).reshape(10, 64) + step, 1: jnp.ones(3)}, "scale": jnp.zeros(())}
@@ -100,6 +103,18 @@ def test_damage(saved, damage, pattern):
     assert len(reports) == 1
     assert reports[0].startswith("The checkpoint of step 5 is damaged: ")
     assert (saved / "damaged-5").is_dir()
+
+
+def test_another_number_of_processes(saved):
+    position = saved / "5" / "data" / "process-0-of-1.json"
+    for index in range(2):  # as if two had been at work
+        position.with_name(f"process-{index}-of-2.json").write_text(position.read_text())
+    position.unlink()
+    assert restore(saved)[1:] == (100, [])
+    (saved / "5" / "data" / "process-1-of-2.json").unlink()
+    _, position, (report,) = restore(saved)
+    assert position == 40
+    assert report == "The checkpoint of step 5 is damaged: its position in the data is missing (process-1-of-2.json)"
 
 
 def test_damaged_score(saved):

@@ -21,7 +21,7 @@ SETTINGS = types.SimpleNamespace(
     crop=True,
     crop_scale=(0.08, 1.0),
     crop_ratio=(3 / 4, 4 / 3),
-    interpolation="bicubic",
+    train_interpolation="random",
     horizontal_flip=0.5,
     auto_augment="rand-m9-mstd0.5-inc1",
     color_jitter=0.0,
@@ -72,15 +72,22 @@ def test_runs_go_on_with_other_workers(tmp_path):
 
 
 def test_runs_go_on_with_other_processes(tmp_path):
-    source = folder(tmp_path)
-    batches = loader(source)
-    for _ in range(4):
-        next(batches)
-    state, want = batches.get_state(), next(batches)
+    source = folder(tmp_path, unreadable=[3, 4])
+    whole, batches = [], loader(source)
+    for _ in range(8):
+        whole.append(next(batches)["image"])
     parts = [loader(source, process_index=i, process_count=3) for i in range(3)]
     for part in parts:
-        part.set_state(state)
-    assert (np.concatenate([next(part)["image"] for part in parts]) == want["image"]).all()
+        for _ in range(4):  # an epoch, in which both unreadable images turn up
+            next(part)
+    state = parts[0].join_states([part.get_state() for part in parts])
+    assert state["unreadable"] == sorted(batches.unreadable)
+    for count in (1, 2):
+        parts = [loader(source, process_index=i, process_count=count) for i in range(count)]
+        for part in parts:
+            part.set_state(state)
+        for want in whole[4:]:
+            np.testing.assert_array_equal(np.concatenate([next(part)["image"] for part in parts]), want)
 
 
 def test_decoding_in_threads_leaves_warnings_alone():

@@ -123,7 +123,7 @@ def test_runs_folder(capsys, tmp_path):
     (tmp_path / "recipe.json").write_text("{}")
     code, _, err = run(capsys, "--data", "digits", "--model", tmp_path)
     assert code == 1
-    assert "has no model yet" in err
+    assert "has no model before its first evaluation" in err
     shutil.copytree(demo.MODEL_DIR, tmp_path / "model")
     code, out, _ = run(capsys, "--data", "digits", "--model", tmp_path, "--json")
     assert code == 0

@@ -140,11 +140,12 @@ def test_kill(start, undisturbed, tmp_path, seed):
 
 def test_sigterm(start, undisturbed, tmp_path):
     process = start(tmp_path / "run", save_every=0)
-    wait_for(process, tmp_path / "run", 3)
+    wait_for(process, tmp_path / "run", 13)  # an evaluation is at 11
     process.terminate()
     code, messages = finish(process)
     assert code == 75, messages
     assert "SIGTERM: saved after step" in messages
+    assert natjax.NatForImageClassification.from_pretrained(tmp_path / "run" / "model").config.num_labels == 10
     assert finish(start(tmp_path / "run", "--resume", save_every=0))[0] == 0
     assert losses(tmp_path / "run") == losses(undisturbed)
 
@@ -193,14 +194,31 @@ def test_nan_skipped(start, tmp_path):
     assert messages.count("It is left out.") >= 3
 
 
-def test_two_processes(start, undisturbed, tmp_path):
+def start_two(start, out, *arguments, **settings):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    hosts = [
-        start(tmp_path / "run", f"--coordinator={address}", "--processes=2", f"--process={i}", save_every=10)
-        for i in range(2)
-    ]
-    for code, messages in map(finish, hosts):
+    hosts = (f"--coordinator={address}", "--processes=2")
+    return [start(out, *hosts, f"--process={i}", *arguments, **settings) for i in range(2)]
+
+
+def test_two_processes(start, undisturbed, tmp_path):
+    for code, messages in map(finish, start_two(start, tmp_path / "run", save_every=10)):
         assert code == 0, messages
     assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), abs=2e-5)
+
+
+def test_another_number_of_processes(start, undisturbed, tmp_path):
+    """From one to two, and back to one."""
+    out = tmp_path / "run"
+    stop_early(start, out)
+    hosts = start_two(start, out, "--resume", save_every=5)
+    wait_for(hosts[0], out, 18)
+    for host in hosts:
+        host.kill()
+    messages = [finish(host)[1] for host in hosts]
+    code, last = finish(start(out, "--resume"))
+    assert code == 0, last
+    assert all("Goes on after step" in message for message in (messages[0], last))
+    assert "damaged" not in messages[0] + last
+    assert losses(out) == pytest.approx(losses(undisturbed), abs=2e-5)

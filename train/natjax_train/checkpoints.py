@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import zlib
 from collections.abc import Awaitable, Callable
@@ -35,13 +36,16 @@ _policies = ocp.training.preservation_policies
 
 
 class DataIterator(Protocol):
-    """What can say where it is and go back there: Grain's iterators, for instance."""
+    """A process's batches, which can say where they are and go back there."""
 
     def get_state(self) -> Any:
-        """Returns the position: bytes, or what JSON holds."""
+        """Returns the position, of what JSON holds."""
 
     def set_state(self, state: Any) -> None:
         """Goes to a position."""
+
+    def join_states(self, states: list[Any]) -> Any:
+        """Returns one position of those of all processes, for a run that goes on with another number of them."""
 
 
 class Checkpoints:
@@ -88,9 +92,17 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the checkpoint with the highest score; None where none has one."""
-        scored = [(_score(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
-        return max(scored)[1] if scored else None
+        """Step of the checkpoint with the highest score, the last of equal ones; None where none has one."""
+        return max(self._scored())[1] if self._scored() else None
+
+    @property
+    def best_score(self) -> float:
+        """The highest score; minus infinity where there is none."""
+        return max(self._scored())[0] if self._scored() else -math.inf
+
+    def _scored(self) -> list[tuple[float, int]]:
+        self.wait()
+        return [(_score(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
 
     def save(self, state: TrainState, data: DataIterator, recipe: str, score: float | None = None) -> None:
         """Begins to save the state under its step, once the save before has ended. Nothing is done where it exists.
@@ -221,34 +233,39 @@ class _Position:
         self._data = data
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        state = self._data.get_state()  # now, and not when the file is written
-        text = state.decode() if isinstance(state, bytes) else json.dumps(state)
-        document = {"bytes": isinstance(state, bytes), "state": text, "crc32": zlib.crc32(text.encode())}
+        text = json.dumps(self._data.get_state())  # now, and not when the file is written
+        document = {"state": text, "crc32": zlib.crc32(text.encode())}
 
         async def write() -> None:
             folder = await directory.await_creation()
-            await asyncio.to_thread((folder / _position_name()).write_text, json.dumps(document))
+            name = _position_name(jax.process_index(), jax.process_count())
+            await asyncio.to_thread((folder / name).write_text, json.dumps(document))
 
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
         async def read() -> None:
-            path = directory / _position_name()
-            if not path.exists():
-                raise CheckpointError(
-                    f"position in the data of {_position_name()} is missing; was it another number of hosts?"
-                )
-            document = json.loads(path.read_text())
-            if zlib.crc32(document["state"].encode()) != document["crc32"]:
-                raise CheckpointError("its position in the data is not what was saved.")
-            state = document["state"]
-            self._data.set_state(state.encode() if document["bytes"] else json.loads(state))
+            saved = [int(path.stem.rpartition("-")[2]) for path in directory.glob(_position_name("*", "*"))]
+            count = max(saved, default=jax.process_count())  # of processes then
+            same = count == jax.process_count()
+            wanted = [jax.process_index()] if same else range(count)
+            states = [_read_position(directory / _position_name(index, count)) for index in wanted]
+            self._data.set_state(states[0] if same else self._data.join_states(states))
 
         return read()
 
 
-def _position_name() -> str:
-    return f"process-{jax.process_index()}-of-{jax.process_count()}.json"
+def _position_name(index: int | str, count: int | str) -> str:
+    return f"process-{index}-of-{count}.json"
+
+
+def _read_position(path: Any) -> Any:
+    if not path.exists():
+        raise CheckpointError(f"its position in the data is missing ({path.name}).")
+    document = json.loads(path.read_text())
+    if zlib.crc32(document["state"].encode()) != document["crc32"]:
+        raise CheckpointError("its position in the data is not what was saved.")
+    return json.loads(document["state"])
 
 
 def _named(state: TrainState) -> dict[str, Any]:

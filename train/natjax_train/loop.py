@@ -1,7 +1,8 @@
 """The training run: one loop, to be read from top to bottom.
 
-A run's folder holds recipe.json, metrics.jsonl, checkpoints/ and, at its end, pictures and model/. All randomness derives from
-the seed and the step (or, in the data, the epoch and the index), so that a run that was killed goes on bit for bit.
+A run's folder holds recipe.json, metrics.jsonl, checkpoints/, from the first evaluation on model/, and at its end pictures. All
+randomness derives from the seed and the step (or, in the data, the epoch and the index), so that a run that was killed goes on
+bit for bit.
 """
 
 from __future__ import annotations
@@ -136,6 +137,11 @@ def train(
                     mesh=mesh,
                 )
 
+        def deliver(state: Any) -> None:
+            params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
+            if lead:
+                export(model, params, processor, out / "model")
+
         result = None
         while step < total:
             start = time.perf_counter()
@@ -155,6 +161,8 @@ def train(
                     score = result.top1
                     if log:
                         log.evaluation(step, result)
+                    if recipe.select == "last" or score >= checkpoints.best_score:
+                        deliver(state)  # the run can be used, and looked at, before its end
                 checkpoints.save(state, batches, recipe.to_json(), score)
                 watch.restart_clock()  # evaluation and saving are not the steps' time
             if stop:
@@ -166,9 +174,7 @@ def train(
         if best is not None and best != step:
             state, result = checkpoints.restore(like, step=best), None
         checkpoints.close()
-        params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
-        if lead:
-            export(model, params, processor, out / "model")
+        deliver(state)
         result = result or measure(_averaged(state))
         if log:
             log.close()

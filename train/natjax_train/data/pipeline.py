@@ -146,6 +146,10 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.close()
         self._position, self.unreadable = state["position"], set(state["unreadable"])
 
+    def join_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns one position of those of all processes, for a run that goes on with another number of them."""
+        return {"position": states[0]["position"], "unreadable": sorted({i for s in states for i in s["unreadable"]})}
+
     def close(self) -> None:
         """Stops the workers; the next batch starts them again."""
         if self._iterator is not None:
