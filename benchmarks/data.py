@@ -98,7 +98,7 @@ def ours(folder, auto_augment, workers, kind, seed):
         crop=True,
         crop_scale=SCALE,
         crop_ratio=RATIO,
-        interpolation="bicubic",
+        train_interpolation="bicubic",
         horizontal_flip=0.5,
         auto_augment=auto_augment,
         color_jitter=0.0,

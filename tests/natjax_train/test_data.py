@@ -17,7 +17,15 @@ from natjax_train.data import Digits, ImageFolder, eval_loader, eval_processor, 
 from natjax_train.data.transforms import decode, random_resized_crop, train_image
 from natjax_train.recipes import Recipe
 
-PLAIN = Recipe(model="nat_mini", auto_augment="", horizontal_flip=0.0, crop=False, image_size=16, max_corrupt=2)
+PLAIN = Recipe(
+    model="nat_mini",
+    auto_augment="",
+    train_interpolation="bicubic",
+    horizontal_flip=0.0,
+    crop=False,
+    image_size=16,
+    max_corrupt=2,
+)
 CROPS = Recipe(model="nat_mini", image_size=16)
 
 
@@ -219,7 +227,7 @@ def test_training_batches_hold_every_image_once_an_epoch(folder):
 class _Still:
     """Settings without randomness."""
 
-    crop, interpolation, horizontal_flip, auto_augment, color_jitter = False, "bicubic", 0.0, "", 0.0
+    crop, train_interpolation, horizontal_flip, auto_augment, color_jitter = False, "bicubic", 0.0, "", 0.0
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(3, "threads"), (2, "processes")])

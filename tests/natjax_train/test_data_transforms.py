@@ -19,6 +19,7 @@ SETTINGS = {
     "crop": True,
     "crop_scale": (0.08, 1.0),
     "crop_ratio": (3 / 4, 4 / 3),
+    "train_interpolation": "bicubic",
     "interpolation": "bicubic",
     "horizontal_flip": 0.5,
     "auto_augment": "",
@@ -57,6 +58,16 @@ class Watched:
     def resize(self, target, resample):
         self.target = (target, resample)
         return self
+
+
+def test_random_interpolation_is_either_as_often():
+    rng, image = np.random.default_rng(0), Watched(64, 64)
+    found = []
+    for _ in range(1000):
+        transforms.random_resized_crop(image, rng, 32, (0.08, 1.0), (3 / 4, 4 / 3), "random")
+        found.append(image.target[1])
+    assert set(found) == {PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC}
+    assert 450 < found.count(PIL.Image.Resampling.BILINEAR) < 550
 
 
 def boxes(width, height, count, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), seed=0):

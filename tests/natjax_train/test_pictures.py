@@ -53,6 +53,27 @@ def test_long_runs_are_drawn_in_parts(tmp_path):
     assert np.ptp(y) > 150
 
 
+def test_groups_of_runs_have_means_and_ranges(tmp_path):
+    groups = {}
+    for name, accuracy in (("low", 0.2), ("high", 0.8)):
+        for i, more in enumerate((-0.1, 0.1)):
+            path = tmp_path / f"{name}{i}.jsonl"
+            rows = [{"step": step, "top1": accuracy + more} for step in (10, 20, 30)]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            groups.setdefault(name, []).append(path)
+    pictures.compare(groups, tmp_path / "out.png")
+    with PIL.Image.open(tmp_path / "out.png") as picture:
+        image = np.asarray(picture.convert("RGB"))
+    middles = {colour: places(image[80:], colour)[0].mean() for colour in (BLUE, ORANGE)}
+    assert middles[BLUE] - middles[ORANGE] > 100  # downwards is a larger y
+    for colour, pale in pictures._PALE.items():
+        y, _ = places(image[80:], pale)
+        assert 50 < np.ptp(y) < 100
+        assert abs((y.min() + y.max()) / 2 - middles[colour]) < 3
+    with pytest.raises(ValueError, match="Two groups of runs can be compared; got 1"):
+        pictures.compare({"one": []}, tmp_path / "out.png")
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     Points = list[tuple[float, float]]
 
 _PAPER, _INK, _GREY, _LINE = (255, 255, 255), (32, 36, 44), (110, 116, 128), (224, 227, 232)
-_BLUE, _PALE_BLUE, _ORANGE, _GREEN = (20, 90, 200), (205, 220, 245), (225, 95, 15), (46, 125, 90)
+_BLUE, _ORANGE, _GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
+_PALE = {_BLUE: (205, 220, 245), _ORANGE: (250, 222, 203)}  # ranges around curves
 _SHARP = 2  # pixels drawn per pixel
 _PANEL, _PANEL_GAP = (1000, 260), 84
 _LEFT, _TOP, _RIGHT = 110, 70, 40
@@ -41,6 +42,39 @@ def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike) -> None
     Raises:
         OSError: the one cannot be read or the other not be written.
     """
+    found = _read(metrics_jsonl)
+    panels = [
+        ("Loss, by step", [("loss", "training", _BLUE), ("val_loss", "validation", _ORANGE)]),
+        ("Learning rate", [("lr", "", _GREEN)]),
+        ("Accuracy on the validation images", [("top1", "top-1", _ORANGE), ("top5", "top-5", _GREEN)]),
+    ]
+    _draw(
+        [(title, [(label, colour, found.get(name, [])) for name, label, colour in series]) for title, series in panels],
+        out_png,
+    )
+
+
+def compare(runs: Mapping[str, Sequence[str | os.PathLike]], out_png: str | os.PathLike) -> None:
+    """Draws the accuracy on the validation images of two groups of runs, by step: means, and ranges within a group.
+
+    Args:
+        runs: per group, by its name, what `metrics.Log` wrote; runs of a group are evaluated at the same steps.
+        out_png: the picture.
+
+    Raises:
+        OSError: a file cannot be read or the picture not be written.
+        ValueError: there are not two groups.
+    """
+    if len(runs) != len(_PALE):
+        raise ValueError(f"Two groups of runs can be compared; got {len(runs)}.")
+    series = [
+        (name, colour, sorted(point for path in paths for point in _read(path).get("top1", [])))
+        for (name, paths), colour in zip(runs.items(), _PALE, strict=True)
+    ]
+    _draw([("Accuracy on the validation images, by step", series)], out_png)
+
+
+def _read(metrics_jsonl: str | os.PathLike) -> dict[str, Points]:
     found: dict[str, Points] = {}
     with open(metrics_jsonl, encoding="utf-8") as file:
         for line in file:
@@ -48,18 +82,16 @@ def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike) -> None
             for name, value in row.items():
                 if value is not None:
                     found.setdefault(name, []).append((row["step"], value))
-    last = max((step for points in found.values() for step, _ in points), default=1)
-    panels = [
-        ("Loss, by step", [("loss", "training", _BLUE), ("val_loss", "validation", _ORANGE)]),
-        ("Learning rate", [("lr", "", _GREEN)]),
-        ("Accuracy on the validation images", [("top1", "top-1", _ORANGE), ("top5", "top-5", _GREEN)]),
-    ]
+    return found
+
+
+def _draw(panels: Sequence[tuple[str, list[tuple[str, Colour, Points]]]], out_png: str | os.PathLike) -> None:
+    last = max((step for _, series in panels for *_, points in series for step, _ in points), default=1)
     size = (_LEFT + _PANEL[0] + _RIGHT, _TOP + len(panels) * (_PANEL[1] + _PANEL_GAP))
     image = PIL.Image.new("RGB", (size[0] * _SHARP, size[1] * _SHARP), _PAPER)
     pen = PIL.ImageDraw.Draw(image)
     for i, (title, series) in enumerate(panels):
-        shown = [(label, colour, found.get(name, [])) for name, label, colour in series]
-        _panel(pen, _TOP + i * (_PANEL[1] + _PANEL_GAP), title, shown, last)
+        _panel(pen, _TOP + i * (_PANEL[1] + _PANEL_GAP), title, series, last)
     image.resize(size, PIL.Image.Resampling.BOX).save(out_png)
 
 
@@ -99,8 +131,8 @@ def _panel(
 
 def _curve(pen: PIL.ImageDraw.ImageDraw, places: list, colour: Colour) -> None:
     means, least, most = ([trio[i] for trio in places] for i in range(3))
-    if colour == _BLUE and len(places) > 1:  # single steps scatter
-        pen.polygon([*least, *reversed(most)], _PALE_BLUE)
+    if colour in _PALE and len(places) > 1:  # single steps scatter, and so do runs
+        pen.polygon([*least, *reversed(most)], _PALE[colour])
     if len(means) > 1:
         pen.line(means, colour, 2 * _SHARP, joint="curve")
     if len(means) <= 60:
@@ -110,10 +142,10 @@ def _curve(pen: PIL.ImageDraw.ImageDraw, places: list, colour: Colour) -> None:
 
 
 def _binned(points: Points) -> list[tuple[float, float, float, float]]:
-    """Returns step, mean, least and greatest value of at most `_BINS` parts of a curve."""
+    """Returns step, mean, least and greatest value of at most `_BINS` parts of a curve, or of runs with the same steps."""
     if not points:
         return []
-    parts = np.array_split(np.array(points), min(len(points), _BINS))
+    parts = np.array_split(np.array(points), min(len({step for step, _ in points}), _BINS))
     return [(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].min(), p[:, 1].max()) for p in parts]
 
 

@@ -83,6 +83,7 @@ RECIPES: dict[str, Recipe] = {
         horizontal_flip=0.0,
         crop=False,
         affine=1.0,
+        train_interpolation="bilinear",
         interpolation="bilinear",
         crop_pct=1.0,
         image_mean=(0.5,),

@@ -54,7 +54,8 @@ class Recipe:
         crop_scale: least and greatest area of a crop.
         crop_ratio: least and greatest aspect ratio of a crop.
         affine: strength of small random rotations, shears, scales and shifts; 0 is off, 1 suits digits.
-        interpolation: "bicubic" or "bilinear".
+        train_interpolation: how training resizes: "bicubic", "bilinear", or of the two a "random" one per image, timm's default.
+        interpolation: how evaluation resizes: "bicubic" or "bilinear".
         crop_pct: part of the resized image that evaluation sees.
         image_mean: per channel, of pixels 0..1.
         image_std: per channel.
@@ -111,6 +112,7 @@ class Recipe:
     crop_scale: tuple[float, ...] = (0.08, 1.0)
     crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     affine: float = 0.0
+    train_interpolation: str = "random"
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     image_mean: tuple[float, ...] = IMAGENET_MEAN
@@ -206,6 +208,7 @@ _FRACTIONS = (
 _FRACTIONS += ("mixup_switch_prob", "erasing", "color_jitter", "horizontal_flip")
 _CHOICES = {
     "schedule": ("cosine", "linear"),
+    "train_interpolation": ("random", "bicubic", "bilinear"),
     "interpolation": ("bicubic", "bilinear"),
     "dtype": ("float32", "bfloat16"),
     "select": ("best", "last"),

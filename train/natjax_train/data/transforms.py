@@ -62,7 +62,8 @@ def random_resized_crop(
 ) -> PIL.Image.Image:
     """Crops a part of random area (a share of the image's) and aspect ratio, and resizes it to a square.
 
-    Where ten such parts do not fit into the image, the middle is taken, of the nearest ratio allowed.
+    Where ten such parts do not fit into the image, the middle is taken, of the nearest ratio allowed. `interpolation` is
+    "bilinear", "bicubic" or, of these, a "random" one.
     """
     width, height = image.size
     for _ in range(_ATTEMPTS):
@@ -79,7 +80,11 @@ def random_resized_crop(
         elif width / height > ratio[1]:
             w = min(width, round(height * ratio[1]))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.crop((left, top, left + w, top + h)).resize((size, size), RESAMPLING[interpolation])
+    return image.crop((left, top, left + w, top + h)).resize((size, size), _resampling(interpolation, rng))
+
+
+def _resampling(interpolation: str, rng: np.random.Generator) -> PIL.Image.Resampling:
+    return RESAMPLING[rng.choice(list(RESAMPLING)) if interpolation == "random" else interpolation]
 
 
 def color_jitter(image: PIL.Image.Image, rng: np.random.Generator, strength: float) -> PIL.Image.Image:
@@ -110,10 +115,10 @@ def train_image(
     picture = decode(image, num_channels)
     if settings.crop:
         picture = random_resized_crop(
-            picture, rng, image_size, settings.crop_scale, settings.crop_ratio, settings.interpolation
+            picture, rng, image_size, settings.crop_scale, settings.crop_ratio, settings.train_interpolation
         )
     else:
-        picture = picture.resize((image_size, image_size), RESAMPLING[settings.interpolation])
+        picture = picture.resize((image_size, image_size), _resampling(settings.train_interpolation, rng))
     if rng.random() < settings.horizontal_flip:
         picture = picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
     if settings.auto_augment:
