@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -112,7 +113,8 @@ def _truncated_normal(stddev: float) -> nnx.initializers.Initializer:
     plain = nnx.initializers.truncated_normal(stddev)
 
     def init(key, shape, dtype=jnp.float32, **options):
-        if isinstance(key, jax.core.Tracer) or not jax.config.jax_threefry_partitionable:
+        partitionable = jax.config.jax_threefry_partitionable  # ty: ignore[missing-attribute]
+        if isinstance(key, jax.core.Tracer) or not partitionable:
             return plain(key, shape, dtype, **options)
         size = math.prod(shape)
         length = max(4 ** math.ceil(math.log(max(size, 1), 4)), 4**6)  # so few of them that most are compiled already

@@ -105,13 +105,14 @@ def inside(part: str, path: pathlib.Path, quick: bool, seconds: float) -> None:
 def environment(part: str) -> dict[str, str]:
     """Returns the environment of a part's process: this tree's packages, a CPU, and no cache of compiled programs.
 
-    Layers by themselves get large pages (glibc on Linux), as results that a model keeps in place would be fresh memory in them.
+    Everybody gets large pages (glibc on Linux) but where the start of a process is measured: XLA takes the memory of a call fresh
+    from the system, which costs up to half of a training step, and most where PyTorch has just given memory back.
     """
     folders = [str(ROOT), *(str(ROOT / name) for name in ("kernels", "convert", "train"))]
     paths = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
     found = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     found |= {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
-    return found | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if part in ("floor", "parts") else {})
+    return found | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if part != "start" else {})
 
 
 def clock(seconds: float) -> str:
