@@ -170,9 +170,9 @@ CHECKS = {
     "op on 4 x 2, Explicit": lambda kind: op(kind, "Explicit", (4, 2)),
     "forward": forward,
     "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
-    "forward, batch 1, 224 pixels": lambda kind: forward(kind, batch=1, side=224),
-    "forward, batch 1, 448 pixels": lambda kind: forward(kind, batch=1, side=448),
-    "forward, batch 1, 896 pixels": lambda kind: forward(kind, batch=1, side=896),
+    "forward, batch 8, 224 pixels": lambda kind: forward(kind, batch=8, side=224),
+    "forward, batch 8, 448 pixels": lambda kind: forward(kind, batch=8, side=448),
+    "forward, batch 8, 896 pixels": lambda kind: forward(kind, batch=8, side=896),
     "step": step,
 }
 

@@ -47,11 +47,10 @@ def test_a_training_step_takes_the_kernels():
 
 
 def test_memory_is_linear_in_pixels():
-    per_pixel = [
-        check_apart(f"forward, batch 1, {side} pixels")["temporary_bytes"] / side**2 for side in (224, 448, 896)
-    ]
-    # How buffers share memory differs from size to size; what is quadratic would take 4 and 16 times as much per pixel.
-    assert max(per_pixel[1:]) <= 1.25 * per_pixel[0]
+    # Of a batch: at one image, what shows is how many layers' bias tables (of a size that the map has no part in) are made ahead.
+    sides = (224, 448, 896)
+    per_pixel = [check_apart(f"forward, batch 8, {side} pixels")["temporary_bytes"] / side**2 for side in sides]
+    assert max(per_pixel) <= 1.02 * min(per_pixel)
 
 
 def test_another_gpu():
