@@ -124,3 +124,18 @@ def test_batches_that_do_not_fit(mesh):
 def test_half_an_address():
     with pytest.raises(ValueError, match="needs coordinator"):
         start_processes("localhost:1234", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "nodes", "chosen", "expected"),
+    [(2, 2, None, []), (16, 2, None, None), (2, 2, "0,1", None), (1, 1, None, "")],
+)
+def test_a_task_of_slurm_that_has_a_node_takes_all_its_devices(monkeypatch, tasks, nodes, chosen, expected):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    for name, value in {"SLURM_NTASKS": tasks, "SLURM_NNODES": nodes, "SLURM_PROCID": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    if chosen:
+        monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", chosen)
+    start_processes(None, None, None)
+    assert calls == ([] if expected == "" else [{"local_device_ids": expected}])

@@ -93,6 +93,9 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 def start_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins the processes of a run: as the arguments say, or as SLURM does where it started several tasks.
 
+    A task with a node to itself takes all of its devices; of several tasks on a node each takes one GPU, that of its local
+    index. `JAX_LOCAL_DEVICE_IDS` overrides both.
+
     Raises:
         ValueError: some of the three arguments are given, but not all.
     """
@@ -102,4 +105,7 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
     if all(given):
         jax.distributed.initialize(coordinator, count, index)
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        jax.distributed.initialize()
+        # JAX gives every SLURM task one GPU, also one that has a node of eight to itself; an empty list stands for all.
+        alone = os.environ["SLURM_NTASKS"] == os.environ.get("SLURM_NNODES")
+        chosen = "JAX_LOCAL_DEVICE_IDS" in os.environ
+        jax.distributed.initialize(local_device_ids=[] if alone and not chosen else None)
