@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 from pathlib import Path
 
 from natjax.cli._output import complain
@@ -12,6 +13,7 @@ from natjax_train.recipes import Recipe, field_types, override
 
 HELP = "train or fine-tune a model"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, start again with --resume
+EXIT_INTERRUPTED = 130  # as shells say of Ctrl-C; saved as well
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; returns 75 where SIGTERM ended the run early but safely."""
+    """Trains; returns 75 where SIGTERM ended the run early but safely, 130 where Ctrl-C did."""
     saved = Path(args.out) / "recipe.json"
     if args.resume and saved.is_file():
         recipe = find_recipe(str(saved))
@@ -61,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
         loop.train(recipe, args.data, args.out, resume=args.resume, report=complain)
     except loop.PreemptedError as stopped:
         complain(str(stopped))
-        return EXIT_PREEMPTED
+        return EXIT_PREEMPTED if stopped.signal == signal.SIGTERM else EXIT_INTERRUPTED
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -58,13 +59,14 @@ def saved(tmp_path):
     return tmp_path / "run"
 
 
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
 def restore(directory, **options):
     reports, counter = [], Counter()
-    checkpoints = Checkpoints(directory, 2, reports.append)
-    try:
-        state = checkpoints.restore(jax.eval_shape(lambda: make_state(0)), counter, **options)
-    finally:
-        checkpoints.close()
+    with Checkpoints(directory, 2, reports.append) as checkpoints:
+        state = checkpoints.restore(abstract(make_state(0)), counter, **options)
     return state, counter.position, reports
 
 
@@ -114,7 +116,10 @@ def test_another_number_of_processes(saved):
     (saved / "5" / "data" / "process-1-of-2.json").unlink()
     _, position, (report,) = restore(saved)
     assert position == 40
-    assert report == "The checkpoint of step 5 is damaged: its position in the data is missing (process-1-of-2.json)"
+    assert report == (
+        "The checkpoint of step 5 is damaged: its position in the data is missing (process-1-of-2.json). "
+        "It is set aside as damaged-5."
+    )
 
 
 def test_damaged_score(saved):
@@ -127,8 +132,60 @@ def test_damaged_score(saved):
 def test_all_damaged(saved):
     for path in saved.glob("*/state/manifest.ocdbt"):
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"no good checkpoint among those of steps \[2, 4, 5\]"):
+    with pytest.raises(
+        CheckpointError, match=r"no good checkpoint: of step 5, .*; of step 4, .*; of step 2, .*Nothing was changed"
+    ):
         restore(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "4", "5"]
+
+
+def test_only_damaged_ones_are_no_fresh_start(saved):
+    for path in saved.iterdir():
+        path.rename(saved / f"damaged-{path.name}")
+    with pytest.raises(CheckpointError, match=r"only damaged checkpoints \(damaged-2, damaged-4, damaged-5\)"):
+        restore(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: dataclasses.replace(state, ema=state.params), r"lacks ema\.levels\.0 \(3 arrays\)$"),
+        (
+            lambda state: dataclasses.replace(state, params={}),
+            r"has params\.levels\.0 \(3 arrays\), which the recipe does",
+        ),
+        (
+            lambda state: dataclasses.replace(state, params=state.params | {"scale": jnp.zeros(2)}),
+            r"params\.scale is \[\] float32 in the checkpoint and \[2\] float32 here",
+        ),
+    ],
+)
+def test_of_another_recipe(saved, change, message):
+    before = sorted(saved.iterdir())
+    checkpoints = Checkpoints(saved, 2, print)
+    with checkpoints, pytest.raises(ValueError, match=r"of another model or recipe: .*" + message.rstrip("$")):
+        checkpoints.restore(abstract(change(make_state(0))), Counter())
+    assert sorted(saved.iterdir()) == before
+
+
+def test_a_score_is_added(saved):
+    with Checkpoints(saved, 2, print) as checkpoints:
+        assert [checkpoints.has_score(step) for step in (2, 4, 5)] == [True, False, True]
+        checkpoints.save(make_state(4), Counter(40), "{}", 0.95)
+        checkpoints.save(make_state(5), Counter(50), "{}", 0.99)  # it has one
+        assert (checkpoints.best, checkpoints.best_score) == (4, 0.95)
+    assert int(restore(saved, step=4)[0].step) == 4
+
+
+def test_an_error_does_not_end_the_save_under_way(tmp_path):
+    def fail():
+        with Checkpoints(tmp_path / "run", 2, print) as checkpoints:
+            checkpoints.save(make_state(1), Counter(10), "{}")
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        fail()
+    assert int(restore(tmp_path / "run")[0].step) == 1
 
 
 def test_unfinished_ones_are_none(saved):

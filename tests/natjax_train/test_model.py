@@ -8,11 +8,10 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import natjax
 from natjax_train.data import eval_processor
-from natjax_train.model import export, initial_model
+from natjax_train.model import export, initial_model, split_model
 from natjax_train.presets import RECIPES
 
 DIGITS = tuple("0123456789")
@@ -56,9 +55,9 @@ def test_bfloat16():
 def test_export(tmp_path):
     recipe = dataclasses.replace(RECIPES["digits"], crop=True, crop_pct=0.8, interpolation="bicubic")
     model = initial_model(recipe, DIGITS)
-    params = nnx.to_pure_dict(nnx.state(model))
+    _, graphdef, params = split_model(model)
     params["classifier"]["bias"] = np.arange(10, dtype=np.float32)
-    export(model, params, eval_processor(recipe, recipe.image_size), tmp_path / "model")
+    export(graphdef, params, eval_processor(recipe, recipe.image_size), tmp_path / "model")
     loaded = natjax.NatForImageClassification.from_pretrained(tmp_path / "model")
     np.testing.assert_array_equal(loaded.classifier.bias[...], np.arange(10))
     assert not np.asarray(model.classifier.bias[...]).any()  # the run's own model is as it was

@@ -6,13 +6,16 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import natjax
 
@@ -44,7 +47,7 @@ def start(tmp_path_factory):
     """Starts `natjax train` in a folder, with a cache of compiled steps for all runs of this file."""
     cache = tmp_path_factory.mktemp("cache")
 
-    def start(out, *arguments, devices=1, **settings):
+    def start(out, *arguments, devices=1, start_new_session=False, **settings):
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -55,7 +58,12 @@ def start(tmp_path_factory):
         fields = [f"--{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
         command = [sys.executable, "-m", "natjax", "train", "--recipe=digits", "--data=digits", f"--out={out}"]
         return subprocess.Popen(
-            [*command, *fields, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+            [*command, *fields, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            start_new_session=start_new_session,
         )
 
     return start
@@ -222,3 +230,113 @@ def test_another_number_of_processes(start, undisturbed, tmp_path):
     assert all("Goes on after step" in message for message in (messages[0], last))
     assert "damaged" not in messages[0] + last
     assert losses(out) == pytest.approx(losses(undisturbed), abs=2e-5)
+
+
+def test_interrupt(start, undisturbed, tmp_path):
+    process = start(tmp_path / "run", save_every=0)
+    wait_for(process, tmp_path / "run", 6)
+    process.send_signal(signal.SIGINT)
+    code, messages = finish(process)
+    assert code == 130, messages
+    assert "SIGINT: saved after step" in messages
+    assert "Traceback" not in messages
+    assert finish(start(tmp_path / "run", "--resume"))[0] == 0
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_sigterm_before_an_evaluation(start, undisturbed, tmp_path):
+    """Every step is followed by an evaluation: the one that the signal puts off is made up for."""
+    out = tmp_path / "run"
+    whole = finish(start(tmp_path / "whole", eval_every=0.001, epochs=0.1))
+    assert whole[0] == 0, whole[1]
+    process = start(out, eval_every=0.001, epochs=0.1)
+    wait_for(process, out, 4)
+    process.terminate()
+    assert finish(process)[0] == 75
+    assert finish(start(out, "--resume"))[0] == 0
+    top1 = [
+        [(line["step"], line["top1"]) for line in lines(run) if "top1" in line] for run in (out, tmp_path / "whole")
+    ]
+    assert top1[0] == top1[1]
+    assert len(top1[0]) == len(losses(out))
+
+
+def test_sigterm_for_the_workers_as_well(start, undisturbed, tmp_path):
+    """As schedulers send it, to all processes of a job."""
+    out = tmp_path / "run"
+    process = start(out, workers=2, worker_kind="processes", start_new_session=True)
+    wait_for(process, out, 6)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, messages = finish(process)
+    assert code == 75, messages
+    assert finish(start(out, "--resume", workers=0))[0] == 0
+    assert losses(out) == losses(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ema_decay": "none"}, "of another model or recipe: the checkpoint has ema."),
+        ({"model_config": json.dumps(MODEL | {"embed_dim": 32})}, "of another model or recipe: "),
+    ],
+)
+def test_resumed_by_mistake(start, undisturbed, tmp_path, change, message):
+    out = tmp_path / "run"
+    stop_early(start, out)
+    before = sorted((out / "checkpoints").iterdir())
+    code, messages = finish(start(out, "--resume", **change))
+    assert (code, "Traceback" in messages) == (1, False)
+    assert message in messages
+    assert sorted((out / "checkpoints").iterdir()) == before
+    assert finish(start(out, "--resume"))[0] == 0
+    assert losses(out) == losses(undisturbed)
+
+
+@pytest.mark.parametrize("damaged", ["data/process-1-of-2.json", "state/ocdbt.process_1/d/*"])
+def test_damage_of_one_process(start, undisturbed, tmp_path, damaged):
+    out = tmp_path / "run"
+    hosts = start_two(start, out, mesh="fsdp=2")
+    wait_for(hosts[0], out, 6)
+    for host in hosts:
+        host.terminate()
+    assert [finish(host)[0] for host in hosts] == [75, 75]
+    newest = max(int(path.name) for path in (out / "checkpoints").iterdir())
+    for path in (out / "checkpoints" / str(newest)).glob(damaged):
+        path.unlink()
+    for code, messages in map(finish, start_two(start, out, "--resume", mesh="fsdp=2")):
+        assert code == 0, messages
+    assert (out / "checkpoints" / f"damaged-{newest}").is_dir()
+    assert losses(out) == pytest.approx(losses(undisturbed), abs=2e-5)
+
+
+def test_fine_tuning_goes_on_without_what_it_started_from(start, undisturbed, tmp_path):
+    pretrained = tmp_path / "pretrained"
+    shutil.copytree(undisturbed / "model", pretrained)
+    options = {"model": str(pretrained), "model_config": "{}"}
+    stop_early(start, tmp_path / "run", **options)
+    shutil.rmtree(pretrained)
+    code, messages = finish(start(tmp_path / "run", "--resume", **options))
+    assert code == 0, messages
+
+
+def test_images_that_cannot_be_read(start, tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("val", 6)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8).astype(np.uint8))
+                image.save(tmp_path / "data" / part / name / f"{i:02}.png")
+    (tmp_path / "data" / "train" / "cat" / "07.png").write_bytes(b"")
+    (tmp_path / "data" / "val" / "dog" / "03.png").write_bytes(b"")
+    out, options = tmp_path / "run", {"epochs": 2, "eval_every": 1}
+    code, messages = finish(start(out, f"--data={tmp_path / 'data'}", **options))
+    assert code == 0, messages
+    assert messages.count("train/cat/07.png cannot be read; it is left out.") == 1
+    assert "val/dog/03.png cannot be read; it is left out." in messages
+    assert "of 11 images" in messages
+    assert lines(out)[-2]["unreadable"] == 1
+    (tmp_path / "data" / "train" / "cat" / "07.png").unlink()
+    code, messages = finish(start(out, "--resume", f"--data={tmp_path / 'data'}", **options))
+    assert code == 1
+    assert "begun with 80 training images; the data now has 79" in messages

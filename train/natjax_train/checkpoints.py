@@ -3,6 +3,9 @@
 A checkpoint lies in `<directory>/<step>`, which appears under this name only once it is complete. A digest per array, a sum over
 its bits that no sharding changes, is saved with the arrays and compared after reading, so that damage to the files is noticed
 and the newest good checkpoint used instead.
+
+Every process reads a checkpoint as a whole, by itself, and all agree on whether it is good before any takes it: a file that one
+of them cannot read would otherwise leave the others waiting for it. Nothing is set aside before a good one is found.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from natjax_train.step import TrainState
 
 _policies = ocp.training.preservation_policies
+_GOOD, _DAMAGED, _MISFIT = range(3)
 
 
 class DataIterator(Protocol):
@@ -61,6 +65,17 @@ class Checkpoints:
         self._directory, self._keep, self._report = Path(directory).absolute(), keep, report
         self._pending: tuple[int, Any] | None = None
         self._open()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            self.close()  # whatever happened, the save under way is brought to its end
+        except CheckpointError as also:
+            if error is None:
+                raise
+            self._report(str(also))
 
     def _open(self) -> None:
         if jax.process_index() == 0:  # Orbax opens no directory with an unreadable score in it
@@ -100,19 +115,24 @@ class Checkpoints:
         """The highest score; minus infinity where there is none."""
         return max(self._scored())[0] if self._scored() else -math.inf
 
+    def has_score(self, step: int) -> bool:
+        """Whether the checkpoint of this step was saved with a score."""
+        return any(scored == step for _, scored in self._scored())
+
     def _scored(self) -> list[tuple[float, int]]:
         self.wait()
         return [(_score(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
 
     def save(self, state: TrainState, data: DataIterator, recipe: str, score: float | None = None) -> None:
-        """Begins to save the state under its step, once the save before has ended. Nothing is done where it exists.
+        """Begins to save the state under its step, once the save before has ended. One that exists is only replaced by a
+        first one with a score.
 
         Raises:
             CheckpointError: this save or the one before failed, as on a full disk; what was saved earlier is intact.
         """
         self.wait()
         step = int(state.step)
-        if step in self.steps:
+        if step in self.steps and (score is None or self.has_score(step)):
             return
         items = {"state": {"state": _named(state), "digests": digests(state)}, "data": _Position(data)}
         try:
@@ -120,6 +140,7 @@ class Checkpoints:
                 step,
                 items,
                 force=True,
+                overwrite=True,
                 custom_metadata=json.loads(recipe),
                 metrics=None if score is None else {"score": score},
             )
@@ -150,8 +171,9 @@ class Checkpoints:
         )
 
     def restore(self, like: TrainState, data: DataIterator | None = None, step: int | None = None) -> TrainState | None:
-        """Returns the newest good checkpoint's state and moves `data` to where it was. Damaged ones are reported and set
-        aside, as `damaged-<step>`.
+        """Returns the newest good checkpoint's state and moves `data` to where it was; None where there is no checkpoint.
+
+        Damaged ones that are newer are reported and set aside, as `damaged-<step>`; but none where no good one is found.
 
         Args:
             like: shapes, dtypes and shardings to restore to, of `jax.eval_shape` for instance.
@@ -160,40 +182,60 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there are checkpoints, but none is good; or the one asked for is not.
+            ValueError: the checkpoints are of another model, recipe or data set.
         """
         found = self.steps if step is None else [step]
+        problems: dict[int, str] = {}
         for candidate in reversed(found):
-            try:
-                state, problem = self._load(candidate, like, data), None
-            except Exception as error:  # whatever a damaged file makes of Orbax
-                state, problem = None, _reason(error)
-                logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # where each array's read would say the same
-            if _everywhere(problem is None):
-                return state
-            self._report(
-                f"The checkpoint of step {candidate} is damaged: {problem or 'unreadable for another process'}"
-            )
-            self._set_aside(candidate)
-        if found:
+            arrays, positions, verdict, reason = self._read(candidate, like)
+            verdict, reason = _agreed(verdict, reason)
+            if verdict == _MISFIT:
+                raise ValueError(f"{self._directory}: its checkpoints are of another model or recipe: {reason}.")
+            if verdict == _GOOD:
+                self._set_aside(problems)
+                if data is not None:
+                    data.set_state(_own_position(positions, data))
+                return _placed(arrays, like)
+            problems[candidate] = reason
+        if problems:
+            each = "; ".join(f"of step {one}, {reason}" for one, reason in problems.items())
+            raise CheckpointError(f"{self._directory}: no good checkpoint: {each}. Nothing was changed.")
+        if step is None and (set_aside := sorted(path.name for path in self._directory.glob("damaged-*"))):
             raise CheckpointError(
-                f"{self._directory}: no good checkpoint among those of steps {found}. They are set aside as damaged-*; "
-                "resuming once more starts anew."
+                f"{self._directory}: there are only damaged checkpoints ({', '.join(set_aside)}). To start anew, remove them "
+                "or choose another folder."
             )
         return None
 
-    def _load(self, step: int, like: TrainState, data: DataIterator | None) -> TrainState:
-        wanted = {"state": {"state": _named(like), "digests": jax.eval_shape(digests, like)}}
-        items = self._checkpointer.load_checkpointables(step, wanted | ({"data": _Position(data)} if data else {}))
-        state = jax.tree.unflatten(jax.tree.structure(like), [items["state"]["state"][name] for name in _named(like)])
-        if not np.array_equal(digests(state), items["state"]["digests"]):
-            raise CheckpointError("some of its arrays are not what was saved.")
-        return state
+    def _read(self, step: int, like: TrainState) -> tuple[dict[str, np.ndarray], list[Any], int, str]:
+        """Returns all arrays, all processes' positions in the data, a verdict and the reason for it."""
+        path = self._directory / str(step)
+        try:
+            with _alone():
+                saved: Any = ocp.metadata(str(path), "state").metadata
+                if difference := _difference(saved["state"], _named(like)):
+                    return {}, [], _MISFIT, difference
+                wanted = {name: np.empty((), leaf.dtype) for name, leaf in _named(like).items()}
+                digest = np.empty((), np.uint32)
+                found = ocp.load_checkpointables(str(path), {"state": {"state": wanted, "digests": digest}})["state"]
+            positions = _read_positions(path / "data")
+            right = [_digest(np, found["state"][name]) for name in wanted]
+            if not np.array_equal(np.stack(right), found["digests"]):
+                return {}, [], _DAMAGED, "some of its arrays are not what was saved"
+            return found["state"], positions, _GOOD, ""
+        except Exception as error:  # whatever a damaged file makes of Orbax
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # where each array's read would say the same
+            return {}, [], _DAMAGED, _reason(error)
 
-    def _set_aside(self, step: int) -> None:
-        self._checkpointer.close()
-        if jax.process_index() == 0:
-            _rename_damaged(self._directory / str(step))
-        self._open()
+    def _set_aside(self, problems: dict[int, str]) -> None:
+        for step, reason in problems.items():
+            self._report(f"The checkpoint of step {step} is damaged: {reason}. It is set aside as damaged-{step}.")
+        if problems:
+            self._checkpointer.close()
+            if jax.process_index() == 0:
+                for step in problems:
+                    _rename_damaged(self._directory / str(step))
+            self._open()
 
     def close(self) -> None:
         """Waits for the save under way and ends.
@@ -211,15 +253,16 @@ class Checkpoints:
 @jax.jit
 def digests(tree: Any) -> UInt32[Array, "leaves"]:
     """Returns a sum of every array's bits, weighted by position, modulo 2**32: the same however the arrays are sharded."""
+    return jnp.stack([_digest(jnp, leaf) for leaf in jax.tree.leaves(tree)])
 
-    def digest(leaf: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
-        weight = jnp.ones(leaf.shape, jnp.uint32)
-        for axis in range(leaf.ndim):
-            weight = weight * jnp.uint32(0x9E3779B1) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        return jnp.sum(bits * (2 * weight + 1), dtype=jnp.uint32)  # odd: no bit of an element is lost
 
-    return jnp.stack([digest(leaf) for leaf in jax.tree.leaves(tree)])
+def _digest(xp: Any, leaf: Any) -> Any:
+    bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(xp.uint32)
+    weight = xp.ones((1,) * leaf.ndim, xp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        along = [size if other == axis else 1 for other in range(leaf.ndim)]
+        weight = weight * xp.uint32(0x9E3779B1) + xp.arange(size, dtype=xp.uint32).reshape(along)
+    return xp.sum(bits * (2 * weight + 1), dtype=xp.uint32)  # odd: no bit of an element is lost
 
 
 def _score(metrics: Any) -> float:
@@ -227,7 +270,7 @@ def _score(metrics: Any) -> float:
 
 
 class _Position:
-    """Position of one process's data iterator, in a file of its own; Orbax calls `save` and `load`."""
+    """Position of one process's data iterator, in a file of its own; Orbax calls `save`, and `_read_positions` is its inverse."""
 
     def __init__(self, data: DataIterator):
         self._data = data
@@ -244,28 +287,64 @@ class _Position:
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        async def read() -> None:
-            saved = [int(path.stem.rpartition("-")[2]) for path in directory.glob(_position_name("*", "*"))]
-            count = max(saved, default=jax.process_count())  # of processes then
-            same = count == jax.process_count()
-            wanted = [jax.process_index()] if same else range(count)
-            states = [_read_position(directory / _position_name(index, count)) for index in wanted]
-            self._data.set_state(states[0] if same else self._data.join_states(states))
-
-        return read()
+        raise NotImplementedError("Orbax wants this method to be there; _read_positions reads what save wrote.")
 
 
 def _position_name(index: int | str, count: int | str) -> str:
     return f"process-{index}-of-{count}.json"
 
 
-def _read_position(path: Any) -> Any:
+def _read_positions(directory: Path) -> list[Any]:
+    """Returns the positions of all processes that there were."""
+    count = max((int(path.stem.rpartition("-")[2]) for path in directory.glob(_position_name("*", "*"))), default=1)
+    return [_read_position(directory / _position_name(index, count)) for index in range(count)]
+
+
+def _read_position(path: Path) -> Any:
     if not path.exists():
-        raise CheckpointError(f"its position in the data is missing ({path.name}).")
+        raise CheckpointError(f"its position in the data is missing ({path.name})")
     document = json.loads(path.read_text())
     if zlib.crc32(document["state"].encode()) != document["crc32"]:
-        raise CheckpointError("its position in the data is not what was saved.")
+        raise CheckpointError("its position in the data is not what was saved")
     return json.loads(document["state"])
+
+
+def _own_position(positions: list[Any], data: DataIterator) -> Any:
+    same = len(positions) == jax.process_count()
+    return positions[jax.process_index()] if same else data.join_states(positions)
+
+
+def _alone() -> ocp.Context:
+    """Returns a context in which Orbax waits for no other process."""
+    context, index = ocp.Context(), jax.process_index()
+    context.multiprocessing.primary_host = index
+    context.multiprocessing.active_processes = {index}
+    context.multiprocessing.barrier_sync_key_prefix = f"natjax-{index}"
+    return context
+
+
+def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Returns in words how the arrays of a checkpoint differ from those wanted; "" where they do not."""
+    lacking, spare = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
+    if lacking or spare:
+        parts = [
+            f"{what} {names[0]} ({len(names)} arrays)" for what, names in (("lacks", lacking), ("has", spare)) if names
+        ]
+        return f"the checkpoint {' and '.join(parts)}{'' if lacking else ', which the recipe does without'}"
+    for name, leaf in wanted.items():
+        if (found := (tuple(saved[name].shape), saved[name].dtype)) != (tuple(leaf.shape), leaf.dtype):
+            return f"{name} is {list(found[0])} {found[1]} in the checkpoint and {list(leaf.shape)} {leaf.dtype} here"
+    return ""
+
+
+def _placed(arrays: dict[str, np.ndarray], like: TrainState) -> TrainState:
+    """Returns the arrays on the devices, each with its sharding."""
+
+    def place(name: str, leaf: Any) -> jax.Array:
+        array = arrays.pop(name)  # the host's copy goes as soon as it is on the devices
+        return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])
+
+    return jax.tree.unflatten(jax.tree.structure(like), [place(name, leaf) for name, leaf in _named(like).items()])
 
 
 def _named(state: TrainState) -> dict[str, Any]:
@@ -282,8 +361,11 @@ def _reason(error: BaseException) -> str:
     return text[max(0, text.rfind("Error ")) :][:400] or type(error).__name__
 
 
-def _everywhere(fine: bool) -> bool:
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(fine)))) if jax.process_count() > 1 else fine
+def _agreed(verdict: int, reason: str) -> tuple[int, str]:
+    """Returns the worst verdict of all processes; the reason is this process's own, if it has one."""
+    if jax.process_count() > 1:
+        verdict = int(np.max(multihost_utils.process_allgather(np.asarray(verdict))))
+    return verdict, reason or ("another process says so" if verdict else "")
 
 
 def _rename_damaged(path: Path) -> None:

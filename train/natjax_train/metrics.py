@@ -85,7 +85,7 @@ class Log:
         """Logs an evaluation that was done after a step."""
         self._write(step, {"val_loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5})
         self.clear()
-        text = f"top-1 {metrics.top1:.2%}  top-5 {metrics.top5:.2%}  loss {metrics.loss:.4f}"
+        text = f"top-1 {metrics.top1:.2%}  top-5 {metrics.top5:.2%}  loss {metrics.loss:.4f}  of {metrics.confusion.sum()} images"
         speed = f"{metrics.images_per_second:.0f} images/s"
         print(f"evaluation after step {step}: {text}  {speed}", file=self._stream, flush=True)
 

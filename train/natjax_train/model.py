@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -24,12 +23,8 @@ def initial_model(recipe: Recipe, class_names: Sequence[str]) -> NatForImageClas
         CheckpointError: there is no such checkpoint.
         ValueError: the recipe's fields do not fit the model.
     """
-    rngs = nnx.Rngs(recipe.seed)
-    options: dict[str, Any] = {"dtype": jnp.bfloat16 if recipe.dtype == "bfloat16" else None, "rngs": rngs}
-    changes = dict(recipe.model_config)
-    if recipe.drop_path_rate is not None:
-        changes["drop_path_rate"] = recipe.drop_path_rate
-    labels = {"id2label": dict(enumerate(class_names))}
+    options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
+    changes, labels = _changes(recipe), {"id2label": dict(enumerate(class_names))}
     if recipe.model == "custom":
         model = NatForImageClassification(NatConfig(**changes, **labels), **options)
     elif recipe.model in PRESETS:
@@ -49,6 +44,32 @@ def initial_model(recipe: Recipe, class_names: Sequence[str]) -> NatForImageClas
     return model
 
 
+def resumed_model(recipe: Recipe, class_names: Sequence[str], config: NatConfig) -> NatForImageClassification:
+    """Returns the model of a run that goes on, without weights: those are in its checkpoints, wherever it once got them from.
+
+    Raises:
+        ValueError: the data have other classes than the run.
+    """
+    names = list((config.id2label or {}).values())
+    if names != list(class_names):
+        raise ValueError(
+            f"The data's {len(class_names)} classes ({', '.join(class_names[:5])}, ...) are not the run's {len(names)} "
+            f"({', '.join(names[:5])}, ...): resume with the same data, or choose another folder for another run."
+        )
+    config = config.replace(**_changes(recipe))
+    return nnx.eval_shape(lambda: NatForImageClassification(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
+
+
+def _dtype(recipe: Recipe) -> Any:
+    return jnp.bfloat16 if recipe.dtype == "bfloat16" else None
+
+
+def _changes(recipe: Recipe) -> dict[str, Any]:
+    """Returns the fields of the model's config that the recipe decides."""
+    drop_path = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
+    return dict(recipe.model_config) | drop_path
+
+
 def split_model(model: NatForImageClassification, *, remat: bool = False) -> tuple[Any, Any, Any]:
     """Returns the graphdefs of the training and of the evaluation view, and the params as a nested dict."""
     graphdef, _ = nnx.split(nnx.view(model, deterministic=False, remat=remat))
@@ -56,14 +77,10 @@ def split_model(model: NatForImageClassification, *, remat: bool = False) -> tup
     return graphdef, evaluation, nnx.to_pure_dict(state)
 
 
-def export(
-    model: NatForImageClassification, params: Any, processor: NatImageProcessor, directory: str | os.PathLike
-) -> None:
+def export(graphdef: Any, params: Any, processor: NatImageProcessor, directory: str | os.PathLike) -> None:
     """Saves the model with these params, and the image processor that prepared the images of the run's evaluations.
 
     Raises:
         CheckpointError: the directory cannot be written.
     """
-    graphdef, state = nnx.split(model)
-    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
-    nnx.merge(graphdef, state).save_pretrained(directory, processor=processor)
+    nnx.merge(graphdef, params).save_pretrained(directory, processor=processor)

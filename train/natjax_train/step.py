@@ -120,7 +120,7 @@ def make_train_step(
             )
         skipped = state.skipped + (1 - finite.astype(jnp.int32))
         state = TrainState(state.step + 1, skipped, params, opt_state, ema)
-        return state, {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms}
+        return state, {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms, "skipped": skipped}
 
     return jax.jit(train_step, donate_argnums=0)
 

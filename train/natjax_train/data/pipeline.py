@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Collection, Iterator
+import signal
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, SupportsIndex
 
 import grain
@@ -119,10 +120,18 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         unreadable: indices of images that could not be read so far.
     """
 
-    def __init__(self, batches: Any, source: Source, workers: int, worker_kind: str, max_corrupt: int):
+    def __init__(
+        self,
+        batches: Any,
+        source: Source,
+        workers: int,
+        worker_kind: str,
+        max_corrupt: int,
+        report: Callable[[str], None] | None,
+    ):
         if worker_kind not in ("threads", "processes"):
             raise ValueError(f"worker_kind must be 'threads' or 'processes'; got {worker_kind!r}.")
-        self._batches, self._source, self._max_corrupt = batches, source, max_corrupt
+        self._batches, self._source, self._max_corrupt, self._report = batches, source, max_corrupt, report
         self._workers, self._processes = workers, bool(workers) and worker_kind == "processes"
         self._iterator, self._position = None, 0
         self.unreadable: set[int] = set()
@@ -132,23 +141,34 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             self._iterator = self._start()
         batch = dict(next(self._iterator))
         self._position += 1
-        self.unreadable.update(map(int, batch.pop("unreadable")))
+        for index in set(map(int, batch.pop("unreadable"))) - self.unreadable:
+            self.unreadable.add(index)
+            if self._report:
+                self._report(f"{self._source.name(index)} cannot be read; it is left out.")
         if len(self.unreadable) > self._max_corrupt:
             raise ImageError(_too_many(self._source, self.unreadable, self._max_corrupt))
         return batch
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position, as JSON holds it. It is the same whatever the number and kind of workers."""
-        return {"position": self._position, "unreadable": sorted(self.unreadable)}
+        return {"position": self._position, "unreadable": sorted(self.unreadable), "images": len(self._source)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position."""
+        """Goes to a position.
+
+        Raises:
+            ValueError: it is one in another number of images, which would come in another order.
+        """
+        if state["images"] != len(self._source):
+            raise ValueError(
+                f"The run was begun with {state['images']} training images; the data now has {len(self._source)}."
+            )
         self.close()
         self._position, self.unreadable = state["position"], set(state["unreadable"])
 
     def join_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns one position of those of all processes, for a run that goes on with another number of them."""
-        return {"position": states[0]["position"], "unreadable": sorted({i for s in states for i in s["unreadable"]})}
+        return states[0] | {"unreadable": sorted({i for state in states for i in state["unreadable"]})}
 
     def close(self) -> None:
         """Stops the workers; the next batch starts them again."""
@@ -164,8 +184,15 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if self._processes:
             if not flags.FLAGS.is_parsed():  # Grain's workers look at flags, which only absl's own main functions parse
                 flags.FLAGS(["natjax"])
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            options = grain.MultiprocessingOptions(num_workers=self._workers)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_signals)
         return iter(dataset)
+
+
+def _ignore_signals(index: int, count: int) -> None:
+    """Leaves it to the run to end its workers: terminals and schedulers send signals to all processes of a group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _From:
@@ -202,6 +229,7 @@ def train_loader(
     process_count: int = 1,
     workers: int = 0,
     worker_kind: str = "threads",
+    report: Callable[[str], None] | None = None,
 ) -> Batches:
     """Returns this process's part of an endless run's batches: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
 
@@ -218,6 +246,7 @@ def train_loader(
         process_count: how many there are; must divide `batch_size`.
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
+        report: called with the name of every image that cannot be read, once.
 
     Raises:
         ValueError: sizes do not fit.
@@ -227,7 +256,7 @@ def train_loader(
     if len(source) < batch_size:
         raise ValueError(f"batch_size {batch_size} is more than the {len(source)} training images.")
     batches = _TrainBatches(source, batch_size, augmentation, seed, share, image_size, num_channels)
-    return Batches(batches, source, workers, worker_kind, augmentation.max_corrupt)
+    return Batches(batches, source, workers, worker_kind, augmentation.max_corrupt, report)
 
 
 def eval_loader(
@@ -240,6 +269,7 @@ def eval_loader(
     workers: int = 0,
     worker_kind: str = "threads",
     max_corrupt: int = 0,
+    report: Callable[[str], None] | None = None,
 ) -> Batches:
     """Returns this process's part of one pass over a source, in its order, with "mask" bool [B] beside image and label.
 
@@ -254,13 +284,14 @@ def eval_loader(
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
         max_corrupt: images that may be unreadable.
+        report: called with the name of every image that cannot be read, once.
 
     Raises:
         ValueError: sizes do not fit.
         ImageError: while iterating, if more than `max_corrupt` images cannot be read.
     """
     batches = _EvalBatches(source, batch_size, processor, _share(batch_size, process_index, process_count))
-    return Batches(batches, source, workers, worker_kind, max_corrupt)
+    return Batches(batches, source, workers, worker_kind, max_corrupt, report)
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
