@@ -244,21 +244,19 @@ def test_interrupt(start, undisturbed, tmp_path):
     assert losses(tmp_path / "run") == losses(undisturbed)
 
 
-def test_sigterm_before_an_evaluation(start, undisturbed, tmp_path):
+def test_sigterm_before_an_evaluation(start, tmp_path):
     """Every step is followed by an evaluation: the one that the signal puts off is made up for."""
-    out = tmp_path / "run"
-    whole = finish(start(tmp_path / "whole", eval_every=0.001, epochs=0.1))
-    assert whole[0] == 0, whole[1]
-    process = start(out, eval_every=0.001, epochs=0.1)
-    wait_for(process, out, 4)
+    settings = {"eval_every": 0.001, "epochs": 0.1}
+    code, messages = finish(start(tmp_path / "whole", **settings))
+    assert code == 0, messages
+    process = start(tmp_path / "run", **settings)
+    wait_for(process, tmp_path / "run", 4)
     process.terminate()
     assert finish(process)[0] == 75
-    assert finish(start(out, "--resume"))[0] == 0
-    top1 = [
-        [(line["step"], line["top1"]) for line in lines(run) if "top1" in line] for run in (out, tmp_path / "whole")
-    ]
-    assert top1[0] == top1[1]
-    assert len(top1[0]) == len(losses(out))
+    assert finish(start(tmp_path / "run", "--resume", **settings))[0] == 0
+    top1, whole = ([line["top1"] for line in lines(tmp_path / run) if "top1" in line] for run in ("run", "whole"))
+    assert top1 == whole
+    assert len(top1) == len(losses(tmp_path / "run"))
 
 
 def test_sigterm_for_the_workers_as_well(start, undisturbed, tmp_path):
