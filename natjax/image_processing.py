@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,8 @@ class NatImageProcessor:
         numbers 0..255 or, with do_rescale=False, floats 0..1; C is 1 or 3, and grey becomes RGB for a model of RGB.
 
         Raises:
-            natjax.ImageError: an image cannot be read or has another shape or type, or sizes differ once prepared.
+            natjax.ImageError: an image cannot be read, has another shape or type or would be resized to more pixels than
+                Pillow takes for harmless (`PIL.Image.MAX_IMAGE_PIXELS`), or sizes differ once prepared.
         """
         if isinstance(images, str | os.PathLike | PIL.Image.Image):
             images = [images]
@@ -151,7 +153,7 @@ class NatImageProcessor:
     def _prepare(self, image: ImageLike) -> Float32[np.ndarray, "H W C"]:
         pixels = self._pixels(image)
         if self.do_resize:
-            pixels = _resize(pixels, self.size, self.resample)
+            pixels = _resize(pixels, _resized_shape(image, pixels.shape[:2], self.size), self.resample)
         if self.do_center_crop:
             pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
         # The casts are where Hugging Face has them: integers times a Python float are float64 until rescaled.
@@ -265,7 +267,7 @@ class NatImageProcessor:
 
 
 def _decode(source: str | os.PathLike | PIL.Image.Image, mode: str, *, upright: bool) -> PIL.Image.Image:
-    name = "The image" if isinstance(source, PIL.Image.Image) else os.fspath(source)
+    name = _name(source)
     try:
         with warnings.catch_warnings():
             # Large images, odd palettes and broken metadata: either the pixels come out, or an error does.
@@ -293,7 +295,28 @@ def _decode(source: str | os.PathLike | PIL.Image.Image, mode: str, *, upright: 
     return image
 
 
-def _resize(pixels: np.ndarray, size: Mapping[str, int], resample: int) -> np.ndarray:
+def _name(image: ImageLike) -> str:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else "The image"
+
+
+def _resized_shape(image: ImageLike, shape: Sequence[int], size: Mapping[str, int]) -> tuple[int, int]:
+    """Returns height and width that an image of `shape` is resized to."""
+    height, width = shape
+    if edge := size.get("shortest_edge"):
+        long = int(edge * max(height, width) / min(height, width))
+        wanted = (long, edge) if width <= height else (edge, long)
+    else:
+        wanted = size["height"], size["width"]
+    most = PIL.Image.MAX_IMAGE_PIXELS or math.inf
+    if math.prod(wanted) > most:  # a strip of a few hundred bytes asks for gigabytes
+        raise ImageError(
+            f"{_name(image)}: {height} x {width} pixels (height x width) would be resized to {wanted[0]} x {wanted[1]}, "
+            f"more than the {most} pixels that Pillow takes for harmless."
+        )
+    return wanted
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
     # Pillow resizes 8-bit pixels: floats 0..1 go to 0..255, lose their fraction, and come back, as in Hugging Face.
     unit_range = False
     if pixels.dtype != np.uint8:
@@ -304,12 +327,7 @@ def _resize(pixels: np.ndarray, size: Mapping[str, int], resample: int) -> np.nd
         if not unit_range and not (whole and low >= 0 and high <= 255):
             raise ImageError(f"Pixels must be whole numbers 0..255 or floats 0..1 to be resized; got {low}..{high}.")
         pixels = ((pixels * 255).astype(np.float32) if unit_range else pixels).astype(np.uint8)
-    height, width = pixels.shape[:2]
-    if edge := size.get("shortest_edge"):
-        long = int(edge * max(height, width) / min(height, width))
-        height, width = (long, edge) if width <= height else (edge, long)
-    else:
-        height, width = size["height"], size["width"]
+    height, width = size
     image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     resized = np.array(image.resize((width, height), resample=resample)).reshape(height, width, -1)
     return (resized * (1 / 255)).astype(np.float32) if unit_range else resized

@@ -132,6 +132,15 @@ def test_classify_json_names_skipped_images(fake, capsys):
     assert sum(p["probability"] for p in document["results"][1]["predictions"]) == pytest.approx(1)
 
 
+def test_a_strip_that_would_be_resized_to_gigabytes_is_skipped(fake, capsys):
+    NatImageProcessor.imagenet(8).save_pretrained(fake / "model")
+    PIL.Image.new("L", (1_200_000, 1)).save(fake / "images" / "1.png")
+    assert main(["classify", "images", "--model", "model", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [s["image"] for s in json.loads(out)["skipped"]] == ["images/1.png"]
+    assert err.startswith("natjax: skipped images/1.png: 1 x 1200000 pixels")
+
+
 def test_batches_are_padded_and_compile_once(fake, capsys):
     FakeModel.traces = 0
     assert main(["classify", "images/*.png", "--model", "model", "--json", "--batch-size", "3"]) == 0

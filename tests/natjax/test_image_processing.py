@@ -182,6 +182,26 @@ def test_large_images_do_not_warn(png, monkeypatch):
         assert load_image(png).size == (60, 40)
 
 
+@pytest.mark.parametrize("size", [(70_000, 1), (1, 70_000)])
+def test_strips_that_would_be_resized_to_gigabytes_are_refused(tmp_path, size):
+    PIL.Image.new("L", size).save(tmp_path / "strip.png")
+    with pytest.raises(ImageError, match=r"strip\.png: .* would be resized to .*2520000"):
+        NatImageProcessor.imagenet(32)(tmp_path / "strip.png")
+    with pytest.raises(ImageError, match=r"The image: .* would be resized"):
+        NatImageProcessor.imagenet(32)(PIL.Image.new("RGB", size))
+
+
+def test_the_bound_on_resizing_is_pillows(monkeypatch):
+    processor = NatImageProcessor(size={"shortest_edge": 20})
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 20 * 30)
+    assert processor(pattern(40, 60)).shape == (1, 20, 30, 3)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 20 * 30 - 1)
+    with pytest.raises(ImageError, match="40 x 60 pixels"):
+        processor(pattern(40, 60))
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)  # Pillow's way to switch its own off
+    assert processor(pattern(40, 60)).shape == (1, 20, 30, 3)
+
+
 def test_config_round_trip(tmp_path):
     for processor in (
         NatImageProcessor(),

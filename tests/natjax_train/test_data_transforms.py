@@ -182,6 +182,12 @@ def test_evaluation_prepares_as_the_processor_of_classify_does():
     assert np.allclose((got.astype(np.float32) / 255 - mean) / std, processor(image)[0], atol=1e-6)
 
 
+def test_evaluation_refuses_strips_that_would_be_resized_to_gigabytes():
+    strip = encoded(PIL.Image.new("L", (70_000, 1)))
+    with pytest.raises(ImageError, match="would be resized"):
+        transforms.eval_image(strip, transforms.eval_processor(settings(), 32))
+
+
 def test_evaluation_of_recipes_without_crops_squashes():
     processor = transforms.eval_processor(settings(crop=False), 16)
     pixels = noise(20, 40)
