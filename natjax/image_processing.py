@@ -228,13 +228,31 @@ class NatImageProcessor:
         return cls(**fields, extra=extra)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike) -> NatImageProcessor:
-        """Reads a preprocessor_config.json, or the one in a directory.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | os.PathLike | None = None,
+    ) -> NatImageProcessor:
+        """Reads the processor of a checkpoint.
+
+        Args:
+            source: a preprocessor_config.json, a directory with one in it, or an id `owner/name` of the Hugging Face Hub.
+            revision: of the Hub: branch, tag or commit.
+            local_files_only: whether the Hub's cache must do.
+            cache_dir: the Hub's cache.
 
         Raises:
             natjax.CheckpointError: the file is missing, is not JSON or describes another processor.
         """
-        file = Path(path, PROCESSOR_NAME) if Path(path).is_dir() else Path(path)
+        path = Path(source)
+        if not os.path.exists(path):
+            from natjax.pretrained import locate  # preparing images needs no jax
+
+            path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+        file = path / PROCESSOR_NAME if path.is_dir() else path
         try:
             return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except OSError as error:

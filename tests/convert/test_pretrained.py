@@ -115,6 +115,26 @@ def test_hub(monkeypatch, tmp_path, classifier, weights):
     assert all(name == "owner/name" and given == options for name, _, given in calls)
 
 
+def test_processors_come_from_the_hub_as_models_do(monkeypatch, tmp_path):
+    calls = []
+
+    def download(name, **options):
+        calls.append((name, {key: options[key] for key in ("revision", "local_files_only", "cache_dir")}))
+        (tmp_path / "model.safetensors").touch()
+        return str(tmp_path)
+
+    fake_hub(monkeypatch, download)
+    processor = natjax.NatImageProcessor(size=8)
+    options = {"revision": "v1", "local_files_only": True, "cache_dir": "cache"}
+    with pytest.raises(natjax.CheckpointError, match=r"preprocessor_config\.json: cannot read"):
+        natjax.NatImageProcessor.from_pretrained("owner/name", **options)
+    processor.save_pretrained(tmp_path)
+    assert natjax.NatImageProcessor.from_pretrained("owner/name", **options) == processor
+    assert calls == [("owner/name", options)] * 2
+    with pytest.raises(natjax.CheckpointError, match="no such file or directory, and no id"):
+        natjax.NatImageProcessor.from_pretrained("nowhere")
+
+
 def test_hub_offline(monkeypatch):
     def download(*_, **__):
         raise ConnectionError("offline")
@@ -139,7 +159,7 @@ def test_published_weights(tmp_path):
     image = os.environ.get("NATJAX_COCO_IMAGE") or urllib.request.urlretrieve(COCO, tmp_path / "cats.jpg")[0]
     name = "shi-labs/nat-mini-in1k-224"
     model = natjax.NatForImageClassification.from_pretrained(name)
-    processor = natjax.NatImageProcessor.from_pretrained(pretrained.locate(name))
+    processor = natjax.NatImageProcessor.from_pretrained(name)
     logits = model(processor(natjax.load_image(image))).logits
     assert logits.shape == (1, 1000)
     np.testing.assert_allclose(logits[0, :3], [0.3805, -0.8676, -0.3912], atol=1e-4)
