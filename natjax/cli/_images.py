@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natjax.cli._arguments import positive_int
 from natjax.cli._output import Progress, complain
 from natjax.errors import CheckpointError, ImageError
 
@@ -34,14 +35,6 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", metavar="NAME|FILE", help="the model's architecture, where M has no config.json")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images per step (default: 8)")
-
-
-def positive_int(text: str) -> int:
-    """Type of an argument: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def find_checkpoint(model: str | None) -> Path:

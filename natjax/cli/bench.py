@@ -13,15 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natjax.cli._arguments import DTYPES, image_side, positive_int, positive_seconds
 from natjax.cli._config import read_config
-from natjax.cli._images import positive_int
 from natjax.cli._output import Progress, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
 
 HELP = "measure how fast a model is on this device"
-_DTYPES = ("float32", "bfloat16", "float16")
 _LEAST, _MOST = 5, 1000  # runs that are timed
 
 
@@ -44,13 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("model", metavar="NAME|DIR", help="a name from `natjax list`, or a folder with a config.json")
     parser.add_argument(
-        "--image-size", type=positive_int, metavar="N", help="in pixels (default: that of the published model, or 224)"
+        "--image-size", type=image_side, metavar="N", help="in pixels (default: that of the published model, or 224)"
     )
     parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per run (default: 1)")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the computation (default: float32)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
     parser.add_argument("--train", action="store_true", help="measure a training step (AdamW), too")
     parser.add_argument(
-        "--seconds", type=_seconds, default=10.0, metavar="S", help="of running, without compiling (default: 10)"
+        "--seconds",
+        type=positive_seconds,
+        default=10.0,
+        metavar="S",
+        help="of running, without compiling (default: 10)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -211,10 +214,3 @@ def _measure(program: Program, seconds: float, batch: int, flops: int) -> dict[s
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}"
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value

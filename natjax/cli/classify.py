@@ -5,16 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from natjax.cli._arguments import positive_int
 from natjax.cli._config import read_config
-from natjax.cli._images import (
-    Run,
-    add_image_arguments,
-    compiled,
-    find_checkpoint,
-    find_images,
-    load_processor,
-    positive_int,
-)
+from natjax.cli._images import Run, add_image_arguments, compiled, find_checkpoint, find_images, load_processor
 from natjax.cli._output import print_json, printable
 
 if TYPE_CHECKING:

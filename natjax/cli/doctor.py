@@ -7,6 +7,7 @@ import platform
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from natjax.cli._arguments import DTYPES, image_side
 from natjax.cli._config import read_config
 from natjax.cli._output import print_json, print_table, printable
 
@@ -27,7 +28,6 @@ _PACKAGES = (
     "optax",
     "grain",
 )
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default="nat_tiny", metavar="NAME|DIR", help="whose levels to look at (default: nat_tiny)"
     )
-    parser.add_argument("--size", type=int, default=224, metavar="N", help="image size in pixels (default: 224)")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the computation (default: float32)")
+    parser.add_argument("--image-size", type=image_side, default=224, metavar="N", help="in pixels (default: 224)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
     except RuntimeError as error:  # a driver that does not fit, say: just then versions are worth reading
         print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
         raise ImportError(f"JAX finds no device to run on: {error}") from error
-    levels = _levels(config, args.size, args.dtype)
+    levels = _levels(config, args.image_size, args.dtype)
     if args.json:
         print_json({"versions": versions, "backend": jax.default_backend(), "devices": devices, "levels": levels})
         return 0
     print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
     print()
     print_table(["device", "platform", "kind"], [tuple(d.values()) for d in devices])
-    print(f"\nAttention of {printable(args.model)} at {args.size} x {args.size} pixels in {args.dtype}:")
+    print(f"\nAttention of {printable(args.model)} at {args.image_size} x {args.image_size} pixels in {args.dtype}:")
     rows = [
         (f"level {x['level']}", f"{x['tokens'][0]} x {x['tokens'][1]}", x["dilation"], x["implementation"])
         for x in levels

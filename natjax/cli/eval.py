@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._images import find_checkpoint, load_processor, positive_int
+from natjax.cli._arguments import positive_int
+from natjax.cli._images import find_checkpoint, load_processor
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
 from natjax.errors import CheckpointError
 

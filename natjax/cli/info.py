@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natjax.cli._arguments import image_size
 from natjax.cli._config import read_config
 from natjax.cli._output import print_json, print_table, printable
 
@@ -19,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("model", metavar="NAME|DIR", help="a name from `natjax list`, or a folder with a config.json")
     parser.add_argument(
-        "--size", type=_size, metavar="N|HxW", help="image size (default: that of the published model, or 224)"
+        "--image-size",
+        type=image_size,
+        metavar="N|HxW",
+        help="in pixels (default: that of the published model, or 224)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -32,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.model)
     preset = None if Path(args.model).exists() else PRESETS.get(args.model)
     side = preset.image_size if preset else 224
-    size = args.size or (side, side)
+    size = args.image_size or (side, side)
     parameters, flops, parts = count_parameters(config), count_flops(config, size), _parts(config, size)
     published = {"image_size": [side, side], "gflops": preset.gflops, "top1": preset.top1} if preset else None
     if args.json:
@@ -78,10 +82,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return " x ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError("must be a number of pixels or HEIGHTxWIDTH")
-    return sides[0], sides[-1]

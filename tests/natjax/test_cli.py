@@ -77,23 +77,30 @@ def test_module_and_script_are_the_same_command():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        "",
-        "paint",
-        "classify",
-        "classify x.png --topk 0",
-        "classify x.png --batch-size many",
-        "info nat_mini --size 1x2x3",
-        "convert a b --dilations [1",
-        "convert a b --to c",
+        ("", "required: COMMAND"),
+        ("paint", "invalid choice: 'paint'"),
+        ("classify", "required: IMAGE"),
+        ("classify x.png --topk 0", "must be an integer of at least 1; got '0'"),
+        ("classify x.png --batch-size many", "must be an integer of at least 1; got 'many'"),
+        ("info nat_mini --image-size 1x2x3", "must be a number of pixels or HEIGHTxWIDTH; got '1x2x3'"),
+        ("info nat_mini --image-size 9x0", "must be 1 to 65536 pixels; got '0'"),
+        ("doctor --image-size 0", "must be 1 to 65536 pixels; got '0'"),
+        ("doctor --image-size -5", "must be 1 to 65536 pixels; got '-5'"),
+        ("doctor --image-size 999999999", "must be 1 to 65536 pixels; got '999999999'"),
+        ("doctor --image-size 8x8", "must be 1 to 65536 pixels; got '8x8'"),
+        ("convert a b --dilations [1", "must be 'none' or JSON"),
+        ("convert a b --to c", "invalid choice: 'c'"),
     ],
 )
-def test_wrong_usage(arguments, capsys):
+def test_wrong_usage(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments.split())
     assert caught.value.code == 2
-    assert "error:" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error:" in error
+    assert message in error
 
 
 def test_classify(fake, capsys):
@@ -292,7 +299,7 @@ def test_doctor(monkeypatch, capsys):
 
 
 def test_doctor_as_json(capsys):
-    assert main(["doctor", "nat_mini", "--size", "100", "--dtype", "bfloat16", "--json"]) == 0
+    assert main(["doctor", "nat_mini", "--image-size", "100", "--dtype", "bfloat16", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["versions"]["jax"] == jax.__version__
     assert [level["tokens"] for level in document["levels"]] == [[25, 25], [13, 13], [7, 7], [7, 7]]
@@ -300,7 +307,7 @@ def test_doctor_as_json(capsys):
 
 
 def test_info_as_json(fake, capsys):
-    assert main(["info", "model", "--size", "100x50", "--json"]) == 0
+    assert main(["info", "model", "--image-size", "100x50", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["image_size"] == [100, 50]
     assert document["published"] is None
