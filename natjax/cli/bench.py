@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HELP = "measure how fast a model is on this device"
 _LEAST, _MOST = 5, 1000  # runs that are timed
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # as GPUs and CPUs say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     from natjax.presets import PRESETS
 
     config = read_config(args.model)
+    if args.train and not config.num_labels:
+        raise ValueError("The model has no classes to train on: its num_labels is 0; leave --train out.")
     preset = None if Path(args.model).exists() else PRESETS.get(args.model)
     side, batch = args.image_size or (preset.image_size if preset else 224), args.batch_size
     flops = 2 * batch * count_flops(config, (side, side))
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             program = training(config, batch, side, args.dtype)
             measured["training step"] = _measure(program, args.seconds, batch, 3 * flops)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not any(said in str(error) for said in _OUT_OF_MEMORY):
             raise
         raise ValueError(
             f"{args.model} does not fit into this device's memory with {batch} image(s) of {side} x {side} pixels; "
@@ -110,22 +113,12 @@ def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") 
 
 
 def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
-    """Compiles a step of AdamW on [batch, side, side, channels], whose state is donated; parameters are float32.
-
-    Raises:
-        ImportError: optax is missing.
-        ValueError: the model has no classes.
-    """
+    """Compiles a step of AdamW on [batch, side, side, channels], whose state is donated; parameters are float32."""
     import jax
     import jax.numpy as jnp
+    import optax  # flax requires it
     from flax import nnx
 
-    try:
-        import optax
-    except ImportError as error:
-        raise ImportError(f"Training needs more packages ({error}): pip install 'natjax[train]'.") from error
-    if not config.num_labels:
-        raise ValueError("The model has no classes to train on: its num_labels is 0; leave --train out.")
     graphdef, params = random_model(config, dtype, "float32", deterministic=False)
     optimizer = optax.adamw(1e-3)
 

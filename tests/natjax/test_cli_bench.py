@@ -31,7 +31,6 @@ def test_table(folder, capsys):
 
 
 def test_json(folder, capsys):
-    pytest.importorskip("optax")
     assert main(["bench", folder, *FAST, "--batch-size", "2", "--dtype", "bfloat16", "--train", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["image_size"], document["batch_size"], document["dtype"]) == (32, 2, "bfloat16")
@@ -56,7 +55,6 @@ def test_progress_is_shown_on_terminals_only(folder, capsys, monkeypatch):
 
 
 def test_training_lowers_the_loss():
-    pytest.importorskip("optax")
     step = bench.training(TINY.replace(drop_path_rate=0.0), 2, 32)
     losses = [float(step.run()) for _ in range(5)]
     assert losses[-1] < losses[0]
@@ -79,16 +77,26 @@ def test_wrong_usage(arguments, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_cannot_be_measured_is_said(tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_measured_is_said_before_the_work(tmp_path, capsys, monkeypatch):
     assert main(["bench", "nat_minni"]) == 1
     assert "Did you mean nat_mini?" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "inference", lambda *_: pytest.fail("this is work"))
     (tmp_path / "config.json").write_text(TINY.replace(num_labels=0).to_json())
     assert main(["bench", str(tmp_path), *FAST, "--train"]) == 1
     assert "no classes to train on" in capsys.readouterr().err
 
+
+def test_out_of_memory_on_a_cpu(folder, capsys):
+    assert main(["bench", folder, *FAST, "--batch-size", "100000000000"]) == 1  # more than addresses reach
+    assert "give a smaller --batch-size" in capsys.readouterr().err
+
+
+def test_out_of_memory_on_a_gpu(folder, capsys, monkeypatch):
     def exhausted(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Failed to allocate request for 1.0GiB on device ordinal 0"
+        )
 
     monkeypatch.setattr(bench, "inference", exhausted)
-    assert main(["bench", str(tmp_path), *FAST]) == 1
+    assert main(["bench", folder, *FAST]) == 1
     assert "give a smaller --batch-size" in capsys.readouterr().err
