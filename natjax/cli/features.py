@@ -30,8 +30,11 @@ def run(args: argparse.Namespace) -> int:
     import natjax_convert
     from natjax import modeling
 
-    if not Path(args.out).absolute().parent.is_dir():  # said before the work, not after it
+    out = Path(args.out)
+    if not out.absolute().parent.is_dir():  # said before the work, not after it
         raise FileNotFoundError(f"{args.out}: there is no such folder to write into.")
+    if out.is_dir():
+        raise IsADirectoryError(f"{args.out}: is a folder; give a file to write, such as {out / 'features.npz'}.")
     checkpoint, config = find_checkpoint(args.model), read_config(args.config)
     if args.stages is None:
         names: tuple[str, ...] = ("pooled",)
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         complain("error: no image could be read; nothing was written")
         return 1
-    _write(Path(args.out), names, rows)
+    _write(out, names, rows)
     return 1 if images.skipped else 0
 
 

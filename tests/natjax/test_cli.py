@@ -216,12 +216,15 @@ def test_features(fake, capsys):
 def test_features_write_nothing_when_they_cannot(fake, capsys):
     assert main(["features", "gone.png", "--model", "model"]) == 1
     assert main(["features", "images", "--model", "model", "--out", "no/where.npz"]) == 1
+    assert main(["features", "images", "--model", "model", "--out", "images"]) == 1
     NatImageProcessor(do_resize=False).save_pretrained(fake / "model")
     assert main(["features", "images", "--model", "model", "--stages", "all"]) == 1
     assert not list(fake.glob("*.npz*"))
     err = capsys.readouterr().err
     assert "nothing was written" in err
     assert "no such folder" in err
+    assert "images: is a folder; give a file to write, such as" in err
+    assert ".tmp" not in err
     assert "differ in size" in err
 
 
