@@ -181,7 +181,7 @@ def _variants(config) -> list:
 
 def merge(path: pathlib.Path, kind: str, key: str, config) -> None:
     """Sets one entry of the file and leaves the others; the file is sorted, and whole at any time."""
-    from benchmarks.gpu.harness import write
+    from benchmarks.harness import write
 
     content = json.loads(path.read_text()) if path.exists() else {}
     content.setdefault(kind, {})[key] = dataclasses.asdict(config)

@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from benchmarks.cpu.summary import draw, markdown
-from benchmarks.gpu.harness import GRACE, Report, run_section, write
+from benchmarks.harness import GRACE, Report, run_section, write
 from benchmarks.provenance import ROOT, provenance
 
 # Seconds of budget: full and quick. What would start later is skipped.

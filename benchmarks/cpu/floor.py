@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cpu.timing import interleaved, spread
-from benchmarks.gpu.harness import Report
+from benchmarks.harness import Report
 from natjax.model_info import count_parts
 from natjax.presets import get_config
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.cpu import peers
 from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.gpu.harness import Report
+from benchmarks.harness import Report
 from natjax.cli import bench
 from natjax.model_info import count_flops
 from natjax.presets import get_config

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.gpu.harness import Report
+from benchmarks.harness import Report
 from natjax_kernels import explain, neighborhood_attention
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, products, xla
 from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.gpu.harness import Report
+from benchmarks.harness import Report
 from natjax.cli import bench
 from natjax.model_info import count_flops
 from natjax.presets import get_config

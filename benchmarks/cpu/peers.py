@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from benchmarks.gpu.peers import build
+from benchmarks.torch_models import build
 from natjax.presets import get_config
 
 GFLOPS = {"swin": 4.5, "convnext": 4.5}  # multiply-accumulates at 224 px, as their papers have them
@@ -78,7 +78,7 @@ def make(kind: str, preset: str, side: int) -> Any:
         }
         lists = {name: list(getattr(config, name)) for name in ("depths", "num_heads")}
         return transformers.NatForImageClassification(transformers.NatConfig(**fields, **lists, drop_path_rate=0.0))
-    return build(f"{kind}_tiny", False)
+    return build(f"{kind}_tiny")
 
 
 def import_natten() -> None:

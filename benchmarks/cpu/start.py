@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from benchmarks.cpu import peers
-from benchmarks.gpu.harness import Report
+from benchmarks.harness import Report
 from benchmarks.provenance import ROOT
 
 PRESET, SIDE = "nat_tiny", 224

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.gpu.harness import Report
+from benchmarks.harness import Report
 
 SAMPLE = 0.004  # seconds that a sample lasts at least: what is quicker is called several times
 SHORT = (

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 
-from benchmarks.gpu.harness import GRACE, Report, run_section, write
+from benchmarks.harness import GRACE, Report, run_section, write
 from benchmarks.provenance import ROOT, provenance
 
 # Seconds of budget, most telling first. What would start later is skipped; 10 seconds more and the section is ended.

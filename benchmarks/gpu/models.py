@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.harness import Report
 from benchmarks.gpu.timing import compile_together, fresh_key, seconds
+from benchmarks.harness import Report
 
 BATCH, SIDE = 128, 224
 

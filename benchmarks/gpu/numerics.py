@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu.harness import Report
 from benchmarks.gpu.timing import fresh_key, normal
+from benchmarks.harness import Report
 from natjax_kernels import neighborhood_attention
 
 # Largest error, relative to the largest entry of a result (at least 1): as in the tests of the op.

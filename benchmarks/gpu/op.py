@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from benchmarks.gpu.cases import Case, op_cases
-from benchmarks.gpu.harness import Report
 from benchmarks.gpu.timing import ceilings, compile_together, fresh_key, rotation, seconds
+from benchmarks.harness import Report
 from natjax_kernels import neighborhood_attention
 
 TARGETS = {"forward": 2.0, "both": 2.5}  # times the floor, levels 1 to 3

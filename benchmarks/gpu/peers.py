@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.gpu.cases import Case, levels
-from benchmarks.gpu.harness import Report
 from benchmarks.gpu.timing import rotation
+from benchmarks.harness import Report
+from benchmarks.torch_models import build
 
 BATCH, SIDE = 128, 224
 
@@ -171,19 +172,6 @@ def model_row(name: str, what: str, rehearse: bool) -> dict[str, Any]:
     milliseconds = row.pop("microseconds") / 1e3
     speed = {"milliseconds": round(milliseconds, 3), "images_per_second": round(batch / milliseconds * 1e3, 1)}
     return {**speed, "spread_milliseconds": round(row.pop("spread_microseconds") / 1e3, 3), **row}
-
-
-def build(name: str, rehearse: bool) -> Any:
-    """Returns a model of random weights; the defaults of their configurations are the tiny models."""
-    import transformers
-
-    if name == "swin_tiny":
-        small = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "image_size": 64}
-        config = transformers.SwinConfig(num_labels=1000, drop_path_rate=0.0, **(small if rehearse else {}))
-        return transformers.SwinForImageClassification(config)
-    small = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
-    config = transformers.ConvNextConfig(num_labels=1000, **(small if rehearse else {}))
-    return transformers.ConvNextForImageClassification(config)
 
 
 def timed(run: Callable, calls: int, rehearse: bool, *, capture: bool = True, samples: int = 15) -> dict[str, Any]:

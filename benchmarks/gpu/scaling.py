@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from benchmarks.gpu.cases import Case
-from benchmarks.gpu.harness import Report
 from benchmarks.gpu.op import compile_op, time_op
 from benchmarks.gpu.timing import compile_together, fresh_key
+from benchmarks.harness import Report
 
 SIDES = (56, 112, 224, 448, 1024)
 FLAT_FROM, FLAT_WITHIN = 112, 0.10

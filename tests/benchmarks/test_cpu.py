@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cpu import models, op, peers, summary, targets, timing  # noqa: E402
-from benchmarks.gpu.harness import Report  # noqa: E402
+from benchmarks.harness import Report  # noqa: E402
 from natjax.presets import get_config  # noqa: E402
 
 

@@ -1,4 +1,4 @@
-"""The harness of the GPU benchmark: what fails or hangs is recorded, and the rest goes on; configurations can be overridden."""
+"""The harness of the benchmarks: what fails or hangs is recorded, and the rest goes on; configurations can be overridden."""
 
 import dataclasses
 import json
@@ -18,14 +18,14 @@ from natjax_kernels.triton import config
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import provenance, tune  # noqa: E402
-from benchmarks.gpu import harness, summary  # noqa: E402
+from benchmarks import harness, provenance, tune  # noqa: E402
+from benchmarks.gpu import summary  # noqa: E402
 
 
 def run(tmp_path, name, code, limit=60.0):
     """Runs a section of this code, which finds its file's path in sys.argv; returns its status and its file."""
     path = tmp_path / f"gpu_{name}.json"
-    code = f"import sys, time, pathlib; path = pathlib.Path(sys.argv[1])\nfrom benchmarks.gpu.harness import Report\n{code}"
+    code = f"import sys, time, pathlib; path = pathlib.Path(sys.argv[1])\nfrom benchmarks.harness import Report\n{code}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     status = harness.run_section(path, name, [sys.executable, "-c", code, str(path)], limit, environment)
     return status, json.loads(path.read_text())
