@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 TAIL = 3000  # characters of a section's output that are kept where it failed
+OUT_OF_TIME = "the section's time is up"  # why a row was skipped
 GRACE = 10.0  # seconds that a section has to end by itself after its budget
 
 
@@ -48,7 +49,7 @@ class Report:
         """Adds and returns a row: the labels and what `work` returns, or the error it raised, or that time is up."""
         started = time.monotonic()
         if self.time_is_up():
-            row = {**labels, "skipped": "the section's time is up"}
+            row = {**labels, "skipped": OUT_OF_TIME}
         else:
             try:
                 row = {**labels, **work()}

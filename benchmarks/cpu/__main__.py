@@ -17,8 +17,8 @@ import threading
 import time
 from typing import Any
 
-from benchmarks.cpu.summary import draw, markdown
-from benchmarks.harness import GRACE, Report, run_section, write
+from benchmarks.cpu.summary import BUSY, draw, markdown
+from benchmarks.harness import GRACE, OUT_OF_TIME, Report, run_section, write
 from benchmarks.provenance import ROOT, provenance
 
 # Seconds of budget: full and quick. What would start later is skipped.
@@ -26,7 +26,7 @@ PARTS = {"floor": (50, 12), "parts": (100, 30), "op": (130, 20), "start": (250, 
 
 
 def main() -> int:
-    """Runs the parts; returns 0 where all were completed."""
+    """Runs the parts; returns 0 where all of them measured all they had to, peers that are not there aside."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out", type=pathlib.Path, default=ROOT / "benchmarks" / "results", help="folder for the results"
@@ -42,8 +42,9 @@ def main() -> int:
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "cpu.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if os.getloadavg()[0] > 0.5:
+    results = read(path)
+    load = os.getloadavg()[0]
+    if load > BUSY:
         say(
             "Others compute on this machine, which slows PyTorch (OpenMP) far more than XLA: times and ratios will mislead."
         )
@@ -53,15 +54,29 @@ def main() -> int:
         say(
             f"{part} ({i + 1} of {len(args.only)}): at most {budgets[part]} s; all is done by {clock(left)} at the latest"
         )
-        results[part] = run(part, args.quick, budgets[part])
+        results[part] = run(part, args.quick, budgets[part]) | {"load_before_run": load}
         rows = results[part]["rows"]
-        failed = sum("error" in row for row in rows)
-        say(f"  {results[part]['status']} after {results[part]['seconds']} s: {len(rows)} rows, {failed} failed")
+        failed, skipped = (sum(why in row for row in rows) for why in ("error", "skipped"))
+        say(
+            f"  {results[part]['status']} after {results[part]['seconds']} s: "
+            f"{len(rows)} rows, {failed} failed, {skipped} skipped"
+        )
         write(path, results)
     print(markdown(results))
     draw(results, args.out / "cpu.png")
     say(f"Results are in {args.out}.")
     return 0 if all(results[part]["status"] == "complete" for part in args.only) else 1
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the results so far: none where there is no file, or none that can be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        say(f"{path} is empty or damaged ({error}): it starts afresh, with the parts that are measured now.")
+        return {}
 
 
 def run(part: str, quick: bool, seconds: float) -> dict[str, Any]:
@@ -77,7 +92,17 @@ def run(part: str, quick: bool, seconds: float) -> dict[str, Any]:
         finally:
             stop.set()
             watcher.join()
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        return content | {"status": status(content)}
+
+
+def status(content: dict[str, Any]) -> str:
+    """Returns how a part ended: as its process did or, where that was well, whether it measured all it had to."""
+    if content["status"] != "complete":
+        return content["status"]
+    if any(row.get("skipped") == OUT_OF_TIME for row in content["rows"]):
+        return "out of time"
+    return "with errors" if any("error" in row for row in content["rows"]) else "complete"
 
 
 def watch(path: pathlib.Path, seconds: float, stop: threading.Event) -> None:

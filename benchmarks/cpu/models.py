@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.cpu import peers
 from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.harness import Report
+from benchmarks.harness import OUT_OF_TIME, Report
 from natjax.cli import bench
 from natjax.model_info import count_flops
 from natjax.presets import get_config
@@ -59,7 +59,9 @@ def measure_case(
 
     for entrant in entrants:
         report.measure(functools.partial(prepared, entrant), kind="first call", entrant=entrant, **labels)
-    if report.time_is_up() or not runs:
+    if report.time_is_up():
+        for entrant in runs:
+            record(report, kind="time", entrant=entrant, **labels, skipped=OUT_OF_TIME)
         return
     times = interleaved(runs, seconds=seconds, most=40)
     for entrant, found in times.items():

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.harness import Report
+from benchmarks.harness import OUT_OF_TIME, Report
 from natjax_kernels import explain, neighborhood_attention
 
 
@@ -53,15 +53,22 @@ def measure_group(report: Report, group: str, cases: list[Case], seconds: float)
     """Compiles the cases of a group and times those that compile in turn."""
     runs: dict[Any, Callable] = {}
     memory: dict[Any, int] = {}
+    failed = []
     for case in cases:
+        if report.time_is_up():
+            break
         try:
             compiled = programs(case)
         except Exception as error:  # told by the case's row
             report.measure(functools.partial(_raise, error), group=group, **case._asdict())
+            failed.append(case)
             continue
         runs |= {(case, name): run for name, (run, _) in compiled.items()}
         memory |= {(case, name): nbytes for name, (_, nbytes) in compiled.items()}
     if report.time_is_up():
+        for case in cases:
+            if case not in failed:
+                record(report, group=group, **case._asdict(), skipped=OUT_OF_TIME)
         return
     times = interleaved(runs, seconds=seconds)
     for case in dict.fromkeys(case for case, _ in times):

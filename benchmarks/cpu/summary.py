@@ -10,13 +10,25 @@ from typing import Any
 from benchmarks.cpu.targets import targets
 
 WIDTH, MARGIN, LABEL, LINE = 900, 24, 170, 24  # pixels
+BUSY = 0.5  # load average of a machine on which others compute
+SHOWN = 6  # rows that are named per reason why they have no figures
+LABELS = ("kind", "name", "group", "shape", "kernel_size", "dilation", "model", "batch", "what", "entrant", "repeat")
 INK, OURS, THEIRS = "#1b1f24", "#c2410c", "#9aa4af"
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Returns the tables of all parts that were measured."""
-    blocks = [f"## {part}\n\n{TABLES[part](results[part])}" for part in TABLES if part in results]
+    """Returns the tables of all parts that were measured, and what they lack."""
+    blocks = [section(part, results[part]) for part in TABLES if part in results]
     return "\n\n".join([*blocks, f"## targets\n\n{targets_table(results)}"])
+
+
+def section(name: str, part: dict[str, Any]) -> str:
+    """Returns a part's table between what casts doubt on it and what is not in it."""
+    load = part.get("load_before_run", 0.0)
+    busy = f"**Load of the machine before the run: {load:.1f}.** Others computed on it: times and ratios mislead."
+    return "\n\n".join(
+        filter(None, (f"## {name}", busy if load > BUSY else "", TABLES[name](part), complaints(part), ending(part)))
+    )
 
 
 def targets_table(results: dict[str, Any]) -> str:
@@ -70,8 +82,9 @@ def floor_table(part: dict[str, Any]) -> str:
     for row in part["rows"]:
         cells = [row.get(peer, {}) for peer in ("xla", "torch")]
         rate = [c.get("gflops_per_second") or c.get("gigabytes_per_second") for c in cells]
-        rows.append((row["name"], "GB/s" if row["kind"] == "copy" else "GFLOP/s", *rate, row.get("error", "")))
-    return table(("", "unit", "XLA", "torch", ""), rows)
+        if any(rate):
+            rows.append((row["name"], "GB/s" if row["kind"] == "copy" else "GFLOP/s", *rate))
+    return table(("", "unit", "XLA", "torch"), rows)
 
 
 def parts_table(part: dict[str, Any]) -> str:
@@ -128,8 +141,6 @@ def start_table(part: dict[str, Any]) -> str:
         table(("process start to first logits", "s"), first)
         + "\n\n"
         + table(("model", "batch", "what", "entrant", "peak memory MB"), memory)
-        + "\n\n"
-        + complaints(part)
     )
 
 
@@ -150,7 +161,7 @@ def models_table(part: dict[str, Any]) -> str:
                 )
             )
     head = ("model", "batch", "what", "entrant", "median ms", "p95 ms", "images/s", "images/s per GMAC")
-    return table((*head, "natjax is faster by", "first call s"), rows) + "\n\n" + complaints(part)
+    return table((*head, "natjax is faster by", "first call s"), rows)
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -159,13 +170,36 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def complaints(part: dict[str, Any]) -> str:
-    """Returns a line for each thing that was skipped or failed."""
-    said = [
-        f"- {row['entrant']}: {row.get('skipped') or row['error']}"
-        for row in part["rows"]
-        if "skipped" in row or "error" in row
-    ]
-    return "\n".join(dict.fromkeys(said))
+    """Returns a line for each reason why something has no figures: it failed, was skipped or had no time."""
+    found: dict[str, list[str]] = {}
+    for row in part["rows"]:
+        if reason := row.get("error") or row.get("skipped"):
+            found.setdefault(" ".join(reason.split()), []).append(about(row))
+    lines = []
+    for reason, whats in found.items():
+        more = [f"and {len(whats) - SHOWN} more"] if len(whats) > SHOWN else []
+        lines.append(f"- {reason}: {'; '.join(whats[:SHOWN] + more)}")
+    return "\n".join(lines)
+
+
+def about(row: dict[str, Any]) -> str:
+    """Returns what a row is about in words."""
+    words = []
+    for label in LABELS:
+        value = row.get(label)
+        if isinstance(value, int):
+            words.append(f"{label.replace('_', ' ')} {value}")
+        elif value is not None:
+            words.append(value if isinstance(value, str) else "x".join(map(str, value)))
+    return ", ".join(words)
+
+
+def ending(part: dict[str, Any]) -> str:
+    """Returns how a part ended that is not complete, with the end of its output where its process failed."""
+    if part.get("status", "complete") == "complete":
+        return ""
+    output = f" The end of its output:\n\n```\n{part['output'].strip()}\n```" if part.get("output") else ""
+    return f"**This part is not complete: {part['status']}.**{output}"
 
 
 TABLES = {"floor": floor_table, "parts": parts_table, "op": op_table, "start": start_table, "models": models_table}

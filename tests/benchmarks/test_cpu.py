@@ -1,5 +1,7 @@
 """The CPU benchmark: the peer computes what the op does, figures fit together, what cannot run is told. No time is asserted."""
 
+import importlib
+import json
 import pathlib
 import sys
 
@@ -10,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cpu import models, op, peers, summary, targets, timing  # noqa: E402
-from benchmarks.harness import Report  # noqa: E402
+from benchmarks.harness import OUT_OF_TIME, Report, write  # noqa: E402
 from natjax.presets import get_config  # noqa: E402
 
 
@@ -72,6 +74,109 @@ def test_cases_of_the_op(report):
         assert row[what]["nanoseconds_per_token"] == pytest.approx(row[what]["milliseconds"] * 1e6 / 196, rel=0.01)
 
 
+def test_what_has_no_time_is_recorded(tmp_path, monkeypatch):
+    late = Report(tmp_path / "late.json", "test", {}, -1.0)
+    cases = [op.Case((1, 14, 14, 2, 8)), op.Case((1, 28, 28, 2, 8))]
+    op.measure_group(late, "small", cases, 0.0)
+    models.measure_case(late, 0, ["natjax", "sdpa"], "nat_mini", 2, False, 0.0)
+    assert [row["skipped"] for row in late.content["rows"]] == [OUT_OF_TIME] * 4
+    assert [row.get("shape") or row["entrant"] for row in late.content["rows"]] == [
+        *(case.shape for case in cases),
+        "natjax",
+        "sdpa",
+    ]
+
+    report = Report(tmp_path / "rows.json", "test", {}, 60.0)
+
+    def prepare(*_):  # time is up behind the first of them
+        monkeypatch.setattr(report, "time_is_up", lambda: True)
+        return lambda: None, {"seconds": 1.0}
+
+    monkeypatch.setattr(models, "prepare", prepare)
+    models.measure_case(report, 0, ["natjax", "sdpa"], "nat_mini", 2, False, 0.0)
+    assert [(row["kind"], row["entrant"], row.get("skipped")) for row in report.content["rows"]] == [
+        ("first call", "natjax", None),
+        ("first call", "sdpa", OUT_OF_TIME),
+        ("time", "natjax", OUT_OF_TIME),
+    ]
+
+
+ROWS = {
+    "floor": {"kind": "product", "name": "level 1 qkv"},
+    "parts": {"kind": "compile", "batch": 8},
+    "op": {"group": "sides", "shape": [1, 448, 448, 2, 32], "kernel_size": 7, "dilation": 1},
+    "start": {"kind": "start", "entrant": "natjax", "repeat": 0},
+    "models": {"kind": "time", "model": "nat_tiny", "batch": 8, "what": "inference", "entrant": "natjax"},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("floor", "product, level 1 qkv"),
+        ("parts", "compile, batch 8"),
+        ("op", "sides, 1x448x448x2x32, kernel size 7, dilation 1"),
+        ("start", "start, natjax, repeat 0"),
+        ("models", "time, nat_tiny, batch 8, inference, natjax"),
+    ],
+)
+def test_every_part_tells_what_it_lacks_and_why(part, what):
+    rows = [{**ROWS[part], "error": "ValueError: two\nlines"}, *[{**ROWS[part], "skipped": OUT_OF_TIME}] * 8]
+    said = summary.section(part, {"rows": rows, "status": "failed", "output": "Traceback: no such thing\n"})
+    assert f"\n- ValueError: two lines: {what}\n" in said
+    assert f"- {OUT_OF_TIME}: {what}; " in said
+    assert f"{what}; and 2 more\n" in said
+    assert said.endswith(
+        "**This part is not complete: failed.** The end of its output:\n\n```\nTraceback: no such thing\n```"
+    )
+    assert "Load" not in said
+    quiet = summary.section(part, {"rows": [], "status": "complete", "load_before_run": 0.4})
+    assert "Load" not in quiet
+    assert "not complete" not in quiet
+    assert "Load of the machine before the run: 1.3." in summary.section(part, {"rows": [], "load_before_run": 1.29})
+
+
+@pytest.mark.parametrize(
+    ("ended", "lack", "status", "code"),
+    [
+        ("complete", {}, "complete", 0),
+        ("complete", {"skipped": "natten cannot be imported"}, "complete", 0),
+        ("complete", {"skipped": OUT_OF_TIME}, "out of time", 1),
+        ("complete", {"error": "ValueError: no"}, "with errors", 1),
+        ("timed out", {"error": "ValueError: no"}, "timed out", 1),
+    ],
+)
+def test_success_is_reported_of_what_was_measured_only(tmp_path, monkeypatch, capsys, ended, lack, status, code):
+    command = importlib.import_module("benchmarks.cpu.__main__")
+
+    def run_section(path, part, *_):
+        write(path, {"section": part, "status": ended, "seconds": 1.0, "rows": [{**ROWS[part], **lack}]})
+
+    monkeypatch.setattr(command, "run_section", run_section)
+    monkeypatch.setattr(sys, "argv", ["benchmarks.cpu", "--only", "op", "--out", str(tmp_path)])
+    assert command.main() == code
+    out, err = capsys.readouterr()
+    assert f"  {status} after 1.0 s: 1 rows" in err
+    assert ("not complete" in out) == bool(code)
+    results = json.loads((tmp_path / "cpu.json").read_text())
+    assert results["op"]["status"] == status
+    assert "load_before_run" in results["op"]
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks.cpu", "--only", "start", "--out", str(tmp_path)])
+    assert command.main() == code
+    assert list(json.loads((tmp_path / "cpu.json").read_text())) == ["op", "start"]
+
+
+@pytest.mark.parametrize("text", ["", '{"op": {"rows": [', "[1]", "3"])
+def test_damaged_results_are_told_and_start_afresh(tmp_path, capsys, text):
+    command = importlib.import_module("benchmarks.cpu.__main__")
+    (tmp_path / "cpu.json").write_text(text)
+    assert command.read(tmp_path / "cpu.json") == {}
+    assert "cpu.json is empty or damaged" in capsys.readouterr().err
+    assert command.read(tmp_path / "gone.json") == {}
+    assert capsys.readouterr().err == ""
+
+
 def test_entrants_that_fail_leave_the_others(report, monkeypatch):
     def prepare(entrant, *_):
         if entrant == "broken":
@@ -82,8 +187,9 @@ def test_entrants_that_fail_leave_the_others(report, monkeypatch):
     models.measure_case(report, 0, ["natjax", "broken", "missing", "sdpa"], "nat_mini", 2, False, 0.0)
     rows = report.content["rows"]
     assert [row["entrant"] for row in rows if row["kind"] == "time"] == ["natjax", "sdpa"]
-    said = summary.models_table(report.content)
-    assert "- broken: RuntimeError: no such thing\n- missing: it lacks" in said
+    said = summary.section("models", report.content)
+    about = "first call, nat_mini, batch 2, inference"
+    assert f"- RuntimeError: no such thing: {about}, broken\n- it lacks: {about}, missing\n" in said
     assert len([line for line in said.splitlines() if line.startswith("| nat_mini")]) == 2
 
 
