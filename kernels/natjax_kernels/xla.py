@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, bias_table
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
-from natjax_kernels.tiling import scores_per_step, tile_shape
+from natjax_kernels.tiling import entries_per_step, scores_per_step, tile_shape
 
 
 def attend(query, key, value, rpb, *, window: Window, scale: float):
@@ -47,27 +47,31 @@ def _forward(window, scale, query, key, value, rpb):
         weights = jnp.exp(logits - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         out = _dot("m...ts,m...sd->m...td", weights.astype(v.dtype), v)
-        lse = (top + jnp.log(total))[..., 0]  # [M, B, N, T]
-        return None, (_rows_home((out / total).astype(v.dtype), rows, axes), lse)
+        lse = top + jnp.log(total)  # [M, B, N, T, 1]
+        return None, [_rows_home(x, rows, axes) for x in ((out / total).astype(v.dtype), lse)]
 
-    _, (out, lse) = _by_steps(step, _row_steps(query, axes))
-    return _columns_home(out, axes), (query, key, value, rpb, lse)
+    _, results = _by_steps(step, _row_steps(query, axes))
+    out, lse = (_columns_home(x, axes) for x in results)
+    return out, (query, key, value, rpb, lse)
 
 
 def _backward(window, scale, residuals, d_out):
     query, key, value, rpb, lse = residuals
     axes = _plan(query, window)
-    accumulate = _accumulator(query)
-    table = bias_table(_relative(axes), rpb, accumulate)
+    table = bias_table(_relative(axes), rpb, _accumulator(query))
 
-    def step(d_table, rows):
-        q, do = (_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, d_out))
+    def part(d_table, tokens):
+        d_table, gradients = _by_steps(functools.partial(step, *tokens), _row_steps(tokens[0], axes), d_table)
+        return d_table, [_columns_home(x, axes, halo=i > 0) for i, x in enumerate(gradients)]
+
+    def step(query, key, value, lse, d_out, d_table, rows):
+        q, lse, do = (_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, lse, d_out))
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
             owned = _owned(rows, axes, do.dtype)
             do = do * (owned if do.ndim == 4 else owned[:, None])
         classes = _classes(rows, axes)
-        weights = jnp.exp(_logits(q, k, table, classes, scale) - rows["lse"][..., None])  # [M, B, N, T, S]
+        weights = jnp.exp(_logits(q, k, table, classes, scale) - lse)  # [M, B, N, T, S]
         d_weights = _dot("m...td,m...sd->m...ts", do, v)
         d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
         weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
@@ -81,11 +85,9 @@ def _backward(window, scale, residuals, d_out):
 
     # Times 0 rather than zeros: under shard_map it has to vary as the table does.
     d_table = None if rpb is None else table * 0
-    d_table, (d_query, d_key, d_value) = _by_steps(step, {**_row_steps(query, axes), "lse": lse}, d_table)
+    d_table, gradients = _by_steps(part, _batch_parts((query, key, value, lse, d_out), axes), d_table)
     return (
-        _columns_home(d_query, axes),
-        _columns_home(d_key, axes, halo=True),
-        _columns_home(d_value, axes, halo=True),
+        *map(_joined, gradients),
         None if rpb is None else bias_gradient(d_table, _relative(axes), window.kernel_size).astype(rpb.dtype),
     )
 
@@ -115,6 +117,19 @@ def from_tiles(x, axes: tuple[AxisPlan, ...]):
     return _home(_untile(x, _queries(axes)), [axis.query_home for axis in axes], first_axis=1)
 
 
+def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
+    """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...]."""
+    batch = arrays[0].shape[0]
+    entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(batch, 1))
+    parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
+    return tuple(x[None] if parts == 1 else x.reshape(parts, batch // parts, *x.shape[1:]) for x in arrays)
+
+
+def _joined(x):
+    """Undoes `_batch_parts`."""
+    return x[0] if len(x) == 1 else jax.lax.collapse(x, 0, 2)
+
+
 def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
     """Cuts the rows of tiles (all that share a tile of the first axis) into steps: what is known of each, [steps, rows, ...].
 
@@ -139,10 +154,10 @@ def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
     return query.shape[0] * query.shape[-2] * others * per_tile
 
 
-def _by_steps(step, known: dict, carry=None):
-    """Runs `step(carry, what is known of its rows) -> carry, results` over all steps; results have a leading axis of them."""
-    if len(known["queries"]) == 1:  # static positions, so that runs of them are slices
-        carry, results = step(carry, {k: x[0] for k, x in known.items()})
+def _by_steps(step, known, carry=None):
+    """Runs `step(carry, what is known of it) -> carry, results` over all steps; results have a leading axis of them."""
+    if len(jax.tree.leaves(known)[0]) == 1:  # static positions, so that runs of them are slices
+        carry, results = step(carry, jax.tree.map(lambda x: x[0], known))
         return carry, jax.tree.map(lambda x: x[None], results)
     return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
 

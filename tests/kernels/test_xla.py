@@ -56,6 +56,17 @@ def test_steps_change_nothing(call, rows_per_step, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("entries", [1, 4])
+def test_parts_of_a_batch_change_nothing(entries, monkeypatch):
+    run, arguments = program(((6, 9, 8, 2, 4), {"kernel_size": 3}, True))
+    expected = jax.jit(run)(*arguments)
+    monkeypatch.setattr(natjax_kernels.xla, "entries_per_step", lambda scores: entries)
+    lowered = jax.jit(lambda *args: run(*args)).lower(*arguments)
+    assert "while" in lowered.as_text()
+    for a, b in zip(lowered.compile()(*arguments), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_constants_grow_with_the_sides_of_a_map():
     run, _ = program(CALLS["2-D"])
     tokens = jax.ShapeDtypeStruct((1, 224, 224, 2, 32), "float32")
