@@ -58,7 +58,7 @@ def test_steps_change_nothing(call, rows_per_step, monkeypatch):
 
 @pytest.mark.parametrize("entries", [1, 4])
 def test_parts_of_a_batch_change_nothing(entries, monkeypatch):
-    run, arguments = program(((6, 9, 8, 2, 4), {"kernel_size": 3}, True))
+    run, arguments = program(((6, 9, 8, 2, 4), 3, 1))
     expected = jax.jit(run)(*arguments)
     monkeypatch.setattr(natjax_kernels.xla, "entries_per_step", lambda scores: entries)
     lowered = jax.jit(lambda *args: run(*args)).lower(*arguments)
