@@ -24,15 +24,19 @@ def test_papers(name):
     assert (recipe.peak_learning_rate, recipe.batch_size, recipe.weight_decay) == (1e-3, 1024, 0.05)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.erasing) == (0.8, 1.0, 0.1, 0.25)
     assert recipe.auto_augment == "rand-m9-mstd0.5-inc1"
+    assert recipe.clip_norm == 5
 
 
 def test_learning_rate_follows_the_batch_size():
     assert override(RECIPES["nat_mini"], {"batch_size": "256"}).peak_learning_rate == pytest.approx(2.5e-4)
 
 
-def test_large_recipe_is_the_preset():
-    dilations = RECIPES["dinat_large_384"].model_config["dilations"]
+def test_large_recipe():
+    recipe = RECIPES["dinat_large_384"]
+    dilations = recipe.model_config["dilations"]
     assert natjax.get_config("dinat_large_384").dilations == tuple(map(tuple, dilations))
+    assert (recipe.epochs, recipe.batch_size, recipe.peak_learning_rate, recipe.clip_norm) == (30, 512, 5e-5, 5)
+    assert (recipe.weight_decay, recipe.mixup, recipe.cutmix, recipe.crop_pct) == (1e-10, 0, 0, 1)
 
 
 def test_overrides():

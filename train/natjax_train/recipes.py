@@ -93,7 +93,7 @@ class Recipe:
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.999
-    clip_norm: float | None = None
+    clip_norm: float | None = 5.0
     ema_decay: float | None = None
     layer_decay: float = 1.0
     freeze_backbone: bool = False
