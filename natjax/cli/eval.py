@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     processor = load_processor(checkpoint, net.config.num_channels)
     mean, std = _normalisation(processor)
     devices = mesh.make_mesh(args.mesh)
-    mesh.check_batch(devices, args.batch_size, 1)
+    mesh.check_batch(devices, args.batch_size)
     progress = Progress(len(source), "images")
     with jax.set_mesh(devices):
         _, graphdef, params = model.split_model(net)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,8 +119,10 @@ def test_eval_step():
 
 
 def test_batches_that_do_not_fit(mesh):
-    with pytest.raises(ValueError, match="multiple of devices x accumulate = 1 x 3; got 8"):
+    with pytest.raises(ValueError, match=r"multiple of 1 device\(s\) x 3 micro-batches \(accumulate\); got 8"):
         check_batch(mesh, 8, 3)
+    with pytest.raises(ValueError, match=r"multiple of 2 device\(s\); got 5"):  # of an evaluation
+        check_batch(types.SimpleNamespace(size=2), 5)
 
 
 def test_half_an_address():

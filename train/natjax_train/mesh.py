@@ -72,15 +72,16 @@ def _spec(shape: tuple[int, ...], parts: int) -> P:
     return P(*("fsdp" if axis == largest else None for axis in range(len(shape))))
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Checks that every device gets as many images of every micro-batch.
 
     Raises:
         ValueError: it does not.
     """
     if batch_size % (mesh.size * accumulate):
+        micro_batches = f" x {accumulate} micro-batches (accumulate)" if accumulate > 1 else ""
         raise ValueError(
-            f"batch_size must be a multiple of devices x accumulate = {mesh.size} x {accumulate}; got {batch_size}."
+            f"The batch size must be a multiple of {mesh.size} device(s){micro_batches}; got {batch_size}."
         )
 
 
