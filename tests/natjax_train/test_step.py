@@ -130,16 +130,35 @@ def test_half_an_address():
         start_processes("localhost:1234", None, 0)
 
 
+ALL, BY_LOCAL_INDEX = {"local_device_ids": []}, {"local_device_ids": None}
+EXPLICIT = ("localhost:1234", 2, 0)
+
+
 @pytest.mark.parametrize(
-    ("tasks", "nodes", "chosen", "expected"),
-    [(2, 2, None, []), (16, 2, None, None), (2, 2, "0,1", None), (1, 1, None, "")],
+    ("tasks", "nodes", "chosen", "arguments", "expected"),
+    [
+        (2, 2, None, (None, None, None), [((), ALL)]),
+        (16, 2, None, (None, None, None), [((), BY_LOCAL_INDEX)]),
+        (2, 2, "0,1", (None, None, None), [((), BY_LOCAL_INDEX)]),
+        (1, 1, None, (None, None, None), []),
+        (2, 2, None, EXPLICIT, [(EXPLICIT, ALL)]),
+        (1, 1, None, EXPLICIT, [(EXPLICIT, ALL)]),
+        (16, 2, None, EXPLICIT, [(EXPLICIT, BY_LOCAL_INDEX)]),
+        (2, 2, "0,1", EXPLICIT, [(EXPLICIT, BY_LOCAL_INDEX)]),
+        (None, None, None, EXPLICIT, [(EXPLICIT, BY_LOCAL_INDEX)]),
+        (None, None, None, (None, None, None), []),
+    ],
 )
-def test_a_task_of_slurm_that_has_a_node_takes_all_its_devices(monkeypatch, tasks, nodes, chosen, expected):
+def test_a_task_of_slurm_that_has_a_node_takes_all_its_devices(monkeypatch, tasks, nodes, chosen, arguments, expected):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
-    for name, value in {"SLURM_NTASKS": tasks, "SLURM_NNODES": nodes, "SLURM_PROCID": 0}.items():
-        monkeypatch.setenv(name, str(value))
-    if chosen:
-        monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", chosen)
-    start_processes(None, None, None)
-    assert calls == ([] if expected == "" else [{"local_device_ids": expected}])
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
+    # The allocation's variables, which a batch script without srun has, decide nothing.
+    settings = {"SLURM_NTASKS": 4, "SLURM_NNODES": 4, "SLURM_PROCID": 0, "JAX_LOCAL_DEVICE_IDS": chosen}
+    settings |= {"SLURM_STEP_NUM_TASKS": tasks, "SLURM_STEP_NUM_NODES": nodes}
+    for name, value in settings.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(value))
+    start_processes(*arguments)
+    assert calls == expected

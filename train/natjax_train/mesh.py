@@ -92,10 +92,10 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def start_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Joins the processes of a run: as the arguments say, or as SLURM does where it started several tasks.
+    """Joins the processes of a run: as the arguments say, or as SLURM does where srun started several tasks.
 
-    A task with a node to itself takes all of its devices; of several tasks on a node each takes one GPU, that of its local
-    index. `JAX_LOCAL_DEVICE_IDS` overrides both.
+    A task of srun with a node to itself takes all of its devices; of several tasks on a node each takes one GPU, that of its
+    local index. `JAX_LOCAL_DEVICE_IDS` overrides both.
 
     Raises:
         ValueError: some of the three arguments are given, but not all.
@@ -103,10 +103,12 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
     given = [value is not None for value in (coordinator, count, index)]
     if any(given) and not all(given):
         raise ValueError("A run of several processes needs coordinator (host:port), their number and this one's index.")
+    # What srun sets, for its own tasks: a batch script and an interactive shell have SLURM_NTASKS, too, and are one process.
+    tasks, nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", "0")) for what in ("TASKS", "NODES"))
+    # JAX gives every task of srun one GPU, also one that has a node of eight to itself; an empty list stands for all.
+    whole_node = 0 < tasks <= nodes and not os.environ.get("JAX_LOCAL_DEVICE_IDS")
+    devices: list[int] | None = [] if whole_node else None
     if all(given):
-        jax.distributed.initialize(coordinator, count, index)
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        # JAX gives every SLURM task one GPU, also one that has a node of eight to itself; an empty list stands for all.
-        alone = os.environ["SLURM_NTASKS"] == os.environ.get("SLURM_NNODES")
-        chosen = "JAX_LOCAL_DEVICE_IDS" in os.environ
-        jax.distributed.initialize(local_device_ids=[] if alone and not chosen else None)
+        jax.distributed.initialize(coordinator, count, index, local_device_ids=devices)
+    elif tasks > 1:
+        jax.distributed.initialize(local_device_ids=devices)
