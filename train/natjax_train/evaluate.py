@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
 from natjax_train.augment import normalize
@@ -60,10 +60,10 @@ def evaluate(
     num_classes: int,
     mean: Sequence[float],
     std: Sequence[float],
-    mesh: Mesh | None = None,
+    mesh: Mesh,
     progress: Callable[[int], None] | None = None,
 ) -> Metrics:
-    """Evaluates a model; with several processes, each calls this with its part of the batches.
+    """Evaluates a model, under `jax.set_mesh`; with several processes, each calls this with its part of the batches.
 
     Args:
         apply: from pixel values [B, H, W, C] to logits [B, L].
@@ -71,13 +71,12 @@ def evaluate(
         num_classes: L.
         mean: per channel, of pixels 0..1.
         std: per channel.
-        mesh: where the batches go, split over all its devices; None is the default device.
+        mesh: where the batches go, split over all its devices.
         progress: called with the number of images that were judged so far.
 
     Raises:
         ValueError: there are no images, or the model has another number of classes.
     """
-    judge = _make_judge(mesh)
     pending, found = None, []
     done, began, before = 0, time.perf_counter(), 0
 
@@ -93,11 +92,11 @@ def evaluate(
 
     start = began
     for batch in loader:
-        placed = {k: jnp.asarray(v) for k, v in batch.items()} if mesh is None else put_batch(mesh, dict(batch))
+        placed = put_batch(mesh, batch)
         logits = apply(_normalize(placed["image"], mean=tuple(mean), std=tuple(std)))
         if logits.shape[-1] != num_classes:
             raise ValueError(f"The model has {logits.shape[-1]} classes, the data {num_classes}.")
-        judged = judge(logits, placed["label"], placed["mask"])
+        judged = _judge(logits, placed["label"], placed["mask"])
         if pending is not None:
             fetch(pending)  # one batch late, so that the device is busy meanwhile
         pending = judged
@@ -121,12 +120,7 @@ def evaluate(
 _normalize = functools.partial(jax.jit, static_argnames=("mean", "std"))(normalize)
 
 
-@functools.cache
-def _make_judge(mesh: Mesh | None) -> Callable[..., dict[str, jax.Array]]:
-    shardings: Any = {} if mesh is None else {"out_shardings": NamedSharding(mesh, P())}
-    return jax.jit(_judge, **shardings)
-
-
+@jax.jit
 def _judge(
     logits: Float[Array, "B L"], label: Int[Array, "B"], mask: Bool[Array, "B"]
 ) -> dict[str, Float[Array, "B"] | Int[Array, "B"] | Bool[Array, "B"]]:
@@ -134,10 +128,11 @@ def _judge(
     classes, own = jnp.arange(logits.shape[1]), label[:, None]
     logit = jnp.sum(jnp.where(classes == own, logits, 0), axis=1)  # no indexing, which would need shardings spelled out
     behind = (logits < logit[:, None]) | ((logits == logit[:, None]) & (classes > own))  # none where there are NaNs
-    return {
+    judged = {
         "label": label,
         "mask": mask,
         "predicted": jnp.argmax(logits, axis=1),
         "rank": logits.shape[1] - 1 - behind.sum(axis=1),
         "loss": jax.nn.logsumexp(logits, axis=1) - logit,
     }
+    return reshard(judged, P())  # every process sees all images
