@@ -1,11 +1,24 @@
-"""Types of arguments that several commands take. What they refuse is wrong usage, which argparse says in one line."""
+"""Arguments that several commands take, and their types. What these refuse is wrong usage, which argparse says in one line."""
 
 from __future__ import annotations
 
 import argparse
 
-DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16", "float16")
 _LARGEST_SIDE = 2**16  # pixels: of larger images no device holds the features
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what `natjax_train.mesh.start_processes` takes: `coordinator`, `processes` and `process`."""
+    group = parser.add_argument_group("several processes", "The same command in each; under SLURM nothing is needed.")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the dtype of the computation."""
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the computation (default: float32)")
 
 
 def positive_int(text: str) -> int:

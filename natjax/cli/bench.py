@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._arguments import DTYPES, image_side, positive_int, positive_seconds
+from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, positive_seconds
 from natjax.cli._config import read_config
 from natjax.cli._output import Progress, print_json, print_table, printable
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=image_side, metavar="N", help="in pixels (default: that of the published model, or 224)"
     )
     parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per run (default: 1)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
+    add_dtype_argument(parser)
     parser.add_argument("--train", action="store_true", help="measure a training step (AdamW), too")
     parser.add_argument(
         "--seconds",

@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._arguments import DTYPES, image_side
+from natjax.cli._arguments import add_dtype_argument, image_side
 from natjax.cli._config import read_config
 from natjax.cli._output import print_json, print_table, printable
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", default="nat_tiny", metavar="NAME|DIR", help="whose levels to look at (default: nat_tiny)"
     )
     parser.add_argument("--image-size", type=image_side, default=224, metavar="N", help="in pixels (default: 224)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
+    add_dtype_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._arguments import positive_int
+from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
 from natjax.cli._images import find_checkpoint, load_processor
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
 from natjax.errors import CheckpointError
 
 if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor
+    from natjax_train.evaluate import Metrics
 
 HELP = "measure a model on the validation images of a data set"
 _HARDEST = 10  # classes that are shown
@@ -33,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
     parser.add_argument(
-        "--batch-size", type=positive_int, default=64, metavar="N", help="images per step (default: 64)"
+        "--batch-size", type=positive_int, default=64, metavar="N", help="images per step, of all devices (default: 64)"
     )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads that read images (default: none)")
+    add_dtype_argument(parser)
     parser.add_argument("--mesh", default="", metavar="MESH", help="devices, as in data=8 (default: all)")
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,9 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
     from natjax.modeling import NatForImageClassification
 
+    mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
+    lead = jax.process_index() == 0
+    if args.csv and lead:
+        open(args.csv, "a").close()  # one that cannot be written is to be known before the evaluation, not after it
     source = data.open_source(args.data, "val")
     checkpoint = find_checkpoint(_of_run(args.model))
-    net = NatForImageClassification.from_pretrained(checkpoint)
+    net = NatForImageClassification.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
     if not names:
         raise CheckpointError(f"{checkpoint}: the model has no classes to tell apart.")
@@ -65,11 +72,13 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(len(source), "images")
     with jax.set_mesh(devices):
         _, graphdef, params = model.split_model(net)
-        params = jax.device_put(params, NamedSharding(devices, PartitionSpec()))
+        params = jax.device_put(jax.tree.map(np.asarray, params), NamedSharding(devices, PartitionSpec()))
         batches = data.eval_loader(
             source,
             batch_size=args.batch_size,
             processor=processor,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             workers=args.workers,
             max_corrupt=_MAX_CORRUPT,
         )
@@ -81,20 +90,14 @@ def run(args: argparse.Namespace) -> int:
                 mean=mean,
                 std=std,
                 mesh=devices,
-                progress=progress.update,
+                progress=progress.update if lead else None,
             )
     progress.clear()
-    rows = [(name, *found) for name, found in zip(names, metrics.per_class(), strict=True)]
-    if args.csv:
-        _write_csv(args.csv, rows)
-    summary = {name: getattr(metrics, name) for name in ("top1", "top5", "loss", "images_per_second")}
-    if args.json:
-        print_json({name: value if math.isfinite(value) else None for name, value in summary.items()})
-    else:
-        _print(summary, rows, int(metrics.confusion.sum()))
     skipped = len(source) - int(metrics.confusion.sum())
-    if skipped:
-        complain(f"{skipped} image(s) could not be read and are not counted")
+    if lead:
+        _tell(args, metrics, names)
+        if skipped:
+            complain(f"{skipped} image(s) could not be read and are not counted")
     return 1 if skipped else 0
 
 
@@ -141,6 +144,17 @@ def _normalisation(processor: NatImageProcessor) -> tuple[Sequence[float], Seque
 def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict[str, Any]]:
     for batch in batches:
         yield {**batch, "label": labels[batch["label"]]}
+
+
+def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str]) -> None:
+    rows = [(name, *found) for name, found in zip(names, metrics.per_class(), strict=True)]
+    summary = {name: getattr(metrics, name) for name in ("top1", "top5", "loss", "images_per_second")}
+    if args.json:
+        print_json({name: value if math.isfinite(value) else None for name, value in summary.items()})
+    else:
+        _print(summary, rows, int(metrics.confusion.sum()))
+    if args.csv:
+        _write_csv(args.csv, rows)
 
 
 def _write_csv(path: str, rows: Iterable[Sequence[Any]]) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 from pathlib import Path
 
+from natjax.cli._arguments import add_process_arguments
 from natjax.cli._output import complain
 from natjax_train.presets import RECIPES, find_recipe
 from natjax_train.recipes import Recipe, field_types, override
@@ -24,10 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on where the run in RUN_DIR ended; start where there is none"
     )
-    hosts = parser.add_argument_group("several processes", "The same command in each; under SLURM nothing is needed.")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    add_process_arguments(parser)
     fields = parser.add_argument_group("recipe", "Each of these overrides a field of the recipe.")
     meaning = dict(re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", Recipe.__doc__ or "", re.MULTILINE))
     for name in field_types():

@@ -1,8 +1,12 @@
-"""`natjax eval`: digits, runs and folders, what it prints and writes, and how it refuses."""
+"""`natjax eval`: digits, runs and folders, in two processes, what it prints and writes, and how it refuses."""
 
 import csv
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -58,6 +62,11 @@ def run(capsys, *arguments):
     return code, printed.out, printed.err
 
 
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def expected(model, data, classes):
     """Top-1 and loss, image by image, with the model's own processor."""
     net, processor = (c.from_pretrained(model) for c in (natjax.NatForImageClassification, natjax.NatImageProcessor))
@@ -78,8 +87,7 @@ def test_digits(capsys, tmp_path):
     assert 0.985 <= found["top1"] <= found["top5"] <= 1
     assert 0 < found["loss"] < 0.1
     assert found["images_per_second"] > 0
-    with open(tmp_path / "classes.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "classes.csv")
     assert [row["class"] for row in rows] == list("0123456789")
     counts = [int(row["images"]) for row in rows]
     assert sum(counts) == 360
@@ -97,6 +105,42 @@ def test_folder_as_the_models_own_processor_prepares_it(capsys, tmp_path, model,
     assert code == 0
     assert found["top1"] == pytest.approx(top1)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_two_processes_share_the_images(capsys, tmp_path, model):
+    data = write_images(tmp_path / "data", CLASSES)
+    arguments = ["--data", data, "--model", model, "--json", "--batch-size", 8]
+    _, out, _ = run(capsys, *arguments, "--csv", tmp_path / "alone.csv")
+    alone = json.loads(out)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    children = []
+    for i in range(2):
+        own = ["--csv", tmp_path / f"{i}.csv", "--coordinator", address, "--processes", 2, "--process", i]
+        command = [sys.executable, "-m", "natjax", "eval", *map(str, (*arguments, *own))]
+        children.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
+    outputs = [child.communicate(timeout=300) for child in children]
+    assert [child.returncode for child in children] == [0, 0], outputs
+    (first, _), (second, _) = outputs
+    together = json.loads(first[first.index("{") :])  # after words of gloo
+    assert [together[name] for name in ("top1", "top5")] == [alone[name] for name in ("top1", "top5")]
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert read_csv(tmp_path / "0.csv") == read_csv(tmp_path / "alone.csv")
+    assert sum(int(row["images"]) for row in read_csv(tmp_path / "0.csv")) == 30
+    assert "{" not in second
+    assert not (tmp_path / "1.csv").exists()
+
+
+def test_dtype(capsys, tmp_path, model):
+    arguments = ["--data", write_images(tmp_path, CLASSES), "--model", model, "--json"]
+    exact, again, rough = (
+        json.loads(run(capsys, *arguments, *dtype)[1])["loss"]
+        for dtype in ((), ("--dtype", "float32"), ("--dtype", "bfloat16"))
+    )
+    assert exact == again != rough
+    assert rough == pytest.approx(exact, rel=0.05)
 
 
 def test_text_names_the_hardest_classes(capsys, tmp_path, model):
@@ -139,6 +183,13 @@ def test_classes_of_other_names(capsys, tmp_path, model):
     code, _, err = run(capsys, "--data", data, "--model", model)
     assert code == 1
     assert "The data has 5 classes (n1, n2, n3, ...), the model 6" in err
+
+
+def test_a_table_that_cannot_be_written_is_known_before_the_evaluation(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("natjax_train.evaluate.evaluate", lambda *_, **__: pytest.fail("too late"))
+    code, out, err = run(capsys, "--data", "digits", "--csv", tmp_path / "missing" / "classes.csv")
+    assert (code, out) == (1, "")
+    assert "No such file or directory" in err
 
 
 def test_refusals(capsys, tmp_path, model):
