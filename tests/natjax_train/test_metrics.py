@@ -53,8 +53,10 @@ def test_plain_lines(tmp_path):
     log.evaluation(5, FOUND)
     log.close()
     first, second, evaluation = stream.getvalue().splitlines()
-    assert first.startswith("step 2/8  loss 0.7500  lr 1.00e-03  67 images/s  data wait 25%  left 0:00:0")
-    assert second.startswith("step 4/8  loss 0.2917  lr 1.00e-03  171 images/s")
+    assert first.startswith("step 2/8  loss 0.7500  left 0:00:0")
+    assert first.endswith("  67 images/s  data wait 25%  lr 1.00e-03")
+    assert second.startswith("step 4/8  loss 0.2917  left 0:00:0")
+    assert second.endswith("  171 images/s  data wait 25%  lr 1.00e-03")
     assert evaluation == "evaluation after step 5: top-1 87.50%  top-5 100.00%  loss 0.5000  321 images/s"
 
 
@@ -70,6 +72,18 @@ def test_live_line(tmp_path):
     assert not wiped.strip()
     assert evaluation.startswith("evaluation after step 8: ")
     assert evaluation.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "last"), [(81, "lr 1.00e-03"), (80, "data wait 25%"), (60, "50 images/s"), (40, "left -"), (5, "")]
+)
+def test_live_line_fits_the_terminal(tmp_path, monkeypatch, columns, last):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    run(tmp_path, [1], stream, total=387500, loss=6.9).close()
+    shown = stream.getvalue().strip("\r\n")
+    assert len(shown) < columns
+    assert shown.endswith(last)
 
 
 def test_resumed_runs_drop_what_comes_again(tmp_path):

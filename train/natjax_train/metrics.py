@@ -10,6 +10,7 @@ import collections
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class Log:
         if self._live:
             if now - self._shown >= _SECONDS_BETWEEN_UPDATES or step == self._total:
                 self._shown = now
-                text = self._line(step, lr, now)
+                text = _fitting(self._line(step, lr, now), shutil.get_terminal_size().columns - 1)
                 print(f"\r{text:<{self._width}}", end="", file=self._stream, flush=True)
                 self._width = len(text)
         elif step % self._log_every == 0 or step == self._total:
@@ -127,9 +128,16 @@ class Log:
         first, then = self._began
         left = "-" if step == first else _duration((now - then) / (step - first) * (self._total - step))
         return (
-            f"step {step:{len(str(self._total))}}/{self._total}  loss {losses / len(self._recent):.4f}  lr {lr:.2e}  "
-            f"{len(self._recent) / seconds:.0f} images/s  data wait {waits / seconds:.0%}  left {left}"
+            f"step {step:{len(str(self._total))}}/{self._total}  loss {losses / len(self._recent):.4f}  left {left}  "
+            f"{len(self._recent) / seconds:.0f} images/s  data wait {waits / seconds:.0%}  lr {lr:.2e}"
         )
+
+
+def _fitting(line: str, width: int) -> str:
+    """Returns the line without its last fields where it is too long: a line that wraps would not be written over."""
+    while len(line) > width:
+        line = line.rpartition("  ")[0]
+    return line
 
 
 def _rewind(path: Path, step: int) -> None:
