@@ -7,9 +7,10 @@ from and written to their `config.json`. `dilations=None` is NAT; one dilation p
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from natjax.errors import CheckpointError
@@ -137,7 +138,12 @@ class NatConfig:
         return (1,) * self.depths[level] if self.dilations is None else self.dilations[level]
 
     def replace(self, **changes: Any) -> NatConfig:
-        """Returns a copy with some fields changed; fields that follow from a changed one follow it."""
+        """Returns a copy with some fields changed; fields that follow from a changed one follow it.
+
+        Raises:
+            ValueError: there is no such field, or the changes are impossible.
+        """
+        check_fields(NatConfig, changes)
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for one, other in (("out_features", "out_indices"), ("num_labels", "id2label")):
             if one in changes or other in changes:
@@ -302,6 +308,20 @@ class NatConfig:
                     f"out_features {features} and out_indices {tuple(self.out_indices)} disagree; give one."
                 )
         self._set(out_features=features, out_indices=indices)
+
+
+def check_fields(dataclass: Any, names: Iterable[str]) -> None:
+    """Checks that a dataclass has fields of these names.
+
+    Raises:
+        ValueError: it lacks one; the message names the nearest, or all there are.
+    """
+    fields = [field.name for field in dataclasses.fields(dataclass)]
+    for name in names:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(fields)}."
+            raise ValueError(f"{dataclass.__name__} has no field {name!r}. {hint}")
 
 
 def _class_index(key: Any) -> int:

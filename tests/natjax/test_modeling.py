@@ -192,7 +192,7 @@ def test_create_model_and_presets():
     assert model.config.num_labels == 7
     with pytest.raises(ValueError, match=r"no model named 'nat_minni'\. Did you mean nat_mini"):
         natjax.create_model("nat_minni")
-    with pytest.raises(ValueError, match="no field num_classes"):
+    with pytest.raises(ValueError, match="no field 'num_classes'"):
         natjax.create_model("nat_mini", num_classes=7)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from natjax.configuration import NatConfig, check_fields
+from natjax_train import auto_augment
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -150,6 +152,9 @@ class Recipe:
             _check(len(value) == 2 and 0 < value[0] <= value[1], self, name, "two numbers, 0 < least <= greatest")
         _check(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "none or more than 0")
         _check(self.warmup_epochs <= self.epochs, self, "warmup_epochs", f"at most epochs ({self.epochs:g})")
+        check_fields(NatConfig, self.model_config)
+        if self.auto_augment:
+            auto_augment.parse(self.auto_augment)  # raises where it means nothing
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size ({self.batch_size}); got {self.accumulate}.")
         if len(self.image_mean) != len(self.image_std) or 0 in self.image_std:
@@ -177,8 +182,7 @@ class Recipe:
         document = json.loads(text)
         if not isinstance(document, dict):
             raise ValueError(f"A recipe is a JSON object; got {type(document).__name__}.")
-        for name in document:
-            _check_field(name)
+        check_fields(cls, document)
         if "model" not in document:
             raise ValueError("A recipe needs a model; got none.")
         return cls(**document)
@@ -193,8 +197,9 @@ _POSITIVE = (
     "learning_rate",
     "log_every",
     "keep",
+    "eval_every",
+    "crop_pct",
 )
-_POSITIVE += ("eval_every", "crop_pct")
 _FRACTIONS = (
     "beta1",
     "beta2",
@@ -203,9 +208,12 @@ _FRACTIONS = (
     "drop_path_rate",
     "label_smoothing",
     "mixup_prob",
+    "mixup_switch_prob",
+    "erasing",
+    "color_jitter",
+    "horizontal_flip",
     "crop_pct",
 )
-_FRACTIONS += ("mixup_switch_prob", "erasing", "color_jitter", "horizontal_flip")
 _CHOICES = {
     "schedule": ("cosine", "linear"),
     "train_interpolation": ("random", "bicubic", "bilinear"),
@@ -227,8 +235,7 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     Raises:
         ValueError: there is no such field, or its text does not mean what the field takes.
     """
-    for name in changes:
-        _check_field(name)
+    check_fields(Recipe, changes)
     hints = field_types()
     return dataclasses.replace(recipe, **{name: _parse(name, hints[name], text) for name, text in changes.items()})
 
@@ -236,14 +243,6 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
 def _check(fine: bool, recipe: Recipe, name: str, expected: str) -> None:
     if not fine:
         raise ValueError(f"{name} must be {expected}; got {getattr(recipe, name)!r}.")
-
-
-def _check_field(name: str) -> None:
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    if name not in fields:
-        near = difflib.get_close_matches(name, fields, n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(fields)}."
-        raise ValueError(f"A recipe has no field {name!r}.{hint}")
 
 
 def _as_type(name: str, kind: Any, value: Any) -> Any:

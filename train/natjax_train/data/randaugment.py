@@ -7,9 +7,7 @@ empty has the colour of the mean pixel.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,52 +15,10 @@ import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageOps
 
-_LARGEST = 10.0
+from natjax_train.auto_augment import LARGEST_MAGNITUDE, parse
+
 _SHIFT = 0.45  # of the image's side, at the largest magnitude
 _RESAMPLING = (PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a text such as "rand-m9-mstd0.5-inc1" says.
-
-    Attributes:
-        magnitude: 0 to 10.
-        deviation: standard deviation of the magnitude.
-        layers: operations per image.
-        probability: of each of them.
-        increasing: whether to take the variants that grow with the magnitude.
-    """
-
-    magnitude: float = _LARGEST
-    deviation: float = 0.0
-    layers: int = 2
-    probability: float = 0.5
-    increasing: bool = False
-
-
-@functools.cache
-def parse(text: str) -> Settings:
-    """Reads a text as timm writes it.
-
-    Raises:
-        ValueError: it means nothing, or something that natjax does not have.
-    """
-    kind, *parts = text.split("-")
-    names = {"m": "magnitude", "mstd": "deviation", "n": "layers", "p": "probability", "inc": "increasing"}
-    values = {}
-    for part in parts:
-        found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-        if not found or found[1] not in names:
-            break
-        values[names[found[1]]] = float(found[2])
-    else:
-        if kind == "rand" and values.get("magnitude", 0) <= _LARGEST and values.get("probability", 0) <= 1:
-            layers, increasing = int(values.pop("layers", 2)), bool(values.pop("increasing", 0))
-            return Settings(**values, layers=layers, increasing=increasing)
-    raise ValueError(
-        f"auto_augment must read like 'rand-m9-mstd0.5-inc1', of m (to 10), mstd, n, p (to 1), inc; got {text!r}."
-    )
 
 
 def rand_augment(image: PIL.Image.Image, rng: np.random.Generator, text: str, mean: Sequence[float]) -> PIL.Image.Image:
@@ -71,7 +27,7 @@ def rand_augment(image: PIL.Image.Image, rng: np.random.Generator, text: str, me
     Args:
         image: RGB or grey.
         rng: the image's own.
-        text: see `parse`.
+        text: see `natjax_train.auto_augment`.
         mean: per channel, of pixels 0..1; the colour of what is empty.
     """
     settings = parse(text)
@@ -80,8 +36,8 @@ def rand_augment(image: PIL.Image.Image, rng: np.random.Generator, text: str, me
     operations = operations_of(settings.increasing)
     for name in rng.choice(list(operations), settings.layers):
         if rng.random() < settings.probability:
-            magnitude = float(np.clip(rng.normal(settings.magnitude, settings.deviation), 0, _LARGEST))
-            image = operations[name](image, magnitude / _LARGEST, rng, fill)
+            magnitude = float(np.clip(rng.normal(settings.magnitude, settings.deviation), 0, LARGEST_MAGNITUDE))
+            image = operations[name](image, magnitude / LARGEST_MAGNITUDE, rng, fill)
     return image
 
 
