@@ -133,6 +133,17 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
         assert_same(take(loader(source, workers=2, worker_kind=kind), 4), take(loader(source), 4))
 
 
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_records_need_images_in_their_shards(folder, tmp_path, monkeypatch, capsys, count):
+    arguments = [str(folder / "val"), str(tmp_path / "packed"), "--images-per-shard", count]
+    monkeypatch.setattr(sys, "argv", ["records", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        records.main()
+    assert ended.value.code == 2
+    assert f"error: images_per_shard must be at least 1; got {count}." in capsys.readouterr().err
+    assert not (tmp_path / "packed").exists()
+
+
 def test_damaged_records(folder, tmp_path):
     records.write(open_source(folder, "val"), tmp_path / "packed" / "val", images_per_shard=4)
     with pytest.raises(ImageError, match="is not empty"):

@@ -108,8 +108,11 @@ def write(
         report: called with the progress after every shard.
 
     Raises:
+        ValueError: `images_per_shard` is less than 1.
         ImageError: there is something in the folder already.
     """
+    if images_per_shard < 1:
+        raise ValueError(f"images_per_shard must be at least 1; got {images_per_shard}.")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
@@ -157,6 +160,8 @@ def main() -> int:
     except (NatjaxError, OSError, ImportError) as error:
         print(f"natjax: error: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:  # what is left are arguments
+        parser.error(str(error))
     return 0
 
 
