@@ -32,6 +32,8 @@ def test_derived_fields():
     assert config.replace(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     named = config.replace(id2label={0: "cat", 1: "dog", 2: "owl"})
     assert (named.num_labels, named.label2id) == (3, {"cat": 0, "dog": 1, "owl": 2})
+    with pytest.raises(ValueError, match=r"no field 'num_label'\. Did you mean num_labels"):
+        config.replace(num_label=3)
     assert natjax.get_config("dinat_mini").model_type == "dinat"
     assert natjax.get_config("dinat_mini").layer_dilations(0) == (1, 8, 1)
 
