@@ -111,6 +111,21 @@ def test_channels_of_a_head(channels):
     assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
 
 
+def test_vmap_of_vmap():
+    """Over different arguments, of which none is the bias."""
+    (_, _, _, rpb), _ = draw((2, 9, 2, 8), 3, True)
+    (query, key, value, _), _ = draw((2, 3, 2, 9, 2, 8), 3, False)  # two mapped axes in front
+
+    def each(implementation):
+        def op(query, key, value):
+            return neighborhood_attention(query, key, value, rpb=rpb, kernel_size=3, implementation=implementation)
+
+        inner = jax.vmap(op, in_axes=(0, None, 0))
+        return jax.jit(jax.vmap(inner, in_axes=(0, 0, None)))(query, key[:, 0], value[0])
+
+    np.testing.assert_allclose(each("triton"), each("reference"), atol=1e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 5, 7])
 def test_shares_of_a_batch_that_are_not_alike(monkeypatch, batch):
     monkeypatch.setattr(launching, "PROGRAMS", 2 * 9)  # so that a program takes two entries or three

@@ -22,6 +22,13 @@ CASES = [
     "shard_map unchecked",
 ]
 
+# What is sharded of mapped tokens [V, B, ...].
+MAPPED = [
+    f"vmap, {kind}, {sharded}"
+    for kind in ("auto", "explicit")
+    for sharded in ("replicated", "mapped axis", "batch", "both", "heads")
+]
+
 
 @pytest.fixture(scope="module")
 def reports():
@@ -33,7 +40,7 @@ def reports():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES + MAPPED)
 def test_meshes_change_nothing(reports, case):
     assert max(reports[case]["errors"]) < 1e-5
 
@@ -43,6 +50,14 @@ def test_collectives(reports, case):
     """The sum of drpb over the batch; where its type is replicated over sharded heads, also its gathering."""
     expected = ["all-gather", "all-reduce"] if case == "explicit" else ["all-reduce"]
     assert reports[case]["backward"] == expected
+    assert reports[case]["forward"] == []
+
+
+@pytest.mark.parametrize("case", MAPPED)
+def test_collectives_of_vmap(reports, case):
+    """None but the sum over the batch: tokens stay where they are."""
+    batch = case.endswith(("batch", "both"))
+    assert reports[case]["backward"] == (["all-reduce"] if batch else [])
     assert reports[case]["forward"] == []
 
 
@@ -87,7 +102,7 @@ def main():
         )
         return sorted(set(names))
 
-    def report(attend, gradients, arguments):
+    def report(attend, gradients, arguments, expected=expected):
         program = jax.jit(gradients).lower(*arguments).compile()
         got = program(*arguments)
         pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(got, expected, strict=True)]
@@ -122,6 +137,29 @@ def main():
 
         specs = {"in_specs": (data, data, data, whole, data), "out_specs": (*[data] * 4, whole)}
         reports[name] = report(out, jax.shard_map(all_of_them, **specs, **local), arguments)
+
+    # Forward the axis goes into the batch; backward every entry has a gradient of the bias, and they are worked through.
+    def each(query, key, value, rpb, d_out):
+        return jax.vmap(gradients, in_axes=(0, 0, 0, None, 0))(query, key, value, rpb, d_out)
+
+    def each_forward(query, key, value, rpb):
+        return jax.vmap(attend, in_axes=(0, 0, 0, None))(query, key, value, rpb)
+
+    stacks = [x if x is rpb else jnp.stack([x * (i + 1) for i in range(4)]) for x in arguments]
+    expected_of_each = jax.jit(each)(*stacks)
+    places = {
+        "replicated": P(),
+        "mapped axis": P("data"),
+        "batch": P(None, "data"),
+        "both": P("data", "model"),
+        "heads": P("data", None, None, None, "model"),
+    }
+    for kind, mesh in (("auto", auto), ("explicit", explicit)):
+        for sharded, spec in places.items():
+            of_rpb = P("model") if sharded == "heads" else P()
+            with jax.set_mesh(mesh):
+                put = [jax.device_put(x, NamedSharding(mesh, of_rpb if x is rpb else spec)) for x in stacks]
+                reports[f"vmap, {kind}, {sharded}"] = report(each_forward, each, put, expected_of_each)
     print(json.dumps(reports))
 
 

@@ -5,13 +5,16 @@ entry and head needs no other one, so each device calls the kernels on what it h
 gradient over the devices that share the batch.
 
 `Call` describes a function of token arrays [B, L, N, D] or [B, N, L] and of tables [rows, N or 1, T, S] by the axes of its
-operands and results, letters as in an einsum: b batch, n heads.
+operands and results, letters as in an einsum: b batch, n heads, and v0, v1, ... those that vmap maps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +34,13 @@ class Call:
         function: takes and returns arrays; results without a `b` are sums over the batch.
         operands: axes of each operand, as "b s n d".
         results: axes of each result.
+        mapped: how many axes vmap maps.
     """
 
     function: Callable
     operands: tuple[str, ...]
     results: tuple[str, ...]
+    mapped: int = 0
 
     def __call__(self, *arrays):
         """Calls the function under whatever vmap and mesh there is."""
@@ -44,79 +49,108 @@ class Call:
         return call(*arrays)
 
     def _vmap(self, size: int, batched: list[bool], *arrays):
-        """Takes the mapped axis into the batch, or works through it where every entry has sums or tables of its own."""
-        own = any(mapped and "b" not in axes for mapped, axes in zip(batched, self.operands, strict=True))
-        if own or any("b" not in axes for axes in self.results):
-            mapped = [x for x, is_mapped in zip(arrays, batched, strict=True) if is_mapped]
+        """Has every device go through what it has of the mapped axis: folding it into the batch out here would mix their shares.
 
-            def entry(mapped):
-                rest = iter(mapped)
-                return self(*(next(rest) if m else x for x, m in zip(arrays, batched, strict=True)))
+        It becomes a part of the batch where it can, and is worked through where every entry has sums or tables of its own.
+        """
+        own = any(mapped and "b" not in axes.split() for mapped, axes in zip(batched, self.operands, strict=True))
+        own = own or any("b" not in axes.split() for axes in self.results)
+        axis = f"v{self.mapped}"
+        operands = tuple(f"{axis} {axes}" if m else axes for m, axes in zip(batched, self.operands, strict=True))
+        results = tuple(f"{axis} {axes}" for axes in self.results)
+        function = self._entry_by_entry if own else self._folded
+        call = Call(functools.partial(function, tuple(batched)), operands, results, self.mapped + 1)
+        return list(call(*arrays)), [True] * len(results)
 
-            return jax.lax.map(entry, mapped), [True] * len(self.results)
+    def _entry_by_entry(self, batched: tuple[bool, ...], *arrays):
+        mapped = [x for x, is_mapped in zip(arrays, batched, strict=True) if is_mapped]
+
+        def entry(mapped):
+            rest = iter(mapped)
+            return list(self.function(*(next(rest) if m else x for x, m in zip(arrays, batched, strict=True))))
+
+        return jax.lax.map(entry, mapped)
+
+    def _folded(self, batched: tuple[bool, ...], *arrays):
+        size = next(len(x) for x, is_mapped in zip(arrays, batched, strict=True) if is_mapped)
         folded = []
         for x, is_mapped, axes in zip(arrays, batched, self.operands, strict=True):
-            if "b" in axes:
-                x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-                x = x.reshape(-1, *x.shape[2:])
+            if "b" in (names := axes.split()):
+                at = names.index("b")  # other mapped axes may come before it
+                x = jnp.moveaxis(x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)), 0, at)
+                x = jax.lax.collapse(x, at, at + 2)
             folded.append(x)
-        return [x.reshape(size, -1, *x.shape[1:]) for x in self(*folded)], [True] * len(self.results)
+        results = []
+        for x, axes in zip(self.function(*folded), self.results, strict=True):
+            at = axes.split().index("b")
+            results.append(jnp.moveaxis(x.reshape(*x.shape[:at], size, -1, *x.shape[at + 1 :]), at, 0))
+        return results
 
     def _on_mesh(self, *arrays):
         varying = frozenset().union(*map(varying_axes, arrays))
-        sharding = jax.typeof(arrays[0]).sharding
-        types = sharding.mesh.axis_types
-        if varying or AxisType.Manual in types:
+        mesh = jax.typeof(arrays[0]).sharding.mesh
+        if varying or AxisType.Manual in mesh.axis_types:
             return [vary(x, varying) for x in self.function(*arrays)]
-        if AxisType.Explicit in types:
-            return self._explicit(sharding, *arrays)
+        if AxisType.Explicit in mesh.axis_types:
+            return self._explicit(mesh, *arrays)
         return self._automatic(*arrays)
 
-    def _explicit(self, sharding: NamedSharding, *arrays):
+    def _explicit(self, mesh, *arrays):
         """By `shard_map`, as the types of the operands say."""
-        batch, _, heads, _ = sharding.spec
-        inputs, outputs = (tuple(_spec(axes, batch, heads) for axes in many) for many in (self.operands, self.results))
+        places = self._places([jax.typeof(x).sharding.spec for x in arrays])
+        inputs, outputs = (tuple(_spec(axes, places) for axes in many) for many in (self.operands, self.results))
         call = jax.shard_map(
-            lambda *local: self._summed(batch, *local),
-            mesh=sharding.mesh,
+            lambda *local: self._summed(places["b"], *local),
+            mesh=mesh,
             in_specs=inputs,
             out_specs=outputs,
             check_vma=False,
         )
-        return call(*(jax.sharding.reshard(x, spec) for x, spec in zip(arrays, inputs, strict=True)))
+        return list(call(*(jax.sharding.reshard(x, spec) for x, spec in zip(arrays, inputs, strict=True))))
 
     def _automatic(self, *arrays):
         """By a rule for XLA's partitioner, which knows the shardings that we do not."""
 
         def partition(mesh, operands, results):
-            batch, _, heads, _ = _padded(operands[0].sharding.spec, 4)
+            places = self._places([x.sharding.spec for x in operands])
             inputs, outputs = (
-                tuple(NamedSharding(mesh, _spec(axes, batch, heads)) for axes in many)
+                tuple(NamedSharding(mesh, _spec(axes, places)) for axes in many)
                 for many in (self.operands, self.results)
             )
-            return mesh, lambda *local: self._summed(batch, *local), outputs, inputs
+            return mesh, lambda *local: self._summed(places["b"], *local), outputs, inputs
 
         call = custom_partitioning(jax.jit(lambda *arrays: tuple(self.function(*arrays))))  # jit, as it holds constants
         rule = f"{', '.join(self.operands)} -> {', '.join(self.results)}"
-        others = dict.fromkeys(axis for axis in "".join(self.operands + self.results) if axis not in "bn ")
-        call.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(others))
+        others = dict.fromkeys(axis for axes in self.operands + self.results for axis in axes.split())
+        others = tuple(axis for axis in others if not self._may_be_sharded(axis))
+        call.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=others)
         return list(call(*arrays))
+
+    def _may_be_sharded(self, axis: str) -> bool:
+        return axis in ("b", "n") or axis.startswith("v")
+
+    def _places(self, specs: Sequence[P]) -> dict[str, Any]:
+        """Returns where on the mesh each axis is: where the first operand has it, as far as that is free."""
+        places, taken = {}, set()
+        for axes, spec in zip(self.operands, specs, strict=True):
+            for axis, place in itertools.zip_longest(axes.split(), spec):  # what a spec leaves out is not sharded
+                names = {place} if isinstance(place, str) else set(place or ())
+                if self._may_be_sharded(axis) and axis not in places:
+                    places[axis] = None if names & taken else place
+                    taken |= names
+        return {"b": None} | places
 
     def _summed(self, batch, *local):
         results = self.function(*local)
         if batch is None:
             return tuple(results)
         return tuple(
-            x if "b" in axes else jax.lax.psum(x, batch) for x, axes in zip(results, self.results, strict=True)
+            x if "b" in axes.split() else jax.lax.psum(x, batch) for x, axes in zip(results, self.results, strict=True)
         )
 
 
-def _spec(axes: str, batch, heads) -> P:
-    return P(*({"b": batch, "n": heads}.get(axis) for axis in axes.split()))
-
-
-def _padded(spec: P, rank: int) -> tuple:
-    return (*spec, *(None,) * (rank - len(spec)))
+def _spec(axes: str, places: dict[str, Any]) -> P:
+    return P(*(places.get(axis) for axis in axes.split()))
 
 
 def sharded_as(x, primal):
