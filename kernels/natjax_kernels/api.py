@@ -45,7 +45,8 @@ def neighborhood_attention(
     """Attention of every token to the `kernel_size` tokens around it, along one, two or three axes.
 
     Windows shift inward at the borders, so every token has as many neighbours. The op works under jit, vmap, grad, remat
-    and sharded batches; it has no forward-mode derivative. Softmax is in float32 (float64 for float64 inputs).
+    and sharded batches; it has no forward-mode derivative, and second derivatives with "xla" and "reference" only. Softmax is in
+    float32 (float64 for float64 inputs).
 
     Args:
         query: [B, X, N, D], [B, Y, X, N, D] or [B, Z, Y, X, N, D], float32, bfloat16, float16 or float64.

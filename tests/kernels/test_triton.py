@@ -126,6 +126,17 @@ def test_vmap_of_vmap():
     np.testing.assert_allclose(each("triton"), each("reference"), atol=1e-5)
 
 
+@pytest.mark.parametrize("transform", [jax.hessian, lambda f: jax.grad(lambda x: jax.grad(f)(x).sum())])
+def test_second_derivatives_are_refused(transform):
+    (query, *_), _ = draw((1, 9, 1, 8), 3, False)
+
+    def loss(x):
+        return neighborhood_attention(x, x, x, kernel_size=3, implementation="triton").sum()
+
+    with pytest.raises(NotImplementedError, match='no second derivative; use implementation="xla"'):
+        transform(loss)(query)
+
+
 @pytest.mark.parametrize("batch", [1, 5, 7])
 def test_shares_of_a_batch_that_are_not_alike(monkeypatch, batch):
     monkeypatch.setattr(launching, "PROGRAMS", 2 * 9)  # so that a program takes two entries or three

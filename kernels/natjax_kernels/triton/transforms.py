@@ -46,6 +46,8 @@ class Call:
         """Calls the function under whatever vmap and mesh there is."""
         call = custom_vmap(self._on_mesh)
         call.def_vmap(self._vmap)
+        call = jax.custom_jvp(call)
+        call.defjvp(_no_second_derivative)
         return call(*arrays)
 
     def _vmap(self, size: int, batched: list[bool], *arrays):
@@ -147,6 +149,11 @@ class Call:
         return tuple(
             x if "b" in axes.split() else jax.lax.psum(x, batch) for x, axes in zip(results, self.results, strict=True)
         )
+
+
+def _no_second_derivative(primals, tangents):
+    # The first one never comes here: the op has a rule of its own, which calls kernels.
+    raise NotImplementedError('the fused kernels have no second derivative; use implementation="xla"')
 
 
 def _spec(axes: str, places: dict[str, Any]) -> P:
