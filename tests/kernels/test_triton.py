@@ -137,6 +137,17 @@ def test_second_derivatives_are_refused(transform):
         transform(loss)(query)
 
 
+LEGACY_PRECISIONS = ["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"]
+PRESETS = [preset.name for preset in jax.lax.DotAlgorithmPreset if preset.name != "DEFAULT"]
+
+
+@pytest.mark.parametrize("asked", [None, *LEGACY_PRECISIONS, *PRESETS])
+def test_float32_products_are_no_less_precise_than_asked(asked):
+    with jax.default_matmul_precision(asked):
+        one = asked in ("bfloat16", "tensorfloat32", "BF16_BF16_F32", "TF32_TF32_F32")
+        assert launching.float32_products() == ("tf32" if one else "tf32x3")
+
+
 @pytest.mark.parametrize("batch", [1, 5, 7])
 def test_shares_of_a_batch_that_are_not_alike(monkeypatch, batch):
     monkeypatch.setattr(launching, "PROGRAMS", 2 * 9)  # so that a program takes two entries or three

@@ -20,6 +20,10 @@ from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import PROGRAMS, Config
 from natjax_kernels.triton.layout import Layout, layout
 
+# Values of jax_default_matmul_precision for which one TF32 product is precise enough; others, such as "BF16_BF16_F32_X3", ask for
+# more, or name no dtype.
+_ONE_PASS = ("tensorfloat32", "bfloat16", "TF32_TF32_F32", "BF16_BF16_F32")
+
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
@@ -136,8 +140,7 @@ def capability() -> int:
 
 def float32_products() -> str:
     """Returns how float32 matrices are multiplied: as three TF32 products, close to float32, or as one where JAX is told so."""
-    asked = str(jax.config.values["jax_default_matmul_precision"]).lower()
-    return "tf32" if asked.startswith(("tensorfloat32", "tf32_tf32_f32", "bfloat16", "bf16")) else "tf32x3"
+    return "tf32" if jax.config.values["jax_default_matmul_precision"] in _ONE_PASS else "tf32x3"
 
 
 def _compile(name, operands, scalars, outputs, grid, static, config: Config):
