@@ -191,6 +191,17 @@ def test_estimates_fit(kernel, spatial, capability):
             assert not (config.resident and config.block)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_consumer_blackwell_is_short_of_registers_too(kernel):
+    """It lacks the matrix units of sm_90 and sm_100, which read their operands from shared memory."""
+    of = {
+        capability: [estimate(case(kernel, dilation=d, capability=capability)) for d in (1, 8)]
+        for capability in (89, 100, 120, 121)
+    }
+    assert of[120] == of[121] == of[89]
+    assert kernel == "attend" or of[100] != of[89]
+
+
 def test_measured_configurations_come_first(monkeypatch):
     this = case()
     measured = Config((4, 4), None, 128, True, 2, 3)

@@ -147,8 +147,8 @@ def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
 
 
 def _short_of_registers(case: Case) -> bool:
-    """Returns whether operands of matrix products have to be in registers, as before Hopper."""
-    return case.capability < 90
+    """Returns whether operands of matrix products have to be in registers, as before Hopper and on Blackwell's consumer GPUs."""
+    return case.capability < 90 or case.capability >= 120
 
 
 def _clocks(case: Case, config: Config) -> float:
