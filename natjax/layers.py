@@ -199,6 +199,11 @@ class NeighborhoodAttention(nnx.Module):
         weights = None
         with jax.named_scope("neighborhood_attention"):
             if output_attentions or dropout_rate:
+                if self.implementation not in (None, "xla", "reference"):  # a named one is never replaced by another
+                    raise NotImplementedError(
+                        f"implementation={self.implementation!r} cannot run: it neither returns attention weights nor drops "
+                        "them. With output_attentions or attention dropout, build the model with implementation='xla' or None."
+                    )
                 x, weights = neighborhood_attention_with_weights(
                     query,
                     key,

@@ -47,6 +47,19 @@ def test_training_view_draws_what_evaluation_does_not():
         train(x)
 
 
+def test_named_implementations_without_weights_are_not_replaced():
+    model = make(implementation="triton", attention_probs_dropout_prob=0.2)
+    for run in (
+        lambda: model(images(), output_attentions=True),
+        lambda: nnx.view(model, deterministic=False)(images(), rngs=jax.random.key(0)),
+    ):
+        with pytest.raises(
+            NotImplementedError, match="implementation='triton' cannot run: it neither returns attention w"
+        ):
+            run()
+    assert make(implementation="xla")(images(), output_attentions=True).attentions
+
+
 def test_training_view_without_rates_is_evaluation():
     model = make(drop_path_rate=0.0)
     np.testing.assert_array_equal(nnx.view(model, deterministic=False)(images()).logits, model(images()).logits)
