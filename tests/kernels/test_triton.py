@@ -275,19 +275,21 @@ class Gpu:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "missing", "reason"),
+    ("gpu", "missing", "version", "reason"),
     [
-        (Gpu(), [], None),
-        (Gpu(), ["jax_triton"], r"jax_triton cannot be imported: pip install 'natjax\[gpu\]'"),
-        (Gpu("Tesla V100-SXM2-16GB", "gpu", "7.0"), [], "need compute capability 8.0 and .* has 7.0"),
-        (Gpu("AMD Instinct MI300X", "gpu", "gfx942"), [], "run on NVIDIA GPUs and this is AMD Instinct MI300X"),
-        (Gpu("TPU v5e", "tpu", ""), [], "run on NVIDIA GPUs and this is TPU v5e"),
+        (Gpu(), [], "3.6.0", None),
+        (Gpu(), [], "3.9.0", r"for Triton 3.6 and 3.9.0 is installed: pip install 'natjax\[gpu\]'"),
+        (Gpu(), ["jax_triton"], "3.6.0", r"jax_triton cannot be imported: pip install 'natjax\[gpu\]'"),
+        (Gpu("Tesla V100-SXM2-16GB", "gpu", "7.0"), [], "3.6.0", "need compute capability 8.0 and .* has 7.0"),
+        (Gpu("AMD Instinct MI300X", "gpu", "gfx942"), [], "3.6.0", "run on NVIDIA GPUs and this is AMD Instinct MI300X"),
+        (Gpu("TPU v5e", "tpu", ""), [], "3.6.0", "run on NVIDIA GPUs and this is TPU v5e"),
     ],
-)
-def test_devices(monkeypatch, gpu, missing, reason):
+)  # fmt: skip
+def test_devices(monkeypatch, gpu, missing, version, reason):
     monkeypatch.setattr(support, "interpreted", lambda: False)
     monkeypatch.setattr(launching, "interpreted", lambda: False)
     monkeypatch.setattr(support, "device", lambda: gpu)
+    monkeypatch.setattr(support, "_triton_version", lambda: version)
     monkeypatch.setattr(launching, "device", lambda: gpu)
     find = importlib.util.find_spec
     here = ("triton", "jax_triton")

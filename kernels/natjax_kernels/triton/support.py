@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import math
 import re
@@ -16,6 +17,7 @@ from natjax_kernels.triton.layout import layout
 _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_CHANNELS = 128
 _LEAST_CAPABILITY = 8.0  # Ampere
+_TRITON = "3.6"  # as in the gpu extra: newer ones write PTX that is too new for JAX, and the configurations were chosen with it
 _LARGEST_TABLE = 2**28  # entries of bias-or-minus-infinity
 
 
@@ -34,7 +36,19 @@ def _why_not_here(named: bool) -> str | None:
         has = f"{here.device_kind} has {here.compute_capability}"
         return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and {has}"
     missing = [name for name in ("triton", "jax_triton") if not importlib.util.find_spec(name)]
-    return f"{' and '.join(missing)} cannot be imported: pip install 'natjax[gpu]'" if missing else None
+    if missing:
+        return f"{' and '.join(missing)} cannot be imported: pip install 'natjax[gpu]'"
+    if not (version := _triton_version()).startswith(f"{_TRITON}."):
+        return f"the fused kernels are for Triton {_TRITON} and {version} is installed: pip install 'natjax[gpu]'"
+    return None
+
+
+@functools.cache
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # as another distribution
+        return "one of unknown version"
 
 
 def _why_not_these(query, value, rpb, window: Window) -> str | None:
