@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from natjax._version import __version__
 
 if TYPE_CHECKING:
+    from natjax.compiling import compiler_options as compiler_options
     from natjax.configuration import NatConfig as NatConfig
     from natjax.errors import CheckpointError as CheckpointError
     from natjax.errors import ImageError as ImageError
@@ -37,6 +38,7 @@ _HOMES = {
     "NatImageProcessor": "natjax.image_processing",
     "NatModel": "natjax.modeling",
     "NatjaxError": "natjax.errors",
+    "compiler_options": "natjax.compiling",
     "create_model": "natjax.presets",
     "explain": "natjax_kernels",
     "get_config": "natjax.presets",

@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.cpu.timing import interleaved, spread
 from benchmarks.harness import Report
+from natjax.compiling import compiler_options
 from natjax.model_info import count_parts
 from natjax.presets import get_config
 
@@ -116,7 +117,7 @@ def copy(seconds: float) -> dict[str, Any]:
 def xla(function: Callable, *arrays: Any) -> Callable[[], Any]:
     """Returns a call of the compiled function that waits for its result."""
     placed = jax.tree.map(jnp.asarray, arrays)
-    program = jax.jit(function).lower(*placed).compile()
+    program = jax.jit(function, compiler_options=compiler_options()).lower(*placed).compile()
     return lambda: jax.block_until_ready(program(*placed))
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks.cpu.timing import interleaved, record, spread
 from benchmarks.harness import OUT_OF_TIME, Report
+from natjax.compiling import compiler_options
 from natjax_kernels import explain, neighborhood_attention
 
 
@@ -101,7 +102,7 @@ def programs(case: Case) -> dict[str, tuple[Callable, int]]:
     arguments = (query, key, value, rpb, d_out)
     found = {}
     for function in (forward, both):
-        program = jax.jit(function).lower(*arguments).compile()
+        program = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
         run = functools.partial(_wait, program, arguments)
         found[function.__name__] = run, program.memory_analysis().temp_size_in_bytes
     return found

@@ -92,7 +92,8 @@ def natjax_run(preset: str, batch: int, train: bool) -> Any:
     import natjax
 
     graphdef, params = nnx.split(natjax.create_model(preset))
-    forward = jax.jit(lambda params, pixels: nnx.merge(graphdef, params)(pixels).logits)
+    options = natjax.compiler_options()
+    forward = jax.jit(lambda params, pixels: nnx.merge(graphdef, params)(pixels).logits, compiler_options=options)
     pixels = jnp.zeros((batch, SIDE, SIDE, 3))
     return lambda: jax.block_until_ready(forward(params, pixels))
 

@@ -140,6 +140,9 @@ def compiled(model: Any, select: Callable[[Any], Any]) -> Callable[[np.ndarray],
     import jax
     from flax import nnx
 
+    from natjax.compiling import compiler_options
+
     graphdef, state = nnx.split(model)
-    forward = jax.jit(lambda state, pixels: select(nnx.merge(graphdef, state)(pixels)))
+    options = compiler_options()
+    forward = jax.jit(lambda state, pixels: select(nnx.merge(graphdef, state)(pixels)), compiler_options=options)
     return lambda pixels: forward(state, pixels)

@@ -104,10 +104,13 @@ def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") 
     import jax
     from flax import nnx
 
+    from natjax.compiling import compiler_options
+
     graphdef, params = random_model(config, dtype, dtype)
     pixels = _pixels(config, batch, side, dtype)
     started = time.perf_counter()
-    program = jax.jit(lambda params, pixels: nnx.merge(graphdef, params)(pixels).logits).lower(params, pixels).compile()
+    forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits, compiler_options=compiler_options())
+    program = forward.lower(params, pixels).compile()
     seconds = time.perf_counter() - started
     return Program(lambda: jax.block_until_ready(program(params, pixels)), seconds, _memory(program))
 
@@ -118,6 +121,8 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     import jax.numpy as jnp
     import optax  # flax requires it
     from flax import nnx
+
+    from natjax.compiling import compiler_options
 
     graphdef, params = random_model(config, dtype, "float32", deterministic=False)
     optimizer = optax.adamw(1e-3)
@@ -134,7 +139,8 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     state = jax.tree.map(jnp.copy, (params, optimizer.init(params)))  # buffers that are shared cannot be donated twice
     others = (_pixels(config, batch, side, dtype), jax.random.key(1))
     started = time.perf_counter()
-    program = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *others).compile()
+    compiled = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options())
+    program = compiled.lower(*state, *others).compile()
     seconds = time.perf_counter() - started
 
     def run() -> Any:

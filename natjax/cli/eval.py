@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
             process_count=jax.process_count(),
             workers=args.workers,
             max_corrupt=_MAX_CORRUPT,
+            report=complain,
         )
         with contextlib.closing(batches):
             metrics = evaluate.evaluate(

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 import natjax_convert
+from natjax.compiling import compiler_options
 from natjax.demo.picture import draw
 from natjax.errors import CheckpointError
 from natjax.image_processing import NatImageProcessor
@@ -76,7 +77,7 @@ def run(out_dir: str | os.PathLike, *, model_dir: str | os.PathLike = MODEL_DIR)
     pixel_values = NatImageProcessor.from_pretrained(out_dir / "model")([sample.path for sample in samples])
     graphdef, state = nnx.split(model)
 
-    @functools.partial(jax.jit, static_argnames="output_attentions")
+    @functools.partial(jax.jit, static_argnames="output_attentions", compiler_options=compiler_options())
     def forward(state, x, output_attentions=False):
         return nnx.merge(graphdef, state)(x, output_attentions=output_attentions)
 

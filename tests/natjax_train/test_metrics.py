@@ -57,7 +57,7 @@ def test_plain_lines(tmp_path):
     assert first.endswith("  67 images/s  data wait 25%  lr 1.00e-03")
     assert second.startswith("step 4/8  loss 0.2917  left 0:00:0")
     assert second.endswith("  171 images/s  data wait 25%  lr 1.00e-03")
-    assert evaluation == "evaluation after step 5: top-1 87.50%  top-5 100.00%  loss 0.5000  321 images/s"
+    assert evaluation == "evaluation after step 5: top-1 87.50%  top-5 100.00%  loss 0.5000  of 2 images  321 images/s"
 
 
 def test_live_line(tmp_path):

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import auto_axes, reshard
 
+from natjax.compiling import compiler_options
 from natjax_train import optim
 from natjax_train.mesh import BATCH
 from natjax_train.recipes import Recipe
@@ -122,7 +123,7 @@ def make_train_step(
         state = TrainState(state.step + 1, skipped, params, opt_state, ema)
         return state, {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms, "skipped": skipped}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
 def make_eval_step(graphdef: Any) -> Callable[[Any, jax.Array], jax.Array]:
@@ -132,7 +133,7 @@ def make_eval_step(graphdef: Any) -> Callable[[Any, jax.Array], jax.Array]:
         params = jax.tree.map(lambda p: reshard(p, P()), params)
         return nnx.merge(graphdef, params)(pixel_values).logits.astype(jnp.float32)
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, compiler_options=compiler_options())
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
