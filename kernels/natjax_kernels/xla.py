@@ -87,7 +87,7 @@ def _backward(window, scale, residuals, d_out):
     d_table = None if rpb is None else table * 0
     d_table, gradients = _by_steps(part, _batch_parts((query, key, value, lse, d_out), axes), d_table)
     return (
-        *map(_joined, gradients),
+        *(_joined(x, like) for x, like in zip(gradients, (query, key, value), strict=True)),
         None if rpb is None else bias_gradient(d_table, _relative(axes), window.kernel_size).astype(rpb.dtype),
     )
 
@@ -122,12 +122,21 @@ def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
     batch = arrays[0].shape[0]
     entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(batch, 1))
     parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
-    return tuple(x[None] if parts == 1 else x.reshape(parts, batch // parts, *x.shape[1:]) for x in arrays)
+    return tuple(_reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *_spec(x))) for x in arrays)
 
 
-def _joined(x):
-    """Undoes `_batch_parts`."""
-    return x[0] if len(x) == 1 else jax.lax.collapse(x, 0, 2)
+def _joined(x, like):
+    """Undoes `_batch_parts`; a batch of 1 has forgotten where on a mesh it was, which `like` knows."""
+    return _reshape(x, like.shape, _spec(like))
+
+
+def _reshape(x, shape: tuple[int, ...], spec: tuple):
+    """Reshapes, and says where Explicit axes of a mesh go, of which JAX cannot know which part of a split axis they keep."""
+    return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(*spec) if any(spec) else None)
+
+
+def _spec(x) -> tuple:
+    return tuple(jax.typeof(x).sharding.spec)
 
 
 def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
@@ -218,7 +227,7 @@ def _sum_by_class(x, classes, count: int):
     x = x[:, None] if x.ndim == 4 else x
     ours = jnp.asarray(classes == np.arange(count)[:, None], x.dtype)[..., None]
     ours = jnp.broadcast_to(ours, (*ours.shape[:2], x.shape[1]))
-    sharded = jax.typeof(x).sharding.spec  # along Explicit axes, which want to be told of the sum over them
+    sharded = _spec(x)  # along Explicit axes, which want to be told of the sum over them
     out = PartitionSpec(None, sharded[2], None, None) if any(sharded) else None
     return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
 

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import natjax_kernels.xla
 from natjax_kernels import neighborhood_attention
@@ -57,13 +58,20 @@ def test_steps_change_nothing(call, rows_per_step, monkeypatch):
 
 
 @pytest.mark.parametrize("entries", [1, 4])
-def test_parts_of_a_batch_change_nothing(entries, monkeypatch):
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_parts_of_a_batch_change_nothing(entries, kind, monkeypatch):
+    """Also where the batch is laid along an axis of a mesh of one device, as training does."""
     run, arguments = program(((6, 9, 8, 2, 4), 3, 1))
     expected = jax.jit(run)(*arguments)
     monkeypatch.setattr(natjax_kernels.xla, "entries_per_step", lambda scores: entries)
-    lowered = jax.jit(lambda *args: run(*args)).lower(*arguments)
-    assert "while" in lowered.as_text()
-    for a, b in zip(lowered.compile()(*arguments), expected, strict=True):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType[kind],), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        specs = [PartitionSpec("data")] * 3 + [PartitionSpec(), PartitionSpec("data")]
+        placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arguments, specs, strict=True)]
+        lowered = jax.jit(lambda *args: run(*args)).lower(*placed)
+        assert "while" in lowered.as_text()
+        got = lowered.compile()(*placed)
+    for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
