@@ -2,7 +2,8 @@
 
 Compiles every kernel for every architecture and the shapes below with the configurations that natjax would choose, and reads
 registers, stack (spilled registers live there), shared memory and instructions from the machine code. Prints a table and writes
-benchmarks/results/resources.json. Needs Triton, whose wheel carries the assembler and disassembler; no GPU, no CUDA.
+benchmarks/results/resources.json. Needs Triton, whose wheel carries the assembler and disassembler; no GPU, no CUDA. Numbers to
+publish come from the Triton of the `gpu` extra, which is in the environment of `make test-deviceless`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 from benchmarks.provenance import provenance
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "resources.json"
-ARCHITECTURES = (80, 89, 90, 100)  # A100, L4, H100 and H200, B200
+ARCHITECTURES = (80, 89, 90, 100, 120)  # A100, L4, H100 and H200, B200, RTX 5090
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
 
 # name: (spatial, heads, kernel size, dilation, channels of a head, dtype, bias)

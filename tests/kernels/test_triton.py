@@ -180,7 +180,7 @@ def case(
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("spatial", [(7,), (4096,), (56, 56), (7, 7), (112, 96), (8, 9, 10)], ids=str)
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
 def test_estimates_fit(kernel, spatial, capability):
     for dtype, bias, channels in (("bfloat16", True, 32), ("float32", True, 64), ("float16", False, 128)):
         this = case(kernel, spatial, channels=channels, dtype=dtype, bias=bias, capability=capability)

@@ -126,10 +126,17 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
     halo = math.prod(_halo(case, tile))
     block = _BOXES[len(tile)] if halo > 1024 else None
     chunk = 32 if case.dtype == "float32" or case.head_dim > 64 else 64
-    if case.kernel != "attend" and (case.head_dim > 64 or _short_of_registers(case)) and (halo > 64 or chunk < 64):
-        chunk //= 2
-    config = Config(tile, block, min(chunk, _power_of_two(halo)), False, 1)
-    return dataclasses.replace(config, num_warps=config.slots // 16)
+    wide, hopper, blackwell = case.head_dim > 64, case.capability // 10 == 9, case.capability // 10 == 10
+    rows, stages = 16, 2  # rows of a tile per warp
+    if case.kernel == "attend_mirrored":  # four products of a chunk at once
+        halved = wide or not hopper
+        rows = 8 if wide or (blackwell and case.dtype != "float32") else 16
+    elif case.kernel == "attend":
+        halved, stages = False, 3 if blackwell and case.head_dim <= 32 else 2
+    else:
+        halved = (wide or _short_of_registers(case)) and (halo > 64 or chunk < 64)
+    config = Config(tile, block, min(chunk // 2 if halved else chunk, _power_of_two(halo)), False, 1, stages)
+    return dataclasses.replace(config, num_warps=config.slots // rows)
 
 
 def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
