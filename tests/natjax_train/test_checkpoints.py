@@ -168,6 +168,19 @@ def test_of_another_recipe(saved, change, message):
     assert sorted(saved.iterdir()) == before
 
 
+def test_other_data_touch_nothing(saved):
+    """Not even what is damaged is set aside for a run that cannot go on."""
+
+    class Other(Counter):
+        def set_state(self, state):
+            raise ValueError("other data")
+
+    (saved / "5" / "state" / "manifest.ocdbt").unlink()
+    with Checkpoints(saved, 2, print) as checkpoints, pytest.raises(ValueError, match="other data"):
+        checkpoints.restore(abstract(make_state(0)), Other())
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "4", "5"]
+
+
 def test_a_score_is_added(saved):
     with Checkpoints(saved, 2, print) as checkpoints:
         assert [checkpoints.has_score(step) for step in (2, 4, 5)] == [True, False, True]

@@ -192,9 +192,9 @@ class Checkpoints:
             if verdict == _MISFIT:
                 raise ValueError(f"{self._directory}: its checkpoints are of another model or recipe: {reason}.")
             if verdict == _GOOD:
-                self._set_aside(problems)
                 if data is not None:
-                    data.set_state(_own_position(positions, data))
+                    data.set_state(_own_position(positions, data))  # first, as it may refuse
+                self._set_aside(problems)
                 return _placed(arrays, like)
             problems[candidate] = reason
         if problems:

@@ -238,13 +238,8 @@ class _Watch:
         log: Any,
         report: Callable[[str], None],
     ):
-        self._recipe, self._batches, self._checkpoints, self._log, self._report = (
-            recipe,
-            batches,
-            checkpoints,
-            log,
-            report,
-        )
+        self._recipe, self._batches, self._checkpoints = recipe, batches, checkpoints
+        self._log, self._report = log, report
         self._skipped_in_a_row = 0
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         self._names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
