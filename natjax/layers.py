@@ -17,8 +17,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental.xla_metadata import set_xla_metadata
 
+from natjax.compiling import fork, product_of_tokens
 from natjax.configuration import NatConfig
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
@@ -67,7 +67,13 @@ class Builder:
     def linear(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Linear:
         """Returns a linear layer."""
         return nnx.Linear(
-            in_features, out_features, use_bias=use_bias, kernel_init=self._init, rngs=self.rngs, **self._dtypes
+            in_features,
+            out_features,
+            use_bias=use_bias,
+            kernel_init=self._init,
+            dot_general=product_of_tokens,
+            rngs=self.rngs,
+            **self._dtypes,
         )
 
     def halving_conv(self, in_features: int, out_features: int, *, use_bias: bool = True) -> nnx.Conv:
@@ -192,8 +198,9 @@ class NeighborhoodAttention(nnx.Module):
         padding = (max(0, window - height), max(0, window - width))
         if any(padding):
             x = jnp.pad(x, ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0)))
-        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, channels // self.num_heads)
-        query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]  # [B, H, W, N, D]
+        heads = (*x.shape[:3], self.num_heads, channels // self.num_heads)
+        # Split rather than sliced: a split's gradient is one concatenation, those of slices are padded and summed.
+        query, key, value = (y.reshape(heads) for y in jax.lax.split(self.qkv(x), (channels,) * 3, axis=3))
         options: dict[str, Any] = {"kernel_size": self.kernel_size, "dilation": self.dilation, "rpb": self.rpb[...]}
         dropout_rate = 0.0 if self.deterministic else self.dropout_rate
         weights = None
@@ -216,34 +223,6 @@ class NeighborhoodAttention(nnx.Module):
                 x = neighborhood_attention(query, key, value, implementation=self.implementation, **options)
         x = x[:, :height, :width].reshape(*x.shape[:1], height, width, channels)
         return self.dropout(self.output(x), rngs=rngs), weights if output_attentions else None
-
-
-@jax.custom_vjp
-def _fork(x: Array) -> tuple[Array, Array]:
-    """Returns x twice, for a residual connection and its branch."""
-    return x, x
-
-
-def _join(_, gradients: tuple[Array, Array]) -> tuple[Array]:
-    """Sums the gradients of both, on a CPU in a function that stays one.
-
-    XLA's CPU compiler would fuse the sum into all that use it, together with those of all later layers: every layer's gradients
-    would be summed again in each layer before it. That took half of a training step's time, and of its compilation.
-    """
-    return (jax.lax.platform_dependent(*gradients, cpu=_sum_apart, default=jnp.add),)
-
-
-_fork.defvjp(lambda x: (_fork(x), None), _join)
-
-
-def _sum_apart(a: Array, b: Array) -> Array:
-    with set_xla_metadata(inlineable="false"):
-        return _sum(a, b)
-
-
-@jax.jit
-def _sum(a: Array, b: Array) -> Array:
-    return a + b
 
 
 class NatLayer(nnx.Module):
@@ -274,9 +253,9 @@ class NatLayer(nnx.Module):
         self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B N H W K*K"] | None]:
         """Returns the layer's output and, where asked for, its attention weights."""
-        x, y = _fork(x)
+        x, y = fork(x)
         attended, weights = self.attention(self.layernorm_before(y), rngs=rngs, output_attentions=output_attentions)
-        x, y = _fork(self._residual(x, attended, 0, rngs))
+        x, y = fork(self._residual(x, attended, 0, rngs))
         with jax.named_scope("mlp"):
             hidden = _ACTIVATIONS[self.hidden_act](self.intermediate(self.layernorm_after(y)))
             x = self._residual(x, self.dropout(self.output(hidden), rngs=rngs), 1, rngs)

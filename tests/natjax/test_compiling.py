@@ -1,4 +1,4 @@
-"""Options of compilation: on a CPU they save memory, elsewhere there are none."""
+"""What XLA is told: options that save memory on a CPU and are none elsewhere, and products of two matrices for linear layers."""
 
 import jax
 import jax.numpy as jnp
@@ -23,3 +23,18 @@ def test_less_memory_on_a_cpu():
 def test_nothing_elsewhere(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert natjax.compiler_options() == {}
+
+
+def test_gradient_of_a_kernel_sums_over_one_axis():
+    """Not over batch, height and width, which XLA's CPU compiler would first transpose."""
+    model = nnx.eval_shape(lambda: natjax.create_model("nat_mini", rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model.nat.encoder.levels[0].layers[0].intermediate)
+    tokens = jax.ShapeDtypeStruct((2, 56, 56, 64), jnp.float32)
+
+    def loss(params, tokens):
+        return nnx.merge(graphdef, params)(tokens).sum()
+
+    equations = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, tokens).eqns
+    products = [e.params["dimension_numbers"][0] for e in equations if e.primitive is jax.lax.dot_general_p]
+    assert len(products) == 3  # forward, gradients of the tokens and of the kernel
+    assert all(len(axes) == 1 for contracted in products for axes in contracted)
