@@ -62,10 +62,12 @@ def beside_the_floor(row: dict[str, Any], floor: dict[str, float], target: float
     return row
 
 
-def compile_op(case: Case, what: str, dtype: str, implementation: str) -> tuple[jax.stages.Compiled, int]:
-    """Compiles a program of calls on inputs of their own; returns it and how many calls it makes."""
+def compile_op(
+    case: Case, what: str, dtype: str, implementation: str, sets: int | None = None
+) -> tuple[jax.stages.Compiled, int]:
+    """Compiles a program of calls on inputs of their own, as many as timing wants; returns it and how many calls it makes."""
     # XLA's own programs are many kernels each: two calls are enough, and compile sooner.
-    sets = rotation(case.nbytes(3, dtype), 2 if implementation == "xla" else 8)
+    sets = sets or rotation(case.nbytes(3, dtype), 2 if implementation == "xla" else 8)
 
     def op(query, key, value, rpb):
         return neighborhood_attention(query, key, value, rpb=rpb, **case.options(), implementation=implementation)
@@ -81,12 +83,11 @@ def compile_op(case: Case, what: str, dtype: str, implementation: str) -> tuple[
 
 
 def time_op(case: Case, dtype: str, compiled: tuple[jax.stages.Compiled, int], key: jax.Array) -> dict[str, Any]:
-    """Times a compiled program: microseconds of a call, their spread, and bytes beside inputs and outputs."""
+    """Times a compiled program: microseconds of a call and their spread."""
     program, sets = compiled
     middle, spread = seconds(program, (case.arguments(key, sets, dtype),), calls=sets)
     return {
         "microseconds": round(middle * 1e6, 2),
         "spread_microseconds": round(spread * 1e6, 2),
         "calls_a_program": sets,
-        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
     }

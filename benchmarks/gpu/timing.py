@@ -52,6 +52,13 @@ def compile_together(jobs: Mapping[Hashable, Callable[[], Any]], threads: int) -
         return {name: pool.submit(job).result for name, job in jobs.items()}
 
 
+def peak_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the memory that a compiled program holds at once: arguments, outputs that are not in theirs, temporaries."""
+    memory = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
+
+
 def rotation(nbytes: int, most: int = 8) -> int:
     """Returns how many input sets of so many bytes to take in turn."""
     return max(2, min(most, math.ceil(ROTATED_BYTES / nbytes)))
