@@ -116,14 +116,14 @@ class Tuner:
 
     def _times(self, configs: list) -> dict:
         """Compiles configurations side by side, then times them one by one; leaves out what fails and what time ends."""
-        from benchmarks.gpu.timing import compile_together, seconds
+        from benchmarks.gpu.timing import seconds, side_by_side
 
         times = {}
         for i in range(0, len(configs), 2 * self._threads):
             if time.monotonic() > self._deadline:
                 break
             some = configs[i : i + 2 * self._threads]
-            compiled = compile_together({c: functools.partial(self._compile, c) for c in some}, self._threads)
+            compiled = side_by_side({c: functools.partial(self._compile, c) for c in some}, self._threads)
             for config, program in compiled.items():
                 try:
                     results = program()(self._arguments)

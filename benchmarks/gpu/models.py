@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.timing import compile_together, fresh_key, peak_bytes, seconds
+from benchmarks.gpu.timing import fresh_key, peak_bytes, seconds, side_by_side
 from benchmarks.harness import Report
 
 BATCH, SIDE = 128, 224
@@ -30,7 +30,7 @@ def measure(report: Report, rehearse: bool, threads: int) -> None:
     for prepare, runs in groups[2:] if rehearse else groups:
         if report.time_is_up():
             return
-        compiled = compile_together(
+        compiled = side_by_side(
             {run: functools.partial(prepare, *run, key, batch, side, changes) for run in runs}, threads
         )
         what = "inference" if prepare is infer else "training step"

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from benchmarks.gpu.cases import Case, op_cases
-from benchmarks.gpu.timing import ceilings, compile_together, fresh_key, rotation, seconds
+from benchmarks.gpu.timing import ceilings, fresh_key, rotation, seconds, side_by_side
 from benchmarks.harness import Report
 from natjax_kernels import neighborhood_attention
 
@@ -27,7 +27,7 @@ def measure(report: Report, rehearse: bool, threads: int) -> None:
     for implementation, dtype, group in groups[2:] if rehearse else groups:
         if report.time_is_up():
             return
-        compiled = compile_together(
+        compiled = side_by_side(
             {
                 (case, what): functools.partial(compile_op, case, what, dtype, implementation)
                 for case, what in itertools.product(group, TARGETS)

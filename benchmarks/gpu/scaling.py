@@ -10,7 +10,7 @@ import jax
 
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.op import TARGETS, compile_op, time_op
-from benchmarks.gpu.timing import compile_together, fresh_key, peak_bytes
+from benchmarks.gpu.timing import fresh_key, peak_bytes, side_by_side
 from benchmarks.harness import Report
 
 SIDES = (56, 112, 224, 448, 1024)
@@ -28,7 +28,7 @@ def measure(report: Report, rehearse: bool, threads: int) -> None:
     for what in TARGETS:
         if report.time_is_up():
             return
-        compiled = compile_together(
+        compiled = side_by_side(
             {
                 (side, sets): functools.partial(compile_op, cases[side], what, "bfloat16", implementation, sets)
                 for side in sides

@@ -13,7 +13,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,13 +43,18 @@ def seconds(
     return middle, high - low
 
 
-def compile_together(jobs: Mapping[Hashable, Callable[[], Any]], threads: int) -> dict[Any, Callable[[], Any]]:
-    """Runs jobs that compile side by side, and ends when all have; returns functions that return or raise what the jobs did.
+def side_by_side(jobs: Mapping[Any, Callable[[], Any]], threads: int) -> dict[Any, Callable[[], Any]]:
+    """Runs jobs in threads, and returns when all have ended; returns functions that return or raise what the jobs did.
 
-    Compiling takes longer than measuring, and must not go on beside it.
+    For compiling, which takes longer than measuring and must not go on beside it.
     """
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        return {name: pool.submit(job).result for name, job in jobs.items()}
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        futures = {name: pool.submit(job) for name, job in jobs.items()}
+        concurrent.futures.wait(futures.values())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # where time is up, compilers are left behind
+    return {name: future.result for name, future in futures.items()}
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
