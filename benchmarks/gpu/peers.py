@@ -7,7 +7,6 @@ timed by events around replays of a captured CUDA graph, or around plain calls w
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import statistics
 import time
@@ -24,9 +23,6 @@ BATCH, SIDE = 128, 224
 
 def measure(report: Report, rehearse: bool, threads: int) -> None:
     """Adds rows per peer; the models first, as the comparison of whole models needs them."""
-    if not importlib.util.find_spec("torch"):
-        report.measure(lambda: {"skipped": "PyTorch cannot be imported"}, peer="all")
-        return
     cases = [Case("rehearsal", 1, (8, 9), 1, 16, (3, 3), 2)] if rehearse else levels(128, 2, "tiny", True)
     cases = sorted(cases, key=lambda case: case.dilation)
     plain = [case for case in cases if rehearse or case.dilation == 1]  # dilation is nothing to dense attention

@@ -5,7 +5,9 @@ import json
 import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 import time
 
 import jax
@@ -19,7 +21,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import harness, provenance, tune  # noqa: E402
-from benchmarks.gpu import summary  # noqa: E402
+from benchmarks.gpu import __main__ as gpu  # noqa: E402
+from benchmarks.gpu import summary, timing  # noqa: E402
 
 
 def run(tmp_path, name, code, limit=60.0):
@@ -71,6 +74,53 @@ def test_a_measurement_that_fails_costs_only_itself(tmp_path):
     late = harness.Report(tmp_path / "y.json", "y", {}, -1)
     assert late.time_is_up()
     assert "skipped" in late.measure(lambda: pytest.fail("it has no time"), case="late")
+
+
+def test_what_runs_when_time_is_up_is_skipped_whatever_it_catches(tmp_path):
+    def stubborn():
+        try:
+            time.sleep(60)
+        except Exception:
+            pytest.fail("interrupted as if something had gone wrong")
+        return {"microseconds": 1}
+
+    report = harness.Report(tmp_path / "x.json", "x", {}, 0.1)
+    with harness.interrupted(0.2):
+        assert report.measure(stubborn, case="long")["skipped"] == harness.OUT_OF_TIME
+        assert report.measure(stubborn, case="next")["skipped"] == harness.OUT_OF_TIME
+    with harness.interrupted(60):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_jobs_are_left_behind_when_time_is_up():
+    release = threading.Event()
+    started = time.monotonic()
+    try:
+        with pytest.raises(harness.TimeUp), harness.interrupted(0.2):
+            timing.side_by_side({i: lambda: release.wait(60) for i in range(3)}, threads=1)
+        assert time.monotonic() - started < 30
+    finally:
+        release.set()
+    results = timing.side_by_side({"bad": lambda: 1 / 0, "good": lambda: 2}, threads=2)
+    assert results["good"]() == 2
+    with pytest.raises(ZeroDivisionError):
+        results["bad"]()
+
+
+def test_missing_packages_skip_what_needs_them(monkeypatch):
+    missing = {"jax_triton", "optax", "transformers"}
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in missing else name)
+    assert gpu.lacking(gpu.SECTIONS) == {
+        **dict.fromkeys(("numerics", "op", "scaling"), "skipped: no jax_triton"),
+        "models": "skipped: no jax_triton, optax",
+        "peers": "without Swin and ConvNeXt: no transformers",
+    }
+
+
+def test_all_sections_end_within_eight_minutes():
+    others = sum(seconds + harness.GRACE for section, seconds in gpu.SECTIONS.items() if section != "peers")
+    assert others + 60 + harness.GRACE <= gpu.ALL < 480  # a minute and more is left for the peers
 
 
 def test_summary_says_met_missed_and_not_measured(tmp_path):
