@@ -84,15 +84,26 @@ def levels(batch: int, heads: int, prefix: str, dilated: bool) -> list[Case]:
     ]
 
 
-def op_cases(rehearse: bool) -> list[Case]:
-    """Returns what the op is timed on, the most telling first."""
-    if rehearse:
-        return [Case("tiny level 1", 2, (14, 14), 2, 8, (7, 7)), Case("1-D", 1, (64,), 1, 16, (15,))]
-    return levels(128, 2, "tiny", True) + LARGE + levels(128, 4, "base", False)
-
-
 LARGE = [
     Case("1-D of 32768", 8, (32768,), 4, 64, (63,)),
     Case("2-D kernel 80", 1, (256, 256), 2, 128, (80, 80), bias=False),
     Case("3-D kernel 18 x 24 x 24", 1, (30, 48, 80), 2, 64, (18, 24, 24), bias=False),
 ]
+SMALL = {
+    "tiny": [Case("tiny level 1", 1, (8, 9), 2, 16, (3, 3))],
+    "dilated": [Case("tiny level 1 dilation 2", 1, (8, 9), 2, 16, (3, 3), 2)],
+    "large": [Case("1-D", 1, (300,), 1, 16, (15,)), Case("3-D", 2, (4, 5, 8), 2, 16, (2, 4, 3), bias=False)],
+}
+
+
+def groups(rehearse: bool) -> dict[str, list[Case]]:
+    """Returns what the op is timed on, by group and the most telling first, so that Base is cut first where time is short."""
+    if rehearse:
+        return SMALL
+    tiny = levels(128, 2, "tiny", True)
+    return {
+        "tiny": [case for case in tiny if case.dilation == 1],
+        "dilated": [case for case in tiny if case.dilation > 1],
+        "large": LARGE,
+        "base": levels(128, 4, "base", False),
+    }

@@ -8,32 +8,27 @@ from typing import Any
 
 import jax
 
-from benchmarks.gpu.cases import Case, op_cases
+from benchmarks.gpu.cases import Case, groups
 from benchmarks.gpu.timing import ceilings, fresh_key, rotation, seconds, side_by_side
 from benchmarks.harness import Report
 from natjax_kernels import neighborhood_attention
 
 TARGETS = {"forward": 2.0, "both": 2.5}  # times the floor, levels 1 to 3
+RUNS = (("triton", "bfloat16"), ("triton", "float16"), ("xla", "bfloat16"), ("xla", "float16"))
 
 
 def measure(report: Report, rehearse: bool, threads: int) -> None:
-    """Adds a row per case, dtype, implementation and direction; what matters most comes first."""
+    """Adds a row per case, dtype, implementation and direction; what matters most is compiled and timed before the rest is."""
     key, seed = fresh_key()
     limits = ceilings(rehearse)
     report.note(seed=seed, ceilings=limits, targets=TARGETS)
-    cases = op_cases(rehearse)
-    tiny = [case for case in cases if case.name.startswith("tiny")]
-    groups = [("triton", "bfloat16", cases), ("triton", "float16", cases), ("xla", "bfloat16", tiny)]
-    for implementation, dtype, group in groups[2:] if rehearse else groups:
-        if report.time_is_up():
-            return
-        compiled = side_by_side(
-            {
-                (case, what): functools.partial(compile_op, case, what, dtype, implementation)
-                for case, what in itertools.product(group, TARGETS)
-            },
-            threads,
-        )
+    steps = list(itertools.product(groups(rehearse).values(), RUNS[2:3] if rehearse else RUNS))
+    for cases, (implementation, dtype) in sorted(steps, key=lambda step: step[1] == RUNS[-1]):
+        jobs = {
+            (case, what): functools.partial(compile_op, case, what, dtype, implementation)
+            for case, what in itertools.product(cases, TARGETS)
+        }
+        compiled = jobs if report.time_is_up() else side_by_side(jobs, threads)
         for (case, what), program in compiled.items():
             floor = case.floors(dtype, limits)[what]
             target = TARGETS[what] if implementation == "triton" and _has_target(case) else None

@@ -107,8 +107,9 @@ def ceilings(rehearse: bool) -> dict[str, float]:
         return x
 
     gap, _ = seconds(chain, (jnp.zeros(64),), calls=links)
-    return {
-        "copy_gigabytes_per_second": round(2 * 2 * size / copy / 1e9, 1),
-        "matmul_teraflops": round(2 * side**3 / product / 1e12, 1),
-        "kernel_gap_microseconds": round(gap * 1e6, 2),
+    found = {
+        "copy_gigabytes_per_second": 2 * 2 * size / copy / 1e9,
+        "matmul_teraflops": 2 * side**3 / product / 1e12,
+        "kernel_gap_microseconds": gap * 1e6,
     }
+    return {name: float(f"{value:.4g}") for name, value in found.items()}  # never 0, as others are divided by them
