@@ -13,6 +13,7 @@ import time
 import jax
 import pytest
 
+from natjax.presets import PRESETS
 from natjax_kernels import neighborhood_attention
 from natjax_kernels.plan import Window
 from natjax_kernels.triton import config
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import harness, provenance, tune  # noqa: E402
 from benchmarks.gpu import __main__ as gpu  # noqa: E402
-from benchmarks.gpu import summary, timing  # noqa: E402
+from benchmarks.gpu import cases, summary, timing  # noqa: E402
 
 
 def run(tmp_path, name, code, limit=60.0):
@@ -150,6 +151,18 @@ def test_provenance_changes_with_the_kernels(tmp_path, monkeypatch):
     before = provenance.kernels_hash()
     (tmp_path / "kernels.py").write_text("changed")
     assert provenance.kernels_hash() != before != found["kernels_sha256"]
+
+
+def test_tuning_knows_every_attention_of_every_published_model():
+    known = {(case.spatial, case.kernel_size, case.dilation) for case in cases.published()}
+    wanted = set()
+    for preset in PRESETS.values():
+        for level in range(preset.config.num_levels):
+            side = preset.image_size // 4 >> level
+            for dilation in preset.config.layer_dilations(level):
+                wanted.add(((side, side), (preset.config.kernel_size,) * 2, dilation))
+    assert known == wanted
+    assert len({case.name for case in cases.published()}) == len(known)
 
 
 def test_configurations_are_merged_and_sorted(tmp_path):
