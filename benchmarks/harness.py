@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 TAIL = 3000  # characters of a section's output that are kept where it failed
@@ -23,10 +23,30 @@ OUT_OF_TIME = "the section's time is up"  # why a row was skipped
 GRACE = 10.0  # seconds that a section has to end by itself after its budget
 
 
+class TimeUp(BaseException):
+    """Time is up: of no kind that those who catch exceptions would catch."""
+
+
+@contextlib.contextmanager
+def interrupted(seconds: float) -> Generator[None]:
+    """Raises TimeUp in the main thread after so many seconds, in the middle of whatever Python does there."""
+
+    def interrupt(*_: Any) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Report:
     """The JSON file of a section: {"section", "status", "provenance", "rows", ...}, whole after every change.
 
-    `measure` skips what would start when the budget of `seconds` is spent.
+    `measure` skips what would start when the budget of `seconds` is spent, and what `interrupted` ends.
     """
 
     def __init__(self, path: pathlib.Path, section: str, provenance: dict[str, Any], seconds: float):
@@ -53,6 +73,8 @@ class Report:
         else:
             try:
                 row = {**labels, **work()}
+            except TimeUp:
+                row = {**labels, "skipped": OUT_OF_TIME}
             except Exception as error:  # one measurement that fails must not cost the others
                 row = {**labels, "error": f"{type(error).__name__}: {str(error)[:500]}"}
             row["took_seconds"] = round(time.monotonic() - started, 2)

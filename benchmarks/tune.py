@@ -41,13 +41,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"
-    from benchmarks.gpu.cases import Case, levels
+    from benchmarks.gpu.cases import Case, published
     from benchmarks.provenance import KERNELS as FOLDER
     from natjax_kernels.triton.config import KERNELS
     from natjax_kernels.triton.launch import device_kind
 
-    # Heads and batch are no part of a configuration's name, so that NAT-Tiny speaks for all sizes.
-    cases = [Case("rehearsal", 1, (8, 8), 1, 8, (3, 3))] if args.rehearse else levels(128, 2, "tiny", True)
+    cases = [Case("rehearsal", 1, (8, 8), 1, 8, (3, 3))] if args.rehearse else published()
     if args.list:
         print("\n".join(case.name for case in cases))
         return
@@ -116,14 +115,14 @@ class Tuner:
 
     def _times(self, configs: list) -> dict:
         """Compiles configurations side by side, then times them one by one; leaves out what fails and what time ends."""
-        from benchmarks.gpu.timing import compile_together, seconds
+        from benchmarks.gpu.timing import seconds, side_by_side
 
         times = {}
         for i in range(0, len(configs), 2 * self._threads):
             if time.monotonic() > self._deadline:
                 break
             some = configs[i : i + 2 * self._threads]
-            compiled = compile_together({c: functools.partial(self._compile, c) for c in some}, self._threads)
+            compiled = side_by_side({c: functools.partial(self._compile, c) for c in some}, self._threads)
             for config, program in compiled.items():
                 try:
                     results = program()(self._arguments)

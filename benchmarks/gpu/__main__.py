@@ -7,51 +7,68 @@ targets are met. `--rehearse` runs all of it in small on a CPU, where times mean
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import importlib.util
 import os
 import pathlib
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
+from typing import Any
 
-from benchmarks.harness import GRACE, Report, run_section, write
+from benchmarks.harness import GRACE, Report, TimeUp, interrupted, run_section, write
 from benchmarks.provenance import ROOT, provenance
 
-# Seconds of budget, most telling first. What would start later is skipped; 10 seconds more and the section is ended.
-SECTIONS = {"numerics": 70, "op": 90, "models": 130, "peers": 85, "scaling": 35}
+ALL = 470  # seconds, of all sections together
+# Seconds of budget, most telling first; peers, which are slow to compile, have what the others leave. What would start later is
+# skipped, what runs half of GRACE later is interrupted, and a section that is there after all of GRACE is ended.
+SECTIONS = {"numerics": 70, "op": 100, "models": 110, "scaling": 30, "peers": ALL}
+_KERNELS = ("triton", "jax_triton", "absl")
+NEEDS = {
+    "numerics": _KERNELS,
+    "op": _KERNELS,
+    "models": (*_KERNELS, "flax", "optax"),
+    "scaling": _KERNELS,
+    "peers": ("torch",),
+}
 
 
 def main() -> int:
     """Runs the sections; returns 0 where all were completed."""
+    started = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out", type=pathlib.Path, help="folder for the results (rehearsals: a temporary one by default)"
     )
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
-    parser.add_argument("--seconds", type=float, help="budget of every section")
+    parser.add_argument("--seconds", type=float, help="budget of every section, whatever all take together")
     parser.add_argument("--rehearse", action="store_true", help="all of it in small, on a CPU")
     parser.add_argument("--threads", type=int, default=8, help="that compile side by side")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # run one section in this process
     args = parser.parse_args()
     if args.inside:
-        inside(args.sections[0], args.out, args.seconds, args.rehearse, args.threads)
-        return 0
+        inside(args.sections[0], args.out, started + args.seconds, args.rehearse, args.threads)
+        os._exit(0)  # compilers that time was up for would be waited for
     out = args.out or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else ROOT / "benchmarks" / "results")
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    sections = [section for section in SECTIONS if section in args.sections]
+    reasons = {} if args.rehearse else lacking(sections)
+    if reasons:
+        print("Some packages are missing (benchmarks/README.md says how to bring them):")
+        print("\n".join(f"  {section} {reason}" for section, reason in reasons.items()), flush=True)
     statuses = {}
-    for section in args.sections:
-        seconds = args.seconds or SECTIONS[section]
-        command = [sys.executable, "-m", "benchmarks.gpu", "--inside", "--sections", section]
-        command += [
-            "--out",
-            str(out),
-            "--seconds",
-            str(seconds),
-            "--threads",
-            str(args.threads),
-            *(["--rehearse"] if args.rehearse else []),
-        ]
+    for section in sections:
         path = out / f"gpu_{section}.json"
+        if reasons.get(section, "").startswith("skipped"):
+            statuses[section] = "skipped"
+            write(path, {"section": section, "status": "skipped", "reason": reasons[section], "rows": []})
+            continue
+        seconds = args.seconds or min(SECTIONS[section], started + ALL - GRACE - time.monotonic())
+        command = [sys.executable, "-m", "benchmarks.gpu", "--inside", "--sections", section, "--out", str(out)]
+        command += ["--seconds", str(seconds), "--threads", str(args.threads), *["--rehearse"] * args.rehearse]
         statuses[section] = run_section(path, section, command, seconds + GRACE, environment(section, args.rehearse))
         print(f"{section}: {statuses[section]}", flush=True)
     from benchmarks.gpu.summary import summarise, table
@@ -63,17 +80,42 @@ def main() -> int:
     return 0 if all(status == "complete" for status in statuses.values()) else 1
 
 
-def inside(section: str, out: pathlib.Path, seconds: float, rehearse: bool, threads: int) -> None:
-    """Runs a section in this process."""
-    path = out / f"gpu_{section}.json"
-    import jax
+def lacking(sections: Iterable[str]) -> dict[str, str]:
+    """Returns what sections go without, or why they are skipped, for lack of packages."""
+    found = {}
+    for section in sections:
+        if missing := [name for name in NEEDS[section] if not importlib.util.find_spec(name)]:
+            found[section] = f"skipped: no {', '.join(missing)}"
+        elif section == "peers" and not importlib.util.find_spec("transformers"):
+            found[section] = "without Swin and ConvNeXt: no transformers"
+    return found
 
-    if not rehearse and jax.default_backend() != "gpu":
-        raise SystemExit(f"This needs a GPU; JAX found {jax.devices()[0].device_kind}. --rehearse runs on a CPU.")
-    report = Report(path, section, provenance(rehearsal=rehearse), seconds)
-    importlib.import_module(f"benchmarks.gpu.{section}").measure(report, rehearse, 1 if rehearse else threads)
+
+def inside(section: str, out: pathlib.Path, deadline: float, rehearse: bool, threads: int) -> None:
+    """Runs a section in this process, whose start and imports are in its time."""
+    measure = importlib.import_module(f"benchmarks.gpu.{section}").measure
+    where = {} if rehearse else gpu(section)
+    left = deadline - time.monotonic()
+    report = Report(out / f"gpu_{section}.json", section, provenance(rehearsal=rehearse, **where), left)
+    with contextlib.suppress(TimeUp), interrupted(deadline + GRACE / 2 - time.monotonic()):
+        measure(report, rehearse, min(threads, 2) if rehearse else threads)
     if not report.content["rows"] or all("error" in row for row in report.content["rows"]):
         raise SystemExit("Nothing could be measured; the rows say why.")
+
+
+def gpu(section: str) -> dict[str, Any]:
+    """Returns what provenance, which asks JAX, would not know of this section's GPU; ends where there is none."""
+    if section == "peers":
+        import torch
+
+        if torch.cuda.is_available():
+            return {"device": torch.cuda.get_device_name(), "devices": torch.cuda.device_count()}
+    else:
+        import jax
+
+        if jax.default_backend() == "gpu":
+            return {}
+    raise SystemExit("This needs a GPU, and found none. --rehearse runs on a CPU.")
 
 
 def environment(section: str, rehearse: bool) -> dict[str, str]:
@@ -84,13 +126,11 @@ def environment(section: str, rehearse: bool) -> dict[str, str]:
         os.environ.get("PYTHONPATH", ""),
     ]
     found = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    # JAX must not take all of the GPU's memory, as PyTorch wants some in the same process.
     found |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    found["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    if rehearse:
+    if rehearse or section == "peers":  # PyTorch's GPU is PyTorch's alone: its cuDNN is not JAX's
         found["JAX_PLATFORMS"] = "cpu"
-        if section == "numerics":
-            found["TRITON_INTERPRET"] = "1"
+    if rehearse and section == "numerics":
+        found["TRITON_INTERPRET"] = "1"
     return found
 
 

@@ -67,28 +67,35 @@ class Case:
         return {"kernel_size": self.kernel_size, "dilation": self.dilation}
 
 
-def levels(batch: int, heads: int, prefix: str, dilated: bool) -> list[Case]:
-    """Returns NAT's levels at 224 px, and DiNAT's dilated ones."""
+DILATIONS = (8, 4, 2, 1)  # of DiNAT's levels: the largest that the maps of 224 px have room for
+
+
+def levels(
+    batch: int, heads: int, prefix: str, dilations: tuple[int, ...] = (1, 1, 1, 1), side: int = 56, kernel: int = 7
+) -> list[Case]:
+    """Returns a model's levels, whose maps halve from `side` on, plain and as DiNAT dilates every second layer."""
     return [
         Case(
-            f"{prefix} level {level}{f' dilation {d}' * (d > 1)}",
+            f"{prefix} level {level + 1}{f' dilation {d}' * (d > 1)}",
             batch,
-            (side, side),
-            heads << level - 1,
+            (side >> level,) * 2,
+            heads << level,
             32,
-            (7, 7),
+            (kernel,) * 2,
             d,
         )
-        for level, (side, most) in enumerate(((56, 8), (28, 4), (14, 2), (7, 1)), 1)
-        for d in dict.fromkeys((1, most if dilated else 1))
+        for level, most in enumerate(dilations)
+        for d in dict.fromkeys((1, most))
     ]
 
 
-def op_cases(rehearse: bool) -> list[Case]:
-    """Returns what the op is timed on, the most telling first."""
-    if rehearse:
-        return [Case("tiny level 1", 2, (14, 14), 2, 8, (7, 7)), Case("1-D", 1, (64,), 1, 16, (15,))]
-    return levels(128, 2, "tiny", True) + LARGE + levels(128, 4, "base", False)
+def published() -> list[Case]:
+    """Returns what attention of all published models comes to: heads and batch are no part of a configuration's name."""
+    return [
+        *levels(128, 2, "tiny", DILATIONS),  # NAT-Tiny speaks for all sizes at 224 px
+        *levels(32, 6, "384 px", (13, 6, 3, 1), 96),
+        *levels(32, 6, "384 px kernel 11", DILATIONS, 96, 11),
+    ]
 
 
 LARGE = [
@@ -96,3 +103,21 @@ LARGE = [
     Case("2-D kernel 80", 1, (256, 256), 2, 128, (80, 80), bias=False),
     Case("3-D kernel 18 x 24 x 24", 1, (30, 48, 80), 2, 64, (18, 24, 24), bias=False),
 ]
+SMALL = {
+    "tiny": [Case("tiny level 1", 1, (8, 9), 2, 16, (3, 3))],
+    "dilated": [Case("tiny level 1 dilation 2", 1, (8, 9), 2, 16, (3, 3), 2)],
+    "large": [Case("1-D", 1, (300,), 1, 16, (15,)), Case("3-D", 2, (4, 5, 8), 2, 16, (2, 4, 3), bias=False)],
+}
+
+
+def groups(rehearse: bool) -> dict[str, list[Case]]:
+    """Returns what the op is timed on, by group and the most telling first, so that Base is cut first where time is short."""
+    if rehearse:
+        return SMALL
+    tiny = levels(128, 2, "tiny", DILATIONS)
+    return {
+        "tiny": [case for case in tiny if case.dilation == 1],
+        "dilated": [case for case in tiny if case.dilation > 1],
+        "large": LARGE,
+        "base": levels(128, 4, "base"),
+    }

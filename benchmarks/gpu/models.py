@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.timing import compile_together, fresh_key, seconds
+from benchmarks.gpu.timing import fresh_key, peak_bytes, seconds, side_by_side
 from benchmarks.harness import Report
 
 BATCH, SIDE = 128, 224
@@ -30,7 +30,7 @@ def measure(report: Report, rehearse: bool, threads: int) -> None:
     for prepare, runs in groups[2:] if rehearse else groups:
         if report.time_is_up():
             return
-        compiled = compile_together(
+        compiled = side_by_side(
             {run: functools.partial(prepare, *run, key, batch, side, changes) for run in runs}, threads
         )
         what = "inference" if prepare is infer else "training step"
@@ -96,11 +96,9 @@ def row(program: jax.stages.Compiled, run: Callable[[], jax.Array], batch: int) 
     middle, spread = seconds(run, (), samples=10, limit=2.0)
     if not jnp.isfinite(run()).all():
         raise FloatingPointError("the logits or the loss are not finite")
-    memory = program.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return {
         "milliseconds": round(middle * 1e3, 3),
         "spread_milliseconds": round(spread * 1e3, 3),
         "images_per_second": round(batch / middle, 1),
-        "peak_bytes": peak - memory.alias_size_in_bytes,
+        "peak_bytes": peak_bytes(program),
     }

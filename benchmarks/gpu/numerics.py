@@ -1,26 +1,26 @@
 """Numerics of the fused kernels: errors beside float64 arithmetic on the same inputs, unwritten outputs, determinism.
 
-Inputs are drawn anew in every run. Before each of the runs that have to agree bitwise, freed memory is filled with NaN, so
-that an output that nobody wrote shows. The suite is the op's: rank, dilation, stride, causality, even kernels, partial tiles.
+Inputs are drawn anew in every run. Each of the runs that have to agree bitwise is given arrays of NaN to write its results into
+(donated buffers), so that an entry that nobody wrote shows; a call passes only where XLA took all of them (`poisoned`). The suite
+is the op's: rank, dilation, stride, causality, even kernels, partial tiles, halos of many blocks, with and without a bias.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu.timing import fresh_key, normal
+from benchmarks.gpu.timing import fresh_key, normal, side_by_side
 from benchmarks.harness import Report
 from natjax_kernels import neighborhood_attention
 
 # Largest error, relative to the largest entry of a result (at least 1): as in the tests of the op.
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 RESULTS = ("out", "dquery", "dkey", "dvalue", "drpb")
-POISON = 1 << 28  # bytes
 
 # name: [B, *spatial, N, D], options, bias
 CALLS = {
@@ -34,6 +34,7 @@ CALLS = {
     "2-D causal": ((1, 20, 21, 2, 16), {"kernel_size": (3, 4), "is_causal": (True, False)}, False),
     "2-D strided": ((1, 21, 23, 1, 8), {"kernel_size": (5, 4), "stride": (2, 4), "is_causal": (False, True)}, False),
     "2-D large window": ((1, 64, 64, 1, 128), {"kernel_size": 41}, False),
+    "2-D large window, bias": ((2, 48, 40, 2, 32), {"kernel_size": 31}, True),
     "3-D": ((1, 9, 10, 11, 2, 24), {"kernel_size": 3, "dilation": (1, 2, 3)}, True),
     "level 2": ((4, 28, 28, 4, 32), {"kernel_size": 7, "dilation": 4}, True),
     "level 3": ((4, 14, 14, 8, 32), {"kernel_size": 7}, True),
@@ -51,14 +52,14 @@ def measure(report: Report, rehearse: bool, threads: int) -> None:
     report.note(seed=seed, tolerance=TOLERANCE, runs=runs)
     calls = SMALL if rehearse else CALLS
     jobs = [(dtype, name, jax.random.fold_in(key, i)) for dtype in TOLERANCE for i, name in enumerate(calls)]
+    jobs.sort(key=lambda job: job[0] == "float32")
+
+    def row(dtype, name, key):
+        return report.measure(lambda: check(*calls[name], dtype, key, runs), call=name, dtype=dtype)
+
     # Compiling is most of the time, and the compilers run side by side.
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        done = [
-            pool.submit(report.measure, lambda j=job: check(*calls[j[1]], j[0], j[2], runs), call=job[1], dtype=job[0])
-            for job in sorted(jobs, key=lambda job: job[0] == "float32")
-        ]
-    rows = [future.result() for future in done]
-    report.note(passed=all(row.get("passed") for row in rows), count=len(rows))
+    rows = side_by_side({job[:2]: functools.partial(row, *job) for job in jobs}, threads)
+    report.note(passed=all(row().get("passed") for row in rows.values()), count=len(rows))
 
 
 def check(shape, options, bias: bool, dtype: str, key: jax.Array, runs: int) -> dict[str, Any]:
@@ -67,16 +68,18 @@ def check(shape, options, bias: bool, dtype: str, key: jax.Array, runs: int) -> 
     kernel = options["kernel_size"]
     kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
     query, key_, value, d_out, rpb = normal(key, *[shape] * 4, (shape[-2], *(2 * k - 1 for k in kernel)), dtype=dtype)
-    arguments = (query, key_, value, rpb if bias else None)
-    program = _program("triton", options).lower(arguments, d_out).compile()
-    first = _after_poison(program, arguments, d_out)
-    same = True
-    for _ in range(runs - 1):
-        again = _after_poison(program, arguments, d_out)
-        same &= all(np.array_equal(a, b, equal_nan=False) for a, b in zip(first, again, strict=True))
+    arguments = [query, key_, value, rpb] if bias else [query, key_, value]
+    call = jax.jit(
+        lambda arguments, d_out, results: _call("triton", options, arguments, d_out), donate_argnums=2, keep_unused=True
+    )
+    results = _poison(arguments)
+    program = call.lower(arguments, d_out, results).compile()
+    first, *others = (_run(program, arguments, d_out) for _ in range(runs))
+    same = all(np.array_equal(a, b) for again in others for a, b in zip(first, again, strict=True))
     with jax.enable_x64(True):
         exact, exact_d_out = jax.tree.map(lambda x: x.astype("float64"), (arguments, d_out))
-        expected = [np.asarray(x) for x in _program("reference", options)(exact, exact_d_out) if x is not None]
+        reference = jax.jit(functools.partial(_call, "reference", options))
+        expected = [np.asarray(x) for x in reference(exact, exact_d_out)]
     errors, worst = {}, 0.0
     for name, got, right in zip(RESULTS, first, expected, strict=False):
         difference = got.astype(np.float64) - right
@@ -84,30 +87,33 @@ def check(shape, options, bias: bool, dtype: str, key: jax.Array, runs: int) -> 
         worst = max(worst, largest if np.isfinite(largest) else np.inf)
         errors[name] = {"largest": float(largest), "norm": float(np.linalg.norm(difference) / np.linalg.norm(right))}
     finite = all(np.isfinite(x.astype(np.float32)).all() for x in first)
+    poisoned = program.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in results)
     return {
-        "passed": bool(same and finite and worst <= TOLERANCE[dtype]),
-        "same_in_all_runs": bool(same),
+        "passed": bool(same and finite and poisoned and worst <= TOLERANCE[dtype]),
+        "same_in_all_runs": same,
         "finite": bool(finite),
+        "poisoned": poisoned,
         "errors": errors if finite else {name: str(e) for name, e in errors.items()},  # JSON has no NaN
     }
 
 
-def _program(implementation: str, options):
-    @jax.jit
-    def run(arguments, d_out):
-        def op(q, k, v, rpb):
-            return neighborhood_attention(q, k, v, rpb=rpb, **options, implementation=implementation)
+def _call(implementation: str, options, arguments, d_out):
+    def op(query, key, value, rpb=None):
+        return neighborhood_attention(query, key, value, rpb=rpb, **options, implementation=implementation)
 
-        out, pull = jax.vjp(op, *arguments)
-        return out, *pull(d_out)
-
-    return run
+    out, pull = jax.vjp(op, *arguments)
+    return out, *pull(d_out)
 
 
-def _after_poison(program, arguments, d_out) -> list[np.ndarray]:
-    """Runs a compiled program on memory that held NaN; the allocator hands out again what was freed last."""
-    poison = [jnp.full(size // 4, jnp.nan, jnp.float32) for size in (POISON >> 3, POISON >> 6, POISON >> 9)]
-    jax.block_until_ready(poison)
-    for x in poison:
-        x.delete()
-    return [np.asarray(x) for x in program(arguments, d_out) if x is not None]
+def _poison(arguments) -> list[jax.Array]:
+    """Returns NaN for the results of a call: the output, which is like the query, and a gradient for each argument."""
+    return [jnp.full_like(x, jnp.nan) for x in (arguments[0], *arguments)]
+
+
+def _run(program: jax.stages.Compiled, arguments, d_out) -> list[np.ndarray]:
+    """Runs a program that writes over NaN; its scratch memory most likely held NaN too: what was freed last is taken first."""
+    results = _poison(arguments)
+    scratch = jnp.full(program.memory_analysis().temp_size_in_bytes // 4, jnp.nan)
+    jax.block_until_ready((results, scratch))
+    scratch.delete()
+    return [np.asarray(x) for x in program(arguments, d_out, results)]

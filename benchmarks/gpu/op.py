@@ -8,32 +8,27 @@ from typing import Any
 
 import jax
 
-from benchmarks.gpu.cases import Case, op_cases
-from benchmarks.gpu.timing import ceilings, compile_together, fresh_key, rotation, seconds
+from benchmarks.gpu.cases import Case, groups
+from benchmarks.gpu.timing import ceilings, fresh_key, rotation, seconds, side_by_side
 from benchmarks.harness import Report
 from natjax_kernels import neighborhood_attention
 
 TARGETS = {"forward": 2.0, "both": 2.5}  # times the floor, levels 1 to 3
+RUNS = (("triton", "bfloat16"), ("triton", "float16"), ("xla", "bfloat16"), ("xla", "float16"))
 
 
 def measure(report: Report, rehearse: bool, threads: int) -> None:
-    """Adds a row per case, dtype, implementation and direction; what matters most comes first."""
+    """Adds a row per case, dtype, implementation and direction; what matters most is compiled and timed before the rest is."""
     key, seed = fresh_key()
     limits = ceilings(rehearse)
     report.note(seed=seed, ceilings=limits, targets=TARGETS)
-    cases = op_cases(rehearse)
-    tiny = [case for case in cases if case.name.startswith("tiny")]
-    groups = [("triton", "bfloat16", cases), ("triton", "float16", cases), ("xla", "bfloat16", tiny)]
-    for implementation, dtype, group in groups[2:] if rehearse else groups:
-        if report.time_is_up():
-            return
-        compiled = compile_together(
-            {
-                (case, what): functools.partial(compile_op, case, what, dtype, implementation)
-                for case, what in itertools.product(group, TARGETS)
-            },
-            threads,
-        )
+    steps = list(itertools.product(groups(rehearse).values(), RUNS[2:3] if rehearse else RUNS))
+    for cases, (implementation, dtype) in sorted(steps, key=lambda step: step[1] == RUNS[-1]):
+        jobs = {
+            (case, what): functools.partial(compile_op, case, what, dtype, implementation)
+            for case, what in itertools.product(cases, TARGETS)
+        }
+        compiled = jobs if report.time_is_up() else side_by_side(jobs, threads)
         for (case, what), program in compiled.items():
             floor = case.floors(dtype, limits)[what]
             target = TARGETS[what] if implementation == "triton" and _has_target(case) else None
@@ -62,10 +57,12 @@ def beside_the_floor(row: dict[str, Any], floor: dict[str, float], target: float
     return row
 
 
-def compile_op(case: Case, what: str, dtype: str, implementation: str) -> tuple[jax.stages.Compiled, int]:
-    """Compiles a program of calls on inputs of their own; returns it and how many calls it makes."""
+def compile_op(
+    case: Case, what: str, dtype: str, implementation: str, sets: int | None = None
+) -> tuple[jax.stages.Compiled, int]:
+    """Compiles a program of calls on inputs of their own, as many as timing wants; returns it and how many calls it makes."""
     # XLA's own programs are many kernels each: two calls are enough, and compile sooner.
-    sets = rotation(case.nbytes(3, dtype), 2 if implementation == "xla" else 8)
+    sets = sets or rotation(case.nbytes(3, dtype), 2 if implementation == "xla" else 8)
 
     def op(query, key, value, rpb):
         return neighborhood_attention(query, key, value, rpb=rpb, **case.options(), implementation=implementation)
@@ -81,12 +78,11 @@ def compile_op(case: Case, what: str, dtype: str, implementation: str) -> tuple[
 
 
 def time_op(case: Case, dtype: str, compiled: tuple[jax.stages.Compiled, int], key: jax.Array) -> dict[str, Any]:
-    """Times a compiled program: microseconds of a call, their spread, and bytes beside inputs and outputs."""
+    """Times a compiled program: microseconds of a call and their spread."""
     program, sets = compiled
     middle, spread = seconds(program, (case.arguments(key, sets, dtype),), calls=sets)
     return {
         "microseconds": round(middle * 1e6, 2),
         "spread_microseconds": round(spread * 1e6, 2),
         "calls_a_program": sets,
-        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
     }

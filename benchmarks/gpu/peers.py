@@ -7,14 +7,16 @@ timed by events around replays of a captured CUDA graph, or around plain calls w
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.gpu.cases import Case, levels
+from benchmarks.gpu.cases import Case, groups
+from benchmarks.gpu.op import TARGETS
 from benchmarks.gpu.timing import rotation
 from benchmarks.harness import Report
 from benchmarks.torch_models import build
@@ -23,54 +25,56 @@ BATCH, SIDE = 128, 224
 
 
 def measure(report: Report, rehearse: bool, threads: int) -> None:
-    """Adds rows per peer; the models first, as the comparison of whole models needs them."""
-    if not importlib.util.find_spec("torch"):
-        report.measure(lambda: {"skipped": "PyTorch cannot be imported"}, peer="all")
-        return
-    cases = [Case("rehearsal", 1, (8, 9), 1, 16, (3, 3), 2)] if rehearse else levels(128, 2, "tiny", True)
-    cases = sorted(cases, key=lambda case: case.dilation)
-    plain = [case for case in cases if rehearse or case.dilation == 1]  # dilation is nothing to dense attention
+    """Adds rows per peer, the most telling first: compiling takes most of the time, and not all of it may be there."""
+    cases = groups(rehearse)
 
     def model(name: str, what: str) -> None:
         report.measure(lambda: model_row(name, what, rehearse), peer=name, what=what)
 
-    def attention(peer: str, what: str, case: Case) -> None:
-        labels = {"peer": peer, "case": case.name, "dtype": "bfloat16", "bias": peer == "flex_attention"}
-        report.measure(lambda: attention_row(peer, case, what, rehearse), what=what, **labels)
+    def attention(group: str, dtype: str) -> None:
+        # Dilation is nothing to dense attention. On CPUs flex_attention has no backward.
+        peers = ("flex_attention",) if group == "dilated" else ("flex_attention", "cudnn_dense")
+        for peer, case, what in itertools.product(peers, cases[group], TARGETS):
+            if not (rehearse and peer == "flex_attention" and what == "both"):
+                labels = {"peer": peer, "case": case.name, "dtype": dtype, "what": what}
+                bias = peer == "flex_attention" and case.bias
+                report.measure(
+                    lambda p=peer, c=case, w=what: attention_row(p, c, dtype, w, rehearse), **labels, bias=bias
+                )
 
     model("swin_tiny", "inference")
-    for case in plain:
-        attention("flex_attention", "forward", case)
-    for peer, what in (("flex_attention", "both"), ("cudnn_dense", "forward"), ("cudnn_dense", "both")):
-        if not (rehearse and peer == "flex_attention"):  # on CPUs it has no backward
-            for case in plain:
-                attention(peer, what, case)
+    attention("tiny", "bfloat16")
     model("swin_tiny", "training step")
     model("convnext_tiny", "inference")
-    for case in cases:
-        if case not in plain:
-            attention("flex_attention", "forward", case)
+    for group in cases:
+        if group != "tiny":
+            attention(group, "bfloat16")
     model("convnext_tiny", "training step")
+    for group in cases:
+        attention(group, "float16")
 
 
-def attention_row(peer: str, case: Case, what: str, rehearse: bool) -> dict[str, Any]:
-    """Times one peer on one case."""
+def attention_row(peer: str, case: Case, dtype: str, what: str, rehearse: bool) -> dict[str, Any]:
+    """Times one peer on one case, in a rehearsal in float32 and beside what the op makes of it."""
     import torch
 
     place = "cpu" if rehearse else "cuda"
-    sets = 2 if rehearse else rotation(case.nbytes(3, "bfloat16"))
-    tokens = math.prod(case.spatial)
-    shape = (case.batch, case.heads, tokens, case.channels)  # contiguous as it wants it, which costs us nothing here
-    dtype = torch.float32 if rehearse else torch.bfloat16
-    inputs = [[torch.randn(shape, device=place, dtype=dtype) for _ in range(4)] for _ in range(sets)]
-    spans = [2 * k - 1 for k in case.kernel_size]
-    rpb = torch.randn((case.heads, *spans), device=place, dtype=dtype)
-    attend = flex(case, rpb, rehearse) if peer == "flex_attention" else dense(rehearse)
+    sets = 2 if rehearse else rotation(case.nbytes(3, dtype))
+    shape = (
+        case.batch,
+        case.heads,
+        math.prod(case.spatial),
+        case.channels,
+    )  # contiguous as it wants it: costs us nothing
+    make = functools.partial(torch.randn, device=place, dtype=torch.float32 if rehearse else getattr(torch, dtype))
+    inputs = [[make(shape) for _ in range(4)] for _ in range(sets)]
+    flexible = peer == "flex_attention"
+    rpb = make((case.heads, *(2 * k - 1 for k in case.kernel_size))) if flexible and case.bias else None
+    attend = flex(case, rpb, place, compiled=not rehearse) if flexible else dense(rehearse)
+    leaves = [] if rpb is None else [rpb]
     if what == "both":
-        leaves = [rpb] if peer == "flex_attention" else []
         for tensor in (*(x for one in inputs for x in one[:3]), *leaves):
             tensor.requires_grad_()
-    error = float((attend(*inputs[0][:3]) - window_reference(case, inputs[0], rpb)).abs().max()) if rehearse else None
 
     def run() -> None:
         for query, key, value, d_out in inputs:
@@ -80,39 +84,71 @@ def attention_row(peer: str, case: Case, what: str, rehearse: bool) -> dict[str,
 
     with torch.set_grad_enabled(what == "both"):
         row = timed(run, sets, rehearse)
-    return row | ({"largest_error": error} if peer == "flex_attention" and rehearse else {})
+        if rehearse and flexible:
+            row["largest_error"] = float((attend(*inputs[0][:3]) - window_reference(case, inputs[0], rpb)).abs().max())
+    return row
 
 
-def flex(case: Case, rpb: Any, rehearse: bool) -> Callable:
+def flex(case: Case, rpb: Any, place: str, compiled: bool) -> Callable:
     """Returns flex_attention with the window and the bias of a case: windows shift inward, dilation by residue classes."""
     import torch
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
-    (height, width), (k, _), d = case.spatial, case.kernel_size, case.dilation
-    tokens = height * width
+    spatial, kernel, d = case.spatial, case.kernel_size, case.dilation
 
-    def axis_start(position, length):
-        group = (length - position % d + d - 1) // d  # tokens of its residue class
-        return torch.clamp(position // d - k // 2, min=0).minimum(group - k)
-
-    def sees(query, key, length):
-        offset = key // d - axis_start(query, length)
-        return (query % d == key % d) & (offset >= 0) & (offset < k)
+    def coordinates(token):
+        inner = []
+        for length in reversed(spatial[1:]):
+            inner.append(token % length)
+            token = token // length
+        return [token, *reversed(inner)]
 
     def mask(b, h, query, key):
-        return sees(query // width, key // width, height) & sees(query % width, key % width, width)
+        sees = query >= 0
+        for q, at, length, k in zip(coordinates(query), coordinates(key), spatial, kernel, strict=True):
+            group = (length - q % d + d - 1) // d  # tokens of its residue class
+            offset = at // d - torch.clamp(q // d - k // 2, min=0).minimum(group - k)
+            sees = sees & (q % d == at % d) & (offset >= 0) & (offset < k)
+        return sees
 
     def bias(score, b, h, query, key):
-        y = torch.clamp((key // width) // d - (query // width) // d + k - 1, 0, 2 * k - 2)
-        x = torch.clamp((key % width) // d - (query % width) // d + k - 1, 0, 2 * k - 2)
-        return score + rpb[h, y, x]
+        offsets = [
+            torch.clamp(at // d - q // d + k - 1, 0, 2 * k - 2)
+            for q, at, k in zip(coordinates(query), coordinates(key), kernel, strict=True)
+        ]
+        return score + rpb[(h, *offsets)]
 
-    blocks = create_block_mask(mask, None, None, tokens, tokens, device=str(rpb.device))
-    if rehearse:
-        return lambda q, key, v: flex_attention(q, key, v, score_mod=bias, block_mask=blocks)
+    options = {"score_mod": None if rpb is None else bias, "block_mask": block_mask(mask, math.prod(spatial), place)}
+    if not compiled:
+        return functools.partial(flex_attention, **options)
     torch._dynamo.reset()
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda q, key, v: compiled(q, key, v, score_mod=bias, block_mask=blocks)
+    return functools.partial(torch.compile(flex_attention, dynamic=False), **options)
+
+
+def block_mask(mask: Callable, tokens: int, place: str, side: int = 128, rows: int = 8) -> Any:
+    """Returns the block mask of all tokens, made of a few rows of blocks at a time.
+
+    PyTorch's own create_block_mask has all pairs of tokens in memory at once, more than 100 GB for the largest case.
+    """
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
+
+    blocks = math.ceil(tokens / side)
+    keys = torch.arange(blocks * side, device=place)
+    counts = []
+    for queries in keys[:, None].split(rows * side):
+        seen = mask(None, None, queries, keys) & (queries < tokens) & (keys < tokens)
+        counts.append(seen.view(-1, side, blocks, side).sum((1, 3)))
+    seen = torch.cat(counts)[None, None]
+
+    def listed(wanted):  # how many blocks of a row there are, and which, these first
+        return wanted.sum(-1, dtype=torch.int32), wanted.int().argsort(dim=-1, descending=True, stable=True).int()
+
+    full = seen == side * side
+    partial = (seen > 0) & ~full
+    return BlockMask.from_kv_blocks(
+        *listed(partial), *listed(full), BLOCK_SIZE=side, mask_mod=mask, seq_lengths=(tokens, tokens)
+    )
 
 
 def window_reference(case: Case, tensors: Sequence[Any], rpb: Any) -> Any:
@@ -126,7 +162,7 @@ def window_reference(case: Case, tensors: Sequence[Any], rpb: Any) -> Any:
         moved = x.detach().transpose(1, 2).reshape(case.shape)
         return jnp.asarray(moved.numpy())
 
-    bias = jnp.asarray(rpb.detach().numpy())
+    bias = None if rpb is None else jnp.asarray(rpb.detach().numpy())
     out = neighborhood_attention(*map(ours, tensors[:3]), rpb=bias, **case.options(), implementation="reference")
     return torch.tensor(out.tolist()).reshape(case.batch, -1, case.heads, case.channels).transpose(1, 2)
 
@@ -204,16 +240,21 @@ def timed(run: Callable, calls: int, rehearse: bool, *, capture: bool = True, sa
             replay, graph = captured.replay, True
         except RuntimeError:
             torch.cuda.synchronize()
-    replay()
-    times = []
-    for _ in range(samples):
+
+    def sample(replays: int) -> float:
+        """Milliseconds of a replay."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(4):
+        for _ in range(replays):
             replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / (4 * calls))
+        return start.elapsed_time(end) / replays
+
+    replays = max(1, min(4, round(20 / sample(1))))  # some 20 ms a sample at most
+    begun, times = time.perf_counter(), []
+    while len(times) < samples and (len(times) < 3 or time.perf_counter() - begun < 2):
+        times.append(sample(replays) * 1e3 / calls)
     return _statistics(times) | {"graph": graph, "peak_bytes": peak}
 
 

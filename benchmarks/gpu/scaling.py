@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from benchmarks.gpu.cases import Case
-from benchmarks.gpu.op import compile_op, time_op
-from benchmarks.gpu.timing import compile_together, fresh_key
+from benchmarks.gpu.op import TARGETS, compile_op, time_op
+from benchmarks.gpu.timing import fresh_key, peak_bytes, side_by_side
 from benchmarks.harness import Report
 
 SIDES = (56, 112, 224, 448, 1024)
@@ -25,15 +25,25 @@ def measure(report: Report, rehearse: bool, threads: int) -> None:
     # As many tokens for all, so that every map fills the GPU.
     cases = {side: Case(f"side {side}", max(1, tokens // side**2), (side, side), 2, 32, (7, 7)) for side in sides}
     implementation = "xla" if rehearse else "triton"
-    for what in ("forward", "both"):
-        compiled = compile_together(
-            {side: functools.partial(compile_op, cases[side], what, "bfloat16", implementation) for side in sides},
+    for what in TARGETS:
+        if report.time_is_up():
+            return
+        compiled = side_by_side(
+            {
+                (side, sets): functools.partial(compile_op, cases[side], what, "bfloat16", implementation, sets)
+                for side in sides
+                for sets in (None, 1)  # several calls are timed, but share temporaries: memory is that of one
+            },
             threads,
         )
         times = {}
-        for side, program in compiled.items():
+        for side, case in cases.items():
+            timed, single = compiled[side, None], compiled[side, 1]
             row = report.measure(
-                lambda c=cases[side], p=program: per_token(c, p(), key), side=side, batch=cases[side].batch, what=what
+                lambda c=case, t=timed, s=single: per_token(c, t(), s()[0], key),
+                side=side,
+                batch=case.batch,
+                what=what,
             )
             if "nanoseconds_per_token" in row:
                 times[side] = row["nanoseconds_per_token"]
@@ -43,10 +53,14 @@ def measure(report: Report, rehearse: bool, threads: int) -> None:
             report.note(**{f"{what}_slowest_over_fastest": round(ratio, 3), f"{what}_flat": ratio <= 1 + FLAT_WITHIN})
 
 
-def per_token(case: Case, compiled: tuple[jax.stages.Compiled, int], key: jax.Array) -> dict[str, Any]:
-    """Times a case; a program makes several calls, and its temporary memory is taken to be theirs in equal parts."""
-    row = time_op(case, "bfloat16", compiled, key)
+def per_token(
+    case: Case, timed: tuple[jax.stages.Compiled, int], single: jax.stages.Compiled, key: jax.Array
+) -> dict[str, Any]:
+    """Times a case, and takes its memory from a program of a single call: inputs and results included, temporaries alone."""
+    row = time_op(case, "bfloat16", timed, key)
     tokens = case.batch * math.prod(case.spatial)
-    row["nanoseconds_per_token"] = round(row["microseconds"] * 1e3 / tokens, 4)
-    row["temporary_bytes_per_token"] = round(row["temporary_bytes"] / tokens / row["calls_a_program"], 1)
-    return row
+    return row | {
+        "nanoseconds_per_token": round(row["microseconds"] * 1e3 / tokens, 4),
+        "peak_bytes_per_token": round(peak_bytes(single) / tokens, 1),
+        "temporary_bytes_per_token": round(single.memory_analysis().temp_size_in_bytes / tokens, 1),
+    }

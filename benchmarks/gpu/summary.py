@@ -69,7 +69,7 @@ def _shares(models: dict[str, Any], op: dict[tuple, dict[str, Any]]) -> dict[str
 
 
 def _passed(numerics: dict[str, Any]) -> float | None:
-    rows = numerics["rows"]
+    rows = [row for row in numerics["rows"] if "skipped" not in row]
     return statistics.fmean(bool(row.get("passed")) for row in rows) if rows else None
 
 

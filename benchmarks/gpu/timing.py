@@ -13,7 +13,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,13 +43,25 @@ def seconds(
     return middle, high - low
 
 
-def compile_together(jobs: Mapping[Hashable, Callable[[], Any]], threads: int) -> dict[Any, Callable[[], Any]]:
-    """Runs jobs that compile side by side, and ends when all have; returns functions that return or raise what the jobs did.
+def side_by_side(jobs: Mapping[Any, Callable[[], Any]], threads: int) -> dict[Any, Callable[[], Any]]:
+    """Runs jobs in threads, and returns when all have ended; returns functions that return or raise what the jobs did.
 
-    Compiling takes longer than measuring, and must not go on beside it.
+    For compiling, which takes longer than measuring and must not go on beside it.
     """
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        return {name: pool.submit(job).result for name, job in jobs.items()}
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        futures = {name: pool.submit(job) for name, job in jobs.items()}
+        concurrent.futures.wait(futures.values())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # where time is up, compilers are left behind
+    return {name: future.result for name, future in futures.items()}
+
+
+def peak_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the memory that a compiled program holds at once: arguments, outputs that are not in theirs, temporaries."""
+    memory = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
 
 
 def rotation(nbytes: int, most: int = 8) -> int:
@@ -95,8 +107,9 @@ def ceilings(rehearse: bool) -> dict[str, float]:
         return x
 
     gap, _ = seconds(chain, (jnp.zeros(64),), calls=links)
-    return {
-        "copy_gigabytes_per_second": round(2 * 2 * size / copy / 1e9, 1),
-        "matmul_teraflops": round(2 * side**3 / product / 1e12, 1),
-        "kernel_gap_microseconds": round(gap * 1e6, 2),
+    found = {
+        "copy_gigabytes_per_second": 2 * 2 * size / copy / 1e9,
+        "matmul_teraflops": 2 * side**3 / product / 1e12,
+        "kernel_gap_microseconds": gap * 1e6,
     }
+    return {name: float(f"{value:.4g}") for name, value in found.items()}  # never 0, as others are divided by them

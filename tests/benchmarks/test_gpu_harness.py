@@ -5,12 +5,15 @@ import json
 import os
 import pathlib
 import re
+import signal
 import sys
+import threading
 import time
 
 import jax
 import pytest
 
+from natjax.presets import PRESETS
 from natjax_kernels import neighborhood_attention
 from natjax_kernels.plan import Window
 from natjax_kernels.triton import config
@@ -19,7 +22,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import harness, provenance, tune  # noqa: E402
-from benchmarks.gpu import summary  # noqa: E402
+from benchmarks.gpu import __main__ as gpu  # noqa: E402
+from benchmarks.gpu import cases, summary, timing  # noqa: E402
 
 
 def run(tmp_path, name, code, limit=60.0):
@@ -73,6 +77,53 @@ def test_a_measurement_that_fails_costs_only_itself(tmp_path):
     assert "skipped" in late.measure(lambda: pytest.fail("it has no time"), case="late")
 
 
+def test_what_runs_when_time_is_up_is_skipped_whatever_it_catches(tmp_path):
+    def stubborn():
+        try:
+            time.sleep(60)
+        except Exception:
+            pytest.fail("interrupted as if something had gone wrong")
+        return {"microseconds": 1}
+
+    report = harness.Report(tmp_path / "x.json", "x", {}, 0.1)
+    with harness.interrupted(0.2):
+        assert report.measure(stubborn, case="long")["skipped"] == harness.OUT_OF_TIME
+        assert report.measure(stubborn, case="next")["skipped"] == harness.OUT_OF_TIME
+    with harness.interrupted(60):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_jobs_are_left_behind_when_time_is_up():
+    release = threading.Event()
+    started = time.monotonic()
+    try:
+        with pytest.raises(harness.TimeUp), harness.interrupted(0.2):
+            timing.side_by_side({i: lambda: release.wait(60) for i in range(3)}, threads=1)
+        assert time.monotonic() - started < 30
+    finally:
+        release.set()
+    results = timing.side_by_side({"bad": lambda: 1 / 0, "good": lambda: 2}, threads=2)
+    assert results["good"]() == 2
+    with pytest.raises(ZeroDivisionError):
+        results["bad"]()
+
+
+def test_missing_packages_skip_what_needs_them(monkeypatch):
+    missing = {"jax_triton", "optax", "transformers"}
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in missing else name)
+    assert gpu.lacking(gpu.SECTIONS) == {
+        **dict.fromkeys(("numerics", "op", "scaling"), "skipped: no jax_triton"),
+        "models": "skipped: no jax_triton, optax",
+        "peers": "without Swin and ConvNeXt: no transformers",
+    }
+
+
+def test_all_sections_end_within_eight_minutes():
+    others = sum(seconds + harness.GRACE for section, seconds in gpu.SECTIONS.items() if section != "peers")
+    assert others + 60 + harness.GRACE <= gpu.ALL < 480  # a minute and more is left for the peers
+
+
 def test_summary_says_met_missed_and_not_measured(tmp_path):
     def row(case, implementation, microseconds, **more):
         labels = {"case": case, "dtype": "bfloat16", "implementation": implementation, "what": "forward"}
@@ -100,6 +151,18 @@ def test_provenance_changes_with_the_kernels(tmp_path, monkeypatch):
     before = provenance.kernels_hash()
     (tmp_path / "kernels.py").write_text("changed")
     assert provenance.kernels_hash() != before != found["kernels_sha256"]
+
+
+def test_tuning_knows_every_attention_of_every_published_model():
+    known = {(case.spatial, case.kernel_size, case.dilation) for case in cases.published()}
+    wanted = set()
+    for preset in PRESETS.values():
+        for level in range(preset.config.num_levels):
+            side = preset.image_size // 4 >> level
+            for dilation in preset.config.layer_dilations(level):
+                wanted.add(((side, side), (preset.config.kernel_size,) * 2, dilation))
+    assert known == wanted
+    assert len({case.name for case in cases.published()}) == len(known)
 
 
 def test_configurations_are_merged_and_sorted(tmp_path):

@@ -37,6 +37,9 @@ def test_benchmark(tmp_path):
     peers = json.loads((tmp_path / "gpu_peers.json").read_text())["rows"]
     errors = [row["largest_error"] for row in peers if row.get("peer") == "flex_attention"]
     assert all(error < 1e-5 for error in errors)  # it computes what we do
+    for row in json.loads((tmp_path / "gpu_scaling.json").read_text())["rows"]:
+        tensors = {"forward": 4, "both": 8}[row["what"]]  # of 2 heads of 32 channels in bfloat16, held at once
+        assert row["peak_bytes_per_token"] >= tensors * 2 * 32 * 2 + row["temporary_bytes_per_token"]
     summary = json.loads((tmp_path / "gpu_summary.json").read_text())
     assert summary["sections"] == dict.fromkeys(SECTIONS, "complete")
 
