@@ -210,9 +210,9 @@ def train(
                 checkpoints.wait()
                 raise PreemptedError(step, total, stop)
         checkpoints.wait()
-        best = checkpoints.best if recipe.select == "best" else step
-        if best is not None and best != step:
-            state, result = checkpoints.restore(like, step=best), None
+        if recipe.select == "best":
+            state = checkpoints.restore_best(like, state)
+            result = result if int(state.step) == step else None
         deliver(state)
         try:
             result = result or measure(_averaged(state))
@@ -222,7 +222,7 @@ def train(
             log.close()
             pictures.curves(out / "metrics.jsonl", out / "curves.png")
             pictures.confusion(result.confusion, train_source.class_names, out / "confusion.png")
-            report(f"{out / 'model'}: the model of step {best or step}, top-1 {result.top1:.2%}.")
+            report(f"{out / 'model'}: the model of step {int(state.step)}, top-1 {result.top1:.2%}.")
     return out / "model"
 
 
