@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -295,6 +296,7 @@ def test_full_disk(tmp_path, what):
         assert "The earlier ones are intact, the newest is of step 1" in done.stdout
     else:
         assert "cannot write: File too large. It was left as it was." in done.stdout
+    assert "Traceback" not in done.stderr
     state, position, reports = restore(tmp_path / "run")
     assert (int(state.step), position, reports) == (1, 10, [])
 
@@ -314,6 +316,8 @@ def main() -> None:
             checkpoints.wait()
         except CheckpointError as error:
             print(error)
+        with contextlib.suppress(CheckpointError):
+            checkpoints.close()
     sys.stdout.flush()
     os._exit(0)
 

@@ -18,7 +18,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,6 +64,8 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike, keep: int, report: Callable[[str], None]):
         self._directory, self._keep, self._report = Path(directory).absolute(), keep, report
         self._pending: tuple[int, Any] | None = None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet_threads())
         self._open()
 
     def __enter__(self) -> Checkpoints:
@@ -80,7 +83,7 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,  # ty: ignore
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # ty: ignore
-            preservation_policy=self,  # ty: ignore
+            preservation_policy=self,
             cleanup_tmp_directories=True,
         )
         steps = self.steps
@@ -277,11 +280,12 @@ class Checkpoints:
         Raises:
             CheckpointError: that save failed.
         """
-        try:
-            self.wait()
-        finally:
-            with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
-                self._checkpointer.close()
+        with self._quiet:
+            try:
+                self.wait()
+            finally:
+                with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
+                    self._checkpointer.close()
 
 
 class _Files:
@@ -374,3 +378,24 @@ def _agreed(verdict: int, reason: str) -> tuple[int, str]:
 def _rename_damaged(path: Path) -> None:
     names = (path.with_name(f"damaged-{path.name}" + (f"-{i}" if i else "")) for i in itertools.count())
     path.rename(next(name for name in names if not name.exists()))
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Generator[None]:
+    """Keeps every thread of Orbax and its storage from printing the traceback of an error that the main one raises as well."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+    def note(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # the storage's answer comes after Orbax has given up
+            hook(unraisable)
+
+    logger.addFilter(of_others)
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logger.removeFilter(of_others)
