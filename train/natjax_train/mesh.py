@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 AXES = ("data", "fsdp")
 BATCH = P(AXES)
+_HEARTBEAT = 60  # seconds without a sign of life from a process, after which the others end, too
 _SMALL = 2048  # elements; below this a parameter costs more to gather than to hold
 
 
@@ -109,6 +110,8 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
     whole_node = 0 < tasks <= nodes and not os.environ.get("JAX_LOCAL_DEVICE_IDS")
     devices: list[int] | None = [] if whole_node else None
     if all(given):
-        jax.distributed.initialize(coordinator, count, index, local_device_ids=devices)
+        jax.distributed.initialize(
+            coordinator, count, index, local_device_ids=devices, heartbeat_timeout_seconds=_HEARTBEAT
+        )
     elif tasks > 1:
-        jax.distributed.initialize(local_device_ids=devices)
+        jax.distributed.initialize(local_device_ids=devices, heartbeat_timeout_seconds=_HEARTBEAT)
