@@ -119,11 +119,21 @@ def test_same_again(start, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_select(start, tmp_path, select):
-    code, messages = finish(start(tmp_path / "run", select=select, save_every=0, eval_every=0.03, learning_rate=0.1))
-    assert code == 0, messages
-    step = int(re.search(r"the model of step (\d+), top-1", messages).group(1))
-    top1 = {line["step"]: line["top1"] for line in lines(tmp_path / "run") if "top1" in line}
+    out, settings = tmp_path / "run", {"save_every": 0, "eval_every": 0.03, "learning_rate": 0.1}
+
+    def selected(*arguments):
+        code, messages = finish(start(out, *arguments, select=select, **settings))
+        assert code == 0, messages
+        return int(re.search(r"the model of step (\d+), top-1", messages).group(1)), messages
+
+    step, _ = selected()
+    top1 = {line["step"]: line["top1"] for line in lines(out) if "top1" in line}
     assert step == 30 if select == "last" else top1[step] == max(top1.values()) > top1[30]
+    if select == "best":
+        (out / "checkpoints" / str(step) / "state" / "manifest.ocdbt").unlink()
+        another, messages = selected("--resume")
+        assert f"The checkpoint of step {step} is damaged" in messages
+        assert another in {27, 30} - {step}  # the newest two are kept beside the best
 
 
 @pytest.mark.parametrize("seed", range(4))
