@@ -87,9 +87,10 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         steps = self.steps
-        found = np.array([self._read_score(step) for step in steps])
-        if jax.process_count() > 1:  # on a network's file system not all may see the same
-            found = multihost_utils.broadcast_one_to_all(found)
+        found = np.array([self._read_score(step) for step in steps], np.float64)
+        if steps and jax.process_count() > 1:  # on a network's file system not all may see the same
+            bits = found.view(np.uint32)  # as JAX would round them
+            found = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
         self._scores = {step: float(score) for step, score in zip(steps, found, strict=True) if not math.isnan(score)}
 
     def _read_score(self, step: int) -> float:
