@@ -159,6 +159,11 @@ def test_kill(start, undisturbed, tmp_path, seed):
 def test_sigterm(start, undisturbed, tmp_path):
     process = start(tmp_path / "run", save_every=0)
     wait_for(process, tmp_path / "run", 13)  # an evaluation is at 11
+    process.send_signal(signal.SIGSTOP)
+    code, messages = finish(start(tmp_path / "run", "--resume", save_every=0))
+    assert code == 1
+    assert "its run is under way in another process" in messages
+    process.send_signal(signal.SIGCONT)
     process.terminate()
     code, messages = finish(process)
     assert code == 75, messages

@@ -130,7 +130,7 @@ def test_half_an_address():
         start_processes("localhost:1234", None, 0)
 
 
-ALL, BY_LOCAL_INDEX = ({"local_device_ids": ids, "heartbeat_timeout_seconds": 60} for ids in ([], None))
+ALL, BY_LOCAL_INDEX = {"local_device_ids": []}, {"local_device_ids": None}
 EXPLICIT = ("localhost:1234", 2, 0)
 
 

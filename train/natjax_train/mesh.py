@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 AXES = ("data", "fsdp")
 BATCH = P(AXES)
-_HEARTBEAT = 60  # seconds without a sign of life from a process, after which the others end, too
 _SMALL = 2048  # elements; below this a parameter costs more to gather than to hold
 
 
@@ -110,8 +109,6 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
     whole_node = 0 < tasks <= nodes and not os.environ.get("JAX_LOCAL_DEVICE_IDS")
     devices: list[int] | None = [] if whole_node else None
     if all(given):
-        jax.distributed.initialize(
-            coordinator, count, index, local_device_ids=devices, heartbeat_timeout_seconds=_HEARTBEAT
-        )
+        jax.distributed.initialize(coordinator, count, index, local_device_ids=devices)
     elif tasks > 1:
-        jax.distributed.initialize(local_device_ids=devices, heartbeat_timeout_seconds=_HEARTBEAT)
+        jax.distributed.initialize(local_device_ids=devices)
