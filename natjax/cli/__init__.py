@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         complain("interrupted")
-        return 130
+        return _ended(130)
     except BrokenPipeError:
         # The interpreter flushes stdout once more on its way out; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,12 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # a traceback is no answer to a typo in a path
         if args.debug or os.environ.get("NATJAX_TRACEBACK") == "1":
             traceback.print_exc()
-            return 1
+            return _ended(1)
         message = str(error) or type(error).__name__
         if not isinstance(error, _EXPECTED):
             message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
         complain(f"error: {message}")
-        return 1
+        return _ended(1)
+    return code
+
+
+def _ended(code: int) -> int:
+    """Returns the code of a command that failed. One of several processes ends here: on its usual way out JAX would wait for the
+    others, which wait for this one amid a step."""
+    jax = sys.modules.get("jax")
+    if jax and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

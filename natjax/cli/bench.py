@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, positive_seconds
 from natjax.cli._config import read_config
+from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 HELP = "measure how fast a model is on this device"
 _LEAST, _MOST = 5, 1000  # runs that are timed
-_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # as GPUs and CPUs say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +72,15 @@ def run(args: argparse.Namespace) -> int:
     preset = None if Path(args.model).exists() else PRESETS.get(args.model)
     side, batch = args.image_size or (preset.image_size if preset else 224), args.batch_size
     flops = 2 * batch * count_flops(config, (side, side))
-    try:
+    too_large = (
+        f"{args.model} does not fit into this device's memory with {batch} image(s) of {side} x {side} pixels; "
+        "give a smaller --batch-size or --image-size."
+    )
+    with explain_out_of_memory(too_large):
         measured = {"inference": _measure(inference(config, batch, side, args.dtype), args.seconds, batch, flops)}
         if args.train:
             program = training(config, batch, side, args.dtype)
             measured["training step"] = _measure(program, args.seconds, batch, 3 * flops)
-    except jax.errors.JaxRuntimeError as error:
-        if not any(said in str(error) for said in _OUT_OF_MEMORY):
-            raise
-        raise ValueError(
-            f"{args.model} does not fit into this device's memory with {batch} image(s) of {side} x {side} pixels; "
-            "give a smaller --batch-size or --image-size."
-        ) from error
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     facts = {"model": args.model, "image_size": side, "batch_size": batch, "dtype": args.dtype}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
 from natjax.cli._images import find_checkpoint, load_processor
+from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
 from natjax.errors import CheckpointError
 
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     devices = mesh.make_mesh(args.mesh)
     mesh.check_batch(devices, args.batch_size)
     progress = Progress(len(source), "images")
-    with jax.set_mesh(devices):
+    too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
+    with explain_out_of_memory(too_large), jax.set_mesh(devices):
         _, graphdef, params = model.split_model(net)
         params = jax.device_put(jax.tree.map(np.asarray, params), NamedSharding(devices, PartitionSpec()))
         batches = data.eval_loader(

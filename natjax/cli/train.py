@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import signal
 from pathlib import Path
 
 from natjax.cli._arguments import add_process_arguments
+from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
 from natjax_train.presets import RECIPES, find_recipe
 from natjax_train.recipes import Recipe, field_types, override
@@ -15,6 +17,10 @@ from natjax_train.recipes import Recipe, field_types, override
 HELP = "train or fine-tune a model"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, start again with --resume
 EXIT_INTERRUPTED = 130  # as shells say of Ctrl-C; saved as well
+_TOO_LARGE = (
+    "A step does not fit into a device's memory. A smaller batch_size ({recipe.batch_size}) needs less; so do, with the same "
+    "batch, a larger accumulate ({recipe.accumulate}), --remat true and --dtype bfloat16, or more devices in the mesh."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,15 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains; returns 75 where SIGTERM ended the run early but safely, 130 where Ctrl-C did."""
-    saved = Path(args.out) / "recipe.json"
-    if args.resume and saved.is_file():
-        recipe = find_recipe(str(saved))
-    elif args.recipe:
-        recipe = find_recipe(args.recipe)
-    else:
-        raise ValueError(f"--recipe is needed: a JSON file, or one of {', '.join(RECIPES)}.")
-    texts = {name: getattr(args, f"recipe_{name}") for name in field_types()}
-    recipe = override(recipe, {name: text for name, text in texts.items() if text is not None})
+    recipe = _recipe(args)
 
     from natjax_train import mesh
 
@@ -58,8 +56,30 @@ def run(args: argparse.Namespace) -> int:
     if jax.process_index() == 0:
         print(recipe.to_json(), flush=True)  # JSON escapes what could steer a terminal
     try:
-        loop.train(recipe, args.data, args.out, resume=args.resume, report=complain)
+        with explain_out_of_memory(_TOO_LARGE.format(recipe=recipe)):
+            loop.train(recipe, args.data, args.out, resume=args.resume, report=complain)
     except loop.PreemptedError as stopped:
         complain(str(stopped))
         return EXIT_PREEMPTED if stopped.signal == signal.SIGTERM else EXIT_INTERRUPTED
     return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """Returns the recipe with what the flags override: the run's own where one is resumed."""
+    texts = {name: getattr(args, f"recipe_{name}") for name in field_types()}
+    changes = {name: text for name, text in texts.items() if text is not None}
+    named = override(find_recipe(args.recipe), changes) if args.recipe else None
+    saved = Path(args.out) / "recipe.json"
+    if not (args.resume and saved.is_file()):
+        if named is None:
+            raise ValueError(f"--recipe is needed: a JSON file, or one of {', '.join(RECIPES)}.")
+        return named
+    recipe = override(find_recipe(str(saved)), changes)
+    if named and named != recipe:
+        fields = [field.name for field in dataclasses.fields(Recipe)]
+        differing = ", ".join(name for name in fields if getattr(named, name) != getattr(recipe, name))
+        raise ValueError(
+            f"The run goes on by {saved}, which differs from --recipe {args.recipe} in {differing}: leave --recipe out, or "
+            "choose another folder for another run."
+        )
+    return recipe

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +17,8 @@ import jax.numpy as jnp
 import pytest
 
 from natjax.errors import CheckpointError
-from natjax_train.checkpoints import Checkpoints, digests
+from natjax_train.checkpoints import Checkpoints
+from natjax_train.integrity import digests
 from natjax_train.mesh import make_mesh, state_shardings
 from natjax_train.step import TrainState
 
@@ -63,11 +67,18 @@ def abstract(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def restore(directory, **options):
+def restore(directory):
     reports, counter = [], Counter()
     with Checkpoints(directory, 2, reports.append) as checkpoints:
-        state = checkpoints.restore(abstract(make_state(0)), counter, **options)
+        state = checkpoints.restore(abstract(make_state(0)), counter)
     return state, counter.position, reports
+
+
+def restore_best(directory, newest=5):
+    reports = []
+    with Checkpoints(directory, 2, reports.append) as checkpoints:
+        state = checkpoints.restore_best(abstract(make_state(0)), make_state(newest))
+    return int(state.step), reports
 
 
 def test_round_trip(saved):
@@ -81,7 +92,8 @@ def test_kept(saved):
     checkpoints = Checkpoints(saved, 2, print)
     assert (checkpoints.steps, checkpoints.best) == ([2, 4, 5], 2)
     checkpoints.close()
-    assert int(restore(saved, step=2)[0].step) == 2
+    assert restore_best(saved) == (2, [])
+    assert restore_best(saved, newest=2) == (2, [])
 
 
 def test_nothing_there(tmp_path):
@@ -122,11 +134,33 @@ def test_another_number_of_processes(saved):
     )
 
 
-def test_damaged_score(saved):
-    (saved / "5" / "metrics" / "metrics").write_text('{"sco')
+@pytest.mark.parametrize(
+    "text", ['{"sco', "[]", '{"state": "0.2", "crc32": 1}', '{"state": "null", "crc32": 634125391}']
+)
+def test_damaged_score(saved, text):
+    """The checkpoint is good, and can be evaluated again."""
+    (saved / "5" / "data" / "score.json").write_text(text)
     state, _, reports = restore(saved)
-    assert int(state.step) == 4
-    assert reports == ["The checkpoint of step 5 is damaged: its score is unreadable."]
+    assert int(state.step) == 5
+    assert reports == ["The score of step 5 is unreadable: it counts as not evaluated."]
+    with Checkpoints(saved, 2, lambda message: None) as checkpoints:
+        assert not checkpoints.has_score(5)
+        checkpoints.save(make_state(5), Counter(50), "{}", 0.95)
+        assert checkpoints.best == 5
+    assert restore(saved)[2] == []
+
+
+def test_damaged_best(saved):
+    """The next best is used, at last the one that is at hand."""
+    with Checkpoints(saved, 2, print) as checkpoints:
+        checkpoints.save(make_state(4), Counter(40), "{}", 0.5)
+    for step, next_best in ((2, 4), (4, 5)):
+        (saved / str(step) / "state" / "manifest.ocdbt").unlink()
+        best, (report,) = restore_best(saved)
+        assert best == next_best
+        assert report.startswith(f"The checkpoint of step {step} is damaged: ")
+        assert (saved / f"damaged-{step}").is_dir()
+    assert restore_best(saved) == (5, [])
 
 
 def test_all_damaged(saved):
@@ -187,7 +221,37 @@ def test_a_score_is_added(saved):
         checkpoints.save(make_state(4), Counter(40), "{}", 0.95)
         checkpoints.save(make_state(5), Counter(50), "{}", 0.99)  # it has one
         assert (checkpoints.best, checkpoints.best_score) == (4, 0.95)
-    assert int(restore(saved, step=4)[0].step) == 4
+    assert restore_best(saved) == (4, [])
+
+
+def test_a_kill_while_a_score_is_added(tmp_path):
+    """What lies on the disk at every call that changes it, as a kill would leave it there, is the checkpoint with or without."""
+    run, stages, watched = tmp_path / "run", [], False
+
+    def look(event, arguments):
+        nonlocal watched
+        if watched and event in ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"):
+            watched = False  # copying makes events, too
+            stages.append(shutil.copytree(run, tmp_path / f"stage-{len(stages)}"))
+            watched = True
+
+    sys.addaudithook(look)
+    with Checkpoints(run, 2, print) as checkpoints:
+        checkpoints.save(make_state(1), Counter(10), "{}")
+        checkpoints.wait()
+        watched = True
+        checkpoints.save(make_state(1), Counter(10), "{}", 0.5)
+        checkpoints.wait()
+        watched = False
+    scores = []
+    for stage in (*stages, run):
+        state, position, reports = restore(stage)
+        assert (int(state.step), position, reports) == (1, 10, [])
+        with Checkpoints(stage, 2, print) as checkpoints:
+            scores.append(checkpoints.best_score)
+    assert len(scores) > 3
+    assert scores == sorted(scores)  # minus infinity is none
+    assert set(scores) == {-math.inf, 0.5}
 
 
 def test_an_error_does_not_end_the_save_under_way(tmp_path):
@@ -221,12 +285,18 @@ def test_digests_see_every_element():
     assert digests(jnp.arange(7, dtype=jnp.bfloat16)).dtype == jnp.uint32
 
 
-def test_full_disk(tmp_path):
-    """No file may grow beyond 1000 bytes during the second save."""
-    done = subprocess.run([sys.executable, __file__, tmp_path / "run"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("what", ["checkpoint", "score"])
+def test_full_disk(tmp_path, what):
+    """No file may grow any more during the second save."""
+    command = [sys.executable, __file__, tmp_path / "run", what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "the checkpoint of step 2 could not be written" in done.stdout
-    assert "The earlier ones are intact, the newest is of step 1" in done.stdout
+    if what == "checkpoint":
+        assert "the checkpoint of step 2 could not be written" in done.stdout
+        assert "The earlier ones are intact, the newest is of step 1" in done.stdout
+    else:
+        assert "cannot write: File too large. It was left as it was." in done.stdout
+    assert "Traceback" not in done.stderr
     state, position, reports = restore(tmp_path / "run")
     assert (int(state.step), position, reports) == (1, 10, [])
 
@@ -239,12 +309,15 @@ def main() -> None:
     with jax.set_mesh(make_mesh("data=1")):
         checkpoints.save(state, Counter(10), "{}")
         checkpoints.wait()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        limit, step, score = (1000, 2, None) if sys.argv[2] == "checkpoint" else (10, 1, 0.5)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            checkpoints.save(make_state(2), Counter(20), "{}")
+            checkpoints.save(make_state(step), Counter(10 * step), "{}", score)
             checkpoints.wait()
         except CheckpointError as error:
             print(error)
+        with contextlib.suppress(CheckpointError):
+            checkpoints.close()
     sys.stdout.flush()
     os._exit(0)
 

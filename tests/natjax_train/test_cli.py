@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import pytest
 
 from natjax import cli
+from natjax_train import loop
+from natjax_train.presets import RECIPES
 from natjax_train.recipes import Recipe
 
 
@@ -33,3 +36,47 @@ def test_help_names_every_field(capsys):
 def test_errors(capsys, tmp_path, arguments, message):
     assert cli.main(["train", "--data", "digits", "--out", str(tmp_path), *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def run(capsys, out, *arguments):
+    code = cli.main(["train", "--data", "digits", "--out", str(out), *arguments])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [('{"model" "custom"}', "Expecting ':'"), ('{"epochs": 1}', "needs a model")]
+)
+def test_files_that_hold_no_recipe(capsys, tmp_path, text, reason):
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    for arguments in (["--recipe", str(path)], ["--resume"]):
+        code, message = run(capsys, tmp_path, *arguments)
+        assert code == 1
+        assert message.startswith(f"natjax: error: {path} is no recipe: ")
+        assert reason in message
+
+
+def test_resumed_by_another_recipe(capsys, monkeypatch, tmp_path):
+    (tmp_path / "recipe.json").write_text(dataclasses.replace(RECIPES["digits"], epochs=30.0, seed=5).to_json())
+    recipes = []
+    monkeypatch.setattr(loop, "train", lambda recipe, *arguments, **options: recipes.append(recipe))
+    code, message = run(capsys, tmp_path, "--resume", "--recipe", "digits", "--warmup-epochs", "1", "--keep", "5")
+    assert (code, recipes) == (1, [])
+    assert "recipe.json, which differs from --recipe digits in epochs, seed: leave --recipe out" in message
+    same = ("--recipe", "digits", "--epochs", "30", "--warmup-epochs", "1", "--seed", "5")
+    for arguments in (("--warmup-epochs", "1"), same):
+        assert run(capsys, tmp_path, "--resume", *arguments) == (0, "")
+        assert (recipes[-1].epochs, recipes[-1].seed, recipes[-1].warmup_epochs) == (30.0, 5, 1.0)
+
+
+@pytest.mark.parametrize("said", ["RESOURCE_EXHAUSTED: Out of memory allocating", "INTERNAL: something else"])
+def test_out_of_memory(capsys, monkeypatch, tmp_path, said):
+    def train(*arguments, **options):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(loop, "train", train)
+    code, message = run(capsys, tmp_path, "--recipe", "digits", "--accumulate", "2")
+    assert code == 1
+    names = ["batch_size (64)", "accumulate (2)", "--remat", "--dtype bfloat16"]
+    assert [name in message for name in names] == [said.startswith("RESOURCE")] * 4
+    assert (said in message) != said.startswith("RESOURCE")

@@ -47,6 +47,20 @@ def test_lines_of_json_are_complete_at_once(tmp_path):
     log.close()
 
 
+def test_an_evaluation_that_is_done_again_is_logged_once(tmp_path):
+    log = run(tmp_path, [1, 2], io.StringIO())
+    log.evaluation(1, FOUND)
+    log.evaluation(2, FOUND)
+    log.close()
+    log = run(tmp_path, [], io.StringIO(), first_step=2)  # which a kill kept from saving that score
+    log.evaluation(2, FOUND)
+    log.close()
+    log = run(tmp_path, [2], io.StringIO(), first_step=1)  # the step comes again, and so does its evaluation
+    log.evaluation(2, FOUND)
+    log.close()
+    assert [row["step"] for row in lines(tmp_path) if "top1" in row] == [1, 2]
+
+
 def test_plain_lines(tmp_path):
     stream = io.StringIO()
     log = run(tmp_path, range(1, 6), stream)

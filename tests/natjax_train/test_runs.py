@@ -76,9 +76,9 @@ def undisturbed(start, tmp_path_factory):
     return out
 
 
-def finish(process):
+def finish(process, seconds=300):
     """Returns the exit code and what the process said."""
-    messages = process.communicate(timeout=300)[1]
+    messages = process.communicate(timeout=seconds)[1]
     return process.returncode, messages
 
 
@@ -119,11 +119,21 @@ def test_same_again(start, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_select(start, tmp_path, select):
-    code, messages = finish(start(tmp_path / "run", select=select, save_every=0, eval_every=0.03, learning_rate=0.1))
-    assert code == 0, messages
-    step = int(re.search(r"the model of step (\d+), top-1", messages).group(1))
-    top1 = {line["step"]: line["top1"] for line in lines(tmp_path / "run") if "top1" in line}
+    out, settings = tmp_path / "run", {"save_every": 0, "eval_every": 0.03, "learning_rate": 0.1}
+
+    def selected(*arguments):
+        code, messages = finish(start(out, *arguments, select=select, **settings))
+        assert code == 0, messages
+        return int(re.search(r"the model of step (\d+), top-1", messages).group(1)), messages
+
+    step, _ = selected()
+    top1 = {line["step"]: line["top1"] for line in lines(out) if "top1" in line}
     assert step == 30 if select == "last" else top1[step] == max(top1.values()) > top1[30]
+    if select == "best":
+        (out / "checkpoints" / str(step) / "state" / "manifest.ocdbt").unlink()
+        another, messages = selected("--resume")
+        assert f"The checkpoint of step {step} is damaged" in messages
+        assert another in {27, 30} - {step}  # the newest two are kept beside the best
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -149,6 +159,11 @@ def test_kill(start, undisturbed, tmp_path, seed):
 def test_sigterm(start, undisturbed, tmp_path):
     process = start(tmp_path / "run", save_every=0)
     wait_for(process, tmp_path / "run", 13)  # an evaluation is at 11
+    process.send_signal(signal.SIGSTOP)
+    code, messages = finish(start(tmp_path / "run", "--resume", save_every=0))
+    assert code == 1
+    assert "its run is under way in another process" in messages
+    process.send_signal(signal.SIGCONT)
     process.terminate()
     code, messages = finish(process)
     assert code == 75, messages
@@ -245,7 +260,7 @@ def test_interrupt(start, undisturbed, tmp_path):
 
 
 def test_sigterm_before_an_evaluation(start, tmp_path):
-    """Every step is followed by an evaluation: the one that the signal puts off is made up for."""
+    """Every step is followed by an evaluation: the one that the signal puts off is made up for, also after a kill amid that."""
     settings = {"eval_every": 0.001, "epochs": 0.1}
     code, messages = finish(start(tmp_path / "whole", **settings))
     assert code == 0, messages
@@ -253,7 +268,16 @@ def test_sigterm_before_an_evaluation(start, tmp_path):
     wait_for(process, tmp_path / "run", 4)
     process.terminate()
     assert finish(process)[0] == 75
-    assert finish(start(tmp_path / "run", "--resume", **settings))[0] == 0
+    process, steps = start(tmp_path / "run", "--resume", **settings), len(losses(tmp_path / "run"))
+    while (
+        process.poll() is None and len(lines(tmp_path / "run")) < 2 * steps
+    ):  # the evaluation is logged, its score comes
+        time.sleep(0.001)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    code, messages = finish(start(tmp_path / "run", "--resume", **settings))
+    assert code == 0, messages
+    assert "Goes on after step" in messages
     top1, whole = ([line["top1"] for line in lines(tmp_path / run) if "top1" in line] for run in ("run", "whole"))
     assert top1 == whole
     assert len(top1) == len(losses(tmp_path / "run"))
@@ -267,25 +291,26 @@ def test_sigterm_for_the_workers_as_well(start, undisturbed, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     code, messages = finish(process)
     assert code == 75, messages
-    assert finish(start(out, "--resume", workers=0))[0] == 0
+    assert finish(start(out, "--resume", workers=0, worker_kind="processes"))[0] == 0
     assert losses(out) == losses(undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"ema_decay": "none"}, "of another model or recipe: the checkpoint has ema."),
-        ({"model_config": json.dumps(MODEL | {"embed_dim": 32})}, "of another model or recipe: "),
-    ],
-)
-def test_resumed_by_mistake(start, undisturbed, tmp_path, change, message):
+def test_resumed_by_mistake(start, undisturbed, tmp_path):
     out = tmp_path / "run"
     stop_early(start, out)
-    before = sorted((out / "checkpoints").iterdir())
-    code, messages = finish(start(out, "--resume", **change))
-    assert (code, "Traceback" in messages) == (1, False)
-    assert message in messages
-    assert sorted((out / "checkpoints").iterdir()) == before
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for change, message in (
+        ({"ema_decay": "none"}, "of another model or recipe: the checkpoint has ema."),
+        ({"model_config": json.dumps(MODEL | {"embed_dim": 32})}, "of another model or recipe: "),
+        ({"model": "nat_mini"}, "begun with model custom, and cannot go on with nat_mini"),
+        ({"batch_size": 32}, "begun with batch_size 16, and cannot go on with 32"),
+        ({"seed": 7}, "begun with seed 0, and cannot go on with 7"),
+        ({"epochs": 0.06}, "beyond the 5 that it is to have now"),
+    ):
+        code, messages = finish(start(out, "--resume", **change))
+        assert (code, "Traceback" in messages) == (1, False)
+        assert message in messages
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert finish(start(out, "--resume"))[0] == 0
     assert losses(out) == losses(undisturbed)
 
@@ -317,14 +342,31 @@ def test_fine_tuning_goes_on_without_what_it_started_from(start, undisturbed, tm
     assert code == 0, messages
 
 
-def test_images_that_cannot_be_read(start, tmp_path):
+def write_images(directory):
     rng = np.random.default_rng(0)
     for part, count in (("train", 40), ("val", 6)):
         for name in ("cat", "dog"):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
+            (directory / part / name).mkdir(parents=True)
             for i in range(count):
                 image = Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8).astype(np.uint8))
-                image.save(tmp_path / "data" / part / name / f"{i:02}.png")
+                image.save(directory / part / name / f"{i:02}.png")
+
+
+def test_an_error_in_one_process_ends_all(start, tmp_path):
+    write_images(tmp_path / "data")
+    (tmp_path / "data" / "train" / "cat" / "07.png").write_bytes(b"")
+    options = {"epochs": 20, "eval_every": 1, "max_corrupt": 0}
+    hosts = start_two(start, tmp_path / "run", f"--data={tmp_path / 'data'}", **options)
+    wait_for(hosts[0], tmp_path / "run", 1)  # what follows is compiled
+    ends = [finish(host, seconds=110) for host in hosts]
+    assert all(code != 0 for code, _ in ends)
+    (message,) = (message for _, message in ends if "images cannot be read" in message)
+    assert "1 images cannot be read, 0 are allowed (max_corrupt): " in message
+    assert "Traceback" not in message
+
+
+def test_images_that_cannot_be_read(start, tmp_path):
+    write_images(tmp_path / "data")
     (tmp_path / "data" / "train" / "cat" / "07.png").write_bytes(b"")
     (tmp_path / "data" / "val" / "dog" / "03.png").write_bytes(b"")
     out, options = tmp_path / "run", {"epochs": 2, "eval_every": 1}

@@ -1,8 +1,9 @@
-"""Checkpoints of a run, by Orbax: state, position in the data and recipe; asynchronous, atomic, restored on any mesh.
+"""Checkpoints of a run, by Orbax: state, position in the data, score and recipe; asynchronous, atomic, restored on any mesh.
 
 A checkpoint lies in `<directory>/<step>`, which appears under this name only once it is complete. A digest per array, a sum over
 its bits that no sharding changes, is saved with the arrays and compared after reading, so that damage to the files is noticed
-and the newest good checkpoint used instead.
+and the newest good checkpoint used instead. Position and score are natjax's own files in `<step>/data`: Orbax could add metrics
+only to a checkpoint that it deletes and writes again, which a kill or a full disk would turn into none.
 
 Every process reads a checkpoint as a whole, by itself, and all agree on whether it is good before any takes it: a file that one
 of them cannot read would otherwise leave the others waiting for it. Nothing is set aside before a good one is found.
@@ -17,26 +18,25 @@ import json
 import logging
 import math
 import os
-import zlib
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
 from natjax.errors import CheckpointError
+from natjax_convert.files import staging
+from natjax_train.integrity import digest, digests, sealed, unsealed
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, UInt32
-
     from natjax_train.step import TrainState
 
-_policies = ocp.training.preservation_policies
 _GOOD, _DAMAGED, _MISFIT = range(3)
+_SCORE = "score.json"
 
 
 class DataIterator(Protocol):
@@ -64,6 +64,8 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike, keep: int, report: Callable[[str], None]):
         self._directory, self._keep, self._report = Path(directory).absolute(), keep, report
         self._pending: tuple[int, Any] | None = None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet_threads())
         self._open()
 
     def __enter__(self) -> Checkpoints:
@@ -78,27 +80,34 @@ class Checkpoints:
             self._report(str(also))
 
     def _open(self) -> None:
-        if jax.process_index() == 0:  # Orbax opens no directory with an unreadable score in it
-            for path in self._directory.glob("*/metrics/metrics"):
-                try:
-                    _score(json.loads(path.read_text()))
-                except (ValueError, KeyError, TypeError):
-                    if path.parents[1].name.isdecimal():
-                        self._report(
-                            f"The checkpoint of step {path.parents[1].name} is damaged: its score is unreadable."
-                        )
-                        _rename_damaged(path.parents[1])
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("natjax checkpoints")
-        best = _policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
-        )
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,  # ty: ignore
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # ty: ignore
-            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(self._keep), best]),  # ty: ignore
+            preservation_policy=self,
             cleanup_tmp_directories=True,
         )
+        steps = self.steps
+        found = np.array([self._read_score(step) for step in steps], np.float64)
+        if steps and jax.process_count() > 1:  # on a network's file system not all may see the same
+            bits = found.view(np.uint32)  # as JAX would round them
+            found = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
+        self._scores = {step: float(score) for step, score in zip(steps, found, strict=True) if not math.isnan(score)}
+
+    def _read_score(self, step: int) -> float:
+        """Returns NaN where there is none."""
+        path = self._directory / str(step) / "data" / _SCORE
+        try:
+            return float(unsealed(path, "score")) if path.exists() else math.nan
+        except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+            if jax.process_index() == 0:
+                self._report(f"The score of step {step} is unreadable: it counts as not evaluated.")
+            return math.nan
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Says which checkpoints to keep; Orbax asks."""
+        best = max(((self._scores[c.step], c.step) for c in checkpoints if c.step in self._scores), default=(0.0, None))
+        newest = [c.step for c in checkpoints][-self._keep :]
+        return [c.step in newest or c.step == best[1] for c in checkpoints]
 
     @property
     def steps(self) -> list[int]:
@@ -108,45 +117,52 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the highest score, the last of equal ones; None where none has one."""
-        return max(self._scored())[1] if self._scored() else None
+        return max(self._scored(), default=(0.0, None))[1]
 
     @property
     def best_score(self) -> float:
         """The highest score; minus infinity where there is none."""
-        return max(self._scored())[0] if self._scored() else -math.inf
+        return max(self._scored(), default=(-math.inf, None))[0]
 
     def has_score(self, step: int) -> bool:
-        """Whether the checkpoint of this step was saved with a score."""
+        """Whether the checkpoint of this step has a score."""
         return any(scored == step for _, scored in self._scored())
 
     def _scored(self) -> list[tuple[float, int]]:
         self.wait()
-        return [(_score(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        return [(self._scores[step], step) for step in self.steps if step in self._scores]
 
     def save(self, state: TrainState, data: DataIterator, recipe: str, score: float | None = None) -> None:
-        """Begins to save the state under its step, once the save before has ended. One that exists is only replaced by a
-        first one with a score.
+        """Begins to save the state under its step, once the save before has ended. To one that exists a score is added.
 
         Raises:
             CheckpointError: this save or the one before failed, as on a full disk; what was saved earlier is intact.
         """
         self.wait()
         step = int(state.step)
-        if step in self.steps and (score is None or self.has_score(step)):
+        if step in self.steps:
+            if score is not None and not self.has_score(step):
+                self._add_score(step, score)
             return
-        items = {"state": {"state": _named(state), "digests": digests(state)}, "data": _Position(data)}
+        files = {_position_name(jax.process_index(), jax.process_count()): data.get_state()}
+        if score is not None:
+            self._scores[step] = score
+            if jax.process_index() == 0:
+                files[_SCORE] = score
+        items = {"state": {"state": _named(state), "digests": digests(state)}, "data": _Files(files)}
         try:
             response = self._checkpointer.save_checkpointables_async(
-                step,
-                items,
-                force=True,
-                overwrite=True,
-                custom_metadata=json.loads(recipe),
-                metrics=None if score is None else {"score": score},
+                step, items, force=True, custom_metadata=json.loads(recipe)
             )
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = (step, response)
+
+    def _add_score(self, step: int, score: float) -> None:
+        if jax.process_index() == 0:
+            with staging(self._directory / str(step) / "data") as folder:
+                (folder / _SCORE).write_text(sealed(score))
+        self._scores[step] = score
 
     def wait(self) -> None:
         """Waits for the save under way.
@@ -170,42 +186,62 @@ class Checkpoints:
             f"{self._directory}: the checkpoint of step {step} could not be written: {reason} {rest}"
         )
 
-    def restore(self, like: TrainState, data: DataIterator | None = None, step: int | None = None) -> TrainState | None:
+    def restore(self, like: TrainState, data: DataIterator) -> TrainState | None:
         """Returns the newest good checkpoint's state and moves `data` to where it was; None where there is no checkpoint.
 
         Damaged ones that are newer are reported and set aside, as `damaged-<step>`; but none where no good one is found.
 
         Args:
             like: shapes, dtypes and shardings to restore to, of `jax.eval_shape` for instance.
-            data: None leaves the position unread.
-            step: of the checkpoint to read; None is the newest.
+            data: the batches of the run.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is good; or the one asked for is not.
+            CheckpointError: there are checkpoints, but none is good.
             ValueError: the checkpoints are of another model, recipe or data set.
         """
-        found = self.steps if step is None else [step]
-        problems: dict[int, str] = {}
-        for candidate in reversed(found):
-            arrays, positions, verdict, reason = self._read(candidate, like)
-            verdict, reason = _agreed(verdict, reason)
-            if verdict == _MISFIT:
-                raise ValueError(f"{self._directory}: its checkpoints are of another model or recipe: {reason}.")
-            if verdict == _GOOD:
-                if data is not None:
-                    data.set_state(_own_position(positions, data))  # first, as it may refuse
-                self._set_aside(problems)
-                return _placed(arrays, like)
-            problems[candidate] = reason
+        arrays, positions, problems = self._first_good(reversed(self.steps), like)
+        if arrays is not None:
+            data.set_state(_own_position(positions, data))  # first, as it may refuse
+            self._set_aside(problems)
+            return _placed(arrays, like)
         if problems:
             each = "; ".join(f"of step {one}, {reason}" for one, reason in problems.items())
             raise CheckpointError(f"{self._directory}: no good checkpoint: {each}. Nothing was changed.")
-        if step is None and (set_aside := sorted(path.name for path in self._directory.glob("damaged-*"))):
+        if set_aside := sorted(path.name for path in self._directory.glob("damaged-*")):
             raise CheckpointError(
                 f"{self._directory}: there are only damaged checkpoints ({', '.join(set_aside)}). To start anew, remove them "
                 "or choose another folder."
             )
         return None
+
+    def restore_best(self, like: TrainState, newest: TrainState) -> TrainState:
+        """Returns the state of the good checkpoint with the highest score, which may be the newest: that is at hand.
+
+        Damaged ones with higher scores are reported and set aside.
+
+        Raises:
+            ValueError: the checkpoints are of another model or recipe.
+        """
+        ranked = [step for _, step in sorted(self._scored(), reverse=True)]
+        better = itertools.takewhile(lambda step: step != int(newest.step), ranked)
+        arrays, _, problems = self._first_good(better, like)
+        self._set_aside(problems)
+        return newest if arrays is None else _placed(arrays, like)
+
+    def _first_good(
+        self, steps: Iterable[int], like: TrainState
+    ) -> tuple[dict[str, np.ndarray] | None, list[Any], dict[int, str]]:
+        """Returns arrays and positions of the first good checkpoint, and what is wrong with those before it."""
+        problems: dict[int, str] = {}
+        for step in steps:
+            arrays, positions, verdict, reason = self._read(step, like)
+            verdict, reason = _agreed(verdict, reason)
+            if verdict == _MISFIT:
+                raise ValueError(f"{self._directory}: its checkpoints are of another model or recipe: {reason}.")
+            if verdict == _GOOD:
+                return arrays, positions, problems
+            problems[step] = reason
+        return None, [], problems
 
     def _read(self, step: int, like: TrainState) -> tuple[dict[str, np.ndarray], list[Any], int, str]:
         """Returns all arrays, all processes' positions in the data, a verdict and the reason for it."""
@@ -216,10 +252,10 @@ class Checkpoints:
                 if difference := _difference(saved["state"], _named(like)):
                     return {}, [], _MISFIT, difference
                 wanted = {name: np.empty((), leaf.dtype) for name, leaf in _named(like).items()}
-                digest = np.empty((), np.uint32)
-                found = ocp.load_checkpointables(str(path), {"state": {"state": wanted, "digests": digest}})["state"]
+                items = {"state": wanted, "digests": np.empty((), np.uint32)}
+                found = ocp.load_checkpointables(str(path), {"state": items})["state"]
             positions = _read_positions(path / "data")
-            right = [_digest(np, found["state"][name]) for name in wanted]
+            right = [digest(np, found["state"][name]) for name in wanted]
             if not np.array_equal(np.stack(right), found["digests"]):
                 return {}, [], _DAMAGED, "some of its arrays are not what was saved"
             return found["state"], positions, _GOOD, ""
@@ -235,6 +271,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 for step in problems:
                     _rename_damaged(self._directory / str(step))
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("natjax damaged checkpoints")
             self._open()
 
     def close(self) -> None:
@@ -243,51 +281,30 @@ class Checkpoints:
         Raises:
             CheckpointError: that save failed.
         """
-        try:
-            self.wait()
-        finally:
-            with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
-                self._checkpointer.close()
+        with self._quiet:
+            try:
+                self.wait()
+            finally:
+                with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
+                    self._checkpointer.close()
 
 
-@jax.jit
-def digests(tree: Any) -> UInt32[Array, "leaves"]:
-    """Returns a sum of every array's bits, weighted by position, modulo 2**32: the same however the arrays are sharded."""
-    return jnp.stack([_digest(jnp, leaf) for leaf in jax.tree.leaves(tree)])
+class _Files:
+    """Small files of natjax's own in a checkpoint, by name; Orbax calls `save`, and `unsealed` reads each."""
 
-
-def _digest(xp: Any, leaf: Any) -> Any:
-    bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(xp.uint32)
-    weight = xp.ones((1,) * leaf.ndim, xp.uint32)
-    for axis, size in enumerate(leaf.shape):
-        along = [size if other == axis else 1 for other in range(leaf.ndim)]
-        weight = weight * xp.uint32(0x9E3779B1) + xp.arange(size, dtype=xp.uint32).reshape(along)
-    return xp.sum(bits * (2 * weight + 1), dtype=xp.uint32)  # odd: no bit of an element is lost
-
-
-def _score(metrics: Any) -> float:
-    return metrics["score"]
-
-
-class _Position:
-    """Position of one process's data iterator, in a file of its own; Orbax calls `save`, and `_read_positions` is its inverse."""
-
-    def __init__(self, data: DataIterator):
-        self._data = data
+    def __init__(self, values: dict[str, Any]):
+        self._texts = {name: sealed(value) for name, value in values.items()}
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        text = json.dumps(self._data.get_state())  # now, and not when the file is written
-        document = {"state": text, "crc32": zlib.crc32(text.encode())}
-
         async def write() -> None:
             folder = await directory.await_creation()
-            name = _position_name(jax.process_index(), jax.process_count())
-            await asyncio.to_thread((folder / name).write_text, json.dumps(document))
+            for name, text in self._texts.items():
+                await asyncio.to_thread((folder / name).write_text, text)
 
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        raise NotImplementedError("Orbax wants this method to be there; _read_positions reads what save wrote.")
+        raise NotImplementedError("Orbax wants this method to be there; unsealed reads what save wrote.")
 
 
 def _position_name(index: int | str, count: int | str) -> str:
@@ -297,16 +314,7 @@ def _position_name(index: int | str, count: int | str) -> str:
 def _read_positions(directory: Path) -> list[Any]:
     """Returns the positions of all processes that there were."""
     count = max((int(path.stem.rpartition("-")[2]) for path in directory.glob(_position_name("*", "*"))), default=1)
-    return [_read_position(directory / _position_name(index, count)) for index in range(count)]
-
-
-def _read_position(path: Path) -> Any:
-    if not path.exists():
-        raise CheckpointError(f"its position in the data is missing ({path.name})")
-    document = json.loads(path.read_text())
-    if zlib.crc32(document["state"].encode()) != document["crc32"]:
-        raise CheckpointError("its position in the data is not what was saved")
-    return json.loads(document["state"])
+    return [unsealed(directory / _position_name(index, count), "position in the data") for index in range(count)]
 
 
 def _own_position(positions: list[Any], data: DataIterator) -> Any:
@@ -371,3 +379,24 @@ def _agreed(verdict: int, reason: str) -> tuple[int, str]:
 def _rename_damaged(path: Path) -> None:
     names = (path.with_name(f"damaged-{path.name}" + (f"-{i}" if i else "")) for i in itertools.count())
     path.rename(next(name for name in names if not name.exists()))
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Generator[None]:
+    """Keeps every thread of Orbax and its storage from printing the traceback of an error that the main one raises as well."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+    def note(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # the storage's answer comes after Orbax has given up
+            hook(unraisable)
+
+    logger.addFilter(of_others)
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logger.removeFilter(of_others)

@@ -29,11 +29,18 @@ from natjax_convert.files import staging
 from natjax_train import augment, evaluate, metrics, optim, pictures
 from natjax_train import data as data_
 from natjax_train.checkpoints import Checkpoints
+from natjax_train.lock import sole_use
 from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
 from natjax_train.model import export, initial_model, resumed_model, split_model
+from natjax_train.presets import find_recipe
 from natjax_train.recipes import Recipe
 from natjax_train.step import init_state, make_eval_step, make_train_step
 
+_UNCHANGED = (
+    "model",
+    "batch_size",
+    "seed",
+)  # what a run that goes on may not change: its weights and the order of its data
 _MOST_SKIPPED_IN_A_ROW = 100  # steps that are not finite: beyond that nothing is learnt any more
 
 
@@ -74,7 +81,7 @@ def train(
         PreemptedError: SIGTERM or SIGINT came; the state was saved.
         NonFiniteError: the loss or gradients are not finite, unless the recipe skips such steps.
         CheckpointError: a checkpoint cannot be written or read.
-        ValueError: recipe, data and machine do not fit.
+        ValueError: recipe, data and machine do not fit, or cannot continue the run in `out`, or that is under way.
     """
     out = Path(out)
     lead = jax.process_index() == 0
@@ -108,12 +115,14 @@ def train(
         **share,
     )
     with (
+        sole_use(out) if lead else contextlib.nullcontext(),
         jax.set_mesh(mesh),
         _interruption(report) as interruption,
         contextlib.closing(loader) as batches,
         Checkpoints(out / "checkpoints", recipe.keep, report) as checkpoints,
     ):
         if checkpoints.steps:
+            _check_continues(find_recipe(str(out / "recipe.json")), recipe, checkpoints.steps[-1], total)
             config = NatConfig.from_json_file(out / "config.json")
             model = resumed_model(recipe, train_source.class_names, config)
         else:
@@ -210,9 +219,9 @@ def train(
                 checkpoints.wait()
                 raise PreemptedError(step, total, stop)
         checkpoints.wait()
-        best = checkpoints.best if recipe.select == "best" else step
-        if best is not None and best != step:
-            state, result = checkpoints.restore(like, step=best), None
+        if recipe.select == "best":
+            state = checkpoints.restore_best(like, state)
+            result = result if int(state.step) == step else None
         deliver(state)
         try:
             result = result or measure(_averaged(state))
@@ -222,7 +231,7 @@ def train(
             log.close()
             pictures.curves(out / "metrics.jsonl", out / "curves.png")
             pictures.confusion(result.confusion, train_source.class_names, out / "confusion.png")
-            report(f"{out / 'model'}: the model of step {best or step}, top-1 {result.top1:.2%}.")
+            report(f"{out / 'model'}: the model of step {int(state.step)}, top-1 {result.top1:.2%}.")
     return out / "model"
 
 
@@ -291,6 +300,18 @@ class _Watch:
         good = self._checkpoints.steps
         last = f"The last good checkpoint is of step {good[-1]}." if good else "There is no checkpoint yet."
         raise NonFiniteError(f"{what} {last} A lower learning_rate, clip_norm or --skip_nonfinite true may help.")
+
+
+def _check_continues(begun: Recipe, recipe: Recipe, step: int, total: int) -> None:
+    for name in _UNCHANGED:
+        before, now = getattr(begun, name), getattr(recipe, name)
+        if before != now:
+            raise ValueError(
+                f"The run was begun with {name} {before}, and cannot go on with {now}: leave it as it was, or choose another "
+                "folder for another run."
+            )
+    if step > total:
+        raise ValueError(f"The run is at step {step}, beyond the {total} that it is to have now: give it more epochs.")
 
 
 def _averaged(state: Any) -> Any:

@@ -51,7 +51,7 @@ class Log:
         self._began: tuple[int, float] | None = None  # the first step, which is compiled for, and when it was done
         self._shown, self._width = 0.0, 0
         path = Path(run_dir) / "metrics.jsonl"
-        _rewind(path, first_step)
+        self._evaluated = _rewind(path, first_step)
         self._file = path.open("a", encoding="utf-8")
         self._board = _tensorboard(Path(run_dir) / "tensorboard", first_step)
 
@@ -83,8 +83,10 @@ class Log:
             print(self._line(step, lr, now), file=self._stream, flush=True)
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        """Logs an evaluation that was done after a step."""
-        self._write(step, {"val_loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5})
+        """Logs an evaluation that was done after a step; in metrics.jsonl once, however often a kill has it done again."""
+        if step != self._evaluated:
+            self._write(step, {"val_loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5})
+            self._evaluated = step
         self.clear()
         text = f"top-1 {metrics.top1:.2%}  top-5 {metrics.top5:.2%}  loss {metrics.loss:.4f}  of {metrics.confusion.sum()} images"
         speed = f"{metrics.images_per_second:.0f} images/s"
@@ -140,18 +142,21 @@ def _fitting(line: str, width: int) -> str:
     return line
 
 
-def _rewind(path: Path, step: int) -> None:
-    """Leaves the whole lines of steps up to this one."""
-    kept = []
+def _rewind(path: Path, step: int) -> int | None:
+    """Leaves the whole lines of steps up to this one; returns which step the last evaluation among them is of."""
+    kept, evaluated = [], None
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+            found = json.loads(line)
+            if line.endswith(b"\n") and found["step"] <= step:
                 kept.append(line)
+                evaluated = found["step"] if "top1" in found else evaluated
         except (ValueError, KeyError, TypeError):  # a crash can leave anything
             continue
     beside = path.with_name(path.name + ".new")
     beside.write_bytes(b"".join(kept))
     beside.replace(path)
+    return evaluated
 
 
 def _tensorboard(directory: Path, step: int) -> Any:

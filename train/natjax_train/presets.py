@@ -103,13 +103,16 @@ def find_recipe(name: str) -> Recipe:
     """Returns a preset, or the recipe in a JSON file.
 
     Raises:
-        ValueError: there is no such preset or file.
+        ValueError: there is no such preset or file, or the file holds no recipe.
     """
     if name in RECIPES:
         return RECIPES[name]
     if os.path.isfile(name):
         with open(name, encoding="utf-8") as file:
-            return Recipe.from_json(file.read())
+            try:
+                return Recipe.from_json(file.read())
+            except ValueError as error:
+                raise ValueError(f"{name} is no recipe: {error}") from error
     near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ValueError(f"There is no recipe or file named {name!r}.{hint} There are: {', '.join(RECIPES)}.")
