@@ -36,11 +36,7 @@ from natjax_train.presets import find_recipe
 from natjax_train.recipes import Recipe
 from natjax_train.step import init_state, make_eval_step, make_train_step
 
-_UNCHANGED = (
-    "model",
-    "batch_size",
-    "seed",
-)  # what a run that goes on may not change: its weights and the order of its data
+_UNCHANGED = ("model", "batch_size", "seed")  # when a run goes on: they decide its weights and the order of its data
 _MOST_SKIPPED_IN_A_ROW = 100  # steps that are not finite: beyond that nothing is learnt any more
 
 
