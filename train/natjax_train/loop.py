@@ -84,6 +84,8 @@ def train(
     used = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
     if not resume and _of_lead(used):
         raise ValueError(f"{out} holds a run already: go on with --resume, or choose another folder.")
+    if used:  # before there are threads of Orbax, which complain when a refusal ends the process
+        _check_unchanged(find_recipe(str(out / "recipe.json")), recipe)
     train_source, val_source = (
         (data_.open_source(data, "train"), data_.open_source(data, "val")) if isinstance(data, str) else data
     )
@@ -118,7 +120,6 @@ def train(
         Checkpoints(out / "checkpoints", recipe.keep, report) as checkpoints,
     ):
         if checkpoints.steps:
-            _check_continues(find_recipe(str(out / "recipe.json")), recipe, checkpoints.steps[-1], total)
             config = NatConfig.from_json_file(out / "config.json")
             model = resumed_model(recipe, train_source.class_names, config)
         else:
@@ -137,6 +138,10 @@ def train(
             state = jax.jit(init, out_shardings=shardings)(params)
         del model, params  # the state has them
         step = int(state.step)
+        if step > total:
+            raise ValueError(
+                f"The run is at step {step}, beyond the {total} that it is to have now: give it more epochs."
+            )
         train_step = make_train_step(
             graphdef,
             optimizer,
@@ -298,7 +303,7 @@ class _Watch:
         raise NonFiniteError(f"{what} {last} A lower learning_rate, clip_norm or --skip_nonfinite true may help.")
 
 
-def _check_continues(begun: Recipe, recipe: Recipe, step: int, total: int) -> None:
+def _check_unchanged(begun: Recipe, recipe: Recipe) -> None:
     for name in _UNCHANGED:
         before, now = getattr(begun, name), getattr(recipe, name)
         if before != now:
@@ -306,8 +311,6 @@ def _check_continues(begun: Recipe, recipe: Recipe, step: int, total: int) -> No
                 f"The run was begun with {name} {before}, and cannot go on with {now}: leave it as it was, or choose another "
                 "folder for another run."
             )
-    if step > total:
-        raise ValueError(f"The run is at step {step}, beyond the {total} that it is to have now: give it more epochs.")
 
 
 def _averaged(state: Any) -> Any:
