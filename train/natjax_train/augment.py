@@ -1,9 +1,9 @@
 """What happens to a batch on the device, inside the step: normalising, label smoothing, mixup, cutmix, random erasing.
 
 Definitions are timm's (`mixup.py` in its batch mode, `random_erasing.py` in its pixel mode, one box), and so is the order: its
-prefetcher, which is on by default, erases batches that are mixed and normalised. All randomness comes from the step's key, and does
-not depend on how the batch is sharded. Images are mixed with their neighbour in the batch, whose order is random anyway: on a
-mesh, mixing needs no communication where every device has an even number of images.
+prefetcher, which is the default, erases batches already mixed and normalised. All randomness comes from the step's key, and
+does not depend on how the batch is sharded. Images are mixed with their neighbour in the batch, whose order is random anyway, so
+that mixing needs no communication where every device has an even number of images.
 
 Letters: B batch, H W image, C channels, L classes.
 """
