@@ -125,6 +125,19 @@ def test_erasing():
     assert abs(noise.std() - 1) < 0.02
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_erasing_comes_after_mixing(kind):
+    white = {"image": jnp.full((64, 32, 32, 3), 255, jnp.uint8), "label": jnp.zeros(64, jnp.int32)}
+    images = np.asarray(prepare(jax.random.key(0), white, with_(erasing=1.0, **{kind: 1.0}))[0])
+    foreign = (np.abs(images - 2) > 1e-5).all(axis=-1)  # white is 2, mixed with white as well
+    for box in foreign:  # its own alone, and no trace of its neighbour's
+        rows, columns = np.nonzero(box)
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    noise = images[foreign]  # of mean 0 and deviation 1 among normalised pixels, in no part mixed with white
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+
+
 def test_affine():
     side = 32
     image = np.zeros((64, side, side, 1), np.float32)

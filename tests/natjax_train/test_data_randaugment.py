@@ -11,7 +11,8 @@ import PIL.ImageOps
 import pytest
 
 from natjax_train.auto_augment import parse
-from natjax_train.data import randaugment
+from natjax_train.data import randaugment, transforms
+from natjax_train.recipes import Recipe
 
 FILL = (124, 116, 104)
 MEAN = (0.485, 0.456, 0.406)
@@ -90,6 +91,22 @@ def test_recipe_is_read():
     assert parse("rand-m5-n3").layers == 3
 
 
+@pytest.mark.parametrize(("first", "interpolation"), [(0, "bilinear"), (1, "bicubic")])
+@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
+def test_a_fixed_interpolation_is_that_of_geometric_operations(name, first, interpolation):
+    image, operation = picture(), randaugment.operations_of(True, interpolation)[name]
+    expected = {outcome.tobytes() for outcome in allowed(name, image, 8.3, FILL)[first::2]}
+    assert {operation(image, 0.83, np.random.default_rng(seed), FILL).tobytes() for seed in range(60)} == expected
+
+
+def test_recipes_interpolation_reaches_randaugment(monkeypatch):
+    seen = []
+    monkeypatch.setattr(transforms, "rand_augment", lambda image, *given: seen.append(given[-1]) or image)
+    recipe = Recipe(model="nat_mini", train_interpolation="bicubic")
+    transforms.train_image(np.asarray(picture()), np.random.default_rng(0), recipe, 8, 3)
+    assert seen == ["bicubic"]
+
+
 @pytest.mark.parametrize("text", ["", "rand-m11", "rand-mx", "augmix-m3", "rand-m9-inc1-what2", "rand-p2", "rand-m-9"])
 def test_what_means_nothing_is_refused(text):
     with pytest.raises(ValueError, match="auto_augment must be empty or read like"):
@@ -107,7 +124,7 @@ def spy(monkeypatch):
 
         return operation
 
-    monkeypatch.setattr(randaugment, "operations_of", lambda increasing: {name: note(name) for name in NAMES})
+    monkeypatch.setattr(randaugment, "operations_of", lambda *_: {name: note(name) for name in NAMES})
     return seen
 
 

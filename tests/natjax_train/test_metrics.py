@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 import types
 
 import numpy as np
@@ -67,10 +68,10 @@ def test_plain_lines(tmp_path):
     log.evaluation(5, FOUND)
     log.close()
     first, second, evaluation = stream.getvalue().splitlines()
-    assert first.startswith("step 2/8  loss 0.7500  left 0:00:0")
-    assert first.endswith("  67 images/s  data wait 25%  lr 1.00e-03")
-    assert second.startswith("step 4/8  loss 0.2917  left 0:00:0")
-    assert second.endswith("  171 images/s  data wait 25%  lr 1.00e-03")
+    assert first.startswith("step 2/8  loss 0.7500  lr 1.0e-03  eta 0m0")
+    assert first.endswith("  67 img/s  wait 25%")
+    assert second.startswith("step 4/8  loss 0.2917  lr 1.0e-03  eta 0m0")
+    assert second.endswith("  171 img/s  wait 25%")
     assert evaluation == "evaluation after step 5: top-1 87.50%  top-5 100.00%  loss 0.5000  of 2 images  321 images/s"
 
 
@@ -89,15 +90,21 @@ def test_live_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "last"), [(81, "lr 1.00e-03"), (80, "data wait 25%"), (60, "50 images/s"), (40, "left -"), (5, "")]
+    ("columns", "last"),
+    [(80, "wait 100%"), (70, "1024 img/s"), (60, "eta 107h38m"), (48, "lr 1.0e-03"), (32, "loss 6.9000"), (5, "")],
 )
 def test_live_line_fits_the_terminal(tmp_path, monkeypatch, columns, last):
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 1.0]).__next__)
     stream = Terminal()
-    run(tmp_path, [1], stream, total=387500, loss=6.9).close()
-    shown = stream.getvalue().strip("\r\n")
+    log = Log(tmp_path, 387500, stream=stream)
+    for step in (1, 2):  # a second a step: everything is as long as it gets
+        log.step(step, loss=6.9, lr=1e-3, images_per_second=1024.0, data_wait=1.0)
+    log.close()
+    shown = stream.getvalue().strip("\r\n").rpartition("\r")[-1].rstrip()
     assert len(shown) < columns
     assert shown.endswith(last)
+    assert "step      2/387500  loss 6.9000  lr 1.0e-03  eta 107h38m  1024 img/s  wait 100%".startswith(shown)
 
 
 def test_resumed_runs_drop_what_comes_again(tmp_path):

@@ -1,8 +1,9 @@
-"""What happens to a batch on the device, inside the step: normalising, random erasing, mixup, cutmix, label smoothing.
+"""What happens to a batch on the device, inside the step: normalising, label smoothing, mixup, cutmix, random erasing.
 
-Definitions are timm's (`mixup.py` in its batch mode, `random_erasing.py` in its pixel mode, one box), and so is the order:
-erasing before mixing. All randomness comes from the step's key, and does not depend on how the batch is sharded. Images are mixed
-with their neighbour in the batch, whose order is random anyway, so that mixing needs no communication.
+Definitions are timm's (`mixup.py` in its batch mode, `random_erasing.py` in its pixel mode, one box), and so is the order: its
+prefetcher, which is the default, erases batches already mixed and normalised. All randomness comes from the step's key, and
+does not depend on how the batch is sharded. Images are mixed with their neighbour in the batch, whose order is random anyway, so
+that mixing needs no communication where every device has an even number of images.
 
 Letters: B batch, H W image, C channels, L classes.
 """
@@ -33,16 +34,16 @@ def prepare(
         settings: has a `Recipe`'s fields.
         num_classes: L.
     """
-    affine_key, erase_key, mix_key = jax.random.split(key, 3)
+    affine_key, mix_key, erase_key = jax.random.split(key, 3)
     images = normalize(batch["image"], settings.image_mean, settings.image_std)
     if settings.affine:
         background = normalize(jnp.zeros((1, 1, 1, images.shape[-1])), settings.image_mean, settings.image_std)
         images = affine(affine_key, images, settings.affine, background)
-    if settings.erasing:
-        images = erase(erase_key, images, settings.erasing)
     targets = smooth(batch["label"], num_classes, settings.label_smoothing)
     if settings.mixup_prob and (settings.mixup or settings.cutmix):
         images, targets = mix(mix_key, images, targets, settings)
+    if settings.erasing:
+        images = erase(erase_key, images, settings.erasing)
     return images, targets
 
 
@@ -56,27 +57,6 @@ def normalize(
 def smooth(labels: Int[Array, "B"], num_classes: int, smoothing: float) -> Float[Array, "B L"]:
     """Returns one-hot targets of which `smoothing` is spread over all classes."""
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
-
-
-def erase(key: jax.Array, images: Float[Array, "B H W C"], probability: float) -> Float[Array, "B H W C"]:
-    """Replaces a box by normal noise, in a share of the images: 2 to 33 % of the area, aspect 0.3 to 3.3."""
-    batch, height, width, _ = images.shape
-    happens, area, aspect, place, noise = jax.random.split(key, 5)
-    tries = (batch, _ATTEMPTS)
-    area = jax.random.uniform(area, tries, minval=_ERASED_AREA[0], maxval=_ERASED_AREA[1]) * (height * width)
-    low, high = map(math.log, _ERASED_ASPECT)
-    aspect = jnp.exp(jax.random.uniform(aspect, tries, minval=low, maxval=high))
-    rows, columns = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
-    fits = (rows < height) & (columns < width)
-    first = jnp.argmax(fits, axis=1)[:, None]
-    rows, columns = (jnp.take_along_axis(x, first, axis=1) for x in (rows, columns))  # [B, 1]
-    place = jax.random.uniform(place, (batch, 2))
-    top = jnp.floor(place[:, :1] * (height - rows + 1))
-    left = jnp.floor(place[:, 1:] * (width - columns + 1))
-    erased = jnp.any(fits, axis=1, keepdims=True) & (jax.random.uniform(happens, (batch, 1)) < probability)
-    inside = _box(height, top, top + rows)[:, :, None] & _box(width, left, left + columns)[:, None, :]
-    inside &= erased[:, :, None]
-    return jnp.where(inside[..., None], jax.random.normal(noise, images.shape), images)
 
 
 def mix(
@@ -106,6 +86,27 @@ def mix(
     share = jnp.where(cuts, kept, share)
     images = images * share_of_pixels + _neighbours(images) * (1 - share_of_pixels)
     return images, targets * share + _neighbours(targets) * (1 - share)
+
+
+def erase(key: jax.Array, images: Float[Array, "B H W C"], probability: float) -> Float[Array, "B H W C"]:
+    """Replaces a box of normalised images by normal noise, in a share of them: 2 to 33 % of the area, aspect 0.3 to 3.3."""
+    batch, height, width, _ = images.shape
+    happens, area, aspect, place, noise = jax.random.split(key, 5)
+    tries = (batch, _ATTEMPTS)
+    area = jax.random.uniform(area, tries, minval=_ERASED_AREA[0], maxval=_ERASED_AREA[1]) * (height * width)
+    low, high = map(math.log, _ERASED_ASPECT)
+    aspect = jnp.exp(jax.random.uniform(aspect, tries, minval=low, maxval=high))
+    rows, columns = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
+    fits = (rows < height) & (columns < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    rows, columns = (jnp.take_along_axis(x, first, axis=1) for x in (rows, columns))  # [B, 1]
+    place = jax.random.uniform(place, (batch, 2))
+    top = jnp.floor(place[:, :1] * (height - rows + 1))
+    left = jnp.floor(place[:, 1:] * (width - columns + 1))
+    erased = jnp.any(fits, axis=1, keepdims=True) & (jax.random.uniform(happens, (batch, 1)) < probability)
+    inside = _box(height, top, top + rows)[:, :, None] & _box(width, left, left + columns)[:, None, :]
+    inside &= erased[:, :, None]
+    return jnp.where(inside[..., None], jax.random.normal(noise, images.shape), images)
 
 
 def affine(

@@ -129,9 +129,9 @@ class Log:
         assert self._began is not None
         first, then = self._began
         left = "-" if step == first else _duration((now - then) / (step - first) * (self._total - step))
-        return (
-            f"step {step:{len(str(self._total))}}/{self._total}  loss {losses / len(self._recent):.4f}  left {left}  "
-            f"{len(self._recent) / seconds:.0f} images/s  data wait {waits / seconds:.0%}  lr {lr:.2e}"
+        return (  # the least important last; in 80 columns, also of runs of some hundred thousand steps
+            f"step {step:{len(str(self._total))}}/{self._total}  loss {losses / len(self._recent):.4f}  lr {lr:.1e}  "
+            f"eta {left}  {len(self._recent) / seconds:.0f} img/s  wait {waits / seconds:.0%}"
         )
 
 
@@ -170,4 +170,4 @@ def _tensorboard(directory: Path, step: int) -> Any:
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

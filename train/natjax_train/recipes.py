@@ -56,7 +56,8 @@ class Recipe:
         crop_scale: least and greatest area of a crop.
         crop_ratio: least and greatest aspect ratio of a crop.
         affine: strength of small random rotations, shears, scales and shifts; 0 is off, 1 suits digits.
-        train_interpolation: how training resizes: "bicubic", "bilinear", or of the two a "random" one per image, timm's default.
+        train_interpolation: how training resizes and RandAugment resamples: "bicubic", "bilinear", or of the two a "random" one
+            each time, timm's default.
         interpolation: how evaluation resizes: "bicubic" or "bilinear".
         crop_pct: part of the resized image that evaluation sees.
         image_mean: per channel, of pixels 0..1.

@@ -18,11 +18,11 @@ import PIL.ImageOps
 
 from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor
+from natjax_train.data.randaugment import RESAMPLING, rand_augment, resampling
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-RESAMPLING = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 _ATTEMPTS = 10
 
 
@@ -80,11 +80,7 @@ def random_resized_crop(
         elif width / height > ratio[1]:
             w = min(width, round(height * ratio[1]))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.crop((left, top, left + w, top + h)).resize((size, size), _resampling(interpolation, rng))
-
-
-def _resampling(interpolation: str, rng: np.random.Generator) -> PIL.Image.Resampling:
-    return RESAMPLING[rng.choice(list(RESAMPLING)) if interpolation == "random" else interpolation]
+    return image.crop((left, top, left + w, top + h)).resize((size, size), resampling(interpolation, rng))
 
 
 def color_jitter(image: PIL.Image.Image, rng: np.random.Generator, strength: float) -> PIL.Image.Image:
@@ -110,19 +106,17 @@ def train_image(
     Raises:
         ImageError: the image cannot be read.
     """
-    from natjax_train.data.randaugment import rand_augment
-
     picture = decode(image, num_channels)
     if settings.crop:
         picture = random_resized_crop(
             picture, rng, image_size, settings.crop_scale, settings.crop_ratio, settings.train_interpolation
         )
     else:
-        picture = picture.resize((image_size, image_size), _resampling(settings.train_interpolation, rng))
+        picture = picture.resize((image_size, image_size), resampling(settings.train_interpolation, rng))
     if rng.random() < settings.horizontal_flip:
         picture = picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
     if settings.auto_augment:
-        picture = rand_augment(picture, rng, settings.auto_augment, settings.image_mean)
+        picture = rand_augment(picture, rng, settings.auto_augment, settings.image_mean, settings.train_interpolation)
     elif settings.color_jitter:
         picture = color_jitter(picture, rng, settings.color_jitter)
     return _array(picture)

@@ -1,0 +1,65 @@
+"""The `digits` recipe by its one command: what it reaches, and what transformers 4.40.2 computes with what it exports."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import natjax
+from natjax_train.data import Digits
+
+
+def train(out, *changes):
+    """Runs the command and returns its last evaluation."""
+    command = [sys.executable, "-m", "natjax", "train", "--recipe", "digits", "--data", "digits", "--out", str(out)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([*command, *changes], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if "top1" in row][-1]
+
+
+def check_transformers(directory, monkeypatch):
+    """Compares natjax's and transformers' logits of held-out digits."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1]))
+    import natten_oracle
+
+    natten_oracle.install()
+    from transformers import NatForImageClassification
+
+    held_out = Digits("val")
+    processor = natjax.NatImageProcessor.from_pretrained(directory)
+    pixel_values = processor([held_out[i]["image"] for i in range(16)])
+    ours = natjax.NatForImageClassification.from_pretrained(directory)(pixel_values).logits
+    theirs, loading = NatForImageClassification.from_pretrained(directory, output_loading_info=True)
+    assert not any(loading.values())
+    with torch.no_grad():
+        logits = theirs.eval()(torch.tensor(np.transpose(pixel_values, (0, 3, 1, 2)))).logits
+    assert np.ptp(logits.numpy(), axis=1).min() > 0.1  # the images are told apart
+    np.testing.assert_allclose(ours, logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # transformers 4.40.2's own
+def test_held_out_digits_are_recognised(tmp_path, monkeypatch):
+    assert len(Digits("val")) == 360
+    assert train(tmp_path)["top1"] >= 0.985
+    if importlib.util.find_spec("transformers"):
+        check_transformers(tmp_path / "model", monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers 4.40.2's own
+def test_transformers_computes_what_a_run_exports(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch parity is checked on Python 3.11")
+    pytest.importorskip("transformers")
+    config = {"num_channels": 1, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "kernel_size": 3}
+    quick = {"epochs": "0.5", "warmup-epochs": "0", "image-size": "32", "model-config": json.dumps(config)}
+    train(tmp_path, *(f"--{name}={value}" for name, value in quick.items()))
+    check_transformers(tmp_path / "model", monkeypatch)
