@@ -121,7 +121,9 @@ def plan_axis(
 
     lo, hi = start[members].min(axis=1, keepdims=True), end[members].max(axis=1, keepdims=True)
     span = (hi - lo).max()
-    halo = np.maximum(np.minimum(lo, in_group - span), 0)  # one that would run past the end of its group starts earlier,
+    halo = np.maximum(
+        np.minimum(lo, in_group - span), 0
+    )  # one that would run past the end of its group starts earlier,
     index = halo + np.arange(span)  # so that tiles there share classes; [tiles, S]
     keys = np.where(index < in_group, index * dilation + group[:, None], -1)
     queries = np.where(owned, members, -1)
