@@ -9,6 +9,7 @@ Letters: N heads, T slots of a tile, S slots of the other side's halo, k kernel 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -19,15 +20,15 @@ import numpy as np
 MASKED = -1e30  # not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
 
 
-def bias_table(relative: Sequence[np.ndarray], rpb, dtype):
-    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `MASKED` for no neighbours."""
+def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKED):
+    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` or below for no neighbours."""
     rank, index, mask = len(relative), [], jnp.zeros((), dtype)
     for a, axis in enumerate(relative):
         shape = [1] * (3 * rank)
         shape[a], shape[rank + a], shape[2 * rank + a] = axis.shape
         axis = axis.reshape(shape)  # over [classes of every axis, T of every axis, S of every axis]
         index.append(np.maximum(axis, 0))
-        mask = mask + jnp.asarray(np.where(axis >= 0, 0, MASKED), dtype)
+        mask = mask + jnp.asarray(np.where(axis >= 0, 0, masked), dtype)
     mask = mask.reshape(table_shape(relative))[:, None]
     if rpb is None:
         return jax.lax.optimization_barrier(mask)  # or XLA folds its rows of all tiles into one huge constant
@@ -57,3 +58,22 @@ def table_shape(relative: Sequence[np.ndarray]) -> tuple[int, int, int]:
     """Returns the number of classes, of query slots and of key slots of the product of all axes."""
     classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
     return math.prod(classes), math.prod(queries), math.prod(keys)
+
+
+def sum_by_segment(x, segments: np.ndarray):
+    """Sums the entries of x, [n, ...], of every segment: [segments, ...], where `segments` says to which one an entry belongs.
+
+    Static gathers add eight entries at a time until one is left of each: XLA's scatter has no fixed order on a GPU, and the zeros
+    and ones of a matrix product would be a constant of n times segments.
+    """
+    counts = np.bincount(segments)
+    width = min(counts.max(), 8)
+    order = np.argsort(segments, kind="stable")
+    segments = segments[order]
+    rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[segments]  # within the segment
+    first = rank % width == 0
+    addends = np.full((np.count_nonzero(first), width), len(order))  # beyond the end is 0
+    addends[np.cumsum(first) - 1, rank % width] = order
+    taken = (jnp.take(x, jnp.asarray(column, jnp.int32), axis=0, mode="fill", fill_value=0) for column in addends.T)
+    x = functools.reduce(jnp.add, taken)
+    return x if counts.max() == width else sum_by_segment(x, segments[first])
