@@ -7,12 +7,13 @@ import math
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from op_oracle import TOLERANCE, assert_close, both, draw
 
-from natjax_kernels import explain, neighborhood_attention
+from natjax_kernels import default_implementation, explain, neighborhood_attention
 from natjax_kernels.bias import MASKED, bias_table, sum_by_segment
 from natjax_kernels.plan import Window
 from natjax_kernels.triton import config as configurations
@@ -192,7 +193,7 @@ def case(
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("spatial", [(7,), (4096,), (56, 56), (7, 7), (112, 96), (8, 9, 10)], ids=str)
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
-def test_estimates_fit(kernel, spatial, capability):
+def test_configurations_are_legal(kernel, spatial, capability):
     for dtype, bias, channels in (("bfloat16", True, 32), ("float32", True, 64), ("float16", False, 128)):
         this = case(kernel, spatial, channels=channels, dtype=dtype, bias=bias, capability=capability)
         for config in [estimate(this), *candidates(this)]:
@@ -200,6 +201,15 @@ def test_estimates_fit(kernel, spatial, capability):
             assert config.chunk in (16, 32, 64, 128, 256)
             assert config.num_warps in (1, 2, 4, 8, 16)
             assert not (config.resident and config.block)
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tiles_of_wide_floats_are_small(kernel, capability):
+    """Larger ones need more shared memory than a block of sm_89 may have: tests/deviceless/test_resources.py compiles some."""
+    for channels, most in ((32, 64), (64, 16 if kernel == "attend_backward" else 32), (65, 16), (128, 16)):
+        this = case(kernel, channels=channels, dtype="float32", capability=capability)
+        assert max(config.slots for config in candidates(this)) == most
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -223,7 +233,13 @@ def test_measured_configurations_come_first(monkeypatch):
     assert choose(case(bias=False), "NVIDIA H200") == estimate(case(bias=False))
 
 
-def test_measured_configurations_can_be_read():
+def test_measured_configurations_can_be_read(monkeypatch):
+    """As they come back from the file: those that are there, and one as `benchmarks.tune` would write it."""
+    this, measured = case(), Config((4, 4), (8, 8), 64, False, 2, 3)
+    written = json.loads(json.dumps({"NVIDIA H200": {this.key: dataclasses.asdict(measured)}}))
+    monkeypatch.setattr(configurations, "_measured", lambda: written)
+    assert choose(this, "NVIDIA H200") == measured
+    monkeypatch.undo()
     for cases in configurations._measured().values():
         for found in cases.values():
             Config(**found)
@@ -276,6 +292,14 @@ def test_the_interpreter_runs_only_when_named():
     assert explain(x, x, x, kernel_size=3).startswith("xla: not triton, as Triton's interpreter is for tests")
 
 
+def test_wide_offsets_compute_the_op(monkeypatch):
+    static = launching.Launch.static
+    monkeypatch.setattr(launching.Launch, "static", lambda *arguments: {**static(*arguments), "WIDE": True})
+    arguments, d_out = draw((2, 5, 6, 2, 8), 3, True)
+    got = both(arguments, d_out, kernel_size=3, implementation="triton")
+    assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
+
+
 @dataclasses.dataclass
 class Gpu:
     """A device that is not here."""
@@ -309,3 +333,17 @@ def test_devices(monkeypatch, gpu, missing, version, reason):
     window = Window((7, 7), (1, 1), (1, 1), (False, False))
     why = support.why_not(x, x, None, window)
     assert why is None if reason is None else re.search(reason, why)
+
+
+def test_exporting_on_a_machine_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(support, "_why_not_here", lambda named: None)  # as if the default device were one
+    x = jax.ShapeDtypeStruct((1, 8, 8, 2, 8), "float32")
+    assert explain(x, x, x, kernel_size=3) == "triton: the fastest one"
+    with default_implementation("xla"):
+        exported = jax.export.export(jax.jit(lambda x: neighborhood_attention(x, x, x, kernel_size=3)))(x)
+        with default_implementation(None):
+            assert explain(x, x, x, kernel_size=3) == "triton: the fastest one"
+    assert explain(x, x, x, kernel_size=3) == "triton: the fastest one"
+    np.testing.assert_array_equal(exported.call(ones := np.ones(x.shape, x.dtype)), ones)
+    with pytest.raises(ValueError, match="implementation must be None or one of"), default_implementation("cuda"):
+        pass
