@@ -35,7 +35,15 @@ LEVELS = {
 }
 # DiNAT-Large at 384 pixels, with kernel 7 and with kernel 11.
 LARGE = {
-    f"384 px level {level} kernel {kernel} dilation {dilation}": ((side, side), heads, kernel, dilation, 32, "bfloat16", True)
+    f"384 px level {level} kernel {kernel} dilation {dilation}": (
+        (side, side),
+        heads,
+        kernel,
+        dilation,
+        32,
+        "bfloat16",
+        True,
+    )
     for kernel, most in ((7, (13, 6, 3, 1)), (11, (8, 4, 2, 1)))
     for level, (side, heads, most) in enumerate(zip((96, 48, 24, 12), (6, 12, 24, 48), most, strict=True), 1)
     for dilation in sorted({1, most})
