@@ -33,7 +33,7 @@ def spilled(architecture, shape, kernel, table):
         return 16
     if shape in ATTENTION_OF_MODELS or architecture in (90, 100):
         return 0
-    return 48 if shape == "64 channels level 4" else 32
+    return 96 if shape == "64 channels level 4" else 32
 
 
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
