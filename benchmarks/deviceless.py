@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -104,14 +105,14 @@ def report(executable):
     }
 
 
-def op(kind, axis_type="Auto", mesh_shape=(1,)):
-    """The op and all its gradients at NAT-Tiny's first level, batch 128."""
+def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56):
+    """The op and all its gradients, at NAT-Tiny's first level unless another side is asked for."""
     import jax
 
     from natjax_kernels import neighborhood_attention
 
     model = ("model",) if len(mesh_shape) > 1 else (None,)
-    tokens = Array((128, 56, 56, 2, 32), "bfloat16", ("data", None, None, *model))
+    tokens = Array((batch, side, side, 2, 32), "bfloat16", ("data", None, None, *model))
     rpb = Array((2, 13, 13), "bfloat16")
 
     def run(q, k, v, rpb, d_out):
@@ -168,6 +169,7 @@ CHECKS = {
     "op": op,
     "op on 4 x 2, Auto": lambda kind: op(kind, "Auto", (4, 2)),
     "op on 4 x 2, Explicit": lambda kind: op(kind, "Explicit", (4, 2)),
+    **{f"op, batch 8, side {side}": functools.partial(op, batch=8, side=side) for side in (112, 224, 448)},
     "forward": forward,
     "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
     "forward, batch 8, 224 pixels": lambda kind: forward(kind, batch=8, side=224),

@@ -33,18 +33,36 @@ LEVELS = {
     )
     for dilation in dilations
 }
+# DiNAT-Large at 384 pixels, with kernel 7 and with kernel 11.
+LARGE = {
+    f"384 px level {level} kernel {kernel} dilation {dilation}": (
+        (side, side),
+        heads,
+        kernel,
+        dilation,
+        32,
+        "bfloat16",
+        True,
+    )
+    for kernel, most in ((7, (13, 6, 3, 1)), (11, (8, 4, 2, 1)))
+    for level, (side, heads, most) in enumerate(zip((96, 48, 24, 12), (6, 12, 24, 48), most, strict=True), 1)
+    for dilation in sorted({1, most})
+}
 OTHERS = {
     "level 1 float16": ((56, 56), 2, 7, 1, 32, "float16", True),
     **{f"level {i} float32": (*LEVELS[f"level {i} dilation 1"][:5], "float32", True) for i in (1, 2, 3, 4)},
     "kernel 11": ((56, 56), 2, 11, 1, 32, "bfloat16", True),
     "kernel 13": ((56, 56), 2, 13, 1, 32, "bfloat16", True),
     **{f"{d} channels": ((56, 56), 2, 7, 1, d, "bfloat16", True) for d in (8, 16, 64, 128)},
+    "64 channels level 4": ((7, 7), 16, 7, 1, 64, "bfloat16", True),
+    **{f"{d} channels float32": ((56, 56), 2, 7, 1, d, "float32", True) for d in (64, 128)},
+    "128 channels float32 no bias": ((56, 56), 2, 7, 1, 128, "float32", False),
     "no bias": ((56, 56), 2, 7, 1, 32, "bfloat16", False),
     "1-D of 32768": ((32768,), 4, 63, 1, 64, "bfloat16", True),
     "2-D kernel 80": ((256, 256), 2, 80, 1, 128, "bfloat16", False),
     "3-D kernel 18 x 24 x 24": ((30, 48, 80), 2, (18, 24, 24), 1, 64, "bfloat16", False),
 }
-SHAPES = LEVELS | OTHERS
+SHAPES = LEVELS | LARGE | OTHERS
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from natjax.presets import create_model as create_model
     from natjax.presets import get_config as get_config
     from natjax.presets import list_models as list_models
+    from natjax_kernels import default_implementation as default_implementation
     from natjax_kernels import explain as explain
     from natjax_kernels import neighborhood_attention as neighborhood_attention
     from natjax_kernels import neighborhood_attention_with_weights as neighborhood_attention_with_weights
@@ -40,6 +41,7 @@ _HOMES = {
     "NatjaxError": "natjax.errors",
     "compiler_options": "natjax.compiling",
     "create_model": "natjax.presets",
+    "default_implementation": "natjax_kernels",
     "explain": "natjax_kernels",
     "get_config": "natjax.presets",
     "list_models": "natjax.presets",

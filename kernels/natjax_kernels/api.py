@@ -7,9 +7,12 @@ Letters: B batch, X Y Z spatial axes, N heads, D channels of a head, K kernel si
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
 import math
 import numbers
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -27,6 +30,29 @@ _log = logging.getLogger("natjax")
 
 # Modules with `attend` and, where they cannot always run, `why_not`; the first that can is the default.
 IMPLEMENTATIONS = {"triton": triton, "xla": xla, "reference": reference}
+
+_default: contextvars.ContextVar[str | None] = contextvars.ContextVar("default", default=None)
+
+
+@contextlib.contextmanager
+def default_implementation(name: str | None) -> Generator[None]:
+    """Has the ops that this thread traces meanwhile, and that name no implementation, use this one.
+
+    For `jax.export`, which takes no calls of the fused kernels, and for programs that are traced for another device than JAX's
+    default one: `with natjax.default_implementation("xla"): ...`. What `jax.jit` has traced before stays as it is.
+
+    Args:
+        name: as the op's `implementation`; None to have the best one again.
+
+    Raises:
+        ValueError: there is no such implementation.
+    """
+    _check_name(name)
+    token = _default.set(name)
+    try:
+        yield
+    finally:
+        _default.reset(token)
 
 
 def neighborhood_attention(
@@ -60,8 +86,8 @@ def neighborhood_attention(
         rpb: relative positional bias [N, 2 * K - 1 per axis], added to the logits of each key by its offset from the query.
             For odd kernel sizes without stride and causality.
         scale: of the logits; D ** -0.5 where None.
-        implementation: "triton" (fused kernels for NVIDIA GPUs), "xla", "reference", or None for the best one that runs
-            here. A named one is never replaced by another.
+        implementation: "triton" (fused kernels for NVIDIA GPUs), "xla", "reference", or None for that of
+            `default_implementation` or else the best one that runs here. A named one is never replaced by another.
 
     Returns:
         [B, *spatial, N, Dv], of the inputs' dtype.
@@ -146,10 +172,9 @@ def explain(query: Any, key: Any, value: Any, *, implementation: str | None = No
 
 def _choose(implementation: str | None, query, value, rpb, window: Window) -> tuple[str, str]:
     """Returns the implementation to run and why it is that one."""
+    _check_name(implementation)
+    implementation = implementation or _default.get()
     if implementation is not None:
-        if implementation not in IMPLEMENTATIONS:
-            known = ", ".join(map(repr, IMPLEMENTATIONS))
-            raise ValueError(f"implementation must be None or one of {known}; got {implementation!r}.")
         reason = _why_not(implementation, query, value, rpb, window, named=True)
         if reason:
             raise NotImplementedError(
@@ -163,6 +188,12 @@ def _choose(implementation: str | None, query, value, rpb, window: Window) -> tu
             return name, "; ".join(passed_over) or "the fastest one"
         passed_over.append(f"not {name}, as {reason}")
     raise AssertionError("xla runs everywhere")
+
+
+def _check_name(implementation: str | None) -> None:
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        known = ", ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(f"implementation must be None or one of {known}; got {implementation!r}.")
 
 
 def _why_not(name: str, query, value, rpb, window: Window, *, named: bool) -> str | None:

@@ -9,6 +9,7 @@ Letters: N heads, T slots of a tile, S slots of the other side's halo, k kernel 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -19,15 +20,15 @@ import numpy as np
 MASKED = -1e30  # not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
 
 
-def bias_table(relative: Sequence[np.ndarray], rpb, dtype):
-    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `MASKED` for no neighbours."""
+def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKED):
+    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` or below for no neighbours."""
     rank, index, mask = len(relative), [], jnp.zeros((), dtype)
     for a, axis in enumerate(relative):
         shape = [1] * (3 * rank)
         shape[a], shape[rank + a], shape[2 * rank + a] = axis.shape
         axis = axis.reshape(shape)  # over [classes of every axis, T of every axis, S of every axis]
         index.append(np.maximum(axis, 0))
-        mask = mask + jnp.asarray(np.where(axis >= 0, 0, MASKED), dtype)
+        mask = mask + jnp.asarray(np.where(axis >= 0, 0, masked), dtype)
     mask = mask.reshape(table_shape(relative))[:, None]
     if rpb is None:
         return jax.lax.optimization_barrier(mask)  # or XLA folds its rows of all tiles into one huge constant
@@ -38,7 +39,11 @@ def bias_table(relative: Sequence[np.ndarray], rpb, dtype):
 
 
 def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[int]):
-    """Sums a table's gradient, [classes, N, T, S], into [N, 2k - 1, ...]: a matrix product with a static 0/1 matrix per axis."""
+    """Sums a table's gradient, [classes, N, T, S], 0 where the key is no neighbour, into [N, 2k - 1, ...].
+
+    A pair's entry of the bias grows with the key and falls with the query, one by one: along an axis all pairs on a diagonal of a
+    tile share one. Summed over, they are as few as the entries, and a static gather sums classes.
+    """
     rank, heads = len(relative), table.shape[1]
     classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
     # One axis at a time, for JAX to follow, as above.
@@ -46,14 +51,59 @@ def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[i
     table = table.reshape(*classes, heads, *queries, table.shape[-1])
     table = table.reshape(*classes, heads, *queries, *keys)
     for axis, kernel in zip(relative, kernel_size, strict=True):
-        # Always contracts the first class, query and key axis left, and appends the axis of the bias.
-        one_hot = (axis[..., None] == np.arange(2 * kernel - 1)).astype(table.dtype)
-        table = jnp.tensordot(table, one_hot, axes=((0, rank + 1, 2 * rank + 1), (0, 1, 2)), precision="highest")
+        table = jnp.moveaxis(table, (rank + 1, 2 * rank + 1), (1, 2))  # the first class, query and key axis left
+        table = _sum_diagonals(table)  # [classes, T + S - 1, ...]
+        places = jnp.asarray(_places_of_entries(axis, kernel), jnp.int32)
+        table = jnp.take(jax.lax.collapse(table, 0, 2), places, axis=0, mode="fill", fill_value=0)
+        table = jnp.moveaxis(jnp.sum(table, axis=0), 0, -1)
         rank -= 1
     return table
+
+
+def _sum_diagonals(x):
+    """Sums x, [n, T, S, ...], over pairs of equal S - T: [n, T + S - 1, ...]."""
+    n, queries, keys, *rest = x.shape
+    x = jnp.pad(jnp.flip(x, 1), ((0, 0), (0, 0), (0, queries), *((0, 0),) * len(rest)))
+    x = jax.lax.slice_in_dim(jax.lax.collapse(x, 1, 3), 0, queries * (queries + keys - 1), axis=1)
+    return jnp.sum(x.reshape(n, queries, queries + keys - 1, *rest), axis=1)  # every row is one further to the right
+
+
+def _places_of_entries(relative: np.ndarray, kernel: int) -> np.ndarray:
+    """Returns which of all diagonals, [classes * (T + S - 1)], is of an entry, [classes, 2k - 1]; past the end if none."""
+    classes, queries, keys = relative.shape
+    diagonals = queries + keys - 1
+    # The first pair in a tile that are neighbours says where its diagonals are; padded queries come last.
+    pair = np.argmax(relative.reshape(classes, -1) >= 0, axis=1)
+    query, key = np.divmod(pair, keys)
+    first = relative[np.arange(classes), query, key] - (key - query + queries - 1)
+    diagonal = np.arange(2 * kernel - 1) - first[:, None]
+    return np.where(
+        (diagonal >= 0) & (diagonal < diagonals),
+        np.arange(classes)[:, None] * diagonals + diagonal,
+        classes * diagonals,
+    )
 
 
 def table_shape(relative: Sequence[np.ndarray]) -> tuple[int, int, int]:
     """Returns the number of classes, of query slots and of key slots of the product of all axes."""
     classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
     return math.prod(classes), math.prod(queries), math.prod(keys)
+
+
+def sum_by_segment(x, segments: np.ndarray):
+    """Sums the entries of x, [n, ...], of every segment: [segments, ...], where `segments` says to which one an entry belongs.
+
+    Static gathers add eight entries at a time until one is left of each: XLA's scatter has no fixed order on a GPU, and the zeros
+    and ones of a matrix product would be a constant of n times segments.
+    """
+    counts = np.bincount(segments)
+    width = min(counts.max(), 8)
+    order = np.argsort(segments, kind="stable")
+    segments = segments[order]
+    rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[segments]  # within the segment
+    first = rank % width == 0
+    addends = np.full((np.count_nonzero(first), width), len(order))  # beyond the end is 0
+    addends[np.cumsum(first) - 1, rank % width] = order
+    taken = (jnp.take(x, jnp.asarray(column, jnp.int32), axis=0, mode="fill", fill_value=0) for column in addends.T)
+    x = functools.reduce(jnp.add, taken)
+    return x if counts.max() == width else sum_by_segment(x, segments[first])

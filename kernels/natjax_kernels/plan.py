@@ -112,43 +112,40 @@ def plan_axis(
     it needs no atomics and no scatter. `relative` remains key minus query.
     """
     start, end = (mirrored_windows if mirrored else windows)(length, kernel, dilation, stride, causal)
-    queries, key_starts = [], []
-    for group in range(dilation):
-        members = np.arange(group, length, dilation)
-        for first in range(0, len(members), tile):
-            queries.append(members[first : first + tile])
-            key_starts.append(start[queries[-1]].min())
-    span = max(end[q].max() - lo for q, lo in zip(queries, key_starts, strict=True))
+    group_lengths = -(-(length - np.arange(dilation)) // dilation)
+    group, number = np.nonzero(np.arange(0, group_lengths[0], tile) < group_lengths[:, None])  # of every tile
+    in_group = group_lengths[group, None]
+    place = number[:, None] * tile + np.arange(tile)  # in the group, [tiles, T]
+    owned = place < in_group
+    members = np.where(owned, place, place[:, :1]) * dilation + group[:, None]  # the first one stands for padding
 
-    tiles = len(queries)
-    query_table = np.full((tiles, tile), -1)
-    key_table = np.full((tiles, span), -1)
-    relative = np.full((tiles, tile, span), -1)
-    first_slot = np.zeros((tiles, tile), int)
-    for t, (members, lo) in enumerate(zip(queries, key_starts, strict=True)):
-        group, count = members[0] % dilation, len(members)
-        # A halo that would run past the end of its group starts earlier instead, so that tiles there share classes.
-        lo = max(min(lo, -(-(length - group) // dilation) - span), 0)
-        index = np.arange(lo, lo + span)
-        keys = index * dilation + group
-        query_table[t, :count] = members
-        key_table[t] = np.where(keys < length, keys, -1)
-        seen = (start[members, None] <= index) & (index < end[members, None])
-        offset = (members[:, None] // dilation - index) if mirrored else (index - members[:, None] // dilation)
-        relative[t, :count] = np.where(seen, offset + kernel - 1, -1)
-        relative[t, count:] = 0
-        first_slot[t, :count] = start[members] - lo
+    lo, hi = start[members].min(axis=1, keepdims=True), end[members].max(axis=1, keepdims=True)
+    span = (hi - lo).max()
+    halo = np.maximum(
+        np.minimum(lo, in_group - span), 0
+    )  # one that would run past the end of its group starts earlier,
+    index = halo + np.arange(span)  # so that tiles there share classes; [tiles, S]
+    keys = np.where(index < in_group, index * dilation + group[:, None], -1)
+    queries = np.where(owned, members, -1)
 
-    _, leaders, classes = np.unique(relative.reshape(tiles, -1), axis=0, return_index=True, return_inverse=True)
-    slots = (relative >= 0) & (query_table >= 0)[:, :, None]
+    # A tile's class follows from where the window of each of its queries begins and ends and where the query itself is, counted
+    # from the first key: `relative` is as large as the scores of a tile, and made once for every class.
+    looks = np.stack([start[members] - halo, end[members] - halo, place - halo, owned], axis=1)  # [tiles, 4, T]
+    looks = np.where(owned[:, None], looks, 0)
+    looks, classes = np.unique(looks, axis=0, return_inverse=True)
+    first, last, own, real = (x[..., None] for x in looks.swapaxes(0, 1))
+    slot = np.arange(span)
+    offset = (own - slot if mirrored else slot - own) + kernel - 1
+    relative = np.where((first <= slot) & (slot < last), offset, -1)
     return AxisPlan(
-        queries=query_table,
-        keys=key_table,
+        queries=queries,
+        keys=keys,
         classes=classes.reshape(-1),
-        relative=relative[leaders],
-        first_slot=first_slot[leaders],
-        query_home=_homes(query_table, query_table >= 0, length)[:, 0],
-        key_homes=_homes(key_table, np.any(slots, axis=1), length),
+        relative=np.where(real, relative, 0),
+        first_slot=first[..., 0],
+        query_home=_homes(queries, owned, length)[:, 0],
+        # Every window holds its own query, so those of a tile leave no gaps between them.
+        key_homes=_homes(keys, (lo <= index) & (index < hi), length),
     )
 
 

@@ -53,5 +53,12 @@ def test_memory_is_linear_in_pixels():
     assert max(per_pixel) <= 1.02 * min(per_pixel)
 
 
+def test_memory_of_gradients_is_linear_in_pixels():
+    """Of the op, beside what does not grow with the map: tables, and the parts of the bias's gradient."""
+    sides = (112, 224, 448)
+    small, medium, large = (check_apart(f"op, batch 8, side {side}")["temporary_bytes"] for side in sides)
+    assert large - medium <= 1.1 * 4 * (medium - small)
+
+
 def test_another_gpu():
     assert check_apart("op", "a100")["fused_kernels"] == 3

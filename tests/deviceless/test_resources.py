@@ -20,7 +20,20 @@ pytestmark = pytest.mark.skipif(
 REGISTERS = 65536
 SHARED = 99 * 1024
 
-ATTENTION_OF_MODELS = [*resources.LEVELS, "level 1 float16", "kernel 11", "kernel 13"]
+ATTENTION_OF_MODELS = [*resources.LEVELS, *resources.LARGE, "level 1 float16", "kernel 11", "kernel 13"]
+
+
+def spilled(architecture, shape, kernel, table):
+    """Bytes of a thread's registers that may be spilled."""
+    if shape.startswith("128 channels float32"):  # a tile's queries and output gradients are operands in 256 registers
+        return 768 if table else 128
+    if shape == "64 channels float32":
+        return 48
+    if shape in resources.LARGE and architecture == 120:
+        return 16
+    if shape in ATTENTION_OF_MODELS or architecture in (90, 100):
+        return 0
+    return 96 if shape == "64 channels level 4" else 32
 
 
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
@@ -30,7 +43,7 @@ def test_every_shape(architecture):
     for row in rows:
         what = (row["architecture"], row["shape"], row["kernel"])
         published = row["shape"] in ATTENTION_OF_MODELS
-        assert row["stack_bytes"] <= (0 if published or row["architecture"] in (90, 100) else 32), what
+        assert row["stack_bytes"] <= spilled(*what, row.get("D_TABLE") and not row.get("D_QUERY")), what
         assert REGISTERS // (32 * row["registers"]) >= 8, what  # warps that a multiprocessor can hold
         assert row["shared_bytes"] <= (SHARED // 2 if published else SHARED), what
         assert row["matrix_instructions"], what

@@ -1,6 +1,7 @@
 """The plan against the definition written once more, as loops over single tokens."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -114,6 +115,16 @@ def test_alike_tiles_share_classes():
     assert len(plan_axis(56, 7, 1, 1, False, 8).relative) == 3
     assert len(plan_axis(56, 7, 8, 1, False, 7).relative) == 1
     assert len(plan_axis(4096, 7, 1, 1, False, 8).relative) == 3
+
+
+def test_planning_takes_the_memory_of_classes_and_not_of_tiles():
+    length, kernel = 65536, 512
+    tracemalloc.start()
+    axis = plan_axis.__wrapped__(length, kernel, 1, 1, False, 64)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(axis.relative) < 20
+    assert peak < 2 * length * kernel  # bytes: one integer per query and neighbour would be 8 of them
 
 
 def test_classes_of_a_map_are_the_products_of_those_of_its_axes():

@@ -7,13 +7,14 @@ import math
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from op_oracle import TOLERANCE, assert_close, both, draw
 
-from natjax_kernels import explain, neighborhood_attention
-from natjax_kernels.bias import MASKED, bias_table
+from natjax_kernels import default_implementation, explain, neighborhood_attention
+from natjax_kernels.bias import MASKED, bias_table, sum_by_segment
 from natjax_kernels.plan import Window
 from natjax_kernels.triton import config as configurations
 from natjax_kernels.triton import launch as launching
@@ -111,6 +112,17 @@ def test_channels_of_a_head(channels):
     assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("entries", [1, 8, 9, 1000])
+def test_sums_by_segment(entries):
+    """Of segments from one entry to nearly all, not in order."""
+    rng = np.random.default_rng(entries)
+    segments = rng.permutation(np.minimum(np.arange(entries), 5))
+    x = rng.integers(-9, 9, (entries, 2, 3)).astype(np.float32)
+    expected = np.zeros((segments.max() + 1, 2, 3))
+    np.add.at(expected, segments, x)
+    assert (sum_by_segment(jnp.asarray(x), segments) == expected).all()
+
+
 def test_vmap_of_vmap():
     """Over different arguments, of which none is the bias."""
     (_, _, _, rpb), _ = draw((2, 9, 2, 8), 3, True)
@@ -181,7 +193,7 @@ def case(
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("spatial", [(7,), (4096,), (56, 56), (7, 7), (112, 96), (8, 9, 10)], ids=str)
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
-def test_estimates_fit(kernel, spatial, capability):
+def test_configurations_are_legal(kernel, spatial, capability):
     for dtype, bias, channels in (("bfloat16", True, 32), ("float32", True, 64), ("float16", False, 128)):
         this = case(kernel, spatial, channels=channels, dtype=dtype, bias=bias, capability=capability)
         for config in [estimate(this), *candidates(this)]:
@@ -189,6 +201,15 @@ def test_estimates_fit(kernel, spatial, capability):
             assert config.chunk in (16, 32, 64, 128, 256)
             assert config.num_warps in (1, 2, 4, 8, 16)
             assert not (config.resident and config.block)
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tiles_of_wide_floats_are_small(kernel, capability):
+    """Larger ones need more shared memory than a block of sm_89 may have: tests/deviceless/test_resources.py compiles some."""
+    for channels, most in ((32, 64), (64, 16 if kernel == "attend_backward" else 32), (65, 16), (128, 16)):
+        this = case(kernel, channels=channels, dtype="float32", capability=capability)
+        assert max(config.slots for config in candidates(this)) == most
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -212,7 +233,13 @@ def test_measured_configurations_come_first(monkeypatch):
     assert choose(case(bias=False), "NVIDIA H200") == estimate(case(bias=False))
 
 
-def test_measured_configurations_can_be_read():
+def test_measured_configurations_can_be_read(monkeypatch):
+    """As they come back from the file: those that are there, and one as `benchmarks.tune` would write it."""
+    this, measured = case(), Config((4, 4), (8, 8), 64, False, 2, 3)
+    written = json.loads(json.dumps({"NVIDIA H200": {this.key: dataclasses.asdict(measured)}}))
+    monkeypatch.setattr(configurations, "_measured", lambda: written)
+    assert choose(this, "NVIDIA H200") == measured
+    monkeypatch.undo()
     for cases in configurations._measured().values():
         for found in cases.values():
             Config(**found)
@@ -251,10 +278,10 @@ def test_refusals_say_why(refusal, x64):
 
 
 def test_tables_that_are_too_large_are_refused():
-    x = jax.ShapeDtypeStruct((1, 256, 256, 2, 128), "bfloat16")
-    rpb = jax.ShapeDtypeStruct((2, 189, 189), "bfloat16")
+    x = jax.ShapeDtypeStruct((1, 256, 256, 4, 128), "bfloat16")
+    rpb = jax.ShapeDtypeStruct((4, 189, 189), "bfloat16")
     with pytest.raises(
-        NotImplementedError, match=r"the bias of this window would take tables of \S+ entries, more than"
+        NotImplementedError, match=r"the bias of this window would take arrays of 1\.\d GiB, more than 1"
     ):
         explain(x, x, x, rpb=rpb, kernel_size=95, implementation="triton")
     assert explain(x, x, x, kernel_size=80, implementation="triton") == "triton: named by the caller"
@@ -263,6 +290,14 @@ def test_tables_that_are_too_large_are_refused():
 def test_the_interpreter_runs_only_when_named():
     x = jax.ShapeDtypeStruct((1, 8, 8, 2, 8), "float32")
     assert explain(x, x, x, kernel_size=3).startswith("xla: not triton, as Triton's interpreter is for tests")
+
+
+def test_wide_offsets_compute_the_op(monkeypatch):
+    static = launching.Launch.static
+    monkeypatch.setattr(launching.Launch, "static", lambda *arguments: {**static(*arguments), "WIDE": True})
+    arguments, d_out = draw((2, 5, 6, 2, 8), 3, True)
+    got = both(arguments, d_out, kernel_size=3, implementation="triton")
+    assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
 
 
 @dataclasses.dataclass
@@ -298,3 +333,17 @@ def test_devices(monkeypatch, gpu, missing, version, reason):
     window = Window((7, 7), (1, 1), (1, 1), (False, False))
     why = support.why_not(x, x, None, window)
     assert why is None if reason is None else re.search(reason, why)
+
+
+def test_exporting_on_a_machine_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(support, "_why_not_here", lambda named: None)  # as if the default device were one
+    x = jax.ShapeDtypeStruct((1, 8, 8, 2, 8), "float32")
+    assert explain(x, x, x, kernel_size=3) == "triton: the fastest one"
+    with default_implementation("xla"):
+        exported = jax.export.export(jax.jit(lambda x: neighborhood_attention(x, x, x, kernel_size=3)))(x)
+        with default_implementation(None):
+            assert explain(x, x, x, kernel_size=3) == "triton: the fastest one"
+    assert explain(x, x, x, kernel_size=3) == "triton: the fastest one"
+    np.testing.assert_array_equal(exported.call(ones := np.ones(x.shape, x.dtype)), ones)
+    with pytest.raises(ValueError, match="implementation must be None or one of"), default_implementation("cuda"):
+        pass

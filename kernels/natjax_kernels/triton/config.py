@@ -117,8 +117,17 @@ def candidates(case: Case) -> list[Config]:
     What fits was found with `python -m benchmarks.resources`.
     """
     sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(65))) for n in _lengths(case)]
-    tiles = [tile for tile in itertools.product(*sides) if math.prod(tile) <= 64]
+    tiles = [tile for tile in itertools.product(*sides) if math.prod(tile) <= _most_queries(case)]
     return [config for tile in tiles for config in (_resident(case, tile), _streamed(case, tile)) if config is not None]
+
+
+def _most_queries(case: Case) -> int:
+    """Returns how many queries a tile holds at most: few where channels are many and of 32 bits, each of which is two operands
+    of TF32 products, in registers.
+    """
+    if not _wide_floats(case):
+        return 64
+    return 32 if case.head_dim <= 64 and case.kernel != "attend_backward" else 16
 
 
 def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
@@ -126,15 +135,17 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
     halo = math.prod(_halo(case, tile))
     block = _BOXES[len(tile)] if halo > 1024 else None
     chunk = 32 if case.dtype == "float32" or case.head_dim > 64 else 64
-    wide, hopper, blackwell = case.head_dim > 64, case.capability // 10 == 9, case.capability // 10 == 10
-    rows, stages = 16, 2  # rows of a tile per warp
+    wide, wide_floats = case.head_dim > 64, _wide_floats(case)
+    hopper, blackwell = case.capability // 10 == 9, case.capability // 10 == 10
+    rows, stages = 8 if wide_floats else 16, 2  # rows of a tile per warp
     if case.kernel == "attend_mirrored":  # four products of a chunk at once
-        halved = wide or not hopper
-        rows = 8 if wide or (blackwell and case.dtype != "float32") else 16
+        halved = wide or wide_floats or not hopper
+        if wide or (blackwell and case.dtype != "float32"):
+            rows = 4 if wide_floats else 8
     elif case.kernel == "attend":
-        halved, stages = False, 3 if blackwell and case.head_dim <= 32 else 2
+        halved, stages = wide and wide_floats, 3 if blackwell and case.head_dim <= 32 else 2
     else:
-        halved = (wide or _short_of_registers(case)) and (halo > 64 or chunk < 64)
+        halved = wide_floats or ((wide or _short_of_registers(case)) and (halo > 64 or chunk < 64))
     config = Config(tile, block, min(chunk // 2 if halved else chunk, _power_of_two(halo)), False, 1, stages)
     return dataclasses.replace(config, num_warps=config.slots // rows)
 
@@ -151,6 +162,10 @@ def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
     if sums_table and config.slots == 16 and keys in (128, 256) and case.head_dim >= 32:
         return dataclasses.replace(config, num_warps=keys // (32 if case.head_dim <= 64 else 16))
     return None
+
+
+def _wide_floats(case: Case) -> bool:
+    return case.dtype == "float32" and case.head_dim > 32
 
 
 def _short_of_registers(case: Case) -> bool:

@@ -11,16 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from natjax_kernels._compat import vary_alike
-from natjax_kernels.bias import bias_gradient
+from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import Case, choose
 from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products
 from natjax_kernels.triton.transforms import Call, sharded_as
 
 _TOKENS, _PER_QUERY = "b s n d", "b n s"
+_NOTHING = jax.ShapeDtypeStruct((1,), jnp.float32)  # of an output that a launch does not write
 
 
 def attend(query, key, value, rpb, *, window: Window, scale: float):
@@ -76,17 +76,21 @@ def _run(launch: Launch, q, k, v, table):
 def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, lse, table, mirrored_table):
     """Returns dquery, dkey, dvalue and, where there is a bias, the table's gradient [rows, N, T, S], summed over the batch."""
     batch, _, heads, _ = q.shape
-    runs, share = queries.shares(batch, heads)
     operands = [q, k, v, out, lse, do]
-    run = functools.partial(queries, "attend_backward", operands, table=table, runs=runs, share=share)
+    runs, share = queries.shares(batch, heads)
     together = bias and queries.config.resident
-    parts, held = (1, queries.chunks) if together else (queries.chunks * math.prod(queries.layout.blocks), 1)
-    sums_shape = (math.ceil(batch / share), len(runs), parts, heads, held, queries.config.slots, queries.config.chunk)
-    sums, nothing = jax.ShapeDtypeStruct(sums_shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    outputs = [_like(q), _per_query(q), sums if together else nothing]
-    d_query, delta, d_logits = run(outputs, D_QUERY=True, D_TABLE=together)
+    run = functools.partial(queries, "attend_backward", operands, table=table)
+    d_query, delta, d_logits = run(
+        [_like(q), _per_query(q), queries.sums(batch, heads) if together else _NOTHING],
+        runs=runs,
+        share=share,
+        D_QUERY=True,
+        D_TABLE=together,
+    )
     if bias and not together:
-        *_, d_logits = run([nothing, nothing, sums], D_QUERY=False, D_TABLE=True, parts=parts)
+        runs, share = queries.shares(batch, heads * queries.parts)
+        outputs = [_NOTHING, _NOTHING, queries.sums(batch, heads)]
+        *_, d_logits = run(outputs, runs=runs, share=share, parts=queries.parts, D_QUERY=False, D_TABLE=True)
     d_table = [_sum_by_row(d_logits, queries, runs)] if bias else []
 
     runs, share = keys.shares(batch, heads)
@@ -101,9 +105,8 @@ def _sum_by_row(d_logits, launch: Launch, runs):
     heads, held, slots, chunk = d_logits.shape[3:]
     rows = plan.rows[plan.tiles[runs[:, 0], 2]].reshape(-1)  # [runs * blocks]
     sums = jnp.sum(d_logits, axis=0).reshape(len(rows), -1, heads, held, slots, chunk)
-    sums = sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(rows), heads, slots, -1)  # [runs * blocks, N, T, S]
-    one_hot = rows[:, None] == np.arange(math.prod(len(axis) for axis in plan.relative))
-    return jnp.einsum("pr,pnts->rnts", jnp.asarray(one_hot, jnp.float32), sums, precision="highest")
+    sums = sum_by_segment(sums, rows)
+    return sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(sums), heads, slots, -1)
 
 
 def _launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Launch:

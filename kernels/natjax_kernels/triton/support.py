@@ -8,17 +8,15 @@ import importlib.util
 import math
 import re
 
-from natjax_kernels.bias import table_shape
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.config import KERNELS, Case, choose
-from natjax_kernels.triton.launch import capability, device, device_kind, interpreted
-from natjax_kernels.triton.layout import layout
+from natjax_kernels.triton.launch import Launch, capability, device, device_kind, interpreted
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_CHANNELS = 128
 _LEAST_CAPABILITY = 8.0  # Ampere
 _TRITON = "3.6"  # as in the gpu extra: newer ones write PTX that is too new for JAX, and the configurations were chosen with it
-_LARGEST_TABLE = 2**28  # entries of bias-or-minus-infinity
+_LARGEST = 2**30  # bytes
 
 
 def why_not(query, value, rpb, window: Window, *, named: bool = False) -> str | None:
@@ -64,27 +62,34 @@ def _why_not_these(query, value, rpb, window: Window) -> str | None:
         return f"the fused kernels take maps of fewer than 2**31 tokens; this one is {spatial}"
     if query.shape[0] == 0:
         return "the fused kernels need at least one batch entry; there is none"
-    device_and_capability = device_kind(), capability()
-    entries = _entries(
-        spatial, window, channels, query.dtype.name, query.shape[-2] if rpb is not None else 0, *device_and_capability
-    )
-    if entries > _LARGEST_TABLE:
+    bias_heads = query.shape[-2] if rpb is not None else 0
+    of_case = (spatial, window, channels, query.dtype.name, query.shape[0], bias_heads, device_kind(), capability())
+    if (size := _largest(*of_case)) > _LARGEST:
         what = "bias" if rpb is not None else "mask"
-        return f"the {what} of this window would take tables of {entries:.1e} entries, more than {_LARGEST_TABLE:.1e}"
+        return (
+            f"the {what} of this window would take arrays of {size / 2**30:.1f} GiB, more than {_LARGEST / 2**30:.0f}"
+        )
     return None
 
 
 @functools.lru_cache(maxsize=512)
-def _entries(
-    spatial: tuple[int, ...], window: Window, channels: int, dtype: str, bias_heads: int, kind: str, capability: int
+def _largest(
+    spatial: tuple[int, ...],
+    window: Window,
+    channels: int,
+    dtype: str,
+    batch: int,
+    bias_heads: int,
+    kind: str,
+    capability: int,
 ) -> int:
-    """Returns the entries of the largest table that XLA makes: of bias or mask, or of which program saw which of its rows."""
-    entries = 0
+    """Returns the bytes of the largest array that is made of the bias or mask: a table, its gradient, or the parts of that."""
+    largest = 0
     for kernel in KERNELS:
         config = choose(Case(kernel, spatial, window, channels, dtype, bias_heads > 0, capability), kind)
-        plan = layout(spatial, window, config.tile, config.block, kernel == "attend_mirrored")
-        rows, _, keys = table_shape(plan.relative)
-        entries = max(entries, rows * config.slots * keys * max(bias_heads, 1))
+        launch = Launch(spatial, window, 1.0, config, "ieee", kernel == "attend_mirrored")
+        entries = math.prod(launch.table_shape(max(bias_heads, 1)))
+        largest = max(largest, entries * (4 if bias_heads else 2))
         if kernel == "attend_backward" and bias_heads:
-            entries = max(entries, rows * len(plan.tiles) * plan.rows.shape[1])
-    return entries
+            largest = max(largest, 4 * math.prod(launch.sums(batch, bias_heads).shape))
+    return largest
