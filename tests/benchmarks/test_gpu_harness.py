@@ -112,7 +112,7 @@ def test_jobs_are_left_behind_when_time_is_up():
 def test_missing_packages_skip_what_needs_them(monkeypatch):
     missing = {"jax_triton", "optax", "transformers"}
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in missing else name)
-    assert gpu.lacking(gpu.SECTIONS) == {
+    assert gpu.lacking(gpu.SECTIONS, rehearse=False) == {
         **dict.fromkeys(("numerics", "op", "scaling"), "skipped: no jax_triton"),
         "models": "skipped: no jax_triton, optax",
         "peers": "without Swin and ConvNeXt: no transformers",

@@ -1,5 +1,6 @@
 """The GPU benchmark and tuning run to their ends on a CPU, and leave complete files."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -26,7 +27,10 @@ def run(*command):
 def test_benchmark(tmp_path):
     done = run("benchmarks.gpu", "--rehearse", "--seconds", "240", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    for section in SECTIONS:
+    statuses = dict.fromkeys(SECTIONS, "complete")
+    if not importlib.util.find_spec("torch"):
+        statuses["peers"] = "skipped"
+    for section in [name for name, status in statuses.items() if status == "complete"]:
         content = json.loads((tmp_path / f"gpu_{section}.json").read_text())
         assert content["status"] == "complete"
         assert content["provenance"]["rehearsal"]
@@ -41,7 +45,7 @@ def test_benchmark(tmp_path):
         tensors = {"forward": 4, "both": 8}[row["what"]]  # of 2 heads of 32 channels in bfloat16, held at once
         assert row["peak_bytes_per_token"] >= tensors * 2 * 32 * 2 + row["temporary_bytes_per_token"]
     summary = json.loads((tmp_path / "gpu_summary.json").read_text())
-    assert summary["sections"] == dict.fromkeys(SECTIONS, "complete")
+    assert summary["sections"] == statuses
 
 
 def test_tuning(tmp_path):
