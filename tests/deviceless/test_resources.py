@@ -29,7 +29,7 @@ def spilled(architecture, shape, kernel, table):
         return 768 if table else 128
     if shape == "64 channels float32":
         return 48
-    if shape in resources.LARGE and architecture == 120:
+    if shape in resources.LARGE and architecture in (100, 120):
         return 16
     if shape in ATTENTION_OF_MODELS or architecture in (90, 100):
         return 0
