@@ -15,7 +15,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
 
 test-deviceless: $(DEVICELESS_VENV)/.installed
-	$(DEVICELESS_VENV)/bin/python -m pytest tests/deviceless
+	$(DEVICELESS_VENV)/bin/python -m pytest -n auto tests/deviceless
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -37,6 +37,6 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(DEVICELESS_VENV)/.installed: pyproject.toml requirements/deviceless.txt
 	$(DEVICELESS_PYTHON) -m venv $(DEVICELESS_VENV)
-	$(DEVICELESS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . jax==0.11.2 triton==3.6.0 optax pytest
+	$(DEVICELESS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . jax==0.11.2 triton==3.6.0 optax pytest pytest-xdist
 	$(DEVICELESS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/deviceless.txt
 	touch $@
