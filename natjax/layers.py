@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from natjax.compiling import fork, product_of_tokens
+from natjax.compiling import computed_again, fork, gelu, product_of_tokens
 from natjax.configuration import NatConfig
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _STEM_EPS = 1e-5  # stem, downsampler and backbone norms ignore `layer_norm_eps`, in the original as in Hugging Face
 
 _ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "relu": jax.nn.relu,
     "selu": jax.nn.selu,
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
@@ -257,7 +257,8 @@ class NatLayer(nnx.Module):
         attended, weights = self.attention(self.layernorm_before(y), rngs=rngs, output_attentions=output_attentions)
         x, y = fork(self._residual(x, attended, 0, rngs))
         with jax.named_scope("mlp"):
-            hidden = _ACTIVATIONS[self.hidden_act](self.intermediate(self.layernorm_after(y)))
+            activation = computed_again(_ACTIVATIONS[self.hidden_act])
+            hidden = activation(self.intermediate(self.layernorm_after(y)))
             x = self._residual(x, self.dropout(self.output(hidden), rngs=rngs), 1, rngs)
         return x, weights
 

@@ -1,10 +1,15 @@
-"""What XLA is told: options that save memory on a CPU and are none elsewhere, and products of two matrices for linear layers."""
+"""What XLA is told: options that save memory on a CPU, products of two matrices for linear layers, and activations."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 from flax import nnx
 
 import natjax
+from natjax.compiling import computed_again, gelu
 
 
 def test_less_memory_on_a_cpu():
@@ -38,3 +43,30 @@ def test_gradient_of_a_kernel_sums_over_one_axis():
     products = [e.params["dimension_numbers"][0] for e in equations if e.primitive is jax.lax.dot_general_p]
     assert len(products) == 3  # forward, gradients of the tokens and of the kernel
     assert all(len(axes) == 1 for contracted in products for axes in contracted)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_gelu_and_its_gradient(dtype):
+    """Against the formula in float64, to two digits of the argument or of 1: on the left no more is left of 1 + erf."""
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.linspace(-12, 12, 4801, dtype=dtype)
+        got = jax.jit(gelu)(x), jax.jit(jax.vmap(jax.grad(gelu)))(x)
+        assert all(y.dtype == x.dtype for y in got)
+        digit = float(jnp.finfo(dtype).eps)
+    x = np.asarray(x, np.float64)
+    cumulative = np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in x])
+    want = x * cumulative, cumulative + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    for a, b in zip(got, want, strict=True):
+        assert (np.abs(np.asarray(a, np.float64) - b) <= 2 * digit * np.maximum(1, np.abs(x))).all()
+
+
+def test_activations_keep_their_argument_alone():
+    x = jnp.ones((3, 5))
+    kept = jax.tree.leaves(jax.vjp(computed_again(gelu), x)[1])
+    assert [y.shape for y in kept if y.ndim] == [x.shape]
+    assert len([y for y in jax.tree.leaves(jax.vjp(gelu, x)[1]) if y.ndim]) > 1  # what JAX keeps by itself
+
+
+def test_nothing_is_computed_again_elsewhere(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert computed_again(gelu) is gelu
