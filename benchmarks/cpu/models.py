@@ -1,11 +1,13 @@
 """Whole models beside their peers, float32, 224 px: latency, throughput and training steps, all of a case in turn.
 
-A case first prepares its entrants ("first call" is what compiles), then runs them A B C A B C; `ratio` is how many times faster
-natjax is by the medians. Training steps are forward, backward and AdamW, without dropped paths on any side.
+A case first prepares its entrants, each in a process of its own ("first call" is what compiles), then runs them A B C A B C;
+`ratio` is how many times faster natjax is by the medians. Training steps are forward, backward and AdamW, without dropped paths
+on any side.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Any
 
 from benchmarks.cpu import peers
 from benchmarks.cpu.timing import interleaved, record, spread
+from benchmarks.cpu.worker import Worker
 from benchmarks.harness import OUT_OF_TIME, Report
 from natjax.cli import bench
 from natjax.model_info import count_flops
@@ -49,34 +52,33 @@ def measure_case(
 ) -> None:
     """Prepares the entrants, then times those that could be."""
     labels = {"case": case, "model": preset, "batch": batch, "what": "training step" if train else "inference"}
-    runs: dict[str, Callable] = {}
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
 
-    def prepared(entrant: str) -> dict[str, Any]:
-        run, row = prepare(entrant, preset, batch, train)
-        if run:
-            runs[entrant] = run
-        return row
+        def prepared(entrant: str) -> dict[str, Any]:
+            if lacking := None if entrant == "natjax" else peers.missing(entrant):
+                return {"skipped": lacking}
+            worker = workers[entrant] = stack.enter_context(Worker(prepare, entrant, preset, batch, train))
+            return worker.row
 
-    for entrant in entrants:
-        report.measure(functools.partial(prepared, entrant), kind="first call", entrant=entrant, **labels)
-    if report.time_is_up():
-        for entrant in runs:
-            record(report, kind="time", entrant=entrant, **labels, skipped=OUT_OF_TIME)
-        return
-    times = interleaved(runs, seconds=seconds, most=40)
+        for entrant in entrants:
+            report.measure(functools.partial(prepared, entrant), kind="first call", entrant=entrant, **labels)
+        if report.time_is_up():
+            for entrant in workers:
+                record(report, kind="time", entrant=entrant, **labels, skipped=OUT_OF_TIME)
+            return
+        times = interleaved({entrant: worker.run for entrant, worker in workers.items()}, seconds=seconds, most=40)
     for entrant, found in times.items():
         figures = row(entrant, preset, batch, found, times.get("natjax"))
         record(report, kind="time", entrant=entrant, **labels, **figures)
 
 
-def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callable | None, dict[str, Any]]:
+def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Returns a run of an entrant, and the seconds that its first one or its compiler took."""
     if entrant == "natjax":
         config = get_config(preset, drop_path_rate=0.0)
         program = (bench.training if train else bench.inference)(config, batch, SIDE)
         return program.run, {"seconds": round(program.compile_seconds, 2), "memory_bytes": program.memory_bytes}
-    if lacking := peers.missing(entrant):
-        return None, {"skipped": lacking}
     run, seconds = peers.prepare(entrant, preset, batch, SIDE, train)
     return run, {"seconds": round(seconds, 2)}
 

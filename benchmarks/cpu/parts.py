@@ -20,6 +20,7 @@ from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, products, xla
 from benchmarks.cpu.timing import interleaved, record, spread
 from benchmarks.harness import Report
 from natjax.cli import bench
+from natjax.compiling import gelu
 from natjax.model_info import count_flops
 from natjax.presets import get_config
 from natjax_kernels import neighborhood_attention
@@ -153,11 +154,12 @@ def prepare(batch: int) -> dict[str, Part]:
 
 def attend(attention: Any, qkv: jax.Array) -> jax.Array:
     """The op as the model calls it, on the output of its linear layer [B, H, W, 3 * C]."""
-    query, key, value = jnp.moveaxis(qkv.reshape(*qkv.shape[:3], 3, attention.num_heads, -1), 3, 0)
+    heads = (*qkv.shape[:3], attention.num_heads, -1)
+    query, key, value = (x.reshape(heads) for x in jnp.split(qkv, 3, axis=3))
     options = {"kernel_size": attention.kernel_size, "dilation": attention.dilation, "rpb": attention.rpb[...]}
     return neighborhood_attention(query, key, value, **options).reshape(*qkv.shape[:3], -1)
 
 
 def mlp(layer: Any, x: jax.Array) -> jax.Array:
     """The two linear layers of a layer with GELU between them."""
-    return layer.output(jax.nn.gelu(layer.intermediate(x), approximate=False))
+    return layer.output(gelu(layer.intermediate(x)))

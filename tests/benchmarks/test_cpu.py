@@ -1,7 +1,9 @@
 """The CPU benchmark: the peer computes what the op does, figures fit together, what cannot run is told. No time is asserted."""
 
+import contextlib
 import importlib
 import json
+import os
 import pathlib
 import sys
 
@@ -12,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cpu import models, op, peers, summary, targets, timing  # noqa: E402
+from benchmarks.cpu.worker import Worker  # noqa: E402
 from benchmarks.harness import OUT_OF_TIME, Report, write  # noqa: E402
 from natjax.presets import get_config  # noqa: E402
 
@@ -74,6 +77,22 @@ def test_cases_of_the_op(report):
         assert row[what]["nanoseconds_per_token"] == pytest.approx(row[what]["milliseconds"] * 1e6 / 196, rel=0.01)
 
 
+class Idle(contextlib.AbstractContextManager):
+    """A worker that has nothing to do."""
+
+    row = {"seconds": 1.0}  # noqa: RUF012
+
+    def __init__(self, prepare, entrant, *_):
+        if entrant == "swin":
+            raise RuntimeError("no such thing")
+
+    def run(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+
 def test_what_has_no_time_is_recorded(tmp_path, monkeypatch):
     late = Report(tmp_path / "late.json", "test", {}, -1.0)
     cases = [op.Case((1, 14, 14, 2, 8)), op.Case((1, 28, 28, 2, 8))]
@@ -88,11 +107,12 @@ def test_what_has_no_time_is_recorded(tmp_path, monkeypatch):
 
     report = Report(tmp_path / "rows.json", "test", {}, 60.0)
 
-    def prepare(*_):  # time is up behind the first of them
-        monkeypatch.setattr(report, "time_is_up", lambda: True)
-        return lambda: None, {"seconds": 1.0}
+    class Last(Idle):  # time is up behind the first of them
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            monkeypatch.setattr(report, "time_is_up", lambda: True)
 
-    monkeypatch.setattr(models, "prepare", prepare)
+    monkeypatch.setattr(models, "Worker", Last)
     models.measure_case(report, 0, ["natjax", "sdpa"], "nat_mini", 2, False, 0.0)
     assert [(row["kind"], row["entrant"], row.get("skipped")) for row in report.content["rows"]] == [
         ("first call", "natjax", None),
@@ -178,19 +198,46 @@ def test_damaged_results_are_told_and_start_afresh(tmp_path, capsys, text):
 
 
 def test_entrants_that_fail_leave_the_others(report, monkeypatch):
-    def prepare(entrant, *_):
-        if entrant == "broken":
-            raise RuntimeError("no such thing")
-        return (None, {"skipped": "it lacks"}) if entrant == "missing" else (lambda: None, {"seconds": 1.0})
-
-    monkeypatch.setattr(models, "prepare", prepare)
-    models.measure_case(report, 0, ["natjax", "broken", "missing", "sdpa"], "nat_mini", 2, False, 0.0)
+    monkeypatch.setattr(models, "Worker", Idle)
+    monkeypatch.setattr(peers, "missing", lambda entrant: "it lacks" if entrant == "convnext" else None)
+    models.measure_case(report, 0, ["natjax", "swin", "convnext", "sdpa"], "nat_mini", 2, False, 0.0)
     rows = report.content["rows"]
     assert [row["entrant"] for row in rows if row["kind"] == "time"] == ["natjax", "sdpa"]
     said = summary.section("models", report.content)
     about = "first call, nat_mini, batch 2, inference"
-    assert f"- RuntimeError: no such thing: {about}, broken\n- it lacks: {about}, missing\n" in said
+    assert f"- RuntimeError: no such thing: {about}, swin\n- it lacks: {about}, convnext\n" in said
     assert len([line for line in said.splitlines() if line.startswith("| nat_mini")]) == 2
+
+
+ENTRANT = """
+import os
+
+
+def prepare(what):
+    if what == "broken":
+        raise ValueError("no such thing")
+    if what == "dies":
+        os._exit(3)
+    return lambda: open(what, "a").write("ran in %d\\n" % os.getpid()), {"prepared in": os.getpid()}
+"""
+
+
+def test_a_worker_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "some_entrant.py").write_text(ENTRANT)
+    monkeypatch.syspath_prepend(tmp_path)
+    prepare = importlib.import_module("some_entrant").prepare
+    with pytest.raises(RuntimeError, match="ValueError: no such thing"):
+        Worker(prepare, "broken")
+    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+        Worker(prepare, "dies")
+    with Worker(prepare, str(tmp_path / "runs")) as worker:
+        process = worker.row["prepared in"]
+        worker.run()
+        worker.run()
+        assert (tmp_path / "runs").read_text() == f"ran in {process}\n" * 2
+        assert process != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
 
 
 def test_what_is_missing_is_named(monkeypatch):
