@@ -11,31 +11,41 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+_LARGEST_CONSTANT = 2**16  # entries of a table whose places a program may hold; those of larger ones it computes
 MASKED = -1e30  # not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
 
 
 def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKED):
-    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` or below for no neighbours."""
-    rank, index, mask = len(relative), [], jnp.zeros((), dtype)
-    for a, axis in enumerate(relative):
-        shape = [1] * (3 * rank)
-        shape[a], shape[rank + a], shape[2 * rank + a] = axis.shape
-        axis = axis.reshape(shape)  # over [classes of every axis, T of every axis, S of every axis]
-        index.append(np.maximum(axis, 0))
-        mask = mask + jnp.asarray(np.where(axis >= 0, 0, masked), dtype)
-    mask = mask.reshape(table_shape(relative))[:, None]
+    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` where the key is no neighbour."""
+    # The barriers, or XLA folds the rows of all tiles into one huge constant, or looks up every entry again for each of them.
     if rpb is None:
-        return jax.lax.optimization_barrier(mask)  # or XLA folds its rows of all tiles into one huge constant
-    table = rpb.astype(dtype)[(slice(None), *index)]  # [N, classes of every axis, T of every axis, S of every axis]
-    for part in (1, 2, 3):  # one at a time, which is what JAX can follow where heads are explicitly sharded
-        table = jax.lax.collapse(table, part, part + rank)
-    return jax.lax.optimization_barrier(table.swapaxes(0, 1) + mask)
+        neighbours = _entries(relative, [0] * len(relative), 1) == 0
+        return jax.lax.optimization_barrier(jnp.where(neighbours, 0, masked).astype(dtype)[:, None])
+    sides = rpb.shape[1:]
+    entries = _entries(relative, [math.prod(sides[a + 1 :]) for a in range(len(sides))], math.prod(sides))
+    flat = jax.lax.collapse(rpb.astype(dtype), 1)
+    flat = jnp.pad(flat, ((0, 0), (0, 1)), constant_values=masked)  # whatever lies past the end is the last entry
+    return jax.lax.optimization_barrier(jnp.take(flat, entries, axis=1, mode="clip").swapaxes(0, 1))
+
+
+def _entries(relative: Sequence[np.ndarray], strides: Sequence[int], none: int):
+    """Returns the sum over axes of `relative` times stride, [classes, T, S], `none` or more where the key is no neighbour."""
+    rank, size = len(relative), math.prod(table_shape(relative))
+    parts = []
+    for a, (axis, stride) in enumerate(zip(relative, strides, strict=True)):
+        shape = [1] * (3 * rank)
+        shape[a], shape[rank + a], shape[2 * rank + a] = axis.shape  # of [classes, T and S of every axis]
+        parts.append(np.where(axis < 0, none, axis * stride).astype(np.int32).reshape(shape))
+    if size > _LARGEST_CONSTANT:
+        parts = [jax.lax.optimization_barrier(jnp.asarray(part)) for part in parts]
+    return functools.reduce(operator.add, parts).reshape(table_shape(relative))
 
 
 def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[int]):

@@ -1,0 +1,32 @@
+"""Tables of bias: every entry where it belongs, whether a program holds their places or computes them."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from natjax_kernels import bias
+from natjax_kernels.plan import Window, plan
+
+SIDES, WINDOW, TILE = (9, 7), Window((5, 3), (1, 2), (1, 1), (False, False)), (4, 2)
+
+
+@pytest.mark.parametrize("largest_constant", [0, 2**16])
+def test_tables_hold_the_bias_of_every_pair(monkeypatch, largest_constant):
+    monkeypatch.setattr(bias, "_LARGEST_CONSTANT", largest_constant)
+    rows, columns = (axis.relative for axis in plan(SIDES, WINDOW, TILE))  # [classes, T, S]
+    values = np.random.default_rng(0).standard_normal((2, 9, 5), np.float32)
+    values[:, 0, 0] = np.inf  # stays with the pairs whose bias it is
+    table = np.asarray(jax.jit(lambda x: bias.bias_table([rows, columns], x, jnp.float32, masked=-7.0))(values))
+    mask = np.asarray(jax.jit(lambda: bias.bias_table([rows, columns], None, jnp.float32, masked=-7.0))())
+    classes = list(itertools.product(rows, columns))
+    assert len(table) == len(mask) == len(classes)
+    for n, (row, column) in enumerate(classes):
+        for t, s in itertools.product(range(table.shape[2]), range(table.shape[3])):
+            y = row[t // column.shape[0], s // column.shape[1]]
+            x = column[t % column.shape[0], s % column.shape[1]]
+            neighbours = min(y, x) >= 0
+            np.testing.assert_array_equal(table[n, :, t, s], values[:, y, x] if neighbours else -7.0)
+            assert mask[n, 0, t, s] == (0.0 if neighbours else -7.0)
