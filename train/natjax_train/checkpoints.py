@@ -11,7 +11,6 @@ of them cannot read would otherwise leave the others waiting for it. Nothing is 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import json
@@ -19,9 +18,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -31,25 +30,13 @@ from jax.experimental import multihost_utils
 from natjax.errors import CheckpointError
 from natjax_convert.files import staging
 from natjax_train.integrity import digest, digests, sealed, unsealed
+from natjax_train.small_files import DataIterator, SmallFiles, own_position, position_name, read_positions
 
 if TYPE_CHECKING:
     from natjax_train.step import TrainState
 
 _GOOD, _DAMAGED, _MISFIT = range(3)
 _SCORE = "score.json"
-
-
-class DataIterator(Protocol):
-    """A process's batches, which can say where they are and go back there."""
-
-    def get_state(self) -> Any:
-        """Returns the position, of what JSON holds."""
-
-    def set_state(self, state: Any) -> None:
-        """Goes to a position."""
-
-    def join_states(self, states: list[Any]) -> Any:
-        """Returns one position of those of all processes, for a run that goes on with another number of them."""
 
 
 class Checkpoints:
@@ -144,12 +131,12 @@ class Checkpoints:
             if score is not None and not self.has_score(step):
                 self._add_score(step, score)
             return
-        files = {_position_name(jax.process_index(), jax.process_count()): data.get_state()}
+        files = {position_name(jax.process_index(), jax.process_count()): data.get_state()}
         if score is not None:
             self._scores[step] = score
             if jax.process_index() == 0:
                 files[_SCORE] = score
-        items = {"state": {"state": _named(state), "digests": digests(state)}, "data": _Files(files)}
+        items = {"state": {"state": _named(state), "digests": digests(state)}, "data": SmallFiles(files)}
         try:
             response = self._checkpointer.save_checkpointables_async(
                 step, items, force=True, custom_metadata=json.loads(recipe)
@@ -201,7 +188,7 @@ class Checkpoints:
         """
         arrays, positions, problems = self._first_good(reversed(self.steps), like)
         if arrays is not None:
-            data.set_state(_own_position(positions, data))  # first, as it may refuse
+            data.set_state(own_position(positions, data))  # first, as it may refuse
             self._set_aside(problems)
             return _placed(arrays, like)
         if problems:
@@ -254,7 +241,7 @@ class Checkpoints:
                 wanted = {name: np.empty((), leaf.dtype) for name, leaf in _named(like).items()}
                 items = {"state": wanted, "digests": np.empty((), np.uint32)}
                 found = ocp.load_checkpointables(str(path), {"state": items})["state"]
-            positions = _read_positions(path / "data")
+            positions = read_positions(path / "data")
             right = [digest(np, found["state"][name]) for name in wanted]
             if not np.array_equal(np.stack(right), found["digests"]):
                 return {}, [], _DAMAGED, "some of its arrays are not what was saved"
@@ -287,39 +274,6 @@ class Checkpoints:
             finally:
                 with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
                     self._checkpointer.close()
-
-
-class _Files:
-    """Small files of natjax's own in a checkpoint, by name; Orbax calls `save`, and `unsealed` reads each."""
-
-    def __init__(self, values: dict[str, Any]):
-        self._texts = {name: sealed(value) for name, value in values.items()}
-
-    async def save(self, directory: Any) -> Awaitable[None]:
-        async def write() -> None:
-            folder = await directory.await_creation()
-            for name, text in self._texts.items():
-                await asyncio.to_thread((folder / name).write_text, text)
-
-        return write()
-
-    async def load(self, directory: Any) -> Awaitable[None]:
-        raise NotImplementedError("Orbax wants this method to be there; unsealed reads what save wrote.")
-
-
-def _position_name(index: int | str, count: int | str) -> str:
-    return f"process-{index}-of-{count}.json"
-
-
-def _read_positions(directory: Path) -> list[Any]:
-    """Returns the positions of all processes that there were."""
-    count = max((int(path.stem.rpartition("-")[2]) for path in directory.glob(_position_name("*", "*"))), default=1)
-    return [unsealed(directory / _position_name(index, count), "position in the data") for index in range(count)]
-
-
-def _own_position(positions: list[Any], data: DataIterator) -> Any:
-    same = len(positions) == jax.process_count()
-    return positions[jax.process_index()] if same else data.join_states(positions)
 
 
 def _alone() -> ocp.Context:
