@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -48,23 +48,21 @@ def product_of_tokens(
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Computes the exact GELU (arXiv 1606.08415), x times the normal distribution's cumulative function at x.
 
-    By erf, as PyTorch does. jax.nn.gelu takes erfc, of two branches and three times the work on a CPU, because 1 + erf(x) leaves
-    no digits of small results; those of low precision are its still.
+    In float32 and float64 by erf, as PyTorch does, on every platform. jax.nn.gelu takes erfc, of two branches and three times the
+    work on a CPU, to keep digits of small results that 1 + erf(x) loses; dtypes of fewer bits need them and stay with it.
+
+    Where JAX's default backend is a CPU, the backward pass computes it again from x and keeps nothing else: fresh memory costs
+    more there than the work. What that would do elsewhere is not measured.
 
     Args:
         x: of any shape and float dtype.
     """
-    if jnp.finfo(x.dtype).bits < 32:
-        return jax.nn.gelu(x, approximate=False)
+    exact = functools.partial(jax.nn.gelu, approximate=False) if jnp.finfo(x.dtype).bits < 32 else _gelu_by_erf
+    return jax.checkpoint(exact)(x) if jax.default_backend() == "cpu" else exact(x)
+
+
+def _gelu_by_erf(x: Array) -> Array:
     return 0.5 * x * (1 + jax.lax.erf(x * np.asarray(np.sqrt(0.5), x.dtype)))
-
-
-def computed_again(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Returns an elementwise function whose backward pass keeps nothing but its argument, on a CPU.
-
-    There fresh memory costs more than the work. Elsewhere it is the function itself: what would be gained is not measured.
-    """
-    return jax.checkpoint(function) if jax.default_backend() == "cpu" else function
 
 
 @jax.custom_vjp

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from natjax.compiling import computed_again, fork, gelu, product_of_tokens
+from natjax.compiling import fork, gelu, product_of_tokens
 from natjax.configuration import NatConfig
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
@@ -257,8 +257,7 @@ class NatLayer(nnx.Module):
         attended, weights = self.attention(self.layernorm_before(y), rngs=rngs, output_attentions=output_attentions)
         x, y = fork(self._residual(x, attended, 0, rngs))
         with jax.named_scope("mlp"):
-            activation = computed_again(_ACTIVATIONS[self.hidden_act])
-            hidden = activation(self.intermediate(self.layernorm_after(y)))
+            hidden = _ACTIVATIONS[self.hidden_act](self.intermediate(self.layernorm_after(y)))
             x = self._residual(x, self.dropout(self.output(hidden), rngs=rngs), 1, rngs)
         return x, weights
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -34,7 +35,9 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="PART", help=", ".join(PARTS)
     )
-    parser.add_argument("--quick", action="store_true", help="fewer cases and samples: 4 minutes at most instead of 27")
+    full, quick = (math.ceil(sum(seconds) / 60) for seconds in zip(*PARTS.values(), strict=True))
+    quicker = f"fewer cases and samples: {quick} minutes at most instead of {full}"
+    parser.add_argument("--quick", action="store_true", help=quicker)
     parser.add_argument("--inside", type=float, help=argparse.SUPPRESS)  # run one part in this process
     args = parser.parse_args()
     if args.inside:
@@ -131,7 +134,7 @@ def environment(part: str) -> dict[str, str]:
     """Returns the environment of a part's process: this tree's packages, a CPU, and no cache of compiled programs.
 
     Everybody gets large pages (glibc on Linux) but where the start of a process is measured: XLA takes the memory of a call fresh
-    from the system, which costs up to half of a training step, and most where PyTorch has just given memory back.
+    from the system, which costs up to a third of a training step.
     """
     folders = [str(ROOT), *(str(ROOT / name) for name in ("kernels", "convert", "train"))]
     paths = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))

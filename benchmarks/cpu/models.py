@@ -67,7 +67,12 @@ def measure_case(
             for entrant in workers:
                 record(report, kind="time", entrant=entrant, **labels, skipped=OUT_OF_TIME)
             return
-        times = interleaved({entrant: worker.run for entrant, worker in workers.items()}, seconds=seconds, most=40)
+        try:
+            times = interleaved({entrant: worker.run for entrant, worker in workers.items()}, seconds=seconds, most=40)
+        except RuntimeError as error:  # of one of them, without which the case is none
+            for entrant in workers:
+                record(report, kind="time", entrant=entrant, **labels, error=str(error))
+            return
     for entrant, found in times.items():
         figures = row(entrant, preset, batch, found, times.get("natjax"))
         record(report, kind="time", entrant=entrant, **labels, **figures)

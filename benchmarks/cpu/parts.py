@@ -155,7 +155,7 @@ def prepare(batch: int) -> dict[str, Part]:
 def attend(attention: Any, qkv: jax.Array) -> jax.Array:
     """The op as the model calls it, on the output of its linear layer [B, H, W, 3 * C]."""
     heads = (*qkv.shape[:3], attention.num_heads, -1)
-    query, key, value = (x.reshape(heads) for x in jnp.split(qkv, 3, axis=3))
+    query, key, value = (x.reshape(heads) for x in jax.lax.split(qkv, (qkv.shape[3] // 3,) * 3, axis=3))
     options = {"kernel_size": attention.kernel_size, "dilation": attention.dilation, "rpb": attention.rpb[...]}
     return neighborhood_attention(query, key, value, **options).reshape(*qkv.shape[:3], -1)
 

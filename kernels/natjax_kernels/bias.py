@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LARGEST_CONSTANT = 2**16  # entries of a table whose places a program may hold; those of larger ones it computes
+_LARGEST_CONSTANT = 2**16  # pairs of a table whose entries' places a program holds; those of larger tables it computes
 MASKED = -1e30  # not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
 
 
@@ -26,26 +26,32 @@ def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKE
     """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` where the key is no neighbour."""
     # The barriers, or XLA folds the rows of all tiles into one huge constant, or looks up every entry again for each of them.
     if rpb is None:
-        neighbours = _entries(relative, [0] * len(relative), 1) == 0
-        return jax.lax.optimization_barrier(jnp.where(neighbours, 0, masked).astype(dtype)[:, None])
-    sides = rpb.shape[1:]
-    entries = _entries(relative, [math.prod(sides[a + 1 :]) for a in range(len(sides))], math.prod(sides))
+        neighbours = functools.reduce(operator.and_, _spread([axis >= 0 for axis in relative]))
+        table = jnp.where(neighbours, jnp.zeros((), dtype), jnp.asarray(masked, dtype))
+        return jax.lax.optimization_barrier(table.reshape(table_shape(relative))[:, None])
+    sides, end = rpb.shape[1:], math.prod(rpb.shape[1:])
+    strides = [math.prod(sides[a + 1 :]) for a in range(len(sides))]
+    places = [np.where(axis < 0, end, axis * stride) for axis, stride in zip(relative, strides, strict=True)]
+    entries = functools.reduce(operator.add, _spread([x.astype(np.int32) for x in places])).reshape(
+        table_shape(relative)
+    )
     flat = jax.lax.collapse(rpb.astype(dtype), 1)
-    flat = jnp.pad(flat, ((0, 0), (0, 1)), constant_values=masked)  # whatever lies past the end is the last entry
+    flat = jnp.pad(
+        flat, ((0, 0), (0, 1)), constant_values=masked
+    )  # the last entry is that of whatever lies at or past the end
     return jax.lax.optimization_barrier(jnp.take(flat, entries, axis=1, mode="clip").swapaxes(0, 1))
 
 
-def _entries(relative: Sequence[np.ndarray], strides: Sequence[int], none: int):
-    """Returns the sum over axes of `relative` times stride, [classes, T, S], `none` or more where the key is no neighbour."""
-    rank, size = len(relative), math.prod(table_shape(relative))
-    parts = []
-    for a, (axis, stride) in enumerate(zip(relative, strides, strict=True)):
+def _spread(parts: list[np.ndarray]) -> list:
+    """Reshapes what is known of every axis, [classes, T, S], for the product of all: to [classes, T, S of every axis]."""
+    rank, large = len(parts), math.prod(table_shape(parts)) > _LARGEST_CONSTANT
+    spread = []
+    for a, part in enumerate(parts):
         shape = [1] * (3 * rank)
-        shape[a], shape[rank + a], shape[2 * rank + a] = axis.shape  # of [classes, T and S of every axis]
-        parts.append(np.where(axis < 0, none, axis * stride).astype(np.int32).reshape(shape))
-    if size > _LARGEST_CONSTANT:
-        parts = [jax.lax.optimization_barrier(jnp.asarray(part)) for part in parts]
-    return functools.reduce(operator.add, parts).reshape(table_shape(relative))
+        shape[a], shape[rank + a], shape[2 * rank + a] = part.shape
+        part = part.reshape(shape)
+        spread.append(jax.lax.optimization_barrier(jnp.asarray(part)) if large else part)
+    return spread
 
 
 def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[int]):
@@ -56,7 +62,7 @@ def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[i
     """
     rank, heads = len(relative), table.shape[1]
     classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
-    # One axis at a time, for JAX to follow, as above.
+    # One axis at a time, which is what JAX can follow where heads are explicitly sharded.
     table = table.reshape(*classes, heads, *table.shape[2:])
     table = table.reshape(*classes, heads, *queries, table.shape[-1])
     table = table.reshape(*classes, heads, *queries, *keys)

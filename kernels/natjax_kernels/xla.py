@@ -3,8 +3,9 @@
 One haloed tile of keys and values is gathered per tile of queries, and each tile is small dense attention with a table of
 bias-or-minus-infinity from the plan. The backward pass is our own: it recomputes the weights tile by tile, and brings the
 gradients of haloed keys home by gathering (every key knows the tiles that hold it), so that nothing scatters. All gathers are
-along one axis at a time with static indices, so constants grow with the sides of a map and not with its area. Every reshape
-splits or merges one axis, which is what JAX can follow where the batch is explicitly sharded.
+along one axis at a time with static indices, so constants grow with the sides of a map and not with its area (those of a bias
+table's entries stay below 256 KiB). Every reshape splits or merges one axis, which is what JAX can follow where the batch is
+explicitly sharded.
 
 Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D channels of a head.
 """

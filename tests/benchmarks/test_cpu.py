@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import pathlib
+import signal
 import sys
 
 import numpy as np
@@ -209,6 +210,17 @@ def test_entrants_that_fail_leave_the_others(report, monkeypatch):
     assert len([line for line in said.splitlines() if line.startswith("| nat_mini")]) == 2
 
 
+def test_an_entrant_that_dies_while_it_is_timed_ends_its_case_alone(report, monkeypatch):
+    class Dying(Idle):
+        def run(self):
+            raise RuntimeError("the process of natjax ended with exit code -9")
+
+    monkeypatch.setattr(models, "Worker", Dying)
+    models.measure_case(report, 0, ["natjax", "sdpa"], "nat_mini", 2, False, 0.0)
+    errors = [row["error"] for row in report.content["rows"] if row["kind"] == "time"]
+    assert errors == ["the process of natjax ended with exit code -9"] * 2
+
+
 ENTRANT = """
 import os
 
@@ -228,7 +240,7 @@ def test_a_worker_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
     prepare = importlib.import_module("some_entrant").prepare
     with pytest.raises(RuntimeError, match="ValueError: no such thing"):
         Worker(prepare, "broken")
-    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+    with pytest.raises(RuntimeError, match="the process of dies ended with exit code 3"):
         Worker(prepare, "dies")
     with Worker(prepare, str(tmp_path / "runs")) as worker:
         process = worker.row["prepared in"]
@@ -236,6 +248,9 @@ def test_a_worker_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
         worker.run()
         assert (tmp_path / "runs").read_text() == f"ran in {process}\n" * 2
         assert process != os.getpid()
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="ended with exit code -9"):
+            worker.run()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 

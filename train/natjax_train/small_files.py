@@ -32,6 +32,7 @@ class SmallFiles:
         self._texts = {name: sealed(value) for name, value in values.items()}
 
     async def save(self, directory: Any) -> Awaitable[None]:
+        """Returns what writes the files, once Orbax has made the folder."""
         async def write() -> None:
             folder = await directory.await_creation()
             for name, text in self._texts.items():
@@ -40,6 +41,7 @@ class SmallFiles:
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
+        """Is never called."""
         raise NotImplementedError("Orbax wants this method to be there; unsealed reads what save wrote.")
 
 
