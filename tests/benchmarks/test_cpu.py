@@ -216,6 +216,7 @@ def test_an_entrant_that_dies_while_it_is_timed_ends_its_case_alone(report, monk
             raise RuntimeError("the process of natjax ended with exit code -9")
 
     monkeypatch.setattr(models, "Worker", Dying)
+    monkeypatch.setattr(peers, "missing", lambda entrant: None)
     models.measure_case(report, 0, ["natjax", "sdpa"], "nat_mini", 2, False, 0.0)
     errors = [row["error"] for row in report.content["rows"] if row["kind"] == "time"]
     assert errors == ["the process of natjax ended with exit code -9"] * 2

@@ -33,6 +33,7 @@ class SmallFiles:
 
     async def save(self, directory: Any) -> Awaitable[None]:
         """Returns what writes the files, once Orbax has made the folder."""
+
         async def write() -> None:
             folder = await directory.await_creation()
             for name, text in self._texts.items():
