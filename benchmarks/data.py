@@ -7,6 +7,7 @@ the ratios of neighbours. Without workers time is the processor's, so that a row
 is the clock's. Workers start anew for every sample, and what they read ahead before it is not counted.
 """
 
+import argparse
 import io
 import json
 import math
@@ -138,6 +139,7 @@ def sample(make, folder, auto_augment, workers, kind, count, seed):
 
 
 def main():
+    argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
