@@ -32,13 +32,10 @@ def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKE
     sides, end = rpb.shape[1:], math.prod(rpb.shape[1:])
     strides = [math.prod(sides[a + 1 :]) for a in range(len(sides))]
     places = [np.where(axis < 0, end, axis * stride) for axis, stride in zip(relative, strides, strict=True)]
-    entries = functools.reduce(operator.add, _spread([x.astype(np.int32) for x in places])).reshape(
-        table_shape(relative)
-    )
+    places = _spread([place.astype(np.int32) for place in places])
+    entries = functools.reduce(operator.add, places).reshape(table_shape(relative))
     flat = jax.lax.collapse(rpb.astype(dtype), 1)
-    flat = jnp.pad(
-        flat, ((0, 0), (0, 1)), constant_values=masked
-    )  # the last entry is that of whatever lies at or past the end
+    flat = jnp.pad(flat, ((0, 0), (0, 1)), constant_values=masked)  # one more, for what lies at or past the end
     return jax.lax.optimization_barrier(jnp.take(flat, entries, axis=1, mode="clip").swapaxes(0, 1))
 
 
