@@ -16,6 +16,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from unittest import mock
 
 # Name, compute capability, shared memory of a multiprocessor and of a block, multiprocessors, bytes/s, L2 bytes, memory, GHz:
 # from the vendor's data sheets and programming guide.
@@ -70,7 +71,8 @@ def compile_for(kind: str, function, *shapes, mesh_shape=(1,), axis_type="Auto")
         shapes,
         is_leaf=_is_array,
     )
-    with jax.default_device(here[0]), jax.set_mesh(mesh):
+    # natjax.compiling chooses by JAX's default backend, which here is not what is compiled for.
+    with jax.default_device(here[0]), jax.set_mesh(mesh), mock.patch("jax.default_backend", return_value="gpu"):
         return jax.jit(function).trace(*arguments).lower().compile()
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from natjax.compiling import fork, gelu, product_of_tokens
+from natjax.compiling import fork, gelu, halving_convolution, product_of_tokens
 from natjax.configuration import NatConfig
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
@@ -86,6 +86,7 @@ class Builder:
             padding=1,
             use_bias=use_bias,
             kernel_init=self._init,
+            conv_general_dilated=halving_convolution,
             rngs=self.rngs,
             **self._dtypes,
         )

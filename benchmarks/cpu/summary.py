@@ -107,6 +107,22 @@ def parts_table(part: dict[str, Any]) -> str:
     return "\n\n".join([table(head, rows), *sums])
 
 
+def step_table(part: dict[str, Any]) -> str:
+    compiled = {row["name"]: row for row in part["rows"] if row["kind"] == "compile"}
+    rows = [
+        (
+            row["name"] if row["name"] == "whole" else f"without {row['name']}",
+            row["milliseconds"],
+            row.get("share") and f"{row['share']:.0%}",
+            compiled[row["name"]]["compile_seconds"],
+            round(compiled[row["name"]]["memory_bytes"] / 1e6),
+        )
+        for row in part["rows"]
+        if row["kind"] == "step"
+    ]
+    return table(("training step", "ms", "the part's share", "compile s", "memory MB"), rows)
+
+
 def op_table(part: dict[str, Any]) -> str:
     rows = [
         (
@@ -202,4 +218,11 @@ def ending(part: dict[str, Any]) -> str:
     return f"**This part is not complete: {part['status']}.**{output}"
 
 
-TABLES = {"floor": floor_table, "parts": parts_table, "op": op_table, "start": start_table, "models": models_table}
+TABLES = {
+    "floor": floor_table,
+    "parts": parts_table,
+    "step": step_table,
+    "op": op_table,
+    "start": start_table,
+    "models": models_table,
+}

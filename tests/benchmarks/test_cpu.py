@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.cpu import models, op, peers, summary, targets, timing  # noqa: E402
+from benchmarks.cpu import models, op, peers, step, summary, targets, timing  # noqa: E402
 from benchmarks.cpu.worker import Worker  # noqa: E402
 from benchmarks.harness import OUT_OF_TIME, Report, write  # noqa: E402
+from natjax.cli import bench  # noqa: E402
 from natjax.presets import get_config  # noqa: E402
 
 
@@ -125,6 +127,7 @@ def test_what_has_no_time_is_recorded(tmp_path, monkeypatch):
 ROWS = {
     "floor": {"kind": "product", "name": "level 1 qkv"},
     "parts": {"kind": "compile", "batch": 8},
+    "step": {"kind": "compile", "name": "attention"},
     "op": {"group": "sides", "shape": [1, 448, 448, 2, 32], "kernel_size": 7, "dilation": 1},
     "start": {"kind": "start", "entrant": "natjax", "repeat": 0},
     "models": {"kind": "time", "model": "nat_tiny", "batch": 8, "what": "inference", "entrant": "natjax"},
@@ -136,6 +139,7 @@ ROWS = {
     [
         ("floor", "product, level 1 qkv"),
         ("parts", "compile, batch 8"),
+        ("step", "compile, attention"),
         ("op", "sides, 1x448x448x2x32, kernel size 7, dilation 1"),
         ("start", "start, natjax, repeat 0"),
         ("models", "time, nat_tiny, batch 8, inference, natjax"),
@@ -254,6 +258,48 @@ def test_a_worker_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
             worker.run()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+@pytest.mark.parametrize("part", [*step.WITHOUT])
+def test_steps_lack_what_they_say(part):
+    """And gradients reach every parameter all the same: what stands in for a part depends on all that the part does."""
+    import jax
+    import optax
+    from flax import nnx
+
+    config = get_config("nat_mini", embed_dim=8, depths=(1, 1), num_heads=(1, 1), kernel_size=3)
+    pixels = np.random.default_rng(0).standard_normal((1, 32, 32, 3), np.float32)
+
+    def gradients():
+        graphdef, params = bench.random_model(config, "float32", "float32")
+        gradients = jax.grad(lambda params: nnx.merge(graphdef, params)(pixels).logits[0, 0])
+        return str(jax.make_jaxpr(gradients)(params)), lambda: jax.jit(gradients)(params)
+
+    whole, _ = gradients()
+    with step.WITHOUT[part]():
+        assert (optax.adamw is optax.sgd) == (part == "AdamW")
+        lacking, run = gradients()
+        assert (len(lacking) < len(whole)) == (part != "AdamW")
+        for path, gradient in jax.tree.leaves_with_path(run()):
+            assert "classifier" in jax.tree_util.keystr(path) or np.abs(gradient).max() > 0, path
+    assert gradients()[0] == whole
+
+
+def test_shares_of_a_step_are_what_its_absence_saves(report, monkeypatch):
+    def training(*_):
+        seconds = 0.01 if optax.adamw is adamw else 0.004
+        return bench.Program(lambda: time.sleep(seconds), 1.0, 10**6)
+
+    import optax
+
+    adamw = optax.adamw
+    monkeypatch.setattr(bench, "training", training)
+    step.measure(report, quick=False)
+    rows = {row["name"]: row for row in report.content["rows"] if row["kind"] == "step"}
+    assert rows.keys() == {"whole", *step.WITHOUT}
+    assert "share" not in rows["whole"]
+    assert rows["AdamW"]["share"] > max(rows["norms"]["share"], 0.1)
+    assert "| without AdamW |" in summary.section("step", report.content)
 
 
 def test_what_is_missing_is_named(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import natjax
-from natjax.compiling import gelu
+from natjax.compiling import gelu, halving_convolution
 
 
 def test_less_memory_on_a_cpu():
@@ -43,6 +43,36 @@ def test_gradient_of_a_kernel_sums_over_one_axis():
     products = [e.params["dimension_numbers"][0] for e in equations if e.primitive is jax.lax.dot_general_p]
     assert len(products) == 3  # forward, gradients of the tokens and of the kernel
     assert all(len(axes) == 1 for contracted in products for axes in contracted)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 5), (7, 3), (8, 6)])
+def test_convolutions_that_halve_a_map_and_their_gradients(size):
+    """Against XLA's own, in float64."""
+    window = (2, 2), [(1, 1)] * 2
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((3, 3, 3, 5))
+        layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        want, pull = jax.vjp(lambda *both: jax.lax.conv_general_dilated(*both, *window, **layout), x, kernel)
+        got, pull_ours = jax.vjp(lambda *both: halving_convolution(*both, *window, **layout), x, kernel)
+        assert got.shape == want.shape == (2, *((side + 1) // 2 for side in size), 5)
+        gradient = rng.standard_normal(got.shape)
+        for a, b in zip((got, *pull_ours(gradient)), (want, *pull(gradient)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-13)
+
+
+@pytest.mark.parametrize(("backend", "convolutions"), [("cpu", 0), ("gpu", 4)])
+def test_models_convolve_by_products_on_a_cpu_alone(monkeypatch, backend, convolutions):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    model = nnx.eval_shape(
+        lambda: natjax.create_model("nat_mini", depths=(1, 1, 1), num_heads=(2, 4, 8), rngs=nnx.Rngs(0))
+    )
+    graphdef, params = nnx.split(model)
+    pixels = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    assert (
+        str(jax.make_jaxpr(lambda p, x: nnx.merge(graphdef, p)(x).logits)(params, pixels)).count("conv_general")
+        == convolutions
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
