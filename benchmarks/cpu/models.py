@@ -26,17 +26,17 @@ EAGER, COMPILED = ("hf natten", "sdpa"), ("sdpa compiled", "swin compiled", "con
 TINY = (*EAGER, "swin", "convnext")
 # Preset, batch, training, seconds of running, peers; the most telling first. torch.compile takes minutes and comes last.
 CASES = [
-    ("nat_tiny", 8, False, 40, TINY),
-    ("nat_tiny", 1, False, 12, TINY),
-    ("nat_tiny", 8, True, 70, TINY),
-    ("nat_mini", 1, False, 6, EAGER),
-    ("nat_mini", 8, False, 15, EAGER),
-    ("nat_mini", 8, True, 30, EAGER),
-    ("nat_base", 1, False, 6, EAGER),
-    ("nat_base", 8, False, 20, EAGER),
-    ("nat_tiny", 8, False, 20, COMPILED),
-    ("nat_tiny", 1, False, 8, COMPILED),
-    ("nat_tiny", 8, True, 30, COMPILED),
+    ("nat_tiny", 8, False, 60, TINY),
+    ("nat_tiny", 1, False, 25, TINY),
+    ("nat_tiny", 8, True, 120, TINY),
+    ("nat_mini", 1, False, 12, EAGER),
+    ("nat_mini", 8, False, 30, EAGER),
+    ("nat_mini", 8, True, 60, EAGER),
+    ("nat_base", 1, False, 12, EAGER),
+    ("nat_base", 8, False, 40, EAGER),
+    ("nat_tiny", 8, False, 30, COMPILED),
+    ("nat_tiny", 1, False, 15, COMPILED),
+    ("nat_tiny", 8, True, 60, COMPILED),
 ]
 QUICK = [("nat_tiny", 1, False, 6, TINY), ("nat_mini", 8, False, 6, EAGER)]
 

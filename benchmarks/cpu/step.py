@@ -1,4 +1,4 @@
-"""Where a training step of NAT-Tiny goes: the whole step, and steps that lack a part, in turn; batch 8, float32, AdamW.
+"""Where a training step of NAT-Tiny goes: steps that lack a part, each in turn with the whole one; batch 8, float32, AdamW.
 
 What a part takes is what its absence saves: XLA works on several things at a time and fuses them, so that the times of functions
 by themselves do not sum to the whole's. What stands in for a part is as cheap as can be and depends on all that the part does,
@@ -7,6 +7,7 @@ so that gradients still reach every parameter.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 from collections.abc import Callable
@@ -17,10 +18,13 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.cpu.floor import BATCH, MODEL, SIDE
-from benchmarks.cpu.timing import interleaved, record, spread
+from benchmarks.cpu.timing import interleaved, spread
+from benchmarks.cpu.worker import Worker
 from benchmarks.harness import Report
 from natjax.cli import bench
 from natjax.presets import get_config
+
+WHOLE = "whole"
 
 
 def no_attention(query, key, value, *, rpb, **_):
@@ -49,27 +53,32 @@ WITHOUT: dict[str, Callable[[], Any]] = {
 
 
 def measure(report: Report, quick: bool) -> None:
-    """Adds a row for the whole step, and one per part that is left out."""
-    programs: dict[str, bench.Program] = {}
+    """Adds a row for the compilation of the whole step, and one per part that is left out."""
+    with contextlib.ExitStack() as stack:
+        steps: list[Worker] = []
 
-    def compiled(name: str) -> dict[str, Any]:
-        config = get_config(MODEL, drop_path_rate=0.0)
-        if name == "whole":
-            programs[name] = bench.training(config, BATCH, SIDE)
-        else:
-            with WITHOUT[name]():
-                programs[name] = bench.training(config, BATCH, SIDE)
-        return {
-            "compile_seconds": round(programs[name].compile_seconds, 2),
-            "memory_bytes": programs[name].memory_bytes,
-        }
+        def compiled() -> dict[str, Any]:
+            steps.append(stack.enter_context(Worker(prepare, WHOLE)))
+            return steps[0].row
 
-    for name in ("whole", "attention") if quick else ("whole", *WITHOUT):
-        report.measure(functools.partial(compiled, name), kind="compile", name=name)
-    if report.time_is_up() or "whole" not in programs:
-        return
-    times = interleaved({name: program.run for name, program in programs.items()}, seconds=10 if quick else 110, most=8)
-    whole = statistics.median(times["whole"])
-    for name, seconds in times.items():
-        share = {} if name == "whole" else {"share": round(1 - statistics.median(seconds) / whole, 3)}
-        record(report, kind="step", name=name, batch=BATCH, **spread(seconds), **share)
+        report.measure(compiled, kind="compile", name=WHOLE)
+        for part in [*WITHOUT][: 1 if quick else None] if steps else []:
+            report.measure(functools.partial(compare, steps[0], part), kind="step", name=part)
+
+
+def compare(whole: Worker, part: str) -> dict[str, Any]:
+    """Times a step without a part in turn with the whole one."""
+    with Worker(prepare, part) as lacking:
+        times = interleaved({"whole": whole.run, "without": lacking.run}, seconds=20, most=5)
+    share = 1 - statistics.median(times["without"]) / statistics.median(times["whole"])
+    return {**lacking.row, "share": round(share, 3), **{name: spread(found) for name, found in times.items()}}
+
+
+def prepare(lacks: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Returns a run of a step, and what its compiler says of it."""
+    with WITHOUT[lacks]() if lacks in WITHOUT else contextlib.nullcontext():
+        program = bench.training(get_config(MODEL, drop_path_rate=0.0), BATCH, SIDE)
+    return program.run, {
+        "compile_seconds": round(program.compile_seconds, 2),
+        "memory_bytes": program.memory_bytes,
+    }

@@ -108,19 +108,15 @@ def parts_table(part: dict[str, Any]) -> str:
 
 
 def step_table(part: dict[str, Any]) -> str:
-    compiled = {row["name"]: row for row in part["rows"] if row["kind"] == "compile"}
-    rows = [
-        (
-            row["name"] if row["name"] == "whole" else f"without {row['name']}",
-            row["milliseconds"],
-            row.get("share") and f"{row['share']:.0%}",
-            compiled[row["name"]]["compile_seconds"],
-            round(compiled[row["name"]]["memory_bytes"] / 1e6),
-        )
-        for row in part["rows"]
-        if row["kind"] == "step"
-    ]
-    return table(("training step", "ms", "the part's share", "compile s", "memory MB"), rows)
+    rows = []
+    for row in part["rows"]:
+        if "compile_seconds" in row:
+            times = (
+                [row[which]["milliseconds"] for which in ("without", "whole")] if row["kind"] == "step" else ["", ""]
+            )
+            share = f"{row['share']:.0%}" if row["kind"] == "step" else ""
+            rows.append((row["name"], *times, share, row["compile_seconds"], round(row["memory_bytes"] / 1e6)))
+    return table(("step without", "ms", "whole step ms", "the part's share", "compile s", "memory MB"), rows)
 
 
 def op_table(part: dict[str, Any]) -> str:

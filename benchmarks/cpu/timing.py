@@ -13,9 +13,6 @@ from typing import Any
 from benchmarks.harness import Report
 
 SAMPLE = 0.004  # seconds that a sample lasts at least: what is quicker is called several times
-SHORT = (
-    0.05  # seconds of a run that is run once more before its sample, as what ran before left memory and caches to it
-)
 REST = 0.002  # seconds between samples, in which the threads of the one before stop to spin
 
 
@@ -24,17 +21,19 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Returns the seconds of every call's samples, taken in turn until `seconds` or `most` rounds are over.
 
+    Before each sample the call is run once: a step of training that follows another program's takes up to a quarter longer than
+    one that follows its own, as memory comes fresh from the system.
+
     Args:
         runs: calls by name; each returns when its work is done.
         seconds: for all of them together; `least` rounds are run whatever they take.
         most: rounds.
         least: rounds.
     """
-    once = {}
+    calls = {}
     for name, run in runs.items():
         run()
-        once[name] = _each(run, 1)
-    calls = {name: max(1, min(1000, round(SAMPLE / max(taken, 1e-7)))) for name, taken in once.items()}
+        calls[name] = max(1, min(1000, round(SAMPLE / max(_each(run, 1), 1e-7))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(most):
@@ -42,8 +41,7 @@ def interleaved(
             break
         for name, run in runs.items():
             time.sleep(REST)
-            if once[name] < SHORT:
-                run()
+            run()  # what ran before left memory and caches to it; users run one thing many times
             times[name].append(_each(run, calls[name]))
     return times
 
