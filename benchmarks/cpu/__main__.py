@@ -26,7 +26,7 @@ from benchmarks.provenance import ROOT, provenance
 PARTS = {
     "floor": (50, 12),
     "parts": (100, 30),
-    "step": (360, 90),
+    "step": (420, 100),
     "op": (130, 20),
     "start": (340, 60),
     "models": (1600, 90),
