@@ -310,14 +310,17 @@ def test_targets_and_tables_of_nothing_and_of_something(tmp_path):
     assert {t.verdict for t in targets.targets({})} == {"not measured"}
     labels = {"kind": "time", "model": "nat_tiny", "batch": 8, "what": "inference"}
     figures = {"milliseconds": 1.0, "p95_milliseconds": 2.0, "images_per_second": 8.0, "ratio": 5.0}
+    figures["images_per_second_per_gflop"] = 1.0
     rows = [
-        {**labels, **figures, "entrant": "hf natten", "images_per_second_per_gflop": 1.0},
-        {**labels, **figures, "entrant": "natjax", "images_per_second_per_gflop": 1.0},
-        {**labels, **figures, "entrant": "swin", "images_per_second_per_gflop": 2.0},
+        {**labels, **figures, "entrant": "hf natten", "gigamacs_per_image": 4.0},
+        {**labels, **figures, "entrant": "natjax", "gigamacs_per_image": 4.0},
+        {**labels, **figures, "entrant": "swin", "gigamacs_per_image": 8.0, "ratio": 0.5},
+        {**labels, **figures, "entrant": "swin compiled", "gigamacs_per_image": 8.0, "ratio": 0.7},
     ]
     calls = [{**row, "kind": "first call", "seconds": 7.0} for row in rows]
     results = {"models": {"rows": [*calls, *rows]}}
     verdicts = {t.name: t.verdict for t in targets.targets(results)}
+    assert [t.got for t in targets.targets(results) if "Swin" in t.name] == [None, 1.0]
     assert verdicts["nat_tiny, batch 8, inference: times as fast as on NATTEN"] == "met"
     assert verdicts["nat_tiny, batch 8: images/s per GMAC over Swin-Tiny's"] == "missed"
     assert verdicts["nat_tiny: seconds to compile"] == "missed"
