@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
     from jaxtyping import Array, Float
 
 
@@ -52,27 +53,30 @@ def halving_convolution(
     padding: Any,
     *,
     precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
     **options: Any,
 ) -> Float[Array, "B H/2 W/2 D"]:
     """Computes `jax.lax.conv_general_dilated` of the convolutions that halve a map, on a CPU as one product of its patches.
 
-    XLA's CPU compiler takes three times as long for the convolution of an image's few channels, and one and a half times for
-    the gradients of all of them (docs/performance.md). Patches hold 9/4 of the map's numbers for a while.
+    XLA's CPU compiler takes 1.5 to 3 times as long for the convolution of an image's few channels, and 1.5 times for the
+    gradients of all of them (docs/performance.md). Patches hold 9/4 of the map's numbers, and the backward pass needs them.
 
     Args:
-        x: the map, padded and cut so that the result's sides are half of its, rounded up.
+        x: the map; the result's sides are half of its, rounded up.
         kernel: the convolution's.
         window_strides: (2, 2).
         padding: one row or column on every side.
-        precision: as in JAX.
-        **options: further ones of `conv_general_dilated`.
+        precision: of the products.
+        preferred_element_type: dtype of the result.
+        **options: further ones of `conv_general_dilated`: no dilation, no groups.
     """
+    accuracy: dict[str, Any] = {"precision": precision, "preferred_element_type": preferred_element_type}
     if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, precision=precision, **options)
+        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **accuracy, **options)
     assert (kernel.shape[:2], tuple(window_strides), list(padding)) == ((3, 3), (2, 2), [(1, 1)] * 2)
-    patches = _patches(x)
-    kernel = kernel.reshape(patches.shape[-1], -1)
-    return product_of_tokens(patches, kernel, (((3,), (0,)), ((), ())), precision=precision)
+    assert {1, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())} == {1}
+    assert options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
+    return product_of_tokens(_patches(x), kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())), **accuracy)
 
 
 def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 9*C"]:

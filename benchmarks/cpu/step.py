@@ -69,7 +69,7 @@ def measure(report: Report, quick: bool) -> None:
 def compare(whole: Worker, part: str) -> dict[str, Any]:
     """Times a step without a part in turn with the whole one."""
     with Worker(prepare, part) as lacking:
-        times = interleaved({"whole": whole.run, "without": lacking.run}, seconds=20, most=5)
+        times = interleaved({"whole": whole.run, "without": lacking.run}, seconds=50, most=5)
     share = 1 - statistics.median(times["without"]) / statistics.median(times["whole"])
     return {**lacking.row, "share": round(share, 3), **{name: spread(found) for name, found in times.items()}}
 

@@ -111,12 +111,10 @@ def step_table(part: dict[str, Any]) -> str:
     rows = []
     for row in part["rows"]:
         if "compile_seconds" in row:
-            times = (
-                [row[which]["milliseconds"] for which in ("without", "whole")] if row["kind"] == "step" else ["", ""]
-            )
-            share = f"{row['share']:.0%}" if row["kind"] == "step" else ""
-            rows.append((row["name"], *times, share, row["compile_seconds"], round(row["memory_bytes"] / 1e6)))
-    return table(("step without", "ms", "whole step ms", "the part's share", "compile s", "memory MB"), rows)
+            compiled = row["compile_seconds"], round(row["memory_bytes"] / 1e6)
+            times = [row[which]["milliseconds"] for which in ("without", "whole") if which in row] or ["", ""]
+            rows.append((row["name"], *times, f"{row['share']:.0%}" if "share" in row else "", *compiled))
+    return table(("part", "step without it, ms", "whole step, ms", "share", "compile s", "memory MB"), rows)
 
 
 def op_table(part: dict[str, Any]) -> str:

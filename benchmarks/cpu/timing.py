@@ -21,8 +21,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Returns the seconds of every call's samples, taken in turn until `seconds` or `most` rounds are over.
 
-    Before each sample the call is run once: a step of training that follows another program's takes up to a quarter longer than
-    one that follows its own, as memory comes fresh from the system.
+    Before each sample the call is run once, as users run one thing many times: what runs before leaves it memory and caches.
+    A training step that follows another program's takes up to a quarter longer than one that follows its own.
 
     Args:
         runs: calls by name; each returns when its work is done.
@@ -41,7 +41,7 @@ def interleaved(
             break
         for name, run in runs.items():
             time.sleep(REST)
-            run()  # what ran before left memory and caches to it; users run one thing many times
+            run()
             times[name].append(_each(run, calls[name]))
     return times
 
