@@ -26,7 +26,7 @@ from benchmarks.provenance import ROOT, provenance
 PARTS = {
     "floor": (50, 12),
     "parts": (100, 30),
-    "step": (540, 130),
+    "step": (600, 130),
     "op": (130, 20),
     "start": (340, 60),
     "models": (2000, 90),
