@@ -56,7 +56,7 @@ def halving_convolution(
     preferred_element_type: DTypeLike | None = None,
     **options: Any,
 ) -> Float[Array, "B H/2 W/2 D"]:
-    """Computes `jax.lax.conv_general_dilated` of the convolutions that halve a map, on a CPU as one product of its patches.
+    """Computes `jax.lax.conv_general_dilated` of NAT's 3 x 3 convolutions (section 3.3), on a CPU as one product of patches.
 
     XLA's CPU compiler takes 1.5 to 3 times as long for the convolution of an image's few channels, and 1.5 times for the
     gradients of all of them (docs/performance.md). Patches hold 9/4 of the map's numbers, and the backward pass needs them.
