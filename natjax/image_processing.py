@@ -21,6 +21,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from natjax.errors import CheckpointError, ImageError
+from natjax.hub import locate
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -247,11 +248,7 @@ class NatImageProcessor:
         Raises:
             natjax.CheckpointError: the file is missing, is not JSON or describes another processor.
         """
-        path = Path(source)
-        if not os.path.exists(path):
-            from natjax.pretrained import locate  # preparing images needs no jax
-
-            path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+        path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
         file = path / PROCESSOR_NAME if path.is_dir() else path
         try:
             return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jax
@@ -12,19 +11,18 @@ import numpy as np
 from flax import nnx
 
 import natjax_convert
+from natjax.atomic import staging
 from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import CheckpointError
+from natjax.hub import locate
 from natjax_convert.convert import WEIGHTS_NAME, config_json
-from natjax_convert.files import staging, write_safetensors
+from natjax_convert.files import write_safetensors
 
 if TYPE_CHECKING:
     from natjax.modeling import NatPreTrainedModel
     from natjax_convert.mapping import Kind
 
 Model = TypeVar("Model", bound="NatPreTrainedModel")
-
-_HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
-_HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def from_pretrained(
@@ -110,42 +108,6 @@ def save_pretrained(model: NatPreTrainedModel, directory: str | os.PathLike, *, 
         (temporary / CONFIG_NAME).write_text(config_json(model.config, kind, tensors), encoding="utf-8")
         if processor is not None:
             processor.save_pretrained(temporary)
-
-
-def locate(
-    source: str | os.PathLike,
-    *,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | os.PathLike | None = None,
-) -> Path:
-    """Returns the local path of a checkpoint; one of the Hugging Face Hub is downloaded where it is not in the cache.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(source)
-    if os.path.exists(path):
-        return path
-    name = os.fspath(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise CheckpointError(
-            f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub either."
-        )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise CheckpointError(
-            f"{name}: no such file or directory. To load it from the Hugging Face Hub, pip install 'natjax[hub]'."
-        ) from error
-    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
-    try:
-        found = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES), **options))
-        if not any(found.glob("*.safetensors")):
-            huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_TORCH_FILES), **options)
-    except Exception as error:  # the hub's errors have no common base
-        raise CheckpointError(f"{name}: cannot be had from the Hugging Face Hub: {error}") from error
-    return found
 
 
 def _new_head(config: NatConfig, param_dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:

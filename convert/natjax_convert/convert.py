@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from natjax.atomic import staging
 from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import CheckpointError
-from natjax_convert.files import staging, write_safetensors
+from natjax_convert.files import write_safetensors
 from natjax_convert.flax_params import detect, detect_kind, from_flax, infer_config, to_flax
 from natjax_convert.mapping import Dialect, Kind, entries, parameter_count
 from natjax_convert.tensors import StateDict, read_state_dict

@@ -44,7 +44,7 @@ def find_checkpoint(model: str | None) -> Path:
 
         complain("no --model given: using the built-in classifier of handwritten digits")
         return Path(demo.MODEL_DIR)
-    from natjax.pretrained import locate
+    from natjax.hub import locate
 
     return locate(model)
 

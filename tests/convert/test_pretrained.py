@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import natjax
-from natjax import pretrained
+from natjax import hub
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 NAT = GOLDENS / "hf_nat"
@@ -141,13 +141,13 @@ def test_hub_offline(monkeypatch):
 
     fake_hub(monkeypatch, download)
     with pytest.raises(natjax.CheckpointError, match="owner/name: cannot be had from the Hugging Face Hub: offline"):
-        pretrained.locate("owner/name")
+        hub.locate("owner/name")
 
 
 def test_hub_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(natjax.CheckpointError, match=r"pip install 'natjax\[hub\]'"):
-        pretrained.locate("owner/name")
+        hub.locate("owner/name")
 
 
 COCO = "http://images.cocodataset.org/val2017/000000039769.jpg"  # the image of transformers' own integration tests

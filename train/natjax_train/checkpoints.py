@@ -27,8 +27,8 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
+from natjax.atomic import staging
 from natjax.errors import CheckpointError
-from natjax_convert.files import staging
 from natjax_train.integrity import digest, digests, sealed, unsealed
 from natjax_train.small_files import DataIterator, SmallFiles, own_position, position_name, read_positions
 

@@ -23,9 +23,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from natjax.atomic import staging
 from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError, NatjaxError
-from natjax_convert.files import staging
 from natjax_train import augment, evaluate, metrics, optim, pictures
 from natjax_train import data as data_
 from natjax_train.checkpoints import Checkpoints
