@@ -6,8 +6,7 @@ Needs an environment of its own, which `make test-deviceless` makes; skipped els
 import importlib.util
 
 import pytest
-
-from benchmarks.deviceless import check_apart
+from deviceless import check_apart
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("jax_cuda13_plugin"), reason="JAX's CUDA plugin is not here: make test-deviceless"

@@ -8,7 +8,8 @@ import importlib.metadata
 import pytest
 
 pytest.importorskip("triton", reason="Triton is for Linux")
-from benchmarks import resources
+import resources
+
 from natjax_kernels.triton import support
 
 pytestmark = pytest.mark.skipif(

@@ -114,7 +114,7 @@ def estimate(case: Case) -> Config:
 def candidates(case: Case) -> list[Config]:
     """Returns configurations that fit a multiprocessor's registers, of tiles that cut every axis evenly.
 
-    What fits was found with `python -m benchmarks.resources`.
+    What fits was found with `python tests/deviceless/resources.py`.
     """
     sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(65))) for n in _lengths(case)]
     tiles = [tile for tile in itertools.product(*sides) if math.prod(tile) <= _most_queries(case)]

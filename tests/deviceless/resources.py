@@ -1,4 +1,4 @@
-"""What the fused kernels take of a GPU, found by compiling them without one: `python -m benchmarks.resources`.
+"""What the fused kernels take of a GPU, by compiling them without one: `python tests/deviceless/resources.py` (minutes).
 
 Compiles every kernel for every architecture and the shapes below with the configurations that natjax would choose, and reads
 registers, stack (spilled registers live there), shared memory and instructions from the machine code. Prints a table and writes
@@ -19,9 +19,8 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.provenance import provenance
-
-RESULTS = pathlib.Path(__file__).parent / "results" / "resources.json"
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "resources.json"
 ARCHITECTURES = (80, 89, 90, 100, 120)  # A100, L4, H100 and H200, B200, RTX 5090
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
 
@@ -151,9 +150,8 @@ def report_apart(architecture, names):
     """Does so in a process of its own: what is wrong for an architecture can abort the compiler."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    command = [sys.executable, "-m", "benchmarks.resources", "--architecture", str(architecture), "--shapes", *names]
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
+    command = [sys.executable, __file__, "--architecture", str(architecture), "--shapes", *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"Compiling for sm_{architecture} failed with code {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout)
@@ -193,6 +191,9 @@ def main():
         return
     rows = [row for architecture in ARCHITECTURES for row in report_apart(architecture, args.shapes)]
     _print_table(rows)
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.provenance import provenance
+
     RESULTS.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
 
 

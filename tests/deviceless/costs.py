@@ -1,4 +1,4 @@
-"""Predicts what the fused kernels take on GPUs that are not here: `python -m benchmarks.costs`.
+"""Predicts what the fused kernels take on GPUs that are not here: `python tests/deviceless/costs.py` (a minute).
 
 A static model, so that a measurement has something to be held against. Every kernel is compiled and its machine code cut into
 loops (over chunks of keys, entries of the batch, tiles). Times the trips of the loops, that gives the instructions that are
@@ -20,12 +20,12 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import re
+import sys
 
-from benchmarks.provenance import provenance
+import resources
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "costs.json"
+RESULTS = resources.RESULTS.with_name("costs.json")
 BATCH = 128
 
 
@@ -78,8 +78,6 @@ def issued(code: str, trips: list[int]) -> dict[str, float]:
 
 def predict(gpu: Gpu, shape_name: str) -> list[dict]:
     """Returns the prediction for every kernel of one training step at one level."""
-    from benchmarks import resources
-
     shape = resources.SHAPES[shape_name]
     _, heads, _, _, channels, *_ = shape
     rows = []
@@ -129,8 +127,6 @@ def main():
     args = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    from benchmarks import resources
-
     results = {}
     for name in args.gpu or GPUS:
         results[name] = [row for level in resources.LEVELS for row in predict(GPUS[name], level)]
@@ -141,6 +137,9 @@ def main():
             low, high = row["at_least"], row["at_most"]
             times = low / row["microseconds"]["memory"]
             print(f"| {row['level']} | {row['kernel']} | {' | '.join(cells)} | {low:.0f} to {high:.0f} | {times:.1f} |")
+    sys.path.insert(0, str(resources.ROOT))
+    from benchmarks.provenance import provenance
+
     RESULTS.write_text(json.dumps({"provenance": provenance(), "batch": BATCH, "gpus": results}, indent=1) + "\n")
 
 

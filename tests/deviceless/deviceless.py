@@ -1,4 +1,4 @@
-"""What XLA's GPU compiler makes of natjax, on a machine without a GPU: `python -m benchmarks.deviceless`.
+"""What XLA's GPU compiler makes of natjax, on a machine without a GPU: `python tests/deviceless/deviceless.py` (minutes).
 
 Compiles the op, NAT-Tiny's forward pass and a training step for GPUs that are not here and reports custom calls, collectives and
 memory as JSON. Needs the packages of requirements/deviceless.txt in an environment of their own (`make test-deviceless` makes
@@ -12,7 +12,6 @@ import collections
 import functools
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -185,9 +184,8 @@ def check_apart(name, kind="h200"):
     """Returns the report of one check, compiled in a process of its own: what is wrong for a GPU can abort the compiler."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "XLA_FLAGS")}
     environment |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "benchmarks.deviceless", "--kind", kind, "--check", name]
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
+    command = [sys.executable, __file__, "--kind", kind, "--check", name]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} for {kind}: the compiler failed with code {done.returncode}: {done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
