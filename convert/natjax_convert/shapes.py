@@ -1,0 +1,132 @@
+"""The one declaration of which parameters a model has, in pure Python.
+
+Name tables, counts, FLOPs, inferred configurations and layer-wise learning rates follow from `parameters`. Small pieces
+(`linear`, `norm`, `conv`, `attention`, ...) are nested dicts of shapes; a model puts them at paths. A new family is a few more
+functions that do the same with the same pieces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from natjax.configuration import NatConfig
+
+Kind = Literal["classifier", "model", "backbone"]
+Path = tuple[str | int, ...]
+Piece = Mapping[str, Any]  # names to shapes or to further pieces
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a model.
+
+    Attributes:
+        path: in the nested dict of `nnx.to_pure_dict`.
+        shape: its shape.
+        part: of the model: "stem", "level1" ..., "head".
+        depth: what layer-wise decay of the learning rate counts: stem 0, layers 1, 2 ..., a downsampler that of the layer
+            before it, last norms and classifier the top.
+        stride: pixels between the tokens of the map that its layer returns; 0 where that is one vector per image.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    part: str
+    depth: int
+    stride: int
+
+
+def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
+    """Returns all parameters of a model: `NatForImageClassification`, `NatModel` or `NatBackbone` by `kind`."""
+    found = list(_trunk(config))
+    top, stride = sum(config.depths) + 1, 2 ** (config.num_levels + 1)
+    if kind == "backbone":
+        dims = (config.embed_dim, *config.level_dims)
+        for stage, index in zip(config.out_features or (), config.out_indices or (), strict=True):
+            found += _at(("hidden_states_norms", stage), norm(dims[index]), "head", top, 4 * 2 ** max(index - 1, 0))
+        return found
+    found += _at(("layernorm",), norm(config.hidden_size), "head", top, stride)
+    if kind == "model":
+        return found
+    found = [dataclasses.replace(parameter, path=("nat", *parameter.path)) for parameter in found]
+    if config.num_labels:
+        found += _at(("classifier",), linear(config.hidden_size, config.num_labels), "head", top, 0)
+    return found
+
+
+def parameter_count(found: list[Parameter]) -> int:
+    """Returns the number of values in parameters."""
+    return sum(math.prod(parameter.shape) for parameter in found)
+
+
+def _trunk(config: NatConfig) -> Iterator[Parameter]:
+    half, dim = config.embed_dim // 2, config.embed_dim
+    projection = ("embeddings", "patch_embeddings", "projection")
+    yield from _at((*projection, 0), conv(config.num_channels, half), "stem", 0, 2)
+    yield from _at((*projection, 1), conv(half, dim), "stem", 0, 4)
+    yield from _at(("embeddings", "norm"), norm(dim), "stem", 0, 4)
+    depth = 0
+    for i, dim in enumerate(config.level_dims):
+        part, path, stride = f"level{i + 1}", ("encoder", "levels", i), 4 * 2**i
+        piece = layer(config, dim, config.num_heads[i])
+        for j in range(config.depths[i]):
+            depth += 1
+            yield from _at((*path, "layers", j), piece, part, depth, stride)
+        if i + 1 < config.num_levels:
+            yield from _at((*path, "downsample"), downsampler(dim), part, depth, 2 * stride)
+
+
+def layer(config: NatConfig, dim: int, num_heads: int) -> Piece:
+    """A pre-norm layer of attention and MLP, with layer scale where the configuration has it."""
+    hidden = int(config.mlp_ratio * dim)
+    scale = {"layer_scale_parameters": (2, dim)} if config.layer_scale_init_value > 0 else {}
+    return {
+        "layernorm_before": norm(dim),
+        "attention": attention(dim, num_heads, config.kernel_size, qkv_bias=config.qkv_bias),
+        "layernorm_after": norm(dim),
+        "intermediate": linear(dim, hidden),
+        "output": linear(hidden, dim),
+        **scale,
+    }
+
+
+def attention(dim: int, num_heads: int, kernel_size: int, *, qkv_bias: bool) -> Piece:
+    """Neighborhood attention with relative positional bias."""
+    offsets = 2 * kernel_size - 1
+    return {
+        "qkv": linear(dim, 3 * dim, bias=qkv_bias),
+        "rpb": (num_heads, offsets, offsets),
+        "output": linear(dim, dim),
+    }
+
+
+def downsampler(dim: int) -> Piece:
+    """The overlapping convolution between two levels, and its norm."""
+    return {"reduction": conv(dim, 2 * dim, bias=False), "norm": norm(2 * dim)}
+
+
+def linear(inputs: int, outputs: int, *, bias: bool = True) -> Piece:
+    """A linear layer."""
+    return {"kernel": (inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
+
+
+def conv(inputs: int, outputs: int, size: int = 3, *, bias: bool = True) -> Piece:
+    """A convolution with a square kernel."""
+    return {"kernel": (size, size, inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
+
+
+def norm(dim: int) -> Piece:
+    """A LayerNorm."""
+    return {"scale": (dim,), "bias": (dim,)}
+
+
+def _at(path: Path, piece: Piece, part: str, depth: int, stride: int) -> Iterator[Parameter]:
+    """The parameters of a piece at a path, in the piece's order."""
+    for name, inner in piece.items():
+        if isinstance(inner, tuple):
+            yield Parameter((*path, name), inner, part, depth, stride)
+        else:
+            yield from _at((*path, name), inner, part, depth, stride)

@@ -1,0 +1,83 @@
+"""The declaration of parameters against the models themselves: paths, shapes, counts, and depths."""
+
+import json
+import math
+import pathlib
+
+import jax
+import pytest
+from flax import nnx
+
+import natjax
+from natjax.presets import PRESETS
+from natjax_convert.shapes import parameter_count, parameters
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+SMALL = natjax.NatConfig(embed_dim=8, depths=(1, 2, 1), num_heads=(1, 2, 2), kernel_size=3, num_labels=3)
+CONFIGS = {
+    "odd": SMALL.replace(num_channels=1, num_labels=0, qkv_bias=False, layer_scale_init_value=0.1, mlp_ratio=1.3),
+    "dilated": SMALL.replace(dilations=((1,), (1, 2), (3,)), out_features=("stem", "stage2")),
+    "one level": natjax.NatConfig(embed_dim=2, depths=(1,), num_heads=(1,), kernel_size=11),
+}
+KINDS = {
+    "classifier": natjax.NatForImageClassification,
+    "model": natjax.NatModel,
+    "backbone": natjax.NatBackbone,
+}
+
+
+def shapes_of(model_class, config):
+    model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model)))
+    return {tuple(entry.key for entry in path): leaf.shape for path, leaf in leaves}
+
+
+def declared(config, kind):
+    found = parameters(config, kind)
+    assert len({parameter.path for parameter in found}) == len(found)
+    return {parameter.path: parameter.shape for parameter in found}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_declared_parameters_are_those_of_the_models(name, kind):
+    assert declared(CONFIGS[name], kind) == shapes_of(KINDS[kind], CONFIGS[name])
+
+
+# The shapes of all presets: DiNAT-Mini, -Tiny and -Base have NAT's, those of Large at 384 pixels are the same as at 224.
+@pytest.mark.parametrize(
+    "name", ["nat_mini", "nat_tiny", "nat_small", "nat_base", "dinat_small", "dinat_large", "dinat_large_384_11x11"]
+)
+def test_declared_parameters_are_those_of_the_presets(name):
+    config = PRESETS[name].config
+    assert declared(config, "classifier") == shapes_of(natjax.NatForImageClassification, config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_their_published_size(name):
+    published = json.loads((GOLDENS / "parameter_counts.json").read_text())[name]
+    assert parameter_count(parameters(PRESETS[name].config)) == published
+
+
+def test_depths_strides_and_parts():
+    found = {"/".join(map(str, p.path)): p for p in parameters(SMALL)}
+    layer = "nat/encoder/levels/{}/layers/{}/attention/rpb"
+    expected = {
+        "nat/embeddings/patch_embeddings/projection/0/kernel": ("stem", 0, 2),
+        "nat/embeddings/norm/bias": ("stem", 0, 4),
+        layer.format(0, 0): ("level1", 1, 4),
+        "nat/encoder/levels/0/downsample/norm/scale": ("level1", 1, 8),
+        layer.format(1, 0): ("level2", 2, 8),
+        layer.format(1, 1): ("level2", 3, 8),
+        "nat/encoder/levels/1/downsample/reduction/kernel": ("level2", 3, 16),
+        layer.format(2, 0): ("level3", 4, 16),
+        "nat/layernorm/scale": ("head", 5, 16),
+        "classifier/kernel": ("head", 5, 0),
+    }
+    assert {path: (found[path].part, found[path].depth, found[path].stride) for path in expected} == expected
+    norms = [p for p in parameters(SMALL.replace(out_indices=(0, 1, 3)), "backbone") if p.part == "head"]
+    assert [(p.path[1], math.prod(p.shape), p.depth, p.stride) for p in norms[::2]] == [
+        ("stem", 8, 5, 4),
+        ("stage1", 8, 5, 4),
+        ("stage3", 32, 5, 16),
+    ]
