@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from natjax._version import __version__
 
 if TYPE_CHECKING:
-    from natjax.compiling import compiler_options as compiler_options
     from natjax.configuration import NatConfig as NatConfig
     from natjax.errors import CheckpointError as CheckpointError
     from natjax.errors import ImageError as ImageError
@@ -19,9 +18,10 @@ if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor as NatImageProcessor
     from natjax.image_processing import load_image as load_image
     from natjax.linen import to_linen as to_linen
-    from natjax.modeling import NatBackbone as NatBackbone
-    from natjax.modeling import NatForImageClassification as NatForImageClassification
-    from natjax.modeling import NatModel as NatModel
+    from natjax.models import NatBackbone as NatBackbone
+    from natjax.models import NatForImageClassification as NatForImageClassification
+    from natjax.models import NatModel as NatModel
+    from natjax.nn.xla import compiler_options as compiler_options
     from natjax.presets import create_model as create_model
     from natjax.presets import get_config as get_config
     from natjax.presets import list_models as list_models
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "CheckpointError": "natjax.errors",
     "ImageError": "natjax.errors",
-    "NatBackbone": "natjax.modeling",
+    "NatBackbone": "natjax.models",
     "NatConfig": "natjax.configuration",
-    "NatForImageClassification": "natjax.modeling",
+    "NatForImageClassification": "natjax.models",
     "NatImageProcessor": "natjax.image_processing",
-    "NatModel": "natjax.modeling",
+    "NatModel": "natjax.models",
     "NatjaxError": "natjax.errors",
-    "compiler_options": "natjax.compiling",
+    "compiler_options": "natjax.nn.xla",
     "create_model": "natjax.presets",
     "default_implementation": "natjax_kernels",
     "explain": "natjax_kernels",

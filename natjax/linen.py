@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax.nnx import bridge
 
-from natjax.modeling import NatForImageClassification, NatPreTrainedModel
+from natjax.models import NatForImageClassification, NatPreTrainedModel
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig

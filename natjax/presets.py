@@ -16,7 +16,7 @@ from natjax.configuration import NatConfig
 if TYPE_CHECKING:
     from flax import nnx
 
-    from natjax.modeling import NatPreTrainedModel
+    from natjax.models import NatPreTrainedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def create_model(
     """
     from flax import nnx
 
-    from natjax.modeling import NatForImageClassification
+    from natjax.models import NatForImageClassification
 
     return (model_class or NatForImageClassification)(
         get_config(name, **changes),

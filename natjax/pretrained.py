@@ -19,7 +19,7 @@ from natjax_convert.convert import WEIGHTS_NAME, config_json
 from natjax_convert.files import write_safetensors
 
 if TYPE_CHECKING:
-    from natjax.modeling import NatPreTrainedModel
+    from natjax.models import NatPreTrainedModel
     from natjax_convert.mapping import Kind
 
 Model = TypeVar("Model", bound="NatPreTrainedModel")

@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.cpu.timing import interleaved, spread
 from benchmarks.harness import Report
-from natjax.compiling import compiler_options
 from natjax.model_info import count_parts
+from natjax.nn.xla import compiler_options
 from natjax.presets import get_config
 
 MODEL, SIDE, BATCH = "nat_tiny", 224, 8

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks.cpu.timing import interleaved, record, spread
 from benchmarks.harness import OUT_OF_TIME, Report
-from natjax.compiling import compiler_options
+from natjax.nn.xla import compiler_options
 from natjax_kernels import explain, neighborhood_attention
 
 

@@ -20,8 +20,8 @@ from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, products, xla
 from benchmarks.cpu.timing import interleaved, record, spread
 from benchmarks.harness import Report
 from natjax.cli import bench
-from natjax.compiling import gelu
 from natjax.model_info import count_flops
+from natjax.nn.xla import gelu
 from natjax.presets import get_config
 from natjax_kernels import neighborhood_attention
 

@@ -140,7 +140,7 @@ def compiled(model: Any, select: Callable[[Any], Any]) -> Callable[[np.ndarray],
     import jax
     from flax import nnx
 
-    from natjax.compiling import compiler_options
+    from natjax.nn.xla import compiler_options
 
     graphdef, state = nnx.split(model)
     options = compiler_options()

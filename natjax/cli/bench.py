@@ -101,7 +101,7 @@ def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") 
     import jax
     from flax import nnx
 
-    from natjax.compiling import compiler_options
+    from natjax.nn.xla import compiler_options
 
     graphdef, params = random_model(config, dtype, dtype)
     pixels = _pixels(config, batch, side, dtype)
@@ -119,7 +119,7 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     import optax  # flax requires it
     from flax import nnx
 
-    from natjax.compiling import compiler_options
+    from natjax.nn.xla import compiler_options
 
     graphdef, params = random_model(config, dtype, "float32", deterministic=False)
     optimizer = optax.adamw(1e-3)
@@ -155,7 +155,7 @@ def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -
     import numpy as np
     from flax import nnx
 
-    from natjax.modeling import NatForImageClassification
+    from natjax.models import NatForImageClassification
 
     model = nnx.eval_shape(
         lambda: NatForImageClassification(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))

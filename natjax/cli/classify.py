@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classifies the images; returns 1 where one was skipped."""
-    from natjax import modeling
+    from natjax import models
     from natjax.errors import CheckpointError
 
     checkpoint = find_checkpoint(args.model)
-    model = modeling.NatForImageClassification.from_pretrained(checkpoint, config=read_config(args.config))
+    model = models.NatForImageClassification.from_pretrained(checkpoint, config=read_config(args.config))
     config = model.config
     if not config.num_labels or config.problem_type == "regression":
         raise CheckpointError(f"{checkpoint}: the model has no classes to tell apart; `natjax features` may be of use.")

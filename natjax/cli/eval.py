@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from natjax.modeling import NatForImageClassification
+    from natjax.models import NatForImageClassification
 
     mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
     lead = jax.process_index() == 0

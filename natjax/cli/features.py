@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the features and says what was written; returns 1 where an image was skipped."""
     import natjax_convert
-    from natjax import modeling
+    from natjax import models
 
     out = Path(args.out)
     if not out.absolute().parent.is_dir():  # said before the work, not after it
@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
     checkpoint, config = find_checkpoint(args.model), read_config(args.config)
     if args.stages is None:
         names: tuple[str, ...] = ("pooled",)
-        model = modeling.NatModel.from_pretrained(checkpoint, config=config)
+        model = models.NatModel.from_pretrained(checkpoint, config=config)
         forward = compiled(model, lambda outputs: (outputs.pooler_output,))
     else:
         config = natjax_convert.find_config(checkpoint, natjax_convert.read_state_dict(checkpoint), config=config)
         names = config.stage_names if args.stages == "all" else tuple(args.stages.split(","))
-        model = modeling.NatBackbone.from_pretrained(checkpoint, config=config, out_features=names)
+        model = models.NatBackbone.from_pretrained(checkpoint, config=config, out_features=names)
         forward = compiled(model, lambda outputs: tuple(outputs.feature_maps))
     processor = load_processor(checkpoint, model.config.num_channels)
     images = Run(find_images(args.images), processor, forward, args.batch_size)

@@ -18,11 +18,11 @@ import numpy as np
 from flax import nnx
 
 import natjax_convert
-from natjax.compiling import compiler_options
 from natjax.demo.picture import draw
 from natjax.errors import CheckpointError
 from natjax.image_processing import NatImageProcessor
-from natjax.modeling import NatForImageClassification
+from natjax.models import NatForImageClassification
+from natjax.nn.xla import compiler_options
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -15,7 +15,7 @@ from flax import nnx
 
 import natjax
 import natjax_convert
-from natjax import modeling
+from natjax import models
 from natjax.cli import main
 from natjax.configuration import NatConfig
 from natjax.image_processing import NatImageProcessor
@@ -47,7 +47,7 @@ class FakeModel(nnx.Module):
 def fake(monkeypatch, tmp_path):
     """Puts the fake in place of natjax's models and returns a folder of images and a checkpoint `model`."""
     for name in ("NatForImageClassification", "NatModel", "NatBackbone"):
-        monkeypatch.setattr(modeling, name, FakeModel)
+        monkeypatch.setattr(models, name, FakeModel)
     monkeypatch.setattr(natjax_convert, "read_state_dict", lambda path: {})
     monkeypatch.setattr(FakeModel, "config", CONFIG, raising=False)
     NatImageProcessor(size=8).save_pretrained(tmp_path / "model")
@@ -341,7 +341,7 @@ def real(tmp_path_factory):
     """A tiny real checkpoint with its processor, and an image."""
     folder = tmp_path_factory.mktemp("real")
     config = NatConfig(embed_dim=8, depths=(1,), num_heads=(1,), kernel_size=3, num_labels=3, mlp_ratio=1.0)
-    model = modeling.NatForImageClassification(config, rngs=nnx.Rngs(0))
+    model = models.NatForImageClassification(config, rngs=nnx.Rngs(0))
     model.save_pretrained(folder / "model", processor=NatImageProcessor(size=16))
     PIL.Image.new("RGB", (20, 20), (200, 100, 50)).save(folder / "image.png")
     return folder
@@ -351,7 +351,7 @@ def test_a_real_model(real, capsys, monkeypatch):
     monkeypatch.chdir(real)
     assert main(["classify", "image.png", "--model", "model", "--json"]) == 0
     predictions = json.loads(capsys.readouterr().out)["results"][0]["predictions"]
-    model = modeling.NatForImageClassification.from_pretrained("model")
+    model = models.NatForImageClassification.from_pretrained("model")
     logits = model(NatImageProcessor.from_pretrained("model")("image.png")).logits[0]
     expected = np.asarray(nnx.softmax(logits))
     np.testing.assert_allclose([p["probability"] for p in predictions], sorted(expected)[::-1], rtol=1e-5)

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 import natjax
-import natjax.layers
 import natjax.model_info
+import natjax.nn.blocks
 import natjax.outputs
 import natjax_convert
 from natjax.losses import classification_loss
@@ -266,7 +266,7 @@ def test_graph_mode_off():
 def test_initialiser(shape, dtype):
     """Initial weights are JAX's own truncated normal, bit for bit, also where they are traced."""
     key, dtype = jax.random.key(7), jnp.dtype(dtype)
-    init = natjax.layers._truncated_normal(0.02)
+    init = natjax.nn.blocks._truncated_normal(0.02)
     desired = nnx.initializers.truncated_normal(0.02)(key, shape, dtype)
     for weights in (init(key, shape, dtype), jax.jit(lambda key: init(key, shape, dtype))(key)):
         assert weights.dtype == dtype

@@ -11,7 +11,7 @@ from flax import nnx
 
 from natjax.configuration import NatConfig
 from natjax.image_processing import NatImageProcessor
-from natjax.modeling import NatForImageClassification
+from natjax.models import NatForImageClassification
 from natjax.presets import PRESETS, get_config
 from natjax_train.recipes import Recipe
 

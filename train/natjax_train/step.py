@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import auto_axes, reshard
 
-from natjax.compiling import compiler_options
+from natjax.nn.xla import compiler_options
 from natjax_train import optim
 from natjax_train.mesh import BATCH
 from natjax_train.recipes import Recipe

@@ -27,7 +27,7 @@ def compiler_options() -> dict[str, str]:
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
-def product_of_tokens(
+def flat_dot_general(
     x: Float[Array, "*tokens C"], kernel: Float[Array, "C D"], dimension_numbers: Any, **options: Any
 ) -> Float[Array, "*tokens D"]:
     """Computes `jax.lax.dot_general` of a linear layer on all tokens as the rows of one matrix.
@@ -46,7 +46,7 @@ def product_of_tokens(
     return rows.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def halving_convolution(
+def conv3x3_s2(
     x: Float[Array, "B H W C"],
     kernel: Float[Array, "3 3 C D"],
     window_strides: Any,
@@ -76,7 +76,7 @@ def halving_convolution(
     assert (kernel.shape[:2], tuple(window_strides), list(padding)) == ((3, 3), (2, 2), [(1, 1)] * 2)
     assert {1, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())} == {1}
     assert options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
-    return product_of_tokens(_patches(x), kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())), **accuracy)
+    return flat_dot_general(_patches(x), kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())), **accuracy)
 
 
 def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 9*C"]:
@@ -115,7 +115,7 @@ def _gelu_by_erf(x: Array) -> Array:
 
 
 @jax.custom_vjp
-def fork(x: Array) -> tuple[Array, Array]:
+def split_residual(x: Array) -> tuple[Array, Array]:
     """Returns x twice, for a residual connection and its branch."""
     return x, x
 
@@ -129,7 +129,7 @@ def _join(_, gradients: tuple[Array, Array]) -> tuple[Array]:
     return (jax.lax.platform_dependent(*gradients, cpu=_sum_apart, default=jnp.add),)
 
 
-fork.defvjp(lambda x: (fork(x), None), _join)
+split_residual.defvjp(lambda x: (split_residual(x), None), _join)
 
 
 def _sum_apart(a: Array, b: Array) -> Array:

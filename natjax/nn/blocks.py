@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from natjax.compiling import fork, gelu, halving_convolution, product_of_tokens
 from natjax.configuration import NatConfig
+from natjax.nn.xla import conv3x3_s2, flat_dot_general, gelu, split_residual
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Builder:
             out_features,
             use_bias=use_bias,
             kernel_init=self._init,
-            dot_general=product_of_tokens,
+            dot_general=flat_dot_general,
             rngs=self.rngs,
             **self._dtypes,
         )
@@ -86,7 +86,7 @@ class Builder:
             padding=1,
             use_bias=use_bias,
             kernel_init=self._init,
-            conv_general_dilated=halving_convolution,
+            conv_general_dilated=conv3x3_s2,
             rngs=self.rngs,
             **self._dtypes,
         )
@@ -254,9 +254,9 @@ class NatLayer(nnx.Module):
         self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B N H W K*K"] | None]:
         """Returns the layer's output and, where asked for, its attention weights."""
-        x, y = fork(x)
+        x, y = split_residual(x)
         attended, weights = self.attention(self.layernorm_before(y), rngs=rngs, output_attentions=output_attentions)
-        x, y = fork(self._residual(x, attended, 0, rngs))
+        x, y = split_residual(self._residual(x, attended, 0, rngs))
         with jax.named_scope("mlp"):
             hidden = _ACTIVATIONS[self.hidden_act](self.intermediate(self.layernorm_after(y)))
             x = self._residual(x, self.dropout(self.output(hidden), rngs=rngs), 1, rngs)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import natjax
-from natjax.compiling import gelu, halving_convolution
+from natjax.nn.xla import conv3x3_s2, gelu
 
 
 def test_less_memory_on_a_cpu():
@@ -54,7 +54,7 @@ def test_convolutions_that_halve_a_map_and_their_gradients(size):
         x, kernel = rng.standard_normal((2, *size, 3)), rng.standard_normal((3, 3, 3, 5))
         layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
         want, pull = jax.vjp(lambda *both: jax.lax.conv_general_dilated(*both, *window, **layout), x, kernel)
-        got, pull_ours = jax.vjp(lambda *both: halving_convolution(*both, *window, **layout), x, kernel)
+        got, pull_ours = jax.vjp(lambda *both: conv3x3_s2(*both, *window, **layout), x, kernel)
         assert got.shape == want.shape == (2, *((side + 1) // 2 for side in size), 5)
         gradient = rng.standard_normal(got.shape)
         for a, b in zip((got, *pull_ours(gradient)), (want, *pull(gradient)), strict=True):

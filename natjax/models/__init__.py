@@ -1,0 +1,8 @@
+"""The models: one file per family and one per task; base.py has what they share."""
+
+from natjax.models.backbone import NatBackbone
+from natjax.models.base import NatPreTrainedModel
+from natjax.models.classification import NatForImageClassification
+from natjax.models.nat import NatModel
+
+__all__ = ["NatBackbone", "NatForImageClassification", "NatModel", "NatPreTrainedModel"]

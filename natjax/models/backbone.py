@@ -1,0 +1,57 @@
+"""Feature maps for detection and segmentation, `NatBackbone` of transformers 4.40.2 (and its Dinat twin)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flax import nnx
+
+from natjax.models.base import NatPreTrainedModel, as_rngs, check_pixel_values
+from natjax.nn.blocks import Builder, Embeddings, Encoder
+from natjax.outputs import NatBackboneOutput
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+class NatBackbone(NatPreTrainedModel):
+    """Feature maps of the stages `config.out_features` for detection and segmentation, each with a norm of its own."""
+
+    kind = "backbone"
+
+    def _build(self, make: Builder) -> None:
+        config = make.config
+        self.embeddings = Embeddings(make)
+        self.encoder = Encoder(make)
+        self.hidden_states_norms = nnx.Dict(
+            {stage: make.norm(dim) for stage, dim in zip(config.out_features or (), self.channels, strict=True)}
+        )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of every feature map."""
+        dims = (self.config.embed_dim, *self.config.level_dims)
+        return tuple(dims[i] for i in self.config.out_indices or ())
+
+    def __call__(
+        self,
+        pixel_values: Float[Array, "B H W C"],
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        rngs: nnx.Rngs | Array | None = None,
+    ) -> NatBackboneOutput:
+        """Computes feature maps. Arguments and errors are those of `NatModel`."""
+        check_pixel_values(pixel_values, self.config)
+        want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)
+        rngs = as_rngs(rngs)
+        stem = self.embeddings(pixel_values, rngs=rngs)
+        _, before_downsampling, attentions = self.encoder(stem, rngs=rngs, output_attentions=want_attentions)
+        states = dict(zip(self.config.stage_names, (stem, *before_downsampling), strict=True))
+        return NatBackboneOutput(
+            feature_maps=tuple(
+                self.hidden_states_norms[stage](states[stage]) for stage in self.config.out_features or ()
+            ),
+            hidden_states=tuple(states.values()) if want_states else None,
+            attentions=attentions if want_attentions else None,
+        )

@@ -1,0 +1,99 @@
+"""What all models share: construction from a configuration, loading and saving, and checks of their input."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from natjax.configuration import NatConfig
+from natjax.nn.blocks import Builder
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+    from jaxtyping import Array
+
+
+class NatPreTrainedModel(nnx.Module):
+    """What all models share: construction from a configuration, and loading and saving of published weights."""
+
+    kind: ClassVar[str]  # which parameters of a checkpoint belong to the model
+
+    def __init__(
+        self,
+        config: NatConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Makes a model with random weights.
+
+        Args:
+            config: the architecture.
+            dtype: compute dtype, for instance `jnp.bfloat16`; None computes in float32.
+            param_dtype: dtype of the parameters.
+            implementation: of neighborhood attention, see `natjax.neighborhood_attention`.
+            rngs: source of the initial weights.
+
+        Raises:
+            ValueError: config is not a `NatConfig`.
+        """
+        if not isinstance(config, NatConfig):
+            raise ValueError(
+                f"config must be a NatConfig; got {type(config).__name__}. For presets see natjax.create_model."
+            )
+        self.config = config
+        self._build(Builder(config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, rngs=rngs))
+
+    def _build(self, make: Builder) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> Self:
+        """Loads published weights; see `natjax.pretrained.from_pretrained` for the options."""
+        from natjax import pretrained  # models themselves know nothing of checkpoints
+
+        return pretrained.from_pretrained(cls, source, **options)
+
+    def save_pretrained(self, directory: str | os.PathLike, **options: Any) -> None:
+        """Saves what transformers 4.40.2 and `from_pretrained` load; see `natjax.pretrained.save_pretrained`."""
+        from natjax import pretrained
+
+        pretrained.save_pretrained(self, directory, **options)
+
+    def outputs_wanted(self, output_hidden_states: bool | None, output_attentions: bool | None) -> tuple[bool, bool]:
+        """Returns whether hidden states and attention weights are to be returned; None asks the configuration."""
+        config = self.config
+        return (
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            config.output_attentions if output_attentions is None else output_attentions,
+        )
+
+
+def check_pixel_values(pixel_values: Any, config: NatConfig) -> None:
+    """Checks a batch of images against a model.
+
+    Raises:
+        ValueError: it is no floating point [B, H, W, num_channels] array with at least one pixel.
+    """
+    shape, dtype = jnp.shape(pixel_values), jnp.result_type(pixel_values)
+    expected = f"[batch, height, width, {config.num_channels}]"
+    if len(shape) != 4 or shape[-1] != config.num_channels or 0 in shape[1:3]:
+        hint = ""
+        if len(shape) == 4 and shape[1] == config.num_channels:
+            hint = " This looks like PyTorch's layout: move the channels last, x.transpose(0, 2, 3, 1)."
+        raise ValueError(f"pixel_values must be {expected}; got shape {shape}.{hint}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"pixel_values must be normalised floating point images; got {dtype}. natjax.NatImageProcessor makes them."
+        )
+
+
+def as_rngs(rngs: nnx.Rngs | Array | None) -> nnx.Rngs | None:
+    """Returns random streams for dropouts from what a model takes as `rngs`."""
+    return nnx.Rngs(dropout=rngs) if isinstance(rngs, jax.Array) else rngs

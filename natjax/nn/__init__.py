@@ -1,0 +1,1 @@
+"""Layers and blocks of the models, and what XLA needs to compile them well."""
