@@ -23,8 +23,8 @@ import PIL.Image
 import torch
 
 from benchmarks.provenance import provenance
+from natjax_train.augment.randaugment import rand_augment
 from natjax_train.data import ImageFolder, train_loader
-from natjax_train.data.randaugment import rand_augment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "data_cpu.json"
 IMAGES, SIDES = 256, (500, 375)  # as large as ImageNet's on average

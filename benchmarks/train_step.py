@@ -18,8 +18,8 @@ import PIL.Image
 
 from benchmarks.provenance import provenance
 from natjax_train import data, loop
-from natjax_train.presets import RECIPES
-from natjax_train.recipes import override
+from natjax_train.recipe import override
+from natjax_train.recipes import RECIPES
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "train_step_cpu.json"
 BATCH, STEPS, WARM = 4, 24, 4

@@ -11,8 +11,8 @@ from pathlib import Path
 from natjax.cli._arguments import add_process_arguments
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
-from natjax_train.presets import RECIPES, find_recipe
-from natjax_train.recipes import Recipe, field_types, override
+from natjax_train.recipe import Recipe, field_types, override
+from natjax_train.recipes import RECIPES, find_recipe
 
 HELP = "train or fine-tune a model"
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, start again with --resume

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natjax_train import augment
-from natjax_train.recipes import Recipe
+from natjax_train.augment import device
+from natjax_train.recipe import Recipe
 
 PLAIN = Recipe(
     model="nat_mini",
@@ -24,7 +24,7 @@ PLAIN = Recipe(
 
 
 def prepare(key, batch, settings, classes=10):
-    return jax.jit(lambda key, batch: augment.prepare(key, batch, settings, classes))(key, batch)
+    return jax.jit(lambda key, batch: device.prepare(key, batch, settings, classes))(key, batch)
 
 
 def batch(count=8, side=16):
@@ -64,8 +64,8 @@ def test_mixup_is_a_mean_of_neighbours():
     assert abs(shares.var() - 1 / (4 * (2 * 0.8 + 1))) < 0.02  # of Beta(0.8, 0.8)
 
 
-prepare_mixup = jax.jit(lambda key, batch: augment.prepare(key, batch, with_(mixup=0.8), 10))
-prepare_cutmix = jax.jit(lambda key, batch: augment.prepare(key, batch, with_(cutmix=1.0), 10))
+prepare_mixup = jax.jit(lambda key, batch: device.prepare(key, batch, with_(mixup=0.8), 10))
+prepare_cutmix = jax.jit(lambda key, batch: device.prepare(key, batch, with_(cutmix=1.0), 10))
 
 
 def test_cutmix_takes_a_box_of_the_neighbour():
@@ -89,7 +89,7 @@ def test_cutmix_takes_a_box_of_the_neighbour():
 
 def test_the_switch_and_the_probability_of_mixing():
     settings = with_(mixup=0.8, cutmix=1.0, mixup_prob=0.7, mixup_switch_prob=0.25)
-    run = jax.jit(lambda key, batch: augment.prepare(key, batch, settings, 10))
+    run = jax.jit(lambda key, batch: device.prepare(key, batch, settings, 10))
     plain = np.asarray(prepare(jax.random.key(0), batch(), PLAIN)[0])
     kinds = {"none": 0, "cutmix": 0, "mixup": 0}
     for seed in range(400):
@@ -104,7 +104,7 @@ def test_the_switch_and_the_probability_of_mixing():
 
 def test_erasing():
     images = jnp.full((512, 32, 32, 3), 7.0)
-    erased = np.asarray(jax.jit(lambda key: augment.erase(key, images, 0.25))(jax.random.key(0)))
+    erased = np.asarray(jax.jit(lambda key: device.erase(key, images, 0.25))(jax.random.key(0)))
     foreign = (erased != 7).any(axis=-1)
     touched = foreign.any(axis=(1, 2))
     assert abs(touched.mean() - 0.25) < 0.06
@@ -142,18 +142,18 @@ def test_affine():
     side = 32
     image = np.zeros((64, side, side, 1), np.float32)
     image[:, 8:24, 8:24] = 1
-    moved = np.asarray(augment.affine(jax.random.key(0), jnp.asarray(image) - 1, 1.0, jnp.full((1, 1, 1, 1), -1.0))) + 1
+    moved = np.asarray(device.affine(jax.random.key(0), jnp.asarray(image) - 1, 1.0, jnp.full((1, 1, 1, 1), -1.0))) + 1
     assert np.abs(moved[:, 0]).max() < 1e-6  # background enters at the border
     assert np.abs(moved.sum(axis=(1, 2, 3)) / 256 - 1).max() < 0.45
     centres = np.array([[(m[..., 0] * grid).sum() / m.sum() for grid in np.mgrid[:side, :side]] for m in moved])
     assert 0.5 < np.abs(centres - 15.5).max() <= 0.07 * side
-    still = augment.affine(jax.random.key(0), jnp.asarray(image), 0.0, jnp.zeros((1, 1, 1, 1)))
+    still = device.affine(jax.random.key(0), jnp.asarray(image), 0.0, jnp.zeros((1, 1, 1, 1)))
     np.testing.assert_allclose(still, image, atol=1e-5)
 
 
 def test_keys_decide():
     settings = with_(mixup=0.8, cutmix=1.0, erasing=0.5)
-    run = jax.jit(lambda key: augment.prepare(key, batch(), settings, 10))
+    run = jax.jit(lambda key: device.prepare(key, batch(), settings, 10))
     a, b, c = (np.asarray(run(jax.random.key(seed))[0]) for seed in (1, 1, 2))
     assert (a == b).all()
     assert (a != c).any()
@@ -169,12 +169,12 @@ def test_odd_batches(count):
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, re
 from jax.sharding import NamedSharding, PartitionSpec as P
-from natjax_train import augment
-from natjax_train.recipes import Recipe
+from natjax_train.augment import device
+from natjax_train.recipe import Recipe
 settings = Recipe(model="nat_mini", affine=1.0, erasing=0.5)
 images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8))
 batch = {"image": images, "label": jnp.arange(32) % 10}
-run = jax.jit(lambda key, batch: augment.prepare(key, batch, settings, 10))
+run = jax.jit(lambda key, batch: device.prepare(key, batch, settings, 10))
 key = jax.random.key(5)
 one = run(key, batch)
 mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

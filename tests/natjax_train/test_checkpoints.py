@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import pytest
 
 from natjax.errors import CheckpointError
-from natjax_train.checkpoints import Checkpoints
-from natjax_train.integrity import digests
+from natjax_train.checkpoint import Checkpoints
+from natjax_train.checkpoint.checksums import digests
 from natjax_train.mesh import make_mesh, state_shardings
 from natjax_train.step import TrainState
 

@@ -9,8 +9,8 @@ import pytest
 
 from natjax import cli
 from natjax_train import loop
-from natjax_train.presets import RECIPES
-from natjax_train.recipes import Recipe
+from natjax_train.recipe import Recipe
+from natjax_train.recipes import RECIPES
 
 
 def test_help_names_every_field(capsys):

@@ -15,7 +15,7 @@ from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor, load_image
 from natjax_train.data import Digits, ImageFolder, eval_loader, eval_processor, open_source, records, train_loader
 from natjax_train.data.transforms import decode, random_resized_crop, train_image
-from natjax_train.recipes import Recipe
+from natjax_train.recipe import Recipe
 
 PLAIN = Recipe(
     model="nat_mini",

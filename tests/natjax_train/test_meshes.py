@@ -90,10 +90,11 @@ def main() -> None:
     from flax import nnx
 
     import natjax
-    from natjax_train import augment, optim, step
     from natjax_train import mesh as meshes
-    from natjax_train.presets import RECIPES
-    from natjax_train.recipes import override
+    from natjax_train import optim, step
+    from natjax_train.augment import device
+    from natjax_train.recipe import override
+    from natjax_train.recipes import RECIPES
 
     config = natjax.NatConfig(
         num_channels=1, embed_dim=32, depths=(1, 2), num_heads=(1, 2), kernel_size=3, num_labels=4, drop_path_rate=0.2
@@ -120,7 +121,7 @@ def main() -> None:
             params = nnx.to_pure_dict(state)
             factors = optim.learning_rate_factors(params, recipe)
             optimizer = optim.make_optimizer(recipe, factors)
-            prepare = functools.partial(augment.prepare, settings=recipe, num_classes=4)
+            prepare = functools.partial(device.prepare, settings=recipe, num_classes=4)
             train_step = step.make_train_step(graphdef, optimizer, factors, prepare, recipe, 20)
             state = step.init_state(params, optimizer, recipe)
             state = jax.device_put(state, meshes.state_shardings(mesh, state))

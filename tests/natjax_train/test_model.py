@@ -12,7 +12,7 @@ import pytest
 import natjax
 from natjax_train.data import eval_processor
 from natjax_train.model import export, initial_model, split_model
-from natjax_train.presets import RECIPES
+from natjax_train.recipes import RECIPES
 
 DIGITS = tuple("0123456789")
 EMBEDDED = str(pathlib.Path(natjax.__file__).parent / "demo" / "digits")

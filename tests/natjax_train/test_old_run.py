@@ -13,8 +13,8 @@ import pytest
 
 import natjax
 from natjax_train import loop
-from natjax_train.checkpoints import Checkpoints
-from natjax_train.presets import find_recipe
+from natjax_train.checkpoint import Checkpoints
+from natjax_train.recipes import find_recipe
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "run_0_1_0"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
@@ -33,7 +33,9 @@ def test_it_resumes(tmp_path, monkeypatch):
     loop.train(find_recipe(str(out / "recipe.json")), "digits", out, resume=True)
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(restored[0])
-    found = {jax.tree_util.keystr(path, simple=True, separator="."): zlib.crc32(leaf.tobytes()) for path, leaf in leaves}
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="."): zlib.crc32(leaf.tobytes()) for path, leaf in leaves
+    }
     assert found == EXPECTED["crc32"]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for name, key, tolerance in (("losses", "loss", 1e-4), ("top1", "top1", 0.02)):

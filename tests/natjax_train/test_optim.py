@@ -10,8 +10,8 @@ from flax import nnx
 
 import natjax
 from natjax_train import optim
-from natjax_train.presets import RECIPES
-from natjax_train.recipes import override
+from natjax_train.recipe import override
+from natjax_train.recipes import RECIPES
 
 STEPS = 100  # of an epoch
 

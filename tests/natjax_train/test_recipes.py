@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 import natjax
-from natjax_train.presets import RECIPES, find_recipe
-from natjax_train.recipes import Recipe, override
+from natjax_train.recipe import Recipe, override
+from natjax_train.recipes import RECIPES, find_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

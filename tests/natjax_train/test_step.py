@@ -14,8 +14,8 @@ import natjax
 from natjax_train import optim
 from natjax_train.mesh import check_batch, make_mesh, put_batch, start_processes
 from natjax_train.model import split_model
-from natjax_train.presets import RECIPES
-from natjax_train.recipes import override
+from natjax_train.recipe import override
+from natjax_train.recipes import RECIPES
 from natjax_train.step import init_state, make_eval_step, make_train_step
 
 BASE = {"batch_size": "8", "base_batch_size": "8", "warmup_epochs": "0", "epochs": "1"}

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, reshard
 from jax.sharding import PartitionSpec as P
 
-from natjax_train.augment import normalize
+from natjax_train.augment.device import normalize
 from natjax_train.mesh import put_batch
 
 if TYPE_CHECKING:

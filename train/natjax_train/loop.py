@@ -26,14 +26,16 @@ from jax.sharding import PartitionSpec as P
 from natjax.atomic import staging
 from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError, NatjaxError
-from natjax_train import augment, evaluate, metrics, optim, pictures
 from natjax_train import data as data_
-from natjax_train.checkpoints import Checkpoints
+from natjax_train import evaluate, optim, plots
+from natjax_train import log as log_
+from natjax_train.augment import device
+from natjax_train.checkpoint import Checkpoints
 from natjax_train.lock import sole_use
 from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
 from natjax_train.model import export, initial_model, resumed_model, split_model
-from natjax_train.presets import find_recipe
-from natjax_train.recipes import Recipe
+from natjax_train.recipe import Recipe
+from natjax_train.recipes import find_recipe
 from natjax_train.step import init_state, make_eval_step, make_train_step
 
 _UNCHANGED = ("model", "batch_size", "seed")  # when a run goes on: they decide its weights and the order of its data
@@ -146,7 +148,7 @@ def train(
             graphdef,
             optimizer,
             factors,
-            functools.partial(augment.prepare, settings=recipe, num_classes=num_classes),
+            functools.partial(device.prepare, settings=recipe, num_classes=num_classes),
             recipe,
             steps_per_epoch,
         )
@@ -158,7 +160,7 @@ def train(
                 (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
             if step:
                 report(f"Goes on after step {step} of {total}.")
-        log = metrics.Log(out, total, first_step=step, log_every=recipe.log_every) if lead else None
+        log = log_.Log(out, total, first_step=step, log_every=recipe.log_every) if lead else None
         report = log.beside(report) if log else report
         watch = _Watch(recipe, state.params, batches, checkpoints, log, report)
 
@@ -230,8 +232,8 @@ def train(
             raise PreemptedError(total, total, error.signal) from None
         if log:
             log.close()
-            pictures.curves(out / "metrics.jsonl", out / "curves.png")
-            pictures.confusion(result.confusion, train_source.class_names, out / "confusion.png")
+            plots.curves(out / "metrics.jsonl", out / "curves.png")
+            plots.confusion(result.confusion, train_source.class_names, out / "confusion.png")
             report(f"{out / 'model'}: the model of step {int(state.step)}, top-1 {result.top1:.2%}.")
     return out / "model"
 

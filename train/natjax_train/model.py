@@ -13,7 +13,7 @@ from natjax.configuration import NatConfig
 from natjax.image_processing import NatImageProcessor
 from natjax.models import NatForImageClassification
 from natjax.presets import PRESETS, get_config
-from natjax_train.recipes import Recipe
+from natjax_train.recipe import Recipe
 
 
 def initial_model(recipe: Recipe, class_names: Sequence[str]) -> NatForImageClassification:

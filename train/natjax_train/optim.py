@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natjax_train.recipes import Recipe
+from natjax_train.recipe import Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

@@ -20,7 +20,7 @@ from jax.sharding import auto_axes, reshard
 from natjax.nn.xla import compiler_options
 from natjax_train import optim
 from natjax_train.mesh import BATCH
-from natjax_train.recipes import Recipe
+from natjax_train.recipe import Recipe
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

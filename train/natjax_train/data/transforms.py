@@ -18,7 +18,7 @@ import PIL.ImageOps
 
 from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor
-from natjax_train.data.randaugment import RESAMPLING, rand_augment, resampling
+from natjax_train.augment.randaugment import RESAMPLING, rand_augment, resampling
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8

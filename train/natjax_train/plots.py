@@ -36,7 +36,7 @@ def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike) -> None
     """Draws loss, learning rate and accuracy over the steps of a run.
 
     Args:
-        metrics_jsonl: what `metrics.Log` wrote.
+        metrics_jsonl: what `log.Log` wrote.
         out_png: the picture.
 
     Raises:
@@ -58,7 +58,7 @@ def compare(runs: Mapping[str, Sequence[str | os.PathLike]], out_png: str | os.P
     """Draws the accuracy on the validation images of two groups of runs, by step: means, and ranges within a group.
 
     Args:
-        runs: per group, by its name, what `metrics.Log` wrote; runs of a group are evaluated at the same steps.
+        runs: per group, by its name, what `log.Log` wrote; runs of a group are evaluated at the same steps.
         out_png: the picture.
 
     Raises:

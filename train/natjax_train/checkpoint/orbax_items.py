@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import jax
 
-from natjax_train.integrity import sealed, unsealed
+from natjax_train.checkpoint.checksums import sealed, unsealed
 
 
 class DataIterator(Protocol):

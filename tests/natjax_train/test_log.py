@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from natjax_train.evaluate import Metrics
-from natjax_train.metrics import Log
+from natjax_train.log import Log
 
 FOUND = Metrics(loss=0.5, top1=0.875, top5=1.0, images_per_second=321.0, confusion=np.eye(2, dtype=np.int64))
 

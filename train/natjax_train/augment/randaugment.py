@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.ImageEnhance
 import PIL.ImageOps
 
-from natjax_train.auto_augment import LARGEST_MAGNITUDE, parse
+from natjax_train.augment.policy import LARGEST_MAGNITUDE, parse
 
 _SHIFT = 0.45  # of the image's side, at the largest magnitude
 RESAMPLING = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
@@ -34,7 +34,7 @@ def rand_augment(
     Args:
         image: RGB or grey.
         rng: the image's own.
-        text: see `natjax_train.auto_augment`.
+        text: see `natjax_train.augment.policy`.
         mean: per channel, of pixels 0..1; the colour of what is empty.
         interpolation: of geometric operations, see `resampling`.
     """

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from natjax_train import pictures
+from natjax_train import plots
 
 BLUE, ORANGE, GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
 
@@ -14,14 +14,14 @@ BLUE, ORANGE, GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
 def draw_curves(directory, rows):
     source, out = directory / "metrics.jsonl", directory / "curves.png"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pictures.curves(source, out)
+    plots.curves(source, out)
     with PIL.Image.open(out) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def draw_confusion(directory, matrix, names):
     out = directory / "confusion.png"
-    pictures.confusion(np.asarray(matrix), names, out)
+    plots.confusion(np.asarray(matrix), names, out)
     with PIL.Image.open(out) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -61,17 +61,17 @@ def test_groups_of_runs_have_means_and_ranges(tmp_path):
             rows = [{"step": step, "top1": accuracy + more} for step in (10, 20, 30)]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             groups.setdefault(name, []).append(path)
-    pictures.compare(groups, tmp_path / "out.png")
+    plots.compare(groups, tmp_path / "out.png")
     with PIL.Image.open(tmp_path / "out.png") as picture:
         image = np.asarray(picture.convert("RGB"))
     middles = {colour: places(image[80:], colour)[0].mean() for colour in (BLUE, ORANGE)}
     assert middles[BLUE] - middles[ORANGE] > 100  # downwards is a larger y
-    for colour, pale in pictures._PALE.items():
+    for colour, pale in plots._PALE.items():
         y, _ = places(image[80:], pale)
         assert 50 < np.ptp(y) < 100
         assert abs((y.min() + y.max()) / 2 - middles[colour]) < 3
     with pytest.raises(ValueError, match="Two groups of runs can be compared; got 1"):
-        pictures.compare({"one": []}, tmp_path / "out.png")
+        plots.compare({"one": []}, tmp_path / "out.png")
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from jax.experimental import multihost_utils
 
 from natjax.atomic import staging
 from natjax.errors import CheckpointError
-from natjax_train.integrity import digest, digests, sealed, unsealed
-from natjax_train.small_files import DataIterator, SmallFiles, own_position, position_name, read_positions
+from natjax_train.checkpoint.checksums import digest, digests, sealed, unsealed
+from natjax_train.checkpoint.orbax_items import DataIterator, SmallFiles, own_position, position_name, read_positions
 
 if TYPE_CHECKING:
     from natjax_train.step import TrainState

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from natjax.configuration import NatConfig, check_fields
-from natjax_train import auto_augment
+from natjax_train.augment import policy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -155,7 +155,7 @@ class Recipe:
         _check(self.warmup_epochs <= self.epochs, self, "warmup_epochs", f"at most epochs ({self.epochs:g})")
         check_fields(NatConfig, self.model_config)
         if self.auto_augment:
-            auto_augment.parse(self.auto_augment)  # raises where it means nothing
+            policy.parse(self.auto_augment)  # raises where it means nothing
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size ({self.batch_size}); got {self.accumulate}.")
         if len(self.image_mean) != len(self.image_std) or 0 in self.image_std:

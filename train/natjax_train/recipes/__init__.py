@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 
-from natjax_train.recipes import Recipe
+from natjax_train.recipe import Recipe
 
 _IMAGENET_MODELS = tuple(
     f"{family}_{size}" for family in ("nat", "dinat") for size in ("mini", "tiny", "small", "base")

@@ -10,9 +10,10 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
-from natjax_train.auto_augment import parse
-from natjax_train.data import randaugment, transforms
-from natjax_train.recipes import Recipe
+from natjax_train.augment import randaugment
+from natjax_train.augment.policy import parse
+from natjax_train.data import transforms
+from natjax_train.recipe import Recipe
 
 FILL = (124, 116, 104)
 MEAN = (0.485, 0.456, 0.406)
