@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = ROOT / "kernels" / "natjax_kernels" / "triton"
+FUSED = KERNELS.parent / "fused"
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -52,7 +53,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 def kernels_hash() -> str:
     """Returns a hash of the sources of the fused kernels and of their measured configurations."""
     digest = hashlib.sha256()
-    for path in sorted([*KERNELS.glob("*.py"), KERNELS / "configs.json"]):
+    for path in sorted([*FUSED.glob("*.py"), *KERNELS.glob("*.py"), KERNELS / "configs.json"]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -43,7 +43,7 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     from benchmarks.gpu.cases import Case, published
     from benchmarks.provenance import KERNELS as FOLDER
-    from natjax_kernels.triton.config import KERNELS
+    from natjax_kernels.fused.configurations import KERNELS
     from natjax_kernels.triton.launch import device_kind
 
     cases = [Case("rehearsal", 1, (8, 8), 1, 8, (3, 3))] if args.rehearse else published()
@@ -81,8 +81,8 @@ class Tuner:
         import jax
 
         from benchmarks.gpu.timing import fresh_key, rotation
+        from natjax_kernels.fused import configurations as config
         from natjax_kernels.plan import Window
-        from natjax_kernels.triton import config
         from natjax_kernels.triton.launch import capability
 
         rank = len(case.spatial)
@@ -101,9 +101,9 @@ class Tuner:
 
     def run(self, most: int):
         """Returns the fastest configuration, or None where none could be timed."""
-        from natjax_kernels.triton.config import _clocks, candidates, estimate
+        from natjax_kernels.triton.choice import candidates, clocks, estimate
 
-        ranked = sorted(candidates(self._tuned), key=functools.partial(_clocks, self._tuned))[:most]
+        ranked = sorted(candidates(self._tuned), key=functools.partial(clocks, self._tuned))[:most]
         times = self._times(ranked)
         if not times:
             return None
@@ -135,7 +135,7 @@ class Tuner:
     def _compile(self, config) -> Callable:
         import jax
 
-        from natjax_kernels.triton.config import override
+        from natjax_kernels.fused.configurations import override
 
         call = functools.partial(self._call, "triton")
         with override(self._tuned, config):
@@ -153,10 +153,10 @@ class Tuner:
             return neighborhood_attention(query, key, value, rpb=rpb, **options, implementation=implementation)
 
         *arguments, d_out = inputs
-        if self._tuned.kernel == "attend":
+        if self._tuned.kernel == "fwd":
             return [op(*arguments)]
         d_query, d_key, d_value, d_rpb = jax.vjp(op, *arguments)[1](d_out)
-        return [d_query, d_rpb] if self._tuned.kernel == "attend_backward" else [d_key, d_value]
+        return [d_query, d_rpb] if self._tuned.kernel == "bwd_dq" else [d_key, d_value]
 
     def _check(self, results) -> None:
         import jax.numpy as jnp

@@ -13,8 +13,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from natjax_kernels.bias import MASKED, bias_table
+from natjax_kernels.fused.layout import layout
 from natjax_kernels.plan import Window
-from natjax_kernels.triton.layout import layout
 
 SIDE, KERNEL, TILE, CHUNK = 28, 7, 7, 64
 CELL, MARGIN, GAP, TOP = 20, 30, 70, 60

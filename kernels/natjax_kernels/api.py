@@ -1,4 +1,4 @@
-"""Neighborhood attention: the public functions, validation and choice of implementation.
+"""Neighborhood attention: the public functions and the choice of implementation.
 
 Source: NAT (arXiv 2204.07143) and DiNAT (arXiv 2209.15001); stride, causality and constraints as in NATTEN (arXiv 2504.16922).
 
@@ -10,25 +10,21 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import math
-import numbers
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.core
-import jax.numpy as jnp
-import numpy as np
 
-from natjax_kernels import reference, triton, weights, xla
-from natjax_kernels.plan import Window
+from natjax_kernels import reference, triton, xla
+from natjax_kernels.problem import Problem, make_problem
+from natjax_kernels.xla.weights import attend_with_weights
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 _log = logging.getLogger("natjax")
 
-# Modules with `attend` and, where they cannot always run, `why_not`; the first that can is the default.
+# Modules with `attend` and, where they cannot always run, `why_not` (see problem.py); the first that can is the default.
 IMPLEMENTATIONS = {"triton": triton, "xla": xla, "reference": reference}
 
 _default: contextvars.ContextVar[str | None] = contextvars.ContextVar("default", default=None)
@@ -96,12 +92,23 @@ def neighborhood_attention(
         ValueError: an argument is impossible; the message names it, its value and what is expected.
         NotImplementedError: the named implementation cannot run this.
     """
-    window, scale = _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb, scale)
-    name, reason = _choose(implementation, query, value, rpb, window)
+    problem = make_problem(
+        query,
+        key,
+        value,
+        kernel_size=kernel_size,
+        dilation=dilation,
+        stride=stride,
+        is_causal=is_causal,
+        rpb=rpb,
+        scale=scale,
+    )
+    name, reason = _choose(implementation, problem)
     if implementation is None:
-        _log.debug("neighborhood_attention %s %s: %s, %s", query.shape, window, name, reason)
+        _log.debug("neighborhood_attention %s %s: %s, %s", query.shape, problem.window, name, reason)
     with jax.named_scope(f"neighborhood_attention_{name}"):
-        return IMPLEMENTATIONS[name].attend(query, key, value, rpb, window=window, scale=scale)
+        out, _ = IMPLEMENTATIONS[name].attend(problem)
+    return out
 
 
 def neighborhood_attention_with_weights(
@@ -140,14 +147,22 @@ def neighborhood_attention_with_weights(
         The output, and the weights that made it (so after dropout) as [B, N, *spatial, product of kernel sizes]: one per
         neighbour, in the order of the axes, 0 for those that a causal window does not have.
     """
-    window, scale = _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb, scale)
+    problem = make_problem(
+        query,
+        key,
+        value,
+        kernel_size=kernel_size,
+        dilation=dilation,
+        stride=stride,
+        is_causal=is_causal,
+        rpb=rpb,
+        scale=scale,
+    )
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1); got {dropout_rate}.")
     if dropout_rate and dropout_key is None:
         raise ValueError(f"dropout_rate {dropout_rate} needs a dropout_key, such as jax.random.key(0); got None.")
-    return weights.attend_with_weights(
-        query, key, value, rpb, window=window, scale=scale, dropout_rate=dropout_rate, dropout_key=dropout_key
-    )
+    return attend_with_weights(problem, dropout_rate=dropout_rate, dropout_key=dropout_key)
 
 
 def explain(query: Any, key: Any, value: Any, *, implementation: str | None = None, **options: Any) -> str:
@@ -164,18 +179,16 @@ def explain(query: Any, key: Any, value: Any, *, implementation: str | None = No
         ValueError: the op would.
         NotImplementedError: the op would.
     """
-    options = {"dilation": 1, "stride": 1, "is_causal": False, "rpb": None, "scale": None} | options
-    window, _ = _normalise(query, key, value, **options)
-    name, reason = _choose(implementation, query, value, options["rpb"], window)
+    name, reason = _choose(implementation, make_problem(query, key, value, **options))
     return f"{name}: {reason}"
 
 
-def _choose(implementation: str | None, query, value, rpb, window: Window) -> tuple[str, str]:
+def _choose(implementation: str | None, problem: Problem) -> tuple[str, str]:
     """Returns the implementation to run and why it is that one."""
     _check_name(implementation)
     implementation = implementation or _default.get()
     if implementation is not None:
-        reason = _why_not(implementation, query, value, rpb, window, named=True)
+        reason = _why_not(implementation, problem, named=True)
         if reason:
             raise NotImplementedError(
                 f"implementation={implementation!r} cannot run: {reason}. Use implementation='xla' or None."
@@ -183,7 +196,7 @@ def _choose(implementation: str | None, query, value, rpb, window: Window) -> tu
         return implementation, "named by the caller"
     passed_over = []
     for name in IMPLEMENTATIONS:
-        reason = _why_not(name, query, value, rpb, window, named=False)
+        reason = _why_not(name, problem, named=False)
         if reason is None:
             return name, "; ".join(passed_over) or "the fastest one"
         passed_over.append(f"not {name}, as {reason}")
@@ -196,89 +209,6 @@ def _check_name(implementation: str | None) -> None:
         raise ValueError(f"implementation must be None or one of {known}; got {implementation!r}.")
 
 
-def _why_not(name: str, query, value, rpb, window: Window, *, named: bool) -> str | None:
+def _why_not(name: str, problem: Problem, *, named: bool) -> str | None:
     why_not = getattr(IMPLEMENTATIONS[name], "why_not", None)
-    return why_not and why_not(query, value, rpb, window, named=named)
-
-
-def _normalise(query, key, value, kernel_size, dilation, stride, is_causal, rpb, scale) -> tuple[Window, float]:
-    """Checks all arguments against NATTEN's constraints; returns the window per axis and the scale."""
-    for name, array in (("query", query), ("key", key), ("value", value), ("rpb", rpb)):
-        if not hasattr(array, "shape") and not (name == "rpb" and array is None):
-            raise ValueError(f"{name} must be an array; got {type(array).__name__}.")
-    shape = tuple(query.shape)
-    if len(shape) not in (4, 5, 6):
-        raise ValueError(
-            f"query must be [B, *spatial, N, D] with 1 to 3 spatial axes, so of rank 4 to 6; got shape {shape}."
-        )
-    if 0 in shape[1:]:
-        raise ValueError(f"query must have at least one token, head and channel; got shape {shape}.")
-    if tuple(key.shape) != shape:
-        raise ValueError(f"key must have query's shape {shape}; got {tuple(key.shape)}.")
-    if tuple(value.shape[:-1]) != shape[:-1] or 0 in value.shape[1:]:
-        raise ValueError(
-            f"value must be {[*shape[:-1], 'Dv']}, as query but for its last axis; got {tuple(value.shape)}."
-        )
-    if not jnp.issubdtype(query.dtype, jnp.floating):
-        raise ValueError(f"query must be of a floating dtype; got {query.dtype}.")
-    for name, array in (("key", key), ("value", value)):
-        if array.dtype != query.dtype:
-            raise ValueError(f"{name} must have query's dtype {query.dtype}; got {array.dtype}. Cast them alike.")
-
-    spatial, heads = shape[1:-2], shape[-2]
-    window = Window(
-        kernel_size=_per_axis("kernel_size", kernel_size, len(spatial), minimum=2),
-        dilation=_per_axis("dilation", dilation, len(spatial), minimum=1),
-        stride=_per_axis("stride", stride, len(spatial), minimum=1),
-        is_causal=_flags("is_causal", is_causal, len(spatial)),
-    )
-    for axis, (length, (k, d, s, _)) in enumerate(zip(spatial, window.axes(), strict=True)):
-        if k * d > length:
-            raise ValueError(
-                f"kernel_size * dilation must not exceed the input: along spatial axis {axis}, {k} * {d} = {k * d} > {length}. "
-                "Pad the input or use a smaller window."
-            )
-        if s > k:
-            raise ValueError(
-                f"stride must not exceed kernel_size; along spatial axis {axis} got stride {s} > kernel_size {k}."
-            )
-    if rpb is not None:
-        _check_rpb(rpb, heads, window)
-    if scale is None:
-        scale = shape[-1] ** -0.5
-    elif isinstance(scale, jax.core.Tracer | bool) or not isinstance(scale, numbers.Real):
-        raise ValueError(f"scale must be a Python number or None; got {scale!r}. For a traced one, scale the query.")
-    elif not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got {scale!r}.")
-    return window, float(scale)
-
-
-def _check_rpb(rpb, heads: int, window: Window) -> None:
-    expected = (heads, *(2 * k - 1 for k in window.kernel_size))
-    if tuple(rpb.shape) != expected:
-        raise ValueError(f"rpb must be [N, 2 * kernel_size - 1 per axis], here {expected}; got {tuple(rpb.shape)}.")
-    if not jnp.issubdtype(rpb.dtype, jnp.floating):
-        raise ValueError(f"rpb must be of a floating dtype; got {rpb.dtype}.")
-    if any(k % 2 == 0 for k in window.kernel_size):
-        raise ValueError(f"rpb needs odd kernel sizes; got kernel_size {window.kernel_size}.")
-    if any(s != 1 for s in window.stride):
-        raise ValueError(f"rpb needs stride 1; got stride {window.stride}.")
-    if any(window.is_causal):
-        raise ValueError(f"rpb needs windows that are not causal; got is_causal {window.is_causal}.")
-
-
-def _per_axis(name: str, value: Any, rank: int, *, minimum: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
-    if len(values) != rank:
-        raise ValueError(f"{name} must be one integer or one per spatial axis ({rank}); got {value!r}.")
-    for entry in values:
-        if isinstance(entry, bool) or not isinstance(entry, numbers.Integral) or entry < minimum:
-            raise ValueError(f"{name} must consist of integers of at least {minimum}; got {value!r}.")
-    return tuple(int(entry) for entry in values)
-
-
-def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
-    if len(values) != rank or not all(isinstance(entry, bool | np.bool_) for entry in values):
-        raise ValueError(f"{name} must be one bool or one per spatial axis ({rank}); got {value!r}.")
-    return tuple(map(bool, values))
+    return why_not and why_not(problem, named=named)

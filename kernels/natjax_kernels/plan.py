@@ -1,4 +1,4 @@
-"""The plan of a window: all arithmetic on positions, settled once in static numpy, axis by axis.
+"""The plan of a window: all arithmetic on positions, done once in static numpy, axis by axis.
 
 A window over several axes is the product of windows over each (arXiv 2204.07143 section 3.1; dilation: 2209.15001; stride and
 causality as NATTEN defines them), and so is its plan. `plan_axis` cuts one axis into query tiles and says for every tile which
@@ -51,8 +51,8 @@ class AxisPlan:
         relative: [classes, T, S] key minus query, in units of the dilation, plus k - 1; -1 where the key is no neighbour.
             The rows of padded queries are all 0: they see everything, so that their softmax is finite.
         first_slot: [classes, T] slot of every query's first neighbour.
-        query_home: [L] where every position is as a query, as tile * T + slot.
-        key_homes: [L, m] where every position is as a key that some query of the tile sees, as tile * S + slot; -1 pads.
+        query_slot: [L] the slot that holds every position as a query, as tile * T + slot.
+        key_slots: [L, m] the slots that hold it as a key that some query of the tile sees, as tile * S + slot; -1 pads.
     """
 
     queries: np.ndarray
@@ -60,8 +60,8 @@ class AxisPlan:
     classes: np.ndarray
     relative: np.ndarray
     first_slot: np.ndarray
-    query_home: np.ndarray
-    key_homes: np.ndarray
+    query_slot: np.ndarray
+    key_slots: np.ndarray
 
     @property
     def tiles(self) -> int:
@@ -86,7 +86,7 @@ def windows(length: int, kernel: int, dilation: int, stride: int, causal: bool) 
     return start, start + kernel
 
 
-def mirrored_windows(
+def transposed_windows(
     length: int, kernel: int, dilation: int, stride: int, causal: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns start and end, [L] each: key i is seen by the queries j * dilation + i % dilation for start[i] <= j < end[i].
@@ -104,14 +104,14 @@ def mirrored_windows(
 
 @functools.lru_cache(maxsize=512)
 def plan_axis(
-    length: int, kernel: int, dilation: int, stride: int, causal: bool, tile: int, mirrored: bool = False
+    length: int, kernel: int, dilation: int, stride: int, causal: bool, tile: int, transposed: bool = False
 ) -> AxisPlan:
     """Plans an axis of `length` positions in tiles of `tile` queries.
 
-    The mirrored plan has keys and queries change places: tiles of keys, with the queries that see them. A backward pass by
-    it needs no atomics and no scatter. `relative` remains key minus query.
+    In the transposed plan keys and queries change places: tiles of keys, with the queries that see them. A backward pass that
+    follows it needs no atomics and no scatter. `relative` remains key minus query.
     """
-    start, end = (mirrored_windows if mirrored else windows)(length, kernel, dilation, stride, causal)
+    start, end = (transposed_windows if transposed else windows)(length, kernel, dilation, stride, causal)
     group_lengths = -(-(length - np.arange(dilation)) // dilation)
     group, number = np.nonzero(np.arange(0, group_lengths[0], tile) < group_lengths[:, None])  # of every tile
     in_group = group_lengths[group, None]
@@ -121,10 +121,9 @@ def plan_axis(
 
     lo, hi = start[members].min(axis=1, keepdims=True), end[members].max(axis=1, keepdims=True)
     span = (hi - lo).max()
-    halo = np.maximum(
-        np.minimum(lo, in_group - span), 0
-    )  # one that would run past the end of its group starts earlier,
-    index = halo + np.arange(span)  # so that tiles there share classes; [tiles, S]
+    # A halo that would run past the end of its group starts earlier, so that tiles there share classes.
+    halo = np.maximum(np.minimum(lo, in_group - span), 0)
+    index = halo + np.arange(span)  # [tiles, S]
     keys = np.where(index < in_group, index * dilation + group[:, None], -1)
     queries = np.where(owned, members, -1)
 
@@ -135,7 +134,7 @@ def plan_axis(
     looks, classes = np.unique(looks, axis=0, return_inverse=True)
     first, last, own, real = (x[..., None] for x in looks.swapaxes(0, 1))
     slot = np.arange(span)
-    offset = (own - slot if mirrored else slot - own) + kernel - 1
+    offset = (own - slot if transposed else slot - own) + kernel - 1
     relative = np.where((first <= slot) & (slot < last), offset, -1)
     return AxisPlan(
         queries=queries,
@@ -143,17 +142,17 @@ def plan_axis(
         classes=classes.reshape(-1),
         relative=np.where(real, relative, 0),
         first_slot=first[..., 0],
-        query_home=_homes(queries, owned, length)[:, 0],
+        query_slot=_slots_of(queries, owned, length)[:, 0],
         # Every window holds its own query, so those of a tile leave no gaps between them.
-        key_homes=_homes(keys, (lo <= index) & (index < hi), length),
+        key_slots=_slots_of(keys, (lo <= index) & (index < hi), length),
     )
 
 
 def plan(
-    spatial: Sequence[int], window: Window, tile: Sequence[int], *, mirrored: bool = False
+    spatial: Sequence[int], window: Window, tile: Sequence[int], *, transposed: bool = False
 ) -> tuple[AxisPlan, ...]:
     """Plans every axis of a map; tiles and classes of the map are the products of those of its axes."""
-    return tuple(plan_axis(n, *axis, t, mirrored) for n, axis, t in zip(spatial, window.axes(), tile, strict=True))
+    return tuple(plan_axis(n, *axis, t, transposed) for n, axis, t in zip(spatial, window.axes(), tile, strict=True))
 
 
 def tile_classes(axes: Sequence[AxisPlan]) -> np.ndarray:
@@ -176,12 +175,12 @@ def longest_halo(length: int, kernel: int, stride: int, causal: bool, tile: int)
     return int(np.max(end[last] - start[::tile]))
 
 
-def _homes(table: np.ndarray, present: np.ndarray, length: int) -> np.ndarray:
+def _slots_of(table: np.ndarray, present: np.ndarray, length: int) -> np.ndarray:
     """Inverts a table of positions: [length, m] flat indices of where every position is present, -1 padded."""
     places = np.flatnonzero(present)
     positions = table.reshape(-1)[places]
     order = np.argsort(positions, kind="stable")
     counts = np.bincount(positions, minlength=length)
-    homes = np.full((length, counts.max()), -1)
-    homes[np.arange(counts.max()) < counts[:, None]] = places[order]
-    return homes
+    slots = np.full((length, counts.max()), -1)
+    slots[np.arange(counts.max()) < counts[:, None]] = places[order]
+    return slots

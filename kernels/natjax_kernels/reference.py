@@ -5,29 +5,30 @@ The specification that every implementation is tested against; O(tokens^2), for 
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from natjax_kernels.plan import Window, windows
+from natjax_kernels.problem import Problem
 
 
-def attend(query, key, value, rpb, *, window: Window, scale: float):
-    """Computes the op; arguments are those of `natjax_kernels.neighborhood_attention`, validated and normalised."""
-    spatial = query.shape[1:-2]
-    mask, relative = neighbours(spatial, window)
-    batch, heads = query.shape[0], query.shape[-2]
-    tokens = math.prod(spatial)
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
-    q, k, v = (x.reshape(batch, tokens, heads, x.shape[-1]).astype(accumulate) for x in (query, key, value))
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * scale
-    if rpb is not None:
-        logits = logits + rpb.astype(accumulate).reshape(heads, -1)[:, relative]
-    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-    out = jnp.einsum("bnqk,bknd->bqnd", weights, v)
-    return out.reshape(batch, *spatial, heads, value.shape[-1]).astype(query.dtype)
+def attend(problem: Problem):
+    """Computes output and log-sum-exp; see `natjax_kernels.problem`. Derivatives are JAX's own."""
+    mask, relative = neighbours(problem.spatial, problem.window)
+    batch, tokens, heads = problem.batch, problem.tokens, problem.heads
+    q, k, v = (
+        x.reshape(batch, tokens, heads, x.shape[-1]).astype(problem.accumulator)
+        for x in (problem.query, problem.key, problem.value)
+    )
+    logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * problem.scale
+    if problem.rpb is not None:
+        logits = logits + problem.rpb.astype(problem.accumulator).reshape(heads, -1)[:, relative]
+    logits = jnp.where(mask, logits, -jnp.inf)
+    out = jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits, axis=-1), v)
+    out = out.reshape(batch, *problem.spatial, heads, out.shape[-1]).astype(problem.dtype)
+    lse = jax.nn.logsumexp(logits, axis=-1).swapaxes(1, 2)  # [B, tokens, N]
+    return out, lse.reshape(batch, *problem.spatial, heads)
 
 
 def neighbours(spatial: tuple[int, ...], window: Window) -> tuple[np.ndarray, np.ndarray]:

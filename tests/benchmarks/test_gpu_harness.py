@@ -15,8 +15,9 @@ import pytest
 
 from natjax.presets import PRESETS
 from natjax_kernels import neighborhood_attention
+from natjax_kernels.fused.configurations import KERNELS, Case, Config, override
 from natjax_kernels.plan import Window
-from natjax_kernels.triton import config
+from natjax_kernels.triton.choice import candidates, choose
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -168,7 +169,7 @@ def test_tuning_knows_every_attention_of_every_published_model():
 def test_configurations_are_merged_and_sorted(tmp_path):
     path = tmp_path / "configs.json"
     path.write_text(json.dumps({"Z": {"kept": {"tile": [1]}}}))
-    one = config.Config((4, 4), None, 64, True, 4)
+    one = Config((4, 4), None, 64, True, 4)
     tune.merge(path, "A", "b", one)
     tune.merge(path, "A", "a", dataclasses.replace(one, num_warps=2))
     content = json.loads(path.read_text())
@@ -178,11 +179,11 @@ def test_configurations_are_merged_and_sorted(tmp_path):
     assert content["A"]["a"]["num_warps"] == 2
 
 
-@pytest.mark.parametrize("kernel", config.KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_an_overriding_configuration_is_what_the_op_uses(kernel, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    case = config.Case(kernel, (8, 8), Window((3, 3), (1, 1), (1, 1), (False, False)), 16, "float32", False, 90)
+    case = Case(kernel, (8, 8), Window((3, 3), (1, 1), (1, 1), (False, False)), 16, "float32", False, 90)
     tokens = jax.ShapeDtypeStruct((1, 8, 8, 1, 16), "float32")
 
     def op(q, k, v):
@@ -192,14 +193,14 @@ def test_an_overriding_configuration_is_what_the_op_uses(kernel, monkeypatch):
         text = str(jax.make_jaxpr(lambda *x: jax.vjp(op, *x)[1](x[0]))(tokens, tokens, tokens))
         return re.sub(r"0x[0-9a-f]+", "", text)  # addresses of functions
 
-    chosen = config.choose(case, "cpu")
-    other = next(c for c in config.candidates(case) if c.tile != chosen.tile)
+    chosen = choose(case, "cpu")
+    other = next(c for c in candidates(case) if c.tile != chosen.tile)
     before = program()
     assert program() == before
-    with config.override(case, other):
-        assert config.choose(case, "cpu") == other
+    with override(case, other):
+        assert choose(case, "cpu") == other
         assert program() != before
-        with config.override(case, chosen):
-            assert config.choose(case, "cpu") == chosen
-        assert config.choose(case, "cpu") == other
-    assert config.choose(case, "cpu") == chosen
+        with override(case, chosen):
+            assert choose(case, "cpu") == chosen
+        assert choose(case, "cpu") == other
+    assert choose(case, "cpu") == chosen

@@ -85,7 +85,7 @@ def predict(gpu: Gpu, shape_name: str) -> list[dict]:
         _, code = resources.compile_kernel(name, launch, flags, shape, gpu.architecture)
         plan, config = launch.layout, launch.config
         runs, share = launch.shares(BATCH, heads)
-        chunks = launch.chunks * math.prod(plan.blocks)
+        chunks = launch.schedule.chunks * math.prod(plan.blocks)
         parts = chunks if flags.get("D_TABLE") and not config.resident else 1
         programs = len(runs) * heads * parts * math.ceil(BATCH / share)
         items = len(plan.tiles) * heads * BATCH * parts  # tiles of an image that are worked on
@@ -95,9 +95,9 @@ def predict(gpu: Gpu, shape_name: str) -> list[dict]:
         scores = chunk_trips * config.slots * config.chunk
         tokens = BATCH * plan.tokens * heads
         token_bytes, products = {
-            "attend": (4 * 2 * channels + 4, 2),
-            "attend_backward": ((3 + 2 + 1) * 2 * channels + 8, 3),
-            "attend_mirrored": (6 * 2 * channels + 8, 4),
+            "fwd": (4 * 2 * channels + 4, 2),
+            "bwd_dq": ((3 + 2 + 1) * 2 * channels + 8, 3),
+            "bwd_dkv": (6 * 2 * channels + 8, 4),
         }[name]
         halo_bytes = chunk_trips * config.chunk * 2 * 2 * channels + items * config.slots * 2 * 2 * channels
         seconds = {

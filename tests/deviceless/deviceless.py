@@ -70,7 +70,7 @@ def compile_for(kind: str, function, *shapes, mesh_shape=(1,), axis_type="Auto")
         shapes,
         is_leaf=_is_array,
     )
-    # natjax.nn.xla and natjax_kernels.tiling choose by JAX's default backend, which here is not what is compiled for.
+    # natjax.nn.xla and natjax_kernels.xla.tiling choose by JAX's default backend, which here is not what is compiled for.
     with jax.default_device(here[0]), jax.set_mesh(mesh), mock.patch("jax.default_backend", return_value="gpu"):
         return jax.jit(function).trace(*arguments).lower().compile()
 

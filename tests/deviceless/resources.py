@@ -67,8 +67,9 @@ _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 def launches(shape, architecture):
     """Returns name, launch and flags of every kernel that a training step runs on a shape, as it would on an architecture."""
+    from natjax_kernels.fused.configurations import KERNELS, Case
     from natjax_kernels.plan import Window
-    from natjax_kernels.triton.config import KERNELS, Case, estimate
+    from natjax_kernels.triton.choice import estimate
     from natjax_kernels.triton.launch import Launch
 
     spatial, _, kernel, dilation, channels, dtype, bias = shape
@@ -78,8 +79,8 @@ def launches(shape, architecture):
     for name in KERNELS:
         config = estimate(Case(name, spatial, window, channels, dtype, bias, architecture))
         precision = "tf32x3" if dtype == "float32" else "ieee"
-        launch = Launch(spatial, window, channels**-0.5, config, precision, name == "attend_mirrored")
-        if name != "attend_backward":
+        launch = Launch(spatial, window, channels**-0.5, config, precision, name == "bwd_dkv")
+        if name != "bwd_dq":
             yield name, launch, {}
         elif bias and not config.resident:
             yield name, launch, {"D_QUERY": True, "D_TABLE": False}
@@ -100,7 +101,7 @@ def compile_kernel(name, launch, flags, shape, architecture):
     function, config = getattr(kernels, name), launch.config
     constants = launch.static(heads, heads if bias else 1, channels) | flags
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
-    types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32") | dict.fromkeys(("lse", "delta", "d_logits"), "*fp32")
+    types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32") | dict.fromkeys(("lses", "deltas", "d_logits"), "*fp32")
     types |= {"table": f"*{_TYPES[dtype] if bias else 'bf16'}", "batch": "i32", "share": "i32"}
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
     source = ASTSource(

@@ -42,7 +42,7 @@ def test_every_shape(architecture):
     # Levels at 384 px on Hopper and the leanest only, as compiling takes minutes; results/resources.json has all of them.
     left_out = () if architecture in (90, 120) else resources.LARGE
     rows = resources.report_apart(architecture, [shape for shape in resources.SHAPES if shape not in left_out])
-    assert {row["kernel"] for row in rows} == {"attend", "attend_backward", "attend_mirrored"}
+    assert {row["kernel"] for row in rows} == {"fwd", "bwd_dq", "bwd_dkv"}
     for row in rows:
         what = (row["architecture"], row["shape"], row["kernel"])
         published = row["shape"] in ATTENTION_OF_MODELS

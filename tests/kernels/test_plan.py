@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from natjax_kernels.plan import Window, mirrored_windows, plan, plan_axis, tile_classes, windows
+from natjax_kernels.plan import Window, plan, plan_axis, tile_classes, transposed_windows, windows
 
 LENGTHS = range(2, 26)
 
@@ -55,17 +55,17 @@ def test_axis_plans_hold_every_pair_once(length):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_mirrored_windows_hold_the_queries_that_see_a_key(length):
+def test_transposed_windows_hold_the_queries_that_see_a_key(length):
     for setting in settings(length):
         seen = seen_of(length, *setting)
-        start, end = mirrored_windows(length, *setting)
+        start, end = transposed_windows(length, *setting)
         for key in range(length):
             run = [j * setting[1] + key % setting[1] for j in range(start[key], end[key])]
             assert run == np.flatnonzero(seen[:, key]).tolist(), (setting, key)
 
 
 @pytest.mark.parametrize("length", range(2, 14))
-def test_mirrored_plans_hold_every_pair_once(length):
+def test_transposed_plans_hold_every_pair_once(length):
     for setting in settings(length):
         kernel, dilation, _, _ = setting
         axis = plan_axis.__wrapped__(length, *setting, 4, True)
@@ -90,7 +90,7 @@ def check(axis, seen, kernel, dilation):
     length = len(seen)
     owned = axis.queries >= 0
     assert sorted(axis.queries[owned]) == list(range(length))
-    assert (axis.queries.reshape(-1)[axis.query_home] == np.arange(length)).all()
+    assert (axis.queries.reshape(-1)[axis.query_slot] == np.arange(length)).all()
 
     relative = axis.relative[axis.classes]  # [tiles, T, S]
     tile, t, s = np.nonzero((relative >= 0) & owned[:, :, None])
@@ -105,8 +105,8 @@ def check(axis, seen, kernel, dilation):
     first = axis.first_slot[axis.classes][owned]
     assert (axis.keys[np.nonzero(owned)[0], first] == np.argmax(seen[axis.queries[owned]], axis=1)).all()
 
-    homes = axis.key_homes
-    where = [set(row[row >= 0]) for row in homes]
+    slots = axis.key_slots
+    where = [set(row[row >= 0]) for row in slots]
     span = axis.keys.shape[1]
     assert where == [set(tile[key == i] * span + s[key == i]) for i in range(length)]
 

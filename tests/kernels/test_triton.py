@@ -15,12 +15,14 @@ from op_oracle import TOLERANCE, assert_close, both, draw
 
 from natjax_kernels import default_implementation, explain, neighborhood_attention
 from natjax_kernels.bias import MASKED, bias_table, sum_by_segment
+from natjax_kernels.fused import schedule
+from natjax_kernels.fused.configurations import KERNELS, Case, Config
+from natjax_kernels.fused.layout import layout
 from natjax_kernels.plan import Window
-from natjax_kernels.triton import config as configurations
+from natjax_kernels.problem import make_problem
+from natjax_kernels.triton import choice, support
 from natjax_kernels.triton import launch as launching
-from natjax_kernels.triton import support
-from natjax_kernels.triton.config import KERNELS, Case, Config, candidates, choose, estimate
-from natjax_kernels.triton.layout import layout
+from natjax_kernels.triton.choice import candidates, choose, estimate
 
 LAYOUTS = {  # sides of the map, kernel size, dilation, stride, causal, tile, block
     "1-D": ((19,), (5,), (2,), (1,), (False,), (4,), None),
@@ -61,7 +63,7 @@ def test_layouts_hold_every_pair_once(case):
     options = dataclasses.asdict(window) | {"implementation": "reference"}
     expected = np.asarray(neighborhood_attention(zeros, zeros, one_hot, **options)).reshape(tokens, tokens) > 0
     assert (pairs == expected).all()
-    assert (seen_by(layout(spatial, window, tile, block, mirrored=True), spatial) == expected.T).all()
+    assert (seen_by(layout(spatial, window, tile, block, transposed=True), spatial) == expected.T).all()
 
 
 def test_blocks_that_look_alike_share_rows():
@@ -99,7 +101,7 @@ CONFIGURED = {
 def test_any_configuration_computes_the_op(monkeypatch, case, programs):
     shape, options, bias, config = case
     monkeypatch.setattr("natjax_kernels.triton.op.choose", lambda case, device: config)
-    monkeypatch.setattr(launching, "PROGRAMS", programs)
+    monkeypatch.setattr(schedule, "PROGRAMS", programs)
     arguments, d_out = draw(shape, options["kernel_size"], bias)
     got = both(arguments, d_out, **options, implementation="triton")
     assert_close(got, both(arguments, d_out, **options, implementation="reference"), TOLERANCE["float32"])
@@ -162,7 +164,7 @@ def test_float32_products_are_no_less_precise_than_asked(asked):
 
 @pytest.mark.parametrize("batch", [1, 5, 7])
 def test_shares_of_a_batch_that_are_not_alike(monkeypatch, batch):
-    monkeypatch.setattr(launching, "PROGRAMS", 2 * 9)  # so that a program takes two entries or three
+    monkeypatch.setattr(schedule, "PROGRAMS", 2 * 9)  # so that a program takes two entries or three
     arguments, d_out = draw((batch, 9, 9, 2, 8), 3, True)
     got = both(arguments, d_out, kernel_size=3, implementation="triton")
     assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
@@ -182,9 +184,7 @@ def test_offsets_are_of_64_bits_where_an_image_needs_them(monkeypatch):
     assert wide(2**22, 4)
 
 
-def case(
-    kernel="attend", spatial=(56, 56), size=7, dilation=1, channels=32, dtype="bfloat16", bias=True, capability=90
-):
+def case(kernel="fwd", spatial=(56, 56), size=7, dilation=1, channels=32, dtype="bfloat16", bias=True, capability=90):
     rank = len(spatial)
     window = Window((size,) * rank, (dilation,) * rank, (1,) * rank, (False,) * rank)
     return Case(kernel, spatial, window, channels, dtype, bias, capability)
@@ -207,7 +207,7 @@ def test_configurations_are_legal(kernel, spatial, capability):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_tiles_of_wide_floats_are_small(kernel, capability):
     """Larger ones need more shared memory than a block of sm_89 may have: tests/deviceless/test_resources.py compiles some."""
-    for channels, most in ((32, 64), (64, 16 if kernel == "attend_backward" else 32), (65, 16), (128, 16)):
+    for channels, most in ((32, 64), (64, 16 if kernel == "bwd_dq" else 32), (65, 16), (128, 16)):
         this = case(kernel, channels=channels, dtype="float32", capability=capability)
         assert max(config.slots for config in candidates(this)) == most
 
@@ -220,14 +220,14 @@ def test_consumer_blackwell_is_short_of_registers_too(kernel):
         for capability in (89, 100, 120, 121)
     }
     assert of[120] == of[121] == of[89]
-    assert kernel == "attend" or of[100] != of[89]
+    assert kernel == "fwd" or of[100] != of[89]
 
 
 def test_measured_configurations_come_first(monkeypatch):
     this = case()
     measured = Config((4, 4), None, 128, True, 2, 3)
     table = json.loads(json.dumps({"NVIDIA H200": {this.key: dataclasses.asdict(measured)}}))
-    monkeypatch.setattr(configurations, "_measured", lambda: table)
+    monkeypatch.setattr(choice, "_measured", lambda: table)
     assert choose(this, "NVIDIA H200") == measured
     assert choose(this, "NVIDIA A100") == estimate(this)
     assert choose(case(bias=False), "NVIDIA H200") == estimate(case(bias=False))
@@ -237,17 +237,17 @@ def test_measured_configurations_can_be_read(monkeypatch):
     """As they come back from the file: those that are there, and one as `benchmarks.tune` would write it."""
     this, measured = case(), Config((4, 4), (8, 8), 64, False, 2, 3)
     written = json.loads(json.dumps({"NVIDIA H200": {this.key: dataclasses.asdict(measured)}}))
-    monkeypatch.setattr(configurations, "_measured", lambda: written)
+    monkeypatch.setattr(choice, "_measured", lambda: written)
     assert choose(this, "NVIDIA H200") == measured
     monkeypatch.undo()
-    for cases in configurations._measured().values():
+    for cases in choice._measured().values():
         for found in cases.values():
             Config(**found)
 
 
 def test_keys_of_cases_tell_them_apart():
     cases = [
-        case(), case("attend_mirrored"), case(size=5), case(dilation=2), case(channels=64), case(dtype="float32"),
+        case(), case("bwd_dkv"), case(size=5), case(dilation=2), case(channels=64), case(dtype="float32"),
         case(bias=False), case(spatial=(56, 57)), case(spatial=(56,)),
         dataclasses.replace(case(), window=Window((7, 7), (1, 1), (2, 1), (False, False))),
         dataclasses.replace(case(), window=Window((7, 7), (1, 1), (1, 1), (True, False))),
@@ -330,8 +330,7 @@ def test_devices(monkeypatch, gpu, missing, version, reason):
     here = ("triton", "jax_triton")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name not in missing if name in here else find(name))
     x = jax.ShapeDtypeStruct((1, 56, 56, 2, 32), "bfloat16")
-    window = Window((7, 7), (1, 1), (1, 1), (False, False))
-    why = support.why_not(x, x, None, window)
+    why = support.why_not(make_problem(x, x, x, kernel_size=7), named=False)
     assert why is None if reason is None else re.search(reason, why)
 
 

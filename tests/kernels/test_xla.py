@@ -1,6 +1,7 @@
 """What the tiled XLA implementation promises of its programs: no scatter, few constants, bounded steps, no collectives."""
 
 import functools
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import natjax_kernels.xla
+import natjax_kernels.xla.op
 from natjax_kernels import neighborhood_attention
 
 CALLS = {
@@ -48,9 +49,9 @@ def test_steps_change_nothing(call, rows_per_step, monkeypatch):
     """Rows of tiles in bounded steps, the last one padded, compute what all of them at once do."""
     run, arguments = program(call)
     expected = jax.jit(run)(*arguments)
-    monkeypatch.setattr(natjax_kernels.xla, "tile_shape", lambda spatial, window: (2,) * len(spatial))  # many rows
-    monkeypatch.setattr(natjax_kernels.xla, "_scores_per_row", lambda query, axes: 10)
-    monkeypatch.setattr(natjax_kernels.xla, "scores_per_step", lambda: 10 * rows_per_step)
+    monkeypatch.setattr(natjax_kernels.xla.op, "tile_shape", lambda spatial, window: (2,) * len(spatial))  # many rows
+    monkeypatch.setattr(natjax_kernels.xla.op, "_scores_per_row", lambda query, axes: 10)
+    monkeypatch.setattr(natjax_kernels.xla.op, "scores_per_step", lambda: 10 * rows_per_step)
     lowered = jax.jit(lambda *args: run(*args)).lower(*arguments)
     assert "while" in lowered.as_text()
     for a, b in zip(lowered.compile()(*arguments), expected, strict=True):
@@ -63,7 +64,7 @@ def test_parts_of_a_batch_change_nothing(entries, kind, monkeypatch):
     """Also where the batch is laid along an axis of a mesh of one device, as training does."""
     run, arguments = program(((6, 9, 8, 2, 4), 3, 1))
     expected = jax.jit(run)(*arguments)
-    monkeypatch.setattr(natjax_kernels.xla, "entries_per_step", lambda scores: entries)
+    monkeypatch.setattr(natjax_kernels.xla.op, "entries_per_step", lambda scores: entries)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType[kind],), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         specs = [PartitionSpec("data")] * 3 + [PartitionSpec(), PartitionSpec("data")]
@@ -109,14 +110,11 @@ for a, b in zip(got, expected):
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_batches_need_no_collectives(kind):
-    code = SHARDED.replace("{kind}", kind)
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PATH": ""}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_apart(SHARDED.replace("{kind}", kind), devices=4)
 
 
 SHARD_MAP = """
-import jax, numpy as np, natjax_kernels.xla
+import jax, numpy as np, natjax_kernels.xla.op
 from jax.sharding import AxisType, PartitionSpec as P
 from natjax_kernels import neighborhood_attention
 x = jax.random.normal(jax.random.key(0), (4, 12, 15, 2, 4))
@@ -126,7 +124,7 @@ def op(x, rpb):
 def gradients(function):
     return jax.jit(jax.grad(lambda x, rpb: (function(x, rpb) ** 2).sum(), (0, 1)))(x, rpb)
 expected = gradients(op)
-natjax_kernels.xla.scores_per_step = lambda: {budget}
+natjax_kernels.xla.op.scores_per_step = lambda: {budget}
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 per_shard = jax.shard_map(op, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
 for a, b in zip(gradients(per_shard), expected):
@@ -136,7 +134,11 @@ for a, b in zip(gradients(per_shard), expected):
 
 @pytest.mark.parametrize("budget", [2**24, 2000], ids=["at once", "in steps"])
 def test_shard_map_sums_the_gradient_of_a_replicated_bias(budget):
-    code = SHARD_MAP.replace("{budget}", str(budget))
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PATH": ""}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    run_apart(SHARD_MAP.replace("{budget}", str(budget)), devices=2)
+
+
+def run_apart(code, devices):
+    """Runs a script in a process that has so many CPU devices."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ | flags, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

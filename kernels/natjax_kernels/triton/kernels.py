@@ -2,16 +2,16 @@
 
 A program takes a run of tiles of one class, one head and a share of the batch. Tiles are small dense attention over their halos
 with a table of bias-or-minus-infinity; everything about rank, window, dilation and borders is in the layout
-(`natjax_kernels.triton.layout`), so no kernel has a branch on them. Halos are worked on in chunks: where they are small and
+(`natjax_kernels.fused.layout`), so no kernel has a branch on them. Halos are worked on in chunks: where they are small and
 RESIDENT is set, chunks are unrolled and their table is loaded once per program, else they are a loop whose loads run ahead.
 Softmax is online, in base 2. No atomics: every output has one writer, so that results are the same in every run.
 
-    attend           out, lse         tiles of queries and their halos of keys
-    attend_backward  dq, delta, dS    likewise; dS is summed over the program's tiles and batch entries on chip
-    attend_mirrored  dk, dv           tiles of keys and the queries that see them (the mirrored layout)
+    fwd      out, lse         tiles of queries and their halos of keys
+    bwd_dq   dq, delta, dS    likewise; dS is summed over the program's tiles and batch entries on chip
+    bwd_dkv  dk, dv           tiles of keys and the queries that see them (the transposed layout)
 
-Shapes: tokens [B, L, N, D]; lse (base 2) and delta [B, N, L] float32; table [rows, N or 1, T, S]; dS [shares of the batch, runs,
-chunks or 1, N, 1 or chunks, T, K] float32. Triples are (z, y, x).
+Shapes: tokens [B, L, N, D]; lses (log-sum-exps, base 2) and deltas (sums of out * d_out) [B, N, L] float32; table
+[rows, N or 1, T, S]; dS [shares of the batch, runs, chunks or 1, N, 1 or chunks, T, K] float32. Triples are (z, y, x).
 Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S slots of a block in CHUNKS of K, all powers of two but S.
 """
 
@@ -116,19 +116,19 @@ def _halo_chunk(halo, step, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl
 
 
 @triton.jit
-def _online_softmax(q, k, v, bias, top, total, o, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """Takes one more chunk of keys into the maximum, the sum of weights and the unnormalised output."""
+def _online_softmax(q, k, v, bias, m, l, o, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """Takes one more chunk of keys into the maximum m, the sum of weights l and the unnormalised output o."""
     s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
-    new_top = tl.maximum(top, tl.max(s, 1))
-    p = tl.exp2(s * _LOG2E - (new_top * _LOG2E)[:, None])
-    shrink = tl.exp2((top - new_top) * _LOG2E)
-    o = o * shrink[:, None] + _dot(p.to(v.dtype), v, PRECISION, UPCAST)
-    return new_top, total * shrink + tl.sum(p, 1), o
+    m_new = tl.maximum(m, tl.max(s, 1))
+    p = tl.exp2(s * _LOG2E - (m_new * _LOG2E)[:, None])
+    alpha = tl.exp2((m - m_new) * _LOG2E)
+    o = o * alpha[:, None] + _dot(p.to(v.dtype), v, PRECISION, UPCAST)
+    return m_new, l * alpha + tl.sum(p, 1), o
 
 
 @triton.jit
-def attend(
-    query, key, value, table, tiles, runs, rows, batch, share, out, lse,
+def fwd(
+    query, key, value, table, tiles, runs, rows, batch, share, out, lses,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
@@ -153,8 +153,8 @@ def attend(
         for b in range(first_entry, min(first_entry + share, batch)):
             image = tl.cast(b, tl.int64) * (TOKENS * HEADS * D)
             q = _load(query + image + at_query, owned, D, PADDED_D)
-            top = tl.full([T], _LOWEST, tl.float32)
-            total = tl.zeros([T], tl.float32)
+            m = tl.full([T], _LOWEST, tl.float32)
+            l = tl.zeros([T], tl.float32)
             o = tl.zeros([T, PADDED_D], tl.float32)
             if RESIDENT:
                 for c in tl.static_range(CHUNKS):
@@ -162,7 +162,7 @@ def attend(
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
-                    top, total, o = _online_softmax(q, k, v, resident[c], top, total, o, SCALE, PRECISION, UPCAST)
+                    m, l, o = _online_softmax(q, k, v, resident[c], m, l, o, SCALE, PRECISION, UPCAST)
             else:
                 for step in range(BLOCK_COUNT * CHUNKS):
                     near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
@@ -171,23 +171,23 @@ def attend(
                     v = _load_halo(value + image + at_key, D, PADDED_D)
                     row = tl.load(first_row + step // CHUNKS)
                     bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
-                    top, total, o = _online_softmax(q, k, v, bias, top, total, o, SCALE, PRECISION, UPCAST)
-            _store(out + image + at_query, o / total[:, None], owned, D, PADDED_D)
+                    m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, PRECISION, UPCAST)
+            _store(out + image + at_query, o / l[:, None], owned, D, PADDED_D)
             at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
-            tl.store(lse + at_lse, top * _LOG2E + tl.log2(total), mask=owned)
+            tl.store(lses + at_lse, m * _LOG2E + tl.log2(l), mask=owned)
 
 
 @triton.jit
-def _d_logits(q, k, v, do, bias, top, mean, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+def _d_logits(q, k, v, do, bias, lse, delta, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """The gradient of a chunk's logits."""
     s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
-    p = tl.exp2(s * _LOG2E - top[:, None])
-    return p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - mean[:, None])
+    p = tl.exp2(s * _LOG2E - lse[:, None])
+    return p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - delta[:, None])
 
 
 @triton.jit
-def attend_backward(
-    query, key, value, table, tiles, runs, rows, out, lse, d_out, batch, share, d_query, delta, d_logits,
+def bwd_dq(
+    query, key, value, table, tiles, runs, rows, out, lses, d_out, batch, share, d_query, deltas, d_logits,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
@@ -222,9 +222,9 @@ def attend_backward(
             at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
             q = _load(query + image + at_query, owned, D, PADDED_D)
             do = _load(d_out + image + at_query, owned, D, PADDED_D)
-            top = tl.load(lse + at_lse, mask=owned, other=float("inf"))  # so that padding has weight 0
+            lse = tl.load(lses + at_lse, mask=owned, other=float("inf"))  # so that padding has weight 0
             o = _load(out + image + at_query, owned, D, PADDED_D)
-            mean = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+            delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
             dq = tl.zeros([T, PADDED_D], tl.float32)
             if D_TABLE or RESIDENT:
                 new_sums = ()
@@ -233,7 +233,7 @@ def attend_backward(
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
-                    ds = _d_logits(q, k, v, do, resident[c], top, mean, SCALE, PRECISION, UPCAST)
+                    ds = _d_logits(q, k, v, do, resident[c], lse, delta, SCALE, PRECISION, UPCAST)
                     if D_TABLE:
                         new_sums = new_sums + (sums[c] + ds,)
                     if D_QUERY:
@@ -248,11 +248,11 @@ def attend_backward(
                     v = _load_halo(value + image + at_key, D, PADDED_D)
                     row = tl.load(first_row + step // CHUNKS)
                     bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
-                    ds = _d_logits(q, k, v, do, bias, top, mean, SCALE, PRECISION, UPCAST)
+                    ds = _d_logits(q, k, v, do, bias, lse, delta, SCALE, PRECISION, UPCAST)
                     dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
             if D_QUERY:
                 _store(d_query + image + at_query, dq * SCALE, owned, D, PADDED_D)
-                tl.store(delta + at_lse, mean, mask=owned)
+                tl.store(deltas + at_lse, delta, mask=owned)
     if D_TABLE:
         program = (tl.program_id(2) * tl.num_programs(0) + run) * tl.num_programs(1) + tl.program_id(1)
         for c in tl.static_range(ON_CHIP):
@@ -261,21 +261,21 @@ def attend_backward(
 
 
 @triton.jit
-def _mirrored_chunk(
-    k, v, q, do, top, mean, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
+def _bwd_dkv_chunk(
+    k, v, q, do, lse, delta, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
 ):
     """Takes one more chunk of queries into the gradients of keys and values; logits are [keys, queries]."""
     s = _dot(k, tl.trans(q), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
-    p = tl.exp2(s * _LOG2E - top[None, :])
+    p = tl.exp2(s * _LOG2E - lse[None, :])
     dv += _dot(p.to(do.dtype), do, PRECISION, UPCAST)
-    ds = p * (_dot(v, tl.trans(do), PRECISION, UPCAST) - mean[None, :])
+    ds = p * (_dot(v, tl.trans(do), PRECISION, UPCAST) - delta[None, :])
     dk += _dot(ds.to(q.dtype), q, PRECISION, UPCAST)
     return dk, dv
 
 
 @triton.jit
-def attend_mirrored(
-    query, key, value, table, tiles, runs, rows, lse, delta, d_out, batch, share, d_key, d_value,
+def bwd_dkv(
+    query, key, value, table, tiles, runs, rows, lses, deltas, d_out, batch, share, d_key, d_value,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
@@ -310,17 +310,17 @@ def attend_mirrored(
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
-                    top, mean = tl.load(lse + at_lse + near), tl.load(delta + at_lse + near)
-                    dk, dv = _mirrored_chunk(k, v, q, do, top, mean, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
+                    lse, delta = tl.load(lses + at_lse + near), tl.load(deltas + at_lse + near)
+                    dk, dv = _bwd_dkv_chunk(k, v, q, do, lse, delta, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
             else:
                 for step in range(BLOCK_COUNT * CHUNKS):
                     near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
-                    top, mean = tl.load(lse + at_lse + near), tl.load(delta + at_lse + near)
+                    lse, delta = tl.load(lses + at_lse + near), tl.load(deltas + at_lse + near)
                     row = tl.load(first_row + step // CHUNKS)
                     bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
-                    dk, dv = _mirrored_chunk(k, v, q, do, top, mean, bias, dk, dv, SCALE, PRECISION, UPCAST)
+                    dk, dv = _bwd_dkv_chunk(k, v, q, do, lse, delta, bias, dk, dv, SCALE, PRECISION, UPCAST)
             _store(d_key + image + at_key, dk * SCALE, owned, D, PADDED_D)
             _store(d_value + image + at_key, dv, owned, D, PADDED_D)

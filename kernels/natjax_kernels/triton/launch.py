@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax_kernels.bias import bias_table
+from natjax_kernels.fused.configurations import Config
+from natjax_kernels.fused.layout import Layout, layout, sizes
+from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.plan import Window
-from natjax_kernels.triton.config import PROGRAMS, Config
-from natjax_kernels.triton.layout import Layout, layout
 
 # Values of jax_default_matmul_precision for which one TF32 product is precise enough; others, such as "BF16_BF16_F32_X3", ask for
 # more, or name no dtype.
@@ -35,7 +36,7 @@ class Launch:
         scale: of the logits.
         config: how the work is cut.
         precision: of float32 products, one of Triton's `input_precision`.
-        mirrored: whether tiles are of keys.
+        transposed: whether tiles are of keys.
     """
 
     spatial: tuple[int, ...]
@@ -43,53 +44,32 @@ class Launch:
     scale: float
     config: Config
     precision: str
-    mirrored: bool = False
+    transposed: bool = False
 
     @property
     def layout(self) -> Layout:
         """The layout of the map."""
-        return layout(self.spatial, self.window, self.config.tile, self.config.block, self.mirrored)
+        return layout(self.spatial, self.window, self.config.tile, self.config.block, self.transposed)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How programs share the work."""
+        return Schedule(
+            sizes(self.spatial, self.window, self.config.tile, self.config.block, self.transposed), self.config
+        )
 
     def table(self, rpb, dtype):
         """Returns the table of bias-or-minus-infinity, [rows, N or 1, T, S], padded as the kernel wants it."""
         table = bias_table(self.layout.relative, rpb, dtype, masked=-math.inf)
-        more_slots, more_keys = (
-            wanted - got for wanted, got in zip(self.table_shape(1)[2:], table.shape[2:], strict=True)
-        )
+        padded = self.schedule.table(1)[2:]
+        more_slots, more_keys = (wanted - got for wanted, got in zip(padded, table.shape[2:], strict=True))
         table = jnp.pad(table, ((0, 0), (0, 0), (0, 0), (0, more_keys)), constant_values=-jnp.inf)
         return jnp.pad(table, ((0, 0), (0, 0), (0, more_slots), (0, 0)))
 
-    def table_shape(self, bias_heads: int) -> tuple[int, int, int, int]:
-        """Returns the shape of the table."""
-        rows = math.prod(len(axis) for axis in self.layout.relative)
-        return rows, bias_heads, self.config.slots, self.chunks * self.config.chunk
-
-    @property
-    def chunks(self) -> int:
-        """Chunks of a block."""
-        return math.ceil(math.prod(self.layout.block) / self.config.chunk)
-
-    @property
-    def parts(self) -> int:
-        """Programs that share the table's gradient of a run: one that holds it all, or one for every chunk of a halo."""
-        return 1 if self.config.resident else self.chunks * math.prod(self.layout.blocks)
-
     def shares(self, batch: int, programs: int) -> tuple[np.ndarray, int]:
-        """Returns the runs of tiles and the entries of the batch that programs take, so many to each run and share.
-
-        Programs work as long as they can on one class of tiles while there are enough of them; batch entries come first, as
-        the addresses of a tile are the same in all of them.
-        """
-        items = max(1, len(self.layout.tiles) * programs * batch // PROGRAMS)
-        share = math.ceil(batch / math.ceil(batch / items))  # the same to all, as far as possible
-        return self.layout.runs(max(1, items // share)), share
-
-    def sums(self, batch: int, heads: int) -> jax.ShapeDtypeStruct:
-        """Returns what programs write of the table's gradient, [shares of the batch, runs, parts, N, chunks held, T, K]."""
-        runs, share = self.shares(batch, heads * self.parts)
-        held = self.chunks if self.config.resident else 1
-        shape = (math.ceil(batch / share), len(runs), self.parts, heads, held, self.config.slots, self.config.chunk)
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+        """Returns the runs of tiles and the entries of the batch that a program takes, with `programs` to each."""
+        longest, share = self.schedule.shares(batch, programs)
+        return self.layout.runs(longest), share
 
     def __call__(
         self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, parts: int = 1, **static
@@ -123,7 +103,7 @@ class Launch:
             "PADDED_D": padded_channels,
             "T": self.config.slots,
             "K": self.config.chunk,
-            "CHUNKS": self.chunks,
+            "CHUNKS": self.schedule.chunks,
             "RESIDENT": self.config.resident,
             "WIDE": plan.tokens * heads * padded_channels >= 2**31,
             "PRECISION": self.precision,

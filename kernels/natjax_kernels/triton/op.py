@@ -11,41 +11,62 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
+from natjax_kernels.fused.configurations import Case
+from natjax_kernels.fused.partitioning import Call, sharded_as
 from natjax_kernels.plan import Window
-from natjax_kernels.triton.config import Case, choose
+from natjax_kernels.problem import Problem
+from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products
-from natjax_kernels.triton.transforms import Call, sharded_as
 
 _TOKENS, _PER_QUERY = "b s n d", "b n s"
 _NOTHING = jax.ShapeDtypeStruct((1,), jnp.float32)  # of an output that a launch does not write
 
 
-def attend(query, key, value, rpb, *, window: Window, scale: float):
-    """Computes the op; arguments are those of `natjax_kernels.neighborhood_attention`, validated and normalised."""
+def attend(problem: Problem):
+    """Computes output and log-sum-exp; see `natjax_kernels.problem`.
+
+    Raises:
+        NotImplementedError: for a gradient of the log-sum-exp, or a second derivative, when it is traced.
+    """
     # Decided once: the backward pass may be traced under another default.
-    return _attend(window, scale, float32_products(), *vary_alike(query, key, value, rpb))
+    return _attend(problem.window, problem.scale, float32_products(), *vary_alike(*problem.arrays))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attend(window, scale, products, query, key, value, rpb):
-    return _forward(window, scale, products, query, key, value, rpb)[0]
+    out, lse = _run_forward(window, scale, products, query, key, value, rpb)
+    return out, _natural(lse, query)
 
 
-def _forward(window, scale, products, query, key, value, rpb):
-    launch = _launch("attend", query, rpb, window, scale, products)
+def _run_forward(window, scale, products, query, key, value, rpb):
+    """Returns the output [B, *spatial, N, D] and the log-sum-exp [B, N, L] in base 2."""
+    launch = _launch("fwd", query, rpb, window, scale, products)
     call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY))
     out, lse = call(*_flat(query, key, value), launch.table(rpb, _table_dtype(query, rpb)))
-    return out.reshape(query.shape), (query, key, value, rpb, out, lse)
+    return out.reshape(query.shape), lse
 
 
-def _backward(window, scale, products, residuals, d_out):
+def _natural(lse, query):
+    """The log-sum-exp as the op returns it: from base 2, [B, N, L] -> [B, *spatial, N]."""
+    return (lse * math.log(2)).swapaxes(1, 2).reshape(query.shape[:-1])
+
+
+def _forward(window, scale, products, *primals):
+    query, key, value, rpb = jax.tree.map(lambda primal: primal.value, primals)
+    out, lse = _run_forward(window, scale, products, query, key, value, rpb)
+    return (out, _natural(lse, query)), (query, key, value, rpb, out, lse)
+
+
+def _backward(window, scale, products, residuals, cotangents):
     query, key, value, rpb, out, lse = residuals
-    queries, keys = (
-        _launch(kernel, query, rpb, window, scale, products) for kernel in ("attend_backward", "attend_mirrored")
-    )
+    d_out, d_lse = cotangents
+    if not isinstance(d_lse, SymbolicZero):
+        raise NotImplementedError('the fused kernels have no gradient of the log-sum-exp; use implementation="xla"')
+    queries, keys = (_launch(kernel, query, rpb, window, scale, products) for kernel in ("bwd_dq", "bwd_dkv"))
     tables = [launch.table(rpb, _table_dtype(query, rpb)) for launch in (queries, keys)]
     axes = _table_axes(rpb)
     call = Call(
@@ -64,38 +85,39 @@ def _backward(window, scale, products, residuals, d_out):
     return *gradients, d_rpb
 
 
-_attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _run(launch: Launch, q, k, v, table):
     """Returns the output [B, L, N, D] and the log-sum-exp [B, N, L] in base 2."""
     runs, share = launch.shares(q.shape[0], q.shape[2])
-    return launch("attend", [q, k, v], [_like(q), _per_query(q)], table=table, runs=runs, share=share)
+    return launch("fwd", [q, k, v], [_like(q), _per_query(q)], table=table, runs=runs, share=share)
 
 
-def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, lse, table, mirrored_table):
+def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, lse, table, transposed_table):
     """Returns dquery, dkey, dvalue and, where there is a bias, the table's gradient [rows, N, T, S], summed over the batch."""
     batch, _, heads, _ = q.shape
     operands = [q, k, v, out, lse, do]
     runs, share = queries.shares(batch, heads)
+    sums = jax.ShapeDtypeStruct(queries.schedule.sums(batch, heads), jnp.float32)
     together = bias and queries.config.resident
-    run = functools.partial(queries, "attend_backward", operands, table=table)
+    run = functools.partial(queries, "bwd_dq", operands, table=table)
     d_query, delta, d_logits = run(
-        [_like(q), _per_query(q), queries.sums(batch, heads) if together else _NOTHING],
+        [_like(q), _per_query(q), sums if together else _NOTHING],
         runs=runs,
         share=share,
         D_QUERY=True,
         D_TABLE=together,
     )
     if bias and not together:
-        runs, share = queries.shares(batch, heads * queries.parts)
-        outputs = [_NOTHING, _NOTHING, queries.sums(batch, heads)]
-        *_, d_logits = run(outputs, runs=runs, share=share, parts=queries.parts, D_QUERY=False, D_TABLE=True)
+        runs, share = queries.shares(batch, heads * queries.schedule.parts)
+        outputs = [_NOTHING, _NOTHING, sums]
+        *_, d_logits = run(outputs, runs=runs, share=share, parts=queries.schedule.parts, D_QUERY=False, D_TABLE=True)
     d_table = [_sum_by_row(d_logits, queries, runs)] if bias else []
 
     runs, share = keys.shares(batch, heads)
     operands = [q, k, v, lse, delta, do]
-    d_keys = keys("attend_mirrored", operands, [_like(k), _like(v)], table=mirrored_table, runs=runs, share=share)
+    d_keys = keys("bwd_dkv", operands, [_like(k), _like(v)], table=transposed_table, runs=runs, share=share)
     return d_query, *d_keys, *d_table
 
 
@@ -111,7 +133,7 @@ def _sum_by_row(d_logits, launch: Launch, runs):
 
 def _launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Launch:
     case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability())
-    return Launch(case.spatial, window, scale, choose(case, device_kind()), products, kernel == "attend_mirrored")
+    return Launch(case.spatial, window, scale, choose(case, device_kind()), products, kernel == "bwd_dkv")
 
 
 def _flat(*arrays):

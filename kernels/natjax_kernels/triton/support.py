@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-import math
 import re
 
+from natjax_kernels.fused.configurations import KERNELS, Case
+from natjax_kernels.fused.layout import sizes
+from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.plan import Window
-from natjax_kernels.triton.config import KERNELS, Case, choose
-from natjax_kernels.triton.launch import Launch, capability, device, device_kind, interpreted
+from natjax_kernels.problem import Problem
+from natjax_kernels.triton.choice import choose
+from natjax_kernels.triton.launch import capability, device, device_kind, interpreted
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_CHANNELS = 128
@@ -19,9 +22,9 @@ _TRITON = "3.6"  # as in the gpu extra: newer ones write PTX that is too new for
 _LARGEST = 2**30  # bytes
 
 
-def why_not(query, value, rpb, window: Window, *, named: bool = False) -> str | None:
-    """Returns why the kernels cannot compute the op for these arguments here, or None where they can."""
-    return _why_not_here(named) or _why_not_these(query, value, rpb, window)
+def why_not(problem: Problem, *, named: bool) -> str | None:
+    """Returns why the kernels cannot compute this problem here, or None where they can."""
+    return _why_not_here(named) or _why_not_this(problem)
 
 
 def _why_not_here(named: bool) -> str | None:
@@ -49,31 +52,31 @@ def _triton_version() -> str:
         return "one of unknown version"
 
 
-def _why_not_these(query, value, rpb, window: Window) -> str | None:
-    channels, spatial = query.shape[-1], query.shape[1:-2]
-    for name, array in (("query", query), ("rpb", rpb)):
+def _why_not_this(problem: Problem) -> str | None:
+    channels, values = problem.head_dim, problem.value.shape[-1]
+    for name, array in (("query", problem.query), ("rpb", problem.rpb)):
         if array is not None and array.dtype.name not in _DTYPES:
             return f"the fused kernels compute in {', '.join(_DTYPES)}; {name} is {array.dtype}"
-    if value.shape[-1] != channels:
-        return f"the fused kernels need values of as many channels as keys; they have {value.shape[-1]} and {channels}"
+    if values != channels:
+        return f"the fused kernels need values of as many channels as keys; they have {values} and {channels}"
     if channels > _MOST_CHANNELS:
         return f"the fused kernels take heads of at most {_MOST_CHANNELS} channels; these have {channels}"
-    if math.prod(spatial) >= 2**31:
-        return f"the fused kernels take maps of fewer than 2**31 tokens; this one is {spatial}"
-    if query.shape[0] == 0:
+    if problem.tokens >= 2**31:
+        return f"the fused kernels take maps of fewer than 2**31 tokens; this one is {problem.spatial}"
+    if problem.batch == 0:
         return "the fused kernels need at least one batch entry; there is none"
-    bias_heads = query.shape[-2] if rpb is not None else 0
-    of_case = (spatial, window, channels, query.dtype.name, query.shape[0], bias_heads, device_kind(), capability())
-    if (size := _largest(*of_case)) > _LARGEST:
-        what = "bias" if rpb is not None else "mask"
-        return (
-            f"the {what} of this window would take arrays of {size / 2**30:.1f} GiB, more than {_LARGEST / 2**30:.0f}"
-        )
+    bias_heads = 0 if problem.rpb is None else problem.heads
+    size = _largest_array(problem.spatial, problem.window, channels, problem.dtype.name, problem.batch, bias_heads,
+                          device_kind(), capability())  # fmt: skip
+    if size > _LARGEST:
+        what = "mask" if problem.rpb is None else "bias"
+        limit = _LARGEST / 2**30
+        return f"the {what} of this window would take arrays of {size / 2**30:.1f} GiB, more than {limit:.0f}"
     return None
 
 
 @functools.lru_cache(maxsize=512)
-def _largest(
+def _largest_array(
     spatial: tuple[int, ...],
     window: Window,
     channels: int,
@@ -83,13 +86,10 @@ def _largest(
     kind: str,
     capability: int,
 ) -> int:
-    """Returns the bytes of the largest array that is made of the bias or mask: a table, its gradient, or the parts of that."""
+    """Returns the bytes of the largest array that any of the kernels makes of the bias or mask."""
     largest = 0
     for kernel in KERNELS:
         config = choose(Case(kernel, spatial, window, channels, dtype, bias_heads > 0, capability), kind)
-        launch = Launch(spatial, window, 1.0, config, "ieee", kernel == "attend_mirrored")
-        entries = math.prod(launch.table_shape(max(bias_heads, 1)))
-        largest = max(largest, entries * (4 if bias_heads else 2))
-        if kernel == "attend_backward" and bias_heads:
-            largest = max(largest, 4 * math.prod(launch.sums(batch, bias_heads).shape))
+        schedule = Schedule(sizes(spatial, window, config.tile, config.block, kernel == "bwd_dkv"), config)
+        largest = max(largest, schedule.largest_array(batch, bias_heads, sums=kernel == "bwd_dq"))
     return largest

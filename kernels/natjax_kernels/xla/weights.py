@@ -1,6 +1,6 @@
 """Neighborhood attention that returns its weights, for inspection and for attention dropout.
 
-The tiles of `natjax_kernels.xla` with the weights kept; derivatives are JAX's own.
+The tiles of `natjax_kernels.xla.op` with the weights kept; derivatives are JAX's own.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import numpy as np
 
 from natjax_kernels.bias import bias_table
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
-from natjax_kernels.tiling import tile_shape
-from natjax_kernels.xla import from_tiles, to_tiles
+from natjax_kernels.problem import Problem
+from natjax_kernels.xla.op import from_tiles, to_tiles
+from natjax_kernels.xla.tiling import tile_shape
 
 
-def attend_with_weights(query, key, value, rpb, *, window: Window, scale: float, dropout_rate: float, dropout_key):
-    """See `natjax_kernels.neighborhood_attention_with_weights`; arguments are validated and normalised."""
-    spatial = query.shape[1:-2]
-    axes = plan(spatial, window, tile_shape(spatial, window))
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
-    q = to_tiles(query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
-    k, v = (to_tiles(x, [np.maximum(axis.keys, 0) for axis in axes]) for x in (key, value))  # [M, B, N, S, D]
+def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
+    """See `natjax_kernels.neighborhood_attention_with_weights`."""
+    axes = plan(problem.spatial, problem.window, tile_shape(problem.spatial, problem.window))
+    accumulate = problem.accumulator
+    q = to_tiles(problem.query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
+    keys = [np.maximum(axis.keys, 0) for axis in axes]
+    k, v = (to_tiles(x, keys) for x in (problem.key, problem.value))  # [M, B, N, S, D]
     classes = tile_classes(axes)
-    bias = bias_table([axis.relative for axis in axes], rpb, accumulate)[classes][:, None]
-    logits = jnp.einsum("mbntd,mbnsd->mbnts", q, k, preferred_element_type=accumulate) * scale + bias
+    bias = bias_table([axis.relative for axis in axes], problem.rpb, accumulate)[classes][:, None]
+    logits = jnp.einsum("mbntd,mbnsd->mbnts", q, k, preferred_element_type=accumulate) * problem.scale + bias
     probabilities = jax.nn.softmax(logits, axis=-1)
     if dropout_rate:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / (1 - dropout_rate), 0)
-    probabilities = probabilities.astype(value.dtype)
-    out = jnp.einsum("mbnts,mbnsd->mbntd", probabilities, v, preferred_element_type=accumulate).astype(value.dtype)
-    slots, present = _neighbour_slots(axes, window)  # [classes, T, K]
+    probabilities = probabilities.astype(problem.dtype)
+    out = jnp.einsum("mbnts,mbnsd->mbntd", probabilities, v, preferred_element_type=accumulate).astype(problem.dtype)
+    slots, present = _neighbour_slots(axes, problem.window)  # [classes, T, K]
     slots = jnp.asarray(slots, jnp.int32)[classes][:, None, None]
     per_neighbour = jnp.take_along_axis(probabilities, slots, axis=-1, mode="clip")
     if not present.all():

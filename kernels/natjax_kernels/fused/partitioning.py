@@ -1,6 +1,6 @@
-"""What makes a call of the kernels a citizen of JAX: vmap, and meshes whose axes shard the batch and the heads.
+"""How calls of the kernels behave under vmap, and on meshes whose axes shard the batch and the heads.
 
-XLA knows nothing of the inside of a kernel: left alone, it would gather every operand onto every device. Attention of one batch
+XLA cannot see into a kernel: by default, it would gather every operand onto every device. Attention of one batch
 entry and head needs no other one, so each device calls the kernels on what it has. The one collective is the sum of the table's
 gradient over the devices that share the batch.
 

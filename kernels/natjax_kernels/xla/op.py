@@ -1,11 +1,10 @@
 """Neighborhood attention in XLA operations, by tiles: for CPU, TPU and every GPU without a fused kernel.
 
 One haloed tile of keys and values is gathered per tile of queries, and each tile is small dense attention with a table of
-bias-or-minus-infinity from the plan. The backward pass is our own: it recomputes the weights tile by tile, and brings the
-gradients of haloed keys home by gathering (every key knows the tiles that hold it), so that nothing scatters. All gathers are
-along one axis at a time with static indices, so constants grow with the sides of a map and not with its area (those of a bias
-table's entries stay below 256 KiB). Every reshape splits or merges one axis, which is what JAX can follow where the batch is
-explicitly sharded.
+bias-or-minus-infinity from the plan. The backward pass has a rule of its own: it recomputes the weights tile by tile and gathers
+the gradients of haloed keys (the plan knows the slots that hold a key), so that nothing scatters. All gathers are along one axis
+at a time with static indices, so constants grow with the sides of a map and not with its area (those of a bias table's entries
+stay below 256 KiB). Every reshape splits or merges one axis, which is what JAX can follow where the batch is explicitly sharded.
 
 Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D channels of a head.
 """
@@ -18,82 +17,99 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
-from natjax_kernels._compat import vary_alike
+from natjax_kernels._compat import vary, vary_alike, varying_axes
 from natjax_kernels.bias import bias_gradient, bias_table
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
-from natjax_kernels.tiling import entries_per_step, scores_per_step, tile_shape
+from natjax_kernels.problem import Problem, accumulator
+from natjax_kernels.xla.tiling import entries_per_step, scores_per_step, tile_shape
 
 
-def attend(query, key, value, rpb, *, window: Window, scale: float):
-    """Computes the op; arguments are those of `natjax_kernels.neighborhood_attention`, validated and normalised."""
-    return _attend(window, scale, *vary_alike(query, key, value, rpb))
+def attend(problem: Problem):
+    """Computes output and log-sum-exp; see `natjax_kernels.problem`."""
+    return _attend(problem.window, problem.scale, *vary_alike(*problem.arrays))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(window, scale, query, key, value, rpb):
-    return _forward(window, scale, query, key, value, rpb)[0]
+    out, lse = _attend_tiles(window, scale, query, key, value, rpb)
+    return out, jnp.squeeze(lse, -1)
 
 
-def _forward(window, scale, query, key, value, rpb):
+def _attend_tiles(window, scale, query, key, value, rpb):
+    """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
     axes = _plan(query, window)
-    table = bias_table(_relative(axes), rpb, _accumulator(query))
+    table = bias_table(_relative(axes), rpb, accumulator(query))
 
     def step(_, rows):
         q = _tiles(query, [rows["queries"], *_queries(axes[1:])])  # [M, B, N, T, D]
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
         logits = _logits(q, k, table, _classes(rows, axes), scale)  # [M, B, N, T, S]
-        top = jnp.max(logits, axis=-1, keepdims=True)
-        weights = jnp.exp(logits - top)
+        m = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - m)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         out = _dot("m...ts,m...sd->m...td", weights.astype(v.dtype), v)
-        lse = top + jnp.log(total)  # [M, B, N, T, 1]
-        return None, [_rows_home(x, rows, axes) for x in ((out / total).astype(v.dtype), lse)]
+        lse = m + jnp.log(total)  # [M, B, N, T, 1]
+        return None, [_untile_rows(x, rows, axes) for x in ((out / total).astype(v.dtype), lse)]
 
     _, results = _by_steps(step, _row_steps(query, axes))
-    out, lse = (_columns_home(x, axes) for x in results)
-    return out, (query, key, value, rpb, lse)
+    return [_untile_columns(x, axes) for x in results]
 
 
-def _backward(window, scale, residuals, d_out):
+def _forward(window, scale, *primals):
+    query, key, value, rpb = jax.tree.map(lambda primal: primal.value, primals)
+    out, lse = _attend_tiles(window, scale, query, key, value, rpb)
+    return (out, jnp.squeeze(lse, -1)), (query, key, value, rpb, lse)
+
+
+def _backward(window, scale, residuals, cotangents):
     query, key, value, rpb, lse = residuals
+    d_out, d_lse = cotangents
+    if isinstance(d_out, SymbolicZero):
+        d_out = vary(jnp.zeros_like(value), varying_axes(value))
+    # An unused log-sum-exp costs nothing: what XLA compiles has no operand for it.
+    d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
     axes = _plan(query, window)
-    table = bias_table(_relative(axes), rpb, _accumulator(query))
+    table = bias_table(_relative(axes), rpb, accumulator(query))
 
     def part(d_table, tokens):
         d_table, gradients = _by_steps(functools.partial(step, *tokens), _row_steps(tokens[0], axes), d_table)
-        return d_table, [_columns_home(x, axes, halo=i > 0) for i, x in enumerate(gradients)]
+        return d_table, [_untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients)]
 
-    def step(query, key, value, lse, d_out, d_table, rows):
-        q, lse, do = (_tiles(x, [rows["queries"], *_queries(axes[1:])]) for x in (query, lse, d_out))
+    def step(query, key, value, lse, d_out, d_lse, d_table, rows):
+        queries = [rows["queries"], *_queries(axes[1:])]
+        q, lse, do, d_lse = jax.tree.map(lambda x: _tiles(x, queries), (query, lse, d_out, d_lse))
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
-            owned = _owned(rows, axes, do.dtype)
-            do = do * (owned if do.ndim == 4 else owned[:, None])
+            do, d_lse = jax.tree.map(lambda x: x * _owned(rows, axes, x), (do, d_lse))
         classes = _classes(rows, axes)
         weights = jnp.exp(_logits(q, k, table, classes, scale) - lse)  # [M, B, N, T, S]
         d_weights = _dot("m...td,m...sd->m...ts", do, v)
-        d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+        delta = jnp.sum(weights * d_weights, axis=-1, keepdims=True)
+        if d_lse is not None:
+            delta = delta - d_lse
+        d_logits = weights * (d_weights - delta)
         weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
         d_query = _dot("m...ts,m...sd->m...td", scaled, k).astype(q.dtype)
         d_key = _dot("m...ts,m...td->m...sd", scaled, q).astype(k.dtype)
         d_value = _dot("m...ts,m...td->m...sd", weights, do).astype(v.dtype)
         if rpb is not None:
             d_table = d_table + _sum_by_class(d_logits, classes, len(table))
-        halos = (_rows_home(x, rows, axes, halo=True) for x in (d_key, d_value))
-        return d_table, (_rows_home(d_query, rows, axes), *halos)
+        halos = (_untile_rows(x, rows, axes, halo=True) for x in (d_key, d_value))
+        return d_table, (_untile_rows(d_query, rows, axes), *halos)
 
     # Times 0 rather than zeros: under shard_map it has to vary as the table does.
     d_table = None if rpb is None else table * 0
-    d_table, gradients = _by_steps(part, _batch_parts((query, key, value, lse, d_out), axes), d_table)
+    d_table, gradients = _by_steps(part, _batch_parts((query, key, value, lse, d_out, d_lse), axes), d_table)
     return (
         *(_joined(x, like) for x, like in zip(gradients, (query, key, value), strict=True)),
         None if rpb is None else bias_gradient(d_table, _relative(axes), window.kernel_size).astype(rpb.dtype),
     )
 
 
-_attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def to_tiles(x, index: list):
@@ -115,7 +131,7 @@ def _tiles(x, index: list):
 
 def from_tiles(x, axes: tuple[AxisPlan, ...]):
     """Undoes `to_tiles` of queries: [M, B, N, T, D] -> [B, *spatial, N, D]."""
-    return _home(_untile(x, _queries(axes)), [axis.query_home for axis in axes], first_axis=1)
+    return _from_slots(_untile(x, _queries(axes)), _slots(axes, halo=False), first_axis=1)
 
 
 def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
@@ -123,7 +139,7 @@ def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
     batch = arrays[0].shape[0]
     entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(batch, 1))
     parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
-    return tuple(_reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *_spec(x))) for x in arrays)
+    return jax.tree.map(lambda x: _reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *_spec(x))), arrays)
 
 
 def _joined(x, like):
@@ -172,33 +188,33 @@ def _by_steps(step, known, carry=None):
     return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
 
 
-def _rows_home(x, rows: dict, axes: tuple[AxisPlan, ...], *, halo: bool = False):
-    """Brings the rows of a step home along all axes but the first: [M, B, N, T, D] -> [B, rows * T_0, *spatial[1:], N, D]."""
+def _untile_rows(x, rows: dict, axes: tuple[AxisPlan, ...], *, halo: bool = False):
+    """Undoes the tiles of a step along all axes but the first: [M, B, N, T, D] -> [B, rows * T_0, *spatial[1:], N, D]."""
     index = [rows["keys" if halo else "queries"], *(_keys if halo else _queries)(axes[1:])]
-    return _home(_untile(x, index), _homes(axes[1:], halo), first_axis=2)
+    return _from_slots(_untile(x, index), _slots(axes[1:], halo), first_axis=2)
 
 
-def _columns_home(x, axes: tuple[AxisPlan, ...], *, halo: bool = False):
-    """Brings joined steps home along the first axis: [steps, B, rows * T_0, *spatial[1:], N, D] -> [B, *spatial, N, D]."""
+def _untile_columns(x, axes: tuple[AxisPlan, ...], *, halo: bool = False):
+    """Joins steps and undoes tiles along the first axis: [steps, B, rows * T_0, *spatial[1:], N, D] -> [B, *spatial, N, D]."""
     x = jax.lax.collapse(jnp.moveaxis(x, 0, 1), 1, 3)
-    return _home(x, _homes(axes[:1], halo), first_axis=1)
+    return _from_slots(x, _slots(axes[:1], halo), first_axis=1)
 
 
-def _home(x, homes: list[np.ndarray], *, first_axis: int):
+def _from_slots(x, slots: list[np.ndarray], *, first_axis: int):
     """Gathers tokens from their slots, axis by axis; sums where a token has several, as keys in halos do."""
-    for axis, places in enumerate(homes, start=first_axis):
+    for axis, of_axis in enumerate(slots, start=first_axis):
         parts = []
-        for home in places.reshape(len(places), -1).T:
-            part = _take(x, np.maximum(home, 0), axis)
-            if (home < 0).any():
-                part = part * jnp.asarray(home >= 0, x.dtype).reshape(-1, *(1,) * (x.ndim - axis - 1))
+        for slot in of_axis.reshape(len(of_axis), -1).T:
+            part = _take(x, np.maximum(slot, 0), axis)
+            if (slot < 0).any():
+                part = part * jnp.asarray(slot >= 0, x.dtype).reshape(-1, *(1,) * (x.ndim - axis - 1))
             parts.append(part)
         x = functools.reduce(jnp.add, parts)
     return x
 
 
-def _homes(axes: tuple[AxisPlan, ...], halo: bool) -> list[np.ndarray]:
-    return [axis.key_homes if halo else axis.query_home for axis in axes]
+def _slots(axes: tuple[AxisPlan, ...], halo: bool) -> list[np.ndarray]:
+    return [axis.key_slots if halo else axis.query_slot for axis in axes]
 
 
 def _relative(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
@@ -233,10 +249,11 @@ def _sum_by_class(x, classes, count: int):
     return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
 
 
-def _owned(rows: dict, axes: tuple[AxisPlan, ...], dtype):
-    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, T, 1]."""
-    owned = [jnp.asarray(rows["owned"], dtype), *(jnp.asarray(axis.queries >= 0, dtype) for axis in axes[1:])]
-    return functools.reduce(jnp.kron, owned)[:, None, :, None]
+def _owned(rows: dict, axes: tuple[AxisPlan, ...], like):
+    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, T, 1] or, as `like`, [M, 1, 1, T, 1]."""
+    owned = [jnp.asarray(rows["owned"], like.dtype), *(jnp.asarray(axis.queries >= 0, like.dtype) for axis in axes[1:])]
+    owned = functools.reduce(jnp.kron, owned)[:, None, :, None]
+    return owned if like.ndim == 4 else owned[:, None]
 
 
 def _untile(x, index: list):
@@ -266,11 +283,7 @@ def _logits(q, k, table, classes, scale: float):
 
 
 def _dot(subscripts: str, a, b):
-    return jnp.einsum(subscripts, a, b, preferred_element_type=_accumulator(a))
-
-
-def _accumulator(x):
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(subscripts, a, b, preferred_element_type=accumulator(a))
 
 
 def _plan(query, window: Window) -> tuple[AxisPlan, ...]:

@@ -17,10 +17,11 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from natjax_kernels.plan import Window, plan
+from natjax_kernels.plan import AxisPlan, Window, plan
 
 TILE_FIELDS = 6  # first query, first key, class, queries along z, y, x
 
@@ -63,16 +64,14 @@ def layout(
     window: Window,
     tile: tuple[int, ...],
     block: tuple[int, ...] | None,
-    mirrored: bool = False,
+    transposed: bool = False,
 ) -> Layout:
     """Lays out a map in tiles of the given sides; blocks of keys are whole halos where `block` is None.
 
-    The mirrored layout exchanges queries and keys, as `natjax_kernels.plan.plan_axis` does.
+    The transposed layout exchanges queries and keys, as `natjax_kernels.plan.plan_axis` does.
     """
-    axes = plan(spatial, window, tile, mirrored=mirrored)
-    spans = [axis.keys.shape[1] for axis in axes]
-    block = tuple(spans) if block is None else tuple(min(b, s) for b, s in zip(block, spans, strict=True))
-    blocks = [-(-s // b) for s, b in zip(spans, block, strict=True)]
+    axes = plan(spatial, window, tile, transposed=transposed)
+    block, blocks = _blocks(axes, block)
     strides = [math.prod(spatial[a + 1 :]) for a in range(len(spatial))]
 
     first_query, first_key, classes, rows = (np.zeros((), int) for _ in range(4))
@@ -105,6 +104,53 @@ def layout(
         steps=(*(0,) * missing, *(s * d for s, d in zip(strides, window.dilation, strict=True))),
         tokens=math.prod(spatial),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large a layout is: all that decides how much memory its kernels' tables and sums take.
+
+    Attributes:
+        rows: rows of the table.
+        blocks: blocks of a halo.
+        block: slots of a block.
+        class_tiles: tiles of every class.
+    """
+
+    rows: int
+    blocks: int
+    block: int
+    class_tiles: tuple[int, ...]
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the map."""
+        return sum(self.class_tiles)
+
+
+@functools.lru_cache(maxsize=512)
+def sizes(
+    spatial: tuple[int, ...],
+    window: Window,
+    tile: tuple[int, ...],
+    block: tuple[int, ...] | None,
+    transposed: bool = False,
+) -> Sizes:
+    """Returns how large the layout of the same arguments is, from its axes alone: without laying out the map."""
+    axes = plan(spatial, window, tile, transposed=transposed)
+    block, blocks = _blocks(axes, block)
+    rows, class_tiles = 1, np.ones((), int)
+    for axis, n, side in zip(axes, blocks, block, strict=True):
+        rows *= len(_distinct_blocks(axis.relative, n, side)[0])
+        class_tiles = np.multiply.outer(class_tiles, np.bincount(axis.classes))
+    return Sizes(rows, math.prod(blocks), math.prod(block), tuple(class_tiles.reshape(-1).tolist()))
+
+
+def _blocks(axes: Sequence[AxisPlan], block: tuple[int, ...] | None) -> tuple[tuple[int, ...], list[int]]:
+    """Returns the sides of blocks, none longer than the halo, and their number along every axis."""
+    spans = [axis.keys.shape[1] for axis in axes]
+    block = tuple(spans) if block is None else tuple(min(b, s) for b, s in zip(block, spans, strict=True))
+    return block, [-(-s // b) for s, b in zip(spans, block, strict=True)]
 
 
 def _distinct_blocks(relative: np.ndarray, blocks: int, side: int) -> tuple[np.ndarray, np.ndarray]:

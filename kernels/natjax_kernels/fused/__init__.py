@@ -1,0 +1,1 @@
+"""What fused GPU kernels share, whatever language they are written in: layout, schedule, configurations, partitioning."""

@@ -1,0 +1,112 @@
+"""How fused kernels cut their work: sides of tiles and blocks, warps and stages; and by what name a choice is filed.
+
+A backend has its own estimate and its own file of measured configurations (`natjax_kernels.triton.choice`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from natjax_kernels.plan import Window, group_length
+
+KERNELS = ("fwd", "bwd_dq", "bwd_dkv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How one kernel works on one shape.
+
+    Attributes:
+        tile: sides of a tile, one per axis of the map.
+        block: sides of the blocks of its halo; None for a halo that is one block.
+        chunk: slots of a block that are worked on at a time, a power of two of at least 16.
+        resident: whether all chunks are unrolled and their table is kept on chip; for halos of one block.
+        num_warps: warps of a program.
+        num_stages: how far ahead loads run.
+    """
+
+    tile: tuple[int, ...]
+    block: tuple[int, ...] | None
+    chunk: int
+    resident: bool
+    num_warps: int
+    num_stages: int = 2
+
+    @property
+    def slots(self) -> int:
+        """Slots of a tile, T: a power of two of at least 16, as the tensor cores want them."""
+        return power_of_two(math.prod(self.tile))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What a configuration is for: one kernel on one shape.
+
+    Attributes:
+        kernel: one of `KERNELS`.
+        spatial: sides of the map.
+        window: its window.
+        head_dim: channels of a head.
+        dtype: name of the dtype.
+        bias: whether there is a relative positional bias.
+        capability: compute capability of the device, times ten.
+    """
+
+    kernel: str
+    spatial: tuple[int, ...]
+    window: Window
+    head_dim: int
+    dtype: str
+    bias: bool
+    capability: int
+
+    @property
+    def key(self) -> str:
+        """The name of the case in configs.json."""
+        axes = zip(self.spatial, self.window.axes(), strict=True)
+        window = " ".join(f"{n}:{k}x{d}{f'/{s}' * (s > 1)}{'c' * c}" for n, (k, d, s, c) in axes)
+        return f"{self.kernel} {window} D{self.head_dim} {self.dtype}{' rpb' * self.bias}"
+
+
+_overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVar("overrides")
+
+
+@contextlib.contextmanager
+def override(case: Case, config: Config) -> Generator[None]:
+    """Has the ops that this thread traces meanwhile use `config` for `case`; ops that were traced before keep theirs."""
+    token = _overrides.set({**_overrides.get({}), case.key: config})
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
+def choose(case: Case, measured: Mapping[str, Mapping[str, Any]], estimate: Callable[[Case], Config]) -> Config:
+    """Returns the overriding, else the measured configuration (fields of a `Config` by `Case.key`), else the estimate."""
+    if overriding := _overrides.get({}).get(case.key):
+        return overriding
+    found = measured.get(case.key)
+    if found is None:
+        return estimate(case)
+    sides = {"tile": tuple(found["tile"]), "block": found["block"] and tuple(found["block"])}  # lists, as they are read
+    return dataclasses.replace(Config(**found), **sides)
+
+
+def lengths(case: Case) -> list[int]:
+    """Returns the longest dilation group of every axis."""
+    return [group_length(n, d) for n, d in zip(case.spatial, case.window.dilation, strict=True)]
+
+
+def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
+    """Returns the sides of the halo of a tile away from borders."""
+    return [min(t + k - 1, n) for t, k, n in zip(tile, case.window.kernel_size, lengths(case), strict=True)]
+
+
+def power_of_two(slots: int) -> int:
+    """Returns the power of two, of at least 16, that holds so many slots: what tensor cores multiply."""
+    return max(16, 1 << (slots - 1).bit_length())

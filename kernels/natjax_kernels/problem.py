@@ -1,0 +1,186 @@
+"""What an implementation is asked to compute: one validated call of the op.
+
+`make_problem` checks every argument of a public function once. An implementation is a module with
+
+- `attend(problem) -> (out, lse)`: out [B, *spatial, N, Dv] of the query's dtype, and the natural logarithm of the sum of every
+  query's exponentials, lse [B, *spatial, N], in the accumulator's dtype. Both are differentiable, or the derivative raises.
+- `why_not(problem, *, named) -> str | None`, where it cannot always run: the reason, or None where it can. `named` says that the
+  caller asked for this implementation.
+
+A new argument of the op (a mask, say, or fewer heads of keys than of queries) is a new field of `Problem`, which `make_problem`
+validates and every `why_not` refuses until its implementation has it.
+
+Letters: B batch, N heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from natjax_kernels.plan import Window
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """One call of the op; `make_problem` makes valid ones. Arrays may be `jax.ShapeDtypeStruct` where nothing is computed.
+
+    Attributes:
+        query: [B, *spatial, N, D].
+        key: [B, *spatial, N, D].
+        value: [B, *spatial, N, Dv].
+        rpb: relative positional bias [N, 2 * K - 1 per axis], or None.
+        window: the window of every axis.
+        scale: of the logits.
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    rpb: Any
+    window: Window
+    scale: float
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """Query, key, value and rpb."""
+        return self.query, self.key, self.value, self.rpb
+
+    @property
+    def batch(self) -> int:
+        """Batch entries, B."""
+        return self.query.shape[0]
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Sides of the map."""
+        return tuple(self.query.shape[1:-2])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the map."""
+        return math.prod(self.spatial)
+
+    @property
+    def heads(self) -> int:
+        """Heads, N."""
+        return self.query.shape[-2]
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head, D."""
+        return self.query.shape[-1]
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of query, key, value and output."""
+        return self.query.dtype
+
+    @property
+    def accumulator(self) -> Any:
+        """Dtype of logits, softmax and lse: float32, or float64 for float64."""
+        return accumulator(self.query)
+
+
+def accumulator(x) -> Any:
+    """Returns the dtype in which an array's softmax and matrix products are computed: float32, or float64 for float64."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def make_problem(
+    query, key, value, *, kernel_size, dilation=1, stride=1, is_causal=False, rpb=None, scale=None
+) -> Problem:
+    """Checks the arguments of `natjax_kernels.neighborhood_attention` against NATTEN's constraints.
+
+    Raises:
+        ValueError: an argument is impossible; the message names it, its value and what is expected.
+    """
+    _check_tokens(query, key, value, rpb)
+    spatial, heads = tuple(query.shape[1:-2]), query.shape[-2]
+    window = Window(
+        kernel_size=_per_axis("kernel_size", kernel_size, len(spatial), minimum=2),
+        dilation=_per_axis("dilation", dilation, len(spatial), minimum=1),
+        stride=_per_axis("stride", stride, len(spatial), minimum=1),
+        is_causal=_flags("is_causal", is_causal, len(spatial)),
+    )
+    for axis, (length, (k, d, s, _)) in enumerate(zip(spatial, window.axes(), strict=True)):
+        if k * d > length:
+            raise ValueError(
+                f"kernel_size * dilation must not exceed the input: along spatial axis {axis}, {k} * {d} = {k * d} > {length}. "
+                "Pad the input or use a smaller window."
+            )
+        if s > k:
+            raise ValueError(
+                f"stride must not exceed kernel_size; along spatial axis {axis} got stride {s} > kernel_size {k}."
+            )
+    if rpb is not None:
+        _check_rpb(rpb, heads, window)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    elif isinstance(scale, jax.core.Tracer | bool) or not isinstance(scale, numbers.Real):
+        raise ValueError(f"scale must be a Python number or None; got {scale!r}. For a traced one, scale the query.")
+    elif not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got {scale!r}.")
+    return Problem(query, key, value, rpb, window, float(scale))
+
+
+def _check_tokens(query, key, value, rpb) -> None:
+    for name, array in (("query", query), ("key", key), ("value", value), ("rpb", rpb)):
+        if not hasattr(array, "shape") and not (name == "rpb" and array is None):
+            raise ValueError(f"{name} must be an array; got {type(array).__name__}.")
+    shape = tuple(query.shape)
+    if len(shape) not in (4, 5, 6):
+        raise ValueError(
+            f"query must be [B, *spatial, N, D] with 1 to 3 spatial axes, so of rank 4 to 6; got shape {shape}."
+        )
+    if 0 in shape[1:]:
+        raise ValueError(f"query must have at least one token, head and channel; got shape {shape}.")
+    if tuple(key.shape) != shape:
+        raise ValueError(f"key must have query's shape {shape}; got {tuple(key.shape)}.")
+    if tuple(value.shape[:-1]) != shape[:-1] or 0 in value.shape[1:]:
+        raise ValueError(
+            f"value must be {[*shape[:-1], 'Dv']}, as query but for its last axis; got {tuple(value.shape)}."
+        )
+    if not jnp.issubdtype(query.dtype, jnp.floating):
+        raise ValueError(f"query must be of a floating dtype; got {query.dtype}.")
+    for name, array in (("key", key), ("value", value)):
+        if array.dtype != query.dtype:
+            raise ValueError(f"{name} must have query's dtype {query.dtype}; got {array.dtype}. Cast them alike.")
+
+
+def _check_rpb(rpb, heads: int, window: Window) -> None:
+    expected = (heads, *(2 * k - 1 for k in window.kernel_size))
+    if tuple(rpb.shape) != expected:
+        raise ValueError(f"rpb must be [N, 2 * kernel_size - 1 per axis], here {expected}; got {tuple(rpb.shape)}.")
+    if not jnp.issubdtype(rpb.dtype, jnp.floating):
+        raise ValueError(f"rpb must be of a floating dtype; got {rpb.dtype}.")
+    if any(k % 2 == 0 for k in window.kernel_size):
+        raise ValueError(f"rpb needs odd kernel sizes; got kernel_size {window.kernel_size}.")
+    if any(s != 1 for s in window.stride):
+        raise ValueError(f"rpb needs stride 1; got stride {window.stride}.")
+    if any(window.is_causal):
+        raise ValueError(f"rpb needs windows that are not causal; got is_causal {window.is_causal}.")
+
+
+def _per_axis(name: str, value: Any, rank: int, *, minimum: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
+    if len(values) != rank:
+        raise ValueError(f"{name} must be one integer or one per spatial axis ({rank}); got {value!r}.")
+    for entry in values:
+        if isinstance(entry, bool) or not isinstance(entry, numbers.Integral) or entry < minimum:
+            raise ValueError(f"{name} must consist of integers of at least {minimum}; got {value!r}.")
+    return tuple(int(entry) for entry in values)
+
+
+def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
+    if len(values) != rank or not all(isinstance(entry, bool | np.bool_) for entry in values):
+        raise ValueError(f"{name} must be one bool or one per spatial axis ({rank}); got {value!r}.")
+    return tuple(map(bool, values))
