@@ -1,0 +1,130 @@
+"""Calls of the op that tests, benchmarks and tuning share: levels of published models, large windows, one call per feature.
+
+NAT (arXiv 2204.07143) halves the map and doubles the heads from level to level, each of 32 channels; DiNAT (2209.15001) dilates
+every second layer as far as its map has room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from natjax_kernels.plan import Window
+from natjax_kernels.problem import Problem, make_problem
+
+DILATIONS = (8, 4, 2, 1)  # of DiNAT's levels at 224 pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of the op on [batch, *spatial, heads, channels]; window arguments as those of the op.
+
+    Attributes:
+        name: for tables, and to choose it by.
+        batch: batch entries.
+        spatial: sides of the map.
+        heads: heads.
+        channels: channels of a head, of queries, keys and values.
+        kernel_size: neighbours along every axis, or one number for all.
+        dilation: likewise.
+        stride: likewise.
+        is_causal: likewise.
+        bias: whether there is a relative positional bias.
+    """
+
+    name: str
+    batch: int
+    spatial: tuple[int, ...]
+    heads: int
+    channels: int
+    kernel_size: int | tuple[int, ...]
+    dilation: int | tuple[int, ...] = 1
+    stride: int | tuple[int, ...] = 1
+    is_causal: bool | tuple[bool, ...] = False
+    bias: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of query, key, value and output."""
+        return self.batch, *self.spatial, self.heads, self.channels
+
+    @property
+    def rpb_shape(self) -> tuple[int, ...] | None:
+        """Shape of the bias; None without one."""
+        return (self.heads, *(2 * k - 1 for k in self.window.kernel_size)) if self.bias else None
+
+    @property
+    def window(self) -> Window:
+        """The window, one entry per axis."""
+        rank = len(self.spatial)
+        return Window(**{k: x if isinstance(x, tuple) else (x,) * rank for k, x in self.options().items()})
+
+    def options(self) -> dict[str, Any]:
+        """Returns the keyword arguments of the op that describe the window."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Window)}
+
+    def problem(self, dtype: str) -> Problem:
+        """Returns the call without its data: a problem of `jax.ShapeDtypeStruct`."""
+        tokens = jax.ShapeDtypeStruct(self.shape, dtype)
+        rpb = None if self.rpb_shape is None else jax.ShapeDtypeStruct(self.rpb_shape, dtype)
+        return make_problem(tokens, tokens, tokens, rpb=rpb, **self.options())
+
+
+def levels(
+    batch: int, heads: int, prefix: str, dilations: tuple[int, ...] = (1, 1, 1, 1), side: int = 56, kernel: int = 7
+) -> list[Case]:
+    """Returns a model's levels, whose maps halve from `side` on, without dilation and with the level's largest one.
+
+    Args:
+        batch: batch entries.
+        heads: heads of level 1.
+        prefix: of names: "tiny" makes "tiny level 1" and "tiny level 1 dilation 8".
+        dilations: the largest of every level.
+        side: of level 1's map: a quarter of the picture's.
+        kernel: kernel size.
+    """
+    return [
+        Case(
+            f"{prefix} level {level + 1}{f' dilation {d}' * (d > 1)}".strip(),
+            batch,
+            (side >> level,) * 2,
+            heads << level,
+            32,
+            kernel,
+            d,
+        )
+        for level, most in enumerate(dilations)
+        for d in dict.fromkeys((1, most))
+    ]
+
+
+def published() -> list[Case]:
+    """Returns what attention of all published models comes to: heads and batch are no part of a configuration's name."""
+    return [
+        *levels(128, 2, "tiny", DILATIONS),  # NAT-Tiny speaks for all sizes at 224 pixels
+        *levels(32, 6, "384 px", (13, 6, 3, 1), 96),
+        *levels(32, 6, "384 px kernel 11", DILATIONS, 96, 11),
+    ]
+
+
+# Large windows of every rank.
+LARGE = [
+    Case("1-D of 32768", 8, (32768,), 4, 64, 63),
+    Case("2-D kernel 80", 1, (256, 256), 2, 128, 80, bias=False),
+    Case("3-D kernel 18 x 24 x 24", 1, (30, 48, 80), 2, 64, (18, 24, 24), bias=False),
+]
+
+# Small calls that between them meet every feature of the op.
+FEATURES = [
+    Case("1-D", 2, (19,), 2, 8, 5),
+    Case("1-D dilated", 1, (23,), 1, 4, 3, 4),
+    Case("2-D", 2, (9, 14), 2, 4, (3, 7)),
+    Case("2-D dilated", 1, (17, 15), 2, 4, (5, 3), (2, 5)),
+    Case("2-D exact", 1, (6, 7), 1, 8, (3, 7), (2, 1)),  # kernel_size * dilation is the side
+    Case("2-D even", 1, (9, 10), 2, 4, (4, 2), (1, 3), bias=False),
+    Case("2-D causal", 1, (10, 11), 2, 4, (3, 4), is_causal=(True, False), bias=False),
+    Case("2-D strided", 1, (11, 13), 1, 4, (5, 4), stride=(2, 4), is_causal=(False, True), bias=False),
+    Case("3-D", 1, (5, 6, 7), 1, 4, 3, (1, 2, 1)),
+]
