@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from natjax.models import NatBackbone as NatBackbone
     from natjax.models import NatForImageClassification as NatForImageClassification
     from natjax.models import NatModel as NatModel
+    from natjax.nn.attention import NeighborhoodAttention as NeighborhoodAttention
     from natjax.nn.xla import compiler_options as compiler_options
     from natjax.presets import create_model as create_model
     from natjax.presets import get_config as get_config
@@ -39,6 +40,7 @@ _HOMES = {
     "NatImageProcessor": "natjax.image_processing",
     "NatModel": "natjax.models",
     "NatjaxError": "natjax.errors",
+    "NeighborhoodAttention": "natjax.nn.attention",
     "compiler_options": "natjax.nn.xla",
     "create_model": "natjax.presets",
     "default_implementation": "natjax_kernels",

@@ -44,10 +44,10 @@ def no_convolution(x, kernel, *_, **__):
 
 
 WITHOUT: dict[str, Callable[[], Any]] = {
-    "attention": lambda: mock.patch("natjax.nn.blocks.neighborhood_attention", no_attention),
+    "attention": lambda: mock.patch("natjax.nn.attention.neighborhood_attention", no_attention),
     "norms": lambda: mock.patch("flax.nnx.LayerNorm.__call__", no_norm),
     "GELU": lambda: mock.patch.dict("natjax.nn.blocks._ACTIVATIONS", gelu=no_gelu),
-    "convolutions": lambda: mock.patch("natjax.nn.blocks.conv3x3_s2", no_convolution),
+    "convolutions": lambda: mock.patch("natjax.nn.layers.conv3x3_s2", no_convolution),
     "AdamW": lambda: mock.patch("optax.adamw", optax.sgd),
 }
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 from flax import nnx
 
-from natjax.models.base import NatPreTrainedModel, as_rngs, check_pixel_values
-from natjax.nn.blocks import Builder, Embeddings, Encoder
+from natjax.configuration import NatConfig
+from natjax.models.base import NatPreTrainedModel, check_pixel_values
+from natjax.models.nat import Encoder
+from natjax.nn.blocks import Embeddings
+from natjax.nn.layers import as_rngs, layer_norm
 from natjax.outputs import NatBackboneOutput
 
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
     from jaxtyping import Array, Float
 
 
@@ -19,12 +24,24 @@ class NatBackbone(NatPreTrainedModel):
 
     kind = "backbone"
 
-    def _build(self, make: Builder) -> None:
-        config = make.config
-        self.embeddings = Embeddings(make)
-        self.encoder = Encoder(make)
+    def __init__(
+        self,
+        config: NatConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(config, rngs=rngs)
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.embeddings = Embeddings(config, **options)
+        self.encoder = Encoder(config, implementation=implementation, **options)
         self.hidden_states_norms = nnx.Dict(
-            {stage: make.norm(dim) for stage, dim in zip(config.out_features or (), self.channels, strict=True)}
+            {
+                stage: layer_norm(dim, **options)
+                for stage, dim in zip(config.out_features or (), self.channels, strict=True)
+            }
         )
 
     @property

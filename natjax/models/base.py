@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from natjax.configuration import NatConfig
-from natjax.nn.blocks import Builder
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
-    from jaxtyping import Array
 
 
 class NatPreTrainedModel(nnx.Module):
@@ -47,11 +44,7 @@ class NatPreTrainedModel(nnx.Module):
             raise ValueError(
                 f"config must be a NatConfig; got {type(config).__name__}. For presets see natjax.create_model."
             )
-        self.config = config
-        self._build(Builder(config, dtype=dtype, param_dtype=param_dtype, implementation=implementation, rngs=rngs))
-
-    def _build(self, make: Builder) -> None:
-        raise NotImplementedError
+        self.config = config  # subclasses make their layers, with the same arguments
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> Self:
@@ -92,8 +85,3 @@ def check_pixel_values(pixel_values: Any, config: NatConfig) -> None:
         raise ValueError(
             f"pixel_values must be normalised floating point images; got {dtype}. natjax.NatImageProcessor makes them."
         )
-
-
-def as_rngs(rngs: nnx.Rngs | Array | None) -> nnx.Rngs | None:
-    """Returns random streams for dropouts from what a model takes as `rngs`."""
-    return nnx.Rngs(dropout=rngs) if isinstance(rngs, jax.Array) else rngs

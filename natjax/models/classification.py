@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 from flax import nnx
 
+from natjax.configuration import NatConfig
 from natjax.losses import classification_loss
 from natjax.models.base import NatPreTrainedModel
 from natjax.models.nat import NatModel
-from natjax.nn.blocks import Builder
+from natjax.nn.initializers import truncated_normal
+from natjax.nn.layers import linear
 from natjax.outputs import NatImageClassifierOutput
 
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
     from jaxtyping import Array, Float, Num
 
 
@@ -21,10 +25,23 @@ class NatForImageClassification(NatPreTrainedModel):
 
     kind = "classifier"
 
-    def _build(self, make: Builder) -> None:
-        config = make.config
-        self.nat = NatModel(config, **make.options)
-        self.classifier = make.linear(config.hidden_size, config.num_labels) if config.num_labels else nnx.data(None)
+    def __init__(
+        self,
+        config: NatConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(config, rngs=rngs)
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.nat = NatModel(config, implementation=implementation, **options)
+        if config.num_labels:
+            kernel_init = truncated_normal(config.initializer_range)
+            self.classifier = linear(config.hidden_size, config.num_labels, kernel_init=kernel_init, **options)
+        else:
+            self.classifier = nnx.data(None)
 
     def __call__(
         self,

@@ -8,17 +8,55 @@ Images are in JAX's layout, [B, H, W, C]. A model is evaluated unless it is view
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from natjax.models.base import NatPreTrainedModel, as_rngs, check_pixel_values
-from natjax.nn.blocks import Builder, Embeddings, Encoder
+from natjax.configuration import NatConfig
+from natjax.models.base import NatPreTrainedModel, check_pixel_values
+from natjax.nn.blocks import Embeddings, Level
+from natjax.nn.layers import as_rngs, layer_norm
 from natjax.outputs import NatModelOutput
 
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
     from jaxtyping import Array, Float
+
+
+class Encoder(nnx.Module):
+    """All levels. Stochastic depth grows linearly over their layers."""
+
+    def __init__(
+        self,
+        config: NatConfig,
+        *,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
+        implementation: str | None,
+        rngs: nnx.Rngs,
+    ):
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        rates = np.split(np.linspace(0, config.drop_path_rate, sum(config.depths)), np.cumsum(config.depths)[:-1])
+        self.levels = nnx.List(
+            [
+                Level(config, i, level_rates.tolist(), implementation=implementation, **options)
+                for i, level_rates in enumerate(rates)
+            ]
+        )
+
+    def __call__(self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False):
+        """Returns every level's output, every level's map before downsampling, and every level's attention weights."""
+        outputs, before_downsampling, attentions = [], [], []
+        for i, level in enumerate(self.levels):
+            with jax.named_scope(f"level{i + 1}"):
+                x, before, weights = level(x, rngs=rngs, output_attentions=output_attentions)
+            outputs.append(x)
+            before_downsampling.append(before)
+            attentions.append(weights)
+        return tuple(outputs), tuple(before_downsampling), tuple(attentions)
 
 
 class NatModel(NatPreTrainedModel):
@@ -26,11 +64,20 @@ class NatModel(NatPreTrainedModel):
 
     kind = "model"
 
-    def _build(self, make: Builder) -> None:
-        config = make.config
-        self.embeddings = Embeddings(make)
-        self.encoder = Encoder(make)
-        self.layernorm = make.norm(config.hidden_size, config.layer_norm_eps)
+    def __init__(
+        self,
+        config: NatConfig,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(config, rngs=rngs)
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.embeddings = Embeddings(config, **options)
+        self.encoder = Encoder(config, implementation=implementation, **options)
+        self.layernorm = layer_norm(config.hidden_size, epsilon=config.layer_norm_eps, **options)
 
     def __call__(
         self,

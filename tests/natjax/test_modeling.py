@@ -15,10 +15,10 @@ from flax import nnx
 
 import natjax
 import natjax.model_info
-import natjax.nn.blocks
 import natjax.outputs
 import natjax_convert
 from natjax.losses import classification_loss
+from natjax.nn.initializers import truncated_normal
 
 SMALL = {"embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "kernel_size": 3, "num_labels": 5}
 PARAMETER_COUNTS = pathlib.Path(__file__).parents[1] / "goldens" / "parameter_counts.json"
@@ -266,7 +266,7 @@ def test_graph_mode_off():
 def test_initialiser(shape, dtype):
     """Initial weights are JAX's own truncated normal, bit for bit, also where they are traced."""
     key, dtype = jax.random.key(7), jnp.dtype(dtype)
-    init = natjax.nn.blocks._truncated_normal(0.02)
+    init = truncated_normal(0.02)
     desired = nnx.initializers.truncated_normal(0.02)(key, shape, dtype)
     for weights in (init(key, shape, dtype), jax.jit(lambda key: init(key, shape, dtype))(key)):
         assert weights.dtype == dtype

@@ -1,0 +1,233 @@
+"""The neighborhood attention layer (NAT, arXiv 2204.07143, section 3; DiNAT, arXiv 2209.15001) along one, two or three axes.
+
+Letters: B batch, C channels, N heads, K kernel size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from natjax.nn.initializers import truncated_normal
+from natjax.nn.layers import as_rngs, dropout, linear
+from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+    from jaxtyping import Array, Float
+
+_WEIGHTS_BY = (None, "xla", "reference")  # implementations that can return attention weights and drop them
+
+
+class NeighborhoodAttention(nnx.Module):
+    """Multi-head attention of every token to the `kernel_size` tokens around it, with projections and a learned bias.
+
+        layer = natjax.NeighborhoodAttention(64, 4, kernel_size=7, dilation=2, rngs=nnx.Rngs(0))
+        y = layer(x)  # [B, H, W, 64] to [B, H, W, 64]
+
+        audio = natjax.NeighborhoodAttention(64, 4, kernel_size=(31,), is_causal=True, rpb=False, rngs=nnx.Rngs(0))
+        video = natjax.NeighborhoodAttention(64, 4, kernel_size=(3, 7, 7), rngs=nnx.Rngs(0))
+
+    Windows shift inward at the borders, so that every token has as many neighbours. A map smaller than `kernel_size * dilation`
+    along an axis is padded with zeros at its end, the padding's projections are attended to like any token, and the result is
+    cropped: the rule that the published weights were trained with. (Along a causal axis nothing before the padding sees it.)
+
+    A new layer is in evaluation mode. `nnx.view(layer, deterministic=False)` returns its training view, whose dropouts draw from
+    the `rngs` that it is called with. Parameters: `qkv` (kernel [C, 3 * C], query, key and value in turn, heads before their
+    channels), `rpb` [N, 2 * K - 1 per axis] and `output` (kernel [C, C]).
+
+    Source: NAT, section 3.1; relative positional bias by offset, as in the authors' code. For the op alone see
+    `natjax.neighborhood_attention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        kernel_size: int | tuple[int, ...],
+        dilation: int | tuple[int, ...] = 1,
+        stride: int | tuple[int, ...] = 1,
+        is_causal: bool | tuple[bool, ...] = False,
+        num_spatial_dims: int | None = None,
+        qkv_bias: bool = True,
+        rpb: bool = True,
+        scale: float | None = None,
+        attention_dropout: float = 0.0,
+        projection_dropout: float = 0.0,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        kernel_init: nnx.initializers.Initializer | None = None,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Makes a layer with random weights.
+
+        Args:
+            dim: channels C, of input and output.
+            num_heads: heads N, a divisor of `dim`.
+            kernel_size: neighbours along every axis, at least 2: one per axis, or one number for all.
+            dilation: distance between neighbours; one per axis or one for all.
+            stride: queries that share a window, at most `kernel_size`; one per axis or one for all.
+            is_causal: whether a token sees only tokens up to itself; one per axis or one for all.
+            num_spatial_dims: axes between batch and channels, 1 to 3. By default as many as `kernel_size` has entries, 2 where
+                that is one number.
+            qkv_bias: whether the projections to query, key and value have a bias.
+            rpb: whether to learn a relative positional bias, for odd kernel sizes without stride and causality only.
+            scale: of the logits; (dim / num_heads) ** -0.5 by default.
+            attention_dropout: share of the attention weights to drop in training, in [0, 1).
+            projection_dropout: share of the output to drop in training, in [0, 1).
+            dtype: compute dtype, for instance `jnp.bfloat16`; None takes that of input and parameters together.
+            param_dtype: dtype of the parameters.
+            kernel_init: initialiser of both kernels and of `rpb`; truncated normal with standard deviation 0.02 by default.
+            implementation: as for `natjax.neighborhood_attention`.
+            rngs: source of the initial weights.
+
+        Raises:
+            ValueError: an argument is impossible; the message names it, its value and what is expected.
+        """
+        _check_int("dim", dim, 1)
+        _check_int("num_heads", num_heads, 1)
+        if dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads; got dim={dim} and num_heads={num_heads}.")
+        if num_spatial_dims is None:
+            num_spatial_dims = len(kernel_size) if isinstance(kernel_size, tuple | list) else 2
+        if num_spatial_dims not in (1, 2, 3):
+            raise ValueError(
+                f"num_spatial_dims (the length of kernel_size) must be 1, 2 or 3; got {num_spatial_dims!r}."
+            )
+        for name, rate in (("attention_dropout", attention_dropout), ("projection_dropout", projection_dropout)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be in [0, 1); got {rate}.")
+        self.dim, self.num_heads = dim, num_heads
+        self.kernel_size = _per_axis("kernel_size", kernel_size, num_spatial_dims, 2)
+        self.dilation = _per_axis("dilation", dilation, num_spatial_dims, 1)
+        self.stride = _per_axis("stride", stride, num_spatial_dims, 1)
+        self.is_causal = _flags("is_causal", is_causal, num_spatial_dims)
+        self.scale, self.implementation = scale, implementation
+        self.attention_dropout, self.deterministic = attention_dropout, True
+        if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
+            raise ValueError(f"stride must not exceed kernel_size {self.kernel_size}; got {self.stride}.")
+        even = any(k % 2 == 0 for k in self.kernel_size)
+        if rpb and (even or max(self.stride) > 1 or any(self.is_causal)):
+            raise ValueError(
+                "A relative positional bias needs odd kernel sizes, stride 1 and no causal axis; got "
+                f"kernel_size={self.kernel_size}, stride={self.stride}, is_causal={self.is_causal}. Give rpb=False."
+            )
+        kernel_init = truncated_normal(0.02) if kernel_init is None else kernel_init
+        options: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.qkv = linear(dim, 3 * dim, use_bias=qkv_bias, **options)
+        if rpb:
+            shape = (num_heads, *(2 * k - 1 for k in self.kernel_size))
+            self.rpb = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        else:
+            self.rpb = nnx.data(None)
+        self.output = linear(dim, dim, **options)
+        self.dropout = dropout(projection_dropout)
+
+    def set_view(self, deterministic: bool | None = None):
+        """Args of `nnx.view`:
+        deterministic: False drops attention weights and outputs.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    @overload
+    def __call__(
+        self, x: Array, *, rngs: nnx.Rngs | Array | None = None, output_attentions: Literal[False] = False
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self, x: Array, *, rngs: nnx.Rngs | Array | None = None, output_attentions: Literal[True]
+    ) -> tuple[Array, Array]: ...
+    def __call__(
+        self,
+        x: Float[Array, "B *spatial C"],
+        *,
+        rngs: nnx.Rngs | Array | None = None,
+        output_attentions: bool = False,
+    ) -> Float[Array, "B *spatial C"] | tuple[Float[Array, "B *spatial C"], Float[Array, "B N *spatial K"]]:
+        """Attends.
+
+        Args:
+            x: [B, *spatial, C], floating point, of any size along the spatial axes.
+            rngs: `nnx.Rngs` or a `jax.random.key` for dropouts; needed by a training view with any rate above 0.
+            output_attentions: whether to return the attention weights, too. All of them are in memory then.
+
+        Returns:
+            [B, *spatial, C]; with `output_attentions` also the weights that made it, [B, N, *spatial, product of kernel sizes],
+            in which a map smaller than the window shows the padding.
+
+        Raises:
+            ValueError: x does not fit the layer, or random numbers are missing.
+            NotImplementedError: the named implementation cannot run this.
+        """
+        rank = len(self.kernel_size)
+        if x.ndim != rank + 2 or x.shape[-1] != self.dim or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"x must be floating point [batch, {rank} spatial axes, {self.dim}]; got {x.dtype} of shape {x.shape}."
+            )
+        rngs, spatial = as_rngs(rngs), x.shape[1:-1]
+        missing = [max(0, k * d - n) for k, d, n in zip(self.kernel_size, self.dilation, spatial, strict=True)]
+        if any(missing):
+            x = jnp.pad(x, ((0, 0), *((0, n) for n in missing), (0, 0)))
+        heads = (*x.shape[:-1], self.num_heads, self.dim // self.num_heads)
+        # Split rather than sliced: a split's gradient is one concatenation, those of slices are padded and summed.
+        query, key, value = (y.reshape(heads) for y in jax.lax.split(self.qkv(x), (self.dim,) * 3, axis=rank + 1))
+        with jax.named_scope("neighborhood_attention"):
+            x, weights = self._attend(query, key, value, rngs, output_attentions)
+        if any(missing):
+            x = x[(slice(None), *map(slice, spatial))]
+        x = self.dropout(self.output(x.reshape(*x.shape[:-2], self.dim)), rngs=rngs)
+        return (x, weights) if output_attentions else x
+
+    def _attend(self, query, key, value, rngs: nnx.Rngs | None, output_attentions: bool):
+        """Returns the attended values, and the weights where they are asked for or dropped."""
+        options: dict[str, Any] = {
+            "kernel_size": self.kernel_size,
+            "dilation": self.dilation,
+            "stride": self.stride,
+            "is_causal": self.is_causal,
+            "scale": self.scale,
+            "rpb": None if self.rpb is None else self.rpb[...],
+        }
+        rate = 0.0 if self.deterministic else self.attention_dropout
+        if not (output_attentions or rate):
+            return neighborhood_attention(query, key, value, implementation=self.implementation, **options), None
+        if self.implementation not in _WEIGHTS_BY:  # a named one is never replaced by another
+            raise NotImplementedError(
+                f"implementation={self.implementation!r} cannot run: it neither returns attention weights nor drops them. "
+                "With output_attentions or attention dropout, build the model with implementation='xla' or None."
+            )
+        if rate and rngs is None:
+            raise ValueError(
+                "Training with attention dropout needs random numbers: pass rngs=nnx.Rngs(...) or a jax.random.key."
+            )
+        dropout_key = rngs.dropout() if rate and rngs is not None else None
+        return neighborhood_attention_with_weights(
+            query, key, value, dropout_rate=rate, dropout_key=dropout_key, **options
+        )
+
+
+def _check_int(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
+
+
+def _per_axis(name: str, value: Any, rank: int, minimum: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
+    if len(values) != rank:
+        raise ValueError(f"{name} must be one integer or one per spatial axis ({rank}); got {value!r}.")
+    for entry in values:
+        _check_int(f"{name} (every entry)", entry, minimum)
+    return values
+
+
+def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
+    if len(values) != rank or not all(isinstance(entry, bool) for entry in values):
+        raise ValueError(f"{name} must be one bool or one per spatial axis ({rank}); got {value!r}.")
+    return values

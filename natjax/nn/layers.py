@@ -1,0 +1,88 @@
+"""Flax NNX's primitive layers as all models take them: their initial weights, precision and what XLA compiles well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+from flax import nnx
+
+from natjax.nn.xla import conv3x3_s2, flat_dot_general
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+EPSILON = 1e-5  # PyTorch's default, which stem, downsampler and backbone norms keep, whatever `layer_norm_eps` says
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    use_bias: bool = True,
+    kernel_init: nnx.initializers.Initializer,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """Returns a linear layer over channels."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dot_general=flat_dot_general,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
+def downsampling_conv(
+    in_features: int,
+    out_features: int,
+    *,
+    use_bias: bool = True,
+    kernel_init: nnx.initializers.Initializer,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """Returns the 3 x 3 convolution of stride 2, which halves height and width, rounding up."""
+    return nnx.Conv(
+        in_features,
+        out_features,
+        kernel_size=(3, 3),
+        strides=2,
+        padding=1,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        conv_general_dilated=conv3x3_s2,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(
+    features: int, *, epsilon: float = EPSILON, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """Returns a LayerNorm over channels, with the two-pass variance of PyTorch's."""
+    return nnx.LayerNorm(
+        features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
+
+
+def dropout(rate: float) -> nnx.Dropout:
+    """Returns element-wise dropout, off until `nnx.view(model, deterministic=False)`."""
+    return nnx.Dropout(rate, deterministic=True)
+
+
+def drop_path(rate: float) -> nnx.Dropout:
+    """Returns stochastic depth (arXiv 1603.09382): whole samples of a batch are dropped, the others rescaled."""
+    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=True)
+
+
+def as_rngs(rngs: nnx.Rngs | jax.Array | None) -> nnx.Rngs | None:
+    """Returns the random streams of what models and layers take as `rngs`: streams, a `jax.random.key` or None."""
+    return nnx.Rngs(dropout=rngs) if isinstance(rngs, jax.Array) else rngs
