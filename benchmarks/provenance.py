@@ -12,10 +12,11 @@ import subprocess
 import sys
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[1]
+from benchmarks import ROOT
+
 KERNELS = ROOT / "kernels" / "natjax_kernels" / "triton"
 FUSED = KERNELS.parent / "fused"
-PACKAGES = (
+PACKAGES = [
     "jax",
     "jaxlib",
     "jax-cuda13-plugin",
@@ -26,7 +27,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "safetensors",
-)
+]
 
 
 def provenance(**more: Any) -> dict[str, Any]:
@@ -35,16 +36,16 @@ def provenance(**more: Any) -> dict[str, Any]:
     Devices are asked of JAX only where it is imported already, so that a benchmark without it does not start it.
     """
     commit = _git("rev-parse", "--short", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **_device(),
-        "cpu": _cpu(),
+        "cpu": _line("/proc/cpuinfo", "model name").partition(":")[2].strip() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": commit,
-        "uncommitted_changes": commit
-        and bool(_git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")),
+        "uncommitted_changes": commit and bool(changes),
         "kernels_sha256": kernels_hash(),
         **more,
     }
@@ -59,22 +60,18 @@ def kernels_hash() -> str:
 
 
 def _device() -> dict[str, Any]:
-    if "jax" in sys.modules:
-        import jax
+    if "jax" not in sys.modules:
+        return {"device": "cpu"}
+    import jax
 
-        return {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "driver": _driver()}
-    return {"device": "cpu"}
-
-
-def _driver() -> str | None:
-    path = pathlib.Path("/proc/driver/nvidia/version")
-    return path.read_text().splitlines()[0].strip() if path.exists() else None
+    driver = _line("/proc/driver/nvidia/version", "") or None
+    return {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "driver": driver}
 
 
-def _cpu() -> str:
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _line(path: str, start: str) -> str:
+    """Returns the first line of a file that starts so, or nothing."""
+    lines = pathlib.Path(path).read_text().splitlines() if os.path.exists(path) else []
+    return next((line.strip() for line in lines if line.startswith(start)), "")
 
 
 def _version(package: str) -> str | None:
@@ -87,7 +84,6 @@ def _version(package: str) -> str | None:
 def _git(*command: str) -> str | None:
     """Returns what git says, or None where there is no git or no repository, as in an unpacked archive."""
     try:
-        done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()

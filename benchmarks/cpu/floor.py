@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cpu.timing import interleaved, spread
+import natjax
 from benchmarks.harness import Report
+from benchmarks.timing import interleaved, spread
 from natjax.model_info import count_parts
-from natjax.nn.xla import compiler_options
-from natjax.presets import get_config
 
 MODEL, SIDE, BATCH = "nat_tiny", 224, 8
 # Attention's own, over tiles and heads: (queries x channels)(channels x keys), then (queries x keys)(keys x channels).
@@ -28,29 +27,25 @@ TILES = 1024  # as level 1 has at batch 8: 64 tiles of 7 x 7, 2 heads
 
 
 def measure(report: Report, quick: bool) -> None:
-    """Adds a row per shape, and FLOPs per level."""
+    """Adds a row per shape, and the bandwidth of memory."""
     seconds = 0.15 if quick else 0.6
-    rng = np.random.default_rng(0)
+
+    def row(work: Callable, *arguments: Any, **labels: Any) -> None:
+        report.measure(functools.partial(work, *arguments, seconds), **labels)
+
     for label, (m, k, n) in products(BATCH).items():
-        report.measure(functools.partial(product, rng, (m, k), (k, n), seconds), kind="product", name=label)
+        row(product, (m, k), (k, n), kind="product", name=label)
     for m, k, n in SMALL:
-        label = f"[{TILES}] x ({m}x{k})({k}x{n})"
-        report.measure(functools.partial(product, rng, (TILES, m, k), (TILES, k, n), seconds), kind="small", name=label)
-    for label, (side, inputs, outputs) in convolutions().items():
-        report.measure(
-            functools.partial(convolution, rng, side, inputs, outputs, seconds), kind="convolution", name=label
-        )
-    report.measure(functools.partial(copy, seconds), kind="copy", name="read and write 128 MB in place")
-    report.note(
-        flops={part.name: 2 * part.flops for part in count_parts(get_config(MODEL), (SIDE, SIDE))},
-        flops_are="two per multiply-accumulate, of one image",
-    )
+        row(product, (TILES, m, k), (TILES, k, n), kind="small", name=f"[{TILES}] x ({m}x{k})({k}x{n})")
+    for label, shape in convolutions().items():
+        row(convolution, *shape, kind="convolution", name=label)
+    row(copy, kind="copy", name="read and write 128 MB in place")
 
 
 def products(batch: int) -> dict[str, tuple[int, int, int]]:
     """Returns M, K, N of the linear layers, by level and layer."""
     found = {}
-    config = get_config(MODEL)
+    config = natjax.get_config(MODEL)
     for level, part in enumerate(count_parts(config, (SIDE, SIDE))[1:-1], 1):
         height, width, dim = part.shape
         tokens, hidden = batch * height * width, int(config.mlp_ratio * dim)
@@ -61,7 +56,7 @@ def products(batch: int) -> dict[str, tuple[int, int, int]]:
 
 def convolutions() -> dict[str, tuple[int, int, int]]:
     """Returns side of the map, channels in and out of the convolutions, all 3 x 3 of stride 2."""
-    config = get_config(MODEL)
+    config = natjax.get_config(MODEL)
     half = config.embed_dim // 2
     found = {"stem 1": (SIDE, config.num_channels, half), "stem 2": (SIDE // 2, half, config.embed_dim)}
     for level, dim in enumerate(config.level_dims[:-1], 1):
@@ -69,17 +64,21 @@ def convolutions() -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def product(rng: np.random.Generator, left: tuple[int, ...], right: tuple[int, ...], seconds: float) -> dict[str, Any]:
+def normal(*shape: int) -> np.ndarray:
+    """Returns normal numbers in float32."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def product(left: tuple[int, ...], right: tuple[int, ...], seconds: float) -> dict[str, Any]:
     """Times a product, batched where the shapes are."""
-    a, b = (rng.standard_normal(shape, np.float32) for shape in (left, right))
-    flops = 2 * a.size * right[-1]
-    return rates({"xla": xla(jnp.matmul, a, b), "torch": torch_call(lambda torch: torch.matmul, a, b)}, flops, seconds)
+    a, b = normal(*left), normal(*right)
+    runs = {"xla": xla(jnp.matmul, a, b), "torch": torch_call(lambda torch: torch.matmul, a, b)}
+    return rates(runs, 2 * a.size * right[-1], seconds)
 
 
-def convolution(rng: np.random.Generator, side: int, inputs: int, outputs: int, seconds: float) -> dict[str, Any]:
+def convolution(side: int, inputs: int, outputs: int, seconds: float) -> dict[str, Any]:
     """Times a 3 x 3 convolution of stride 2, channels last on both sides."""
-    x = rng.standard_normal((BATCH, side, side, inputs), np.float32)
-    w = rng.standard_normal((3, 3, inputs, outputs), np.float32)
+    x, w = normal(BATCH, side, side, inputs), normal(3, 3, inputs, outputs)
 
     def ours(x, w):
         return jax.lax.conv_general_dilated(x, w, (2, 2), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -101,23 +100,14 @@ def copy(seconds: float) -> dict[str, Any]:
         nonlocal array
         array = jax.block_until_ready(program(array))
 
-    runs: dict[str, Callable | None] = {"xla": run, "torch": None}
-    if importlib.util.find_spec("torch"):
-        import torch
-
-        tensor = torch.zeros(32 << 20)
-        runs["torch"] = lambda: tensor.add_(1)
-    times = interleaved({name: run for name, run in runs.items() if run}, seconds=seconds)
-    return {
-        name: spread(found) | {"gigabytes_per_second": round(nbytes / np.median(found) / 1e9, 1)}
-        for name, found in times.items()
-    }
+    theirs = torch_call(lambda torch: lambda x: x.add_(1), np.zeros(32 << 20, np.float32))
+    return rates({"xla": run, "torch": theirs}, nbytes, seconds, "gigabytes_per_second")
 
 
 def xla(function: Callable, *arrays: Any) -> Callable[[], Any]:
     """Returns a call of the compiled function that waits for its result."""
     placed = jax.tree.map(jnp.asarray, arrays)
-    program = jax.jit(function, compiler_options=compiler_options()).lower(*placed).compile()
+    program = jax.jit(function, compiler_options=natjax.compiler_options()).lower(*placed).compile()
     return lambda: jax.block_until_ready(program(*placed))
 
 
@@ -136,10 +126,9 @@ def torch_call(make: Callable, *arrays: np.ndarray) -> Callable[[], Any] | None:
     return run
 
 
-def rates(runs: dict[str, Callable | None], flops: int, seconds: float) -> dict[str, Any]:
-    """Returns times and GFLOP/s of calls that do the same."""
+def rates(
+    runs: dict[str, Callable | None], work: int, seconds: float, unit: str = "gflops_per_second"
+) -> dict[str, Any]:
+    """Returns times of calls that do the same, and their FLOP or bytes a second."""
     times = interleaved({name: run for name, run in runs.items() if run}, seconds=seconds)
-    return {
-        name: spread(found) | {"gflops_per_second": round(flops / np.median(found) / 1e9, 1)}
-        for name, found in times.items()
-    }
+    return {name: spread(found) | {unit: round(work / np.median(found) / 1e9, 1)} for name, found in times.items()}

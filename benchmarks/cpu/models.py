@@ -1,8 +1,8 @@
 """Whole models beside their peers, float32, 224 px: latency, throughput and training steps, all of a case in turn.
 
 A case first prepares its entrants, each in a process of its own ("first call" is what compiles), then runs them A B C A B C;
-`ratio` is how many times faster natjax is by the medians. Training steps are forward, backward and AdamW, without dropped paths
-on any side.
+`ratio` is how many times faster natjax is by the medians, `ratio_per_gflop` by images per second and multiply-accumulate.
+Training steps are forward, backward and AdamW, without dropped paths on any side.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cpu import peers
-from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.cpu.worker import Worker
-from benchmarks.harness import OUT_OF_TIME, Report
+from benchmarks.harness import OUT_OF_TIME, Report, Worker
+from benchmarks.timing import interleaved, spread
+from natjax import get_config
 from natjax.cli import bench
 from natjax.model_info import count_flops
-from natjax.presets import get_config
 
 SIDE = 224
 EAGER, COMPILED = ("hf natten", "sdpa"), ("sdpa compiled", "swin compiled", "convnext compiled")
@@ -63,19 +62,16 @@ def measure_case(
 
         for entrant in entrants:
             report.measure(functools.partial(prepared, entrant), kind="first call", entrant=entrant, **labels)
-        if report.time_is_up():
-            for entrant in workers:
-                record(report, kind="time", entrant=entrant, **labels, skipped=OUT_OF_TIME)
-            return
+        why, times = {"skipped": OUT_OF_TIME}, {}
         try:
-            times = interleaved({entrant: worker.run for entrant, worker in workers.items()}, seconds=seconds, most=40)
+            if not report.time_is_up():
+                runs = {entrant: worker.run for entrant, worker in workers.items()}
+                times = interleaved(runs, seconds=seconds, most=40)
         except RuntimeError as error:  # of one of them, without which the case is none
-            for entrant in workers:
-                record(report, kind="time", entrant=entrant, **labels, error=str(error))
-            return
-    for entrant, found in times.items():
-        figures = row(entrant, preset, batch, found, times.get("natjax"))
-        record(report, kind="time", entrant=entrant, **labels, **figures)
+            why = {"error": str(error)}
+    for entrant in workers:
+        figures = row(entrant, preset, batch, times[entrant], times.get("natjax")) if times else why
+        report.add(kind="time", entrant=entrant, **labels, **figures)
 
 
 def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
@@ -90,12 +86,14 @@ def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callabl
 
 def row(entrant: str, preset: str, batch: int, times: list[float], natjax: list[float] | None) -> dict[str, Any]:
     """Returns an entrant's figures."""
-    middle = statistics.median(times)
-    gflops = peers.GFLOPS.get(entrant.split()[0]) or count_flops(get_config(preset), (SIDE, SIDE)) / 1e9
+    middle, ours = statistics.median(times), count_flops(get_config(preset), (SIDE, SIDE)) / 1e9
+    gflops = peers.GFLOPS.get(entrant.split()[0]) or ours
+    ratio = natjax and middle / statistics.median(natjax)
     return {
         **spread(times),
         "images_per_second": round(batch / middle, 2),
         "images_per_second_per_gflop": round(batch / middle / gflops, 3),
         "gigamacs_per_image": round(gflops, 2),
-        "ratio": natjax and round(middle / statistics.median(natjax), 2),
+        "ratio": ratio and round(ratio, 2),
+        "ratio_per_gflop": ratio and round(ratio * gflops / ours, 2),
     }

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.harness import OUT_OF_TIME, Report
-from natjax.nn.xla import compiler_options
+from benchmarks.harness import OUT_OF_TIME, Report, describe
+from benchmarks.timing import interleaved, spread
+from natjax import compiler_options
 from natjax_kernels import explain, neighborhood_attention
 
 
@@ -40,49 +40,47 @@ GROUPS = {
     "sides": [Case((1, side, side, 2, 32)) for side in (56, 112, 224, 448)],
 }
 QUICK = {"levels": GROUPS["levels"][:4], "sides": GROUPS["sides"][:3]}
+WHAT = ("forward", "both")
 
 
 def measure(report: Report, quick: bool) -> None:
-    """Adds a row per case."""
+    """Adds a row per case, and how much the time of a token differs between maps of 112 and more."""
     tokens = jax.ShapeDtypeStruct((1, 56, 56, 2, 32), jnp.float32)
     report.note(implementation=explain(tokens, tokens, tokens, kernel_size=7), dtype="float32")
     for group, cases in (QUICK if quick else GROUPS).items():
         measure_group(report, group, cases, 3.0 if quick else 12.0)
+    large = [row for row in report.content["rows"] if row["group"] == "sides" and row["shape"][1] > 56]
+    times = {what: [row[what]["nanoseconds_per_token"] for row in large if what in row] for what in WHAT}
+    ratios = {what: round(max(found) / min(found), 2) for what, found in times.items() if len(found) > 1}
+    report.note(slowest_over_fastest=ratios)
 
 
 def measure_group(report: Report, group: str, cases: list[Case], seconds: float) -> None:
     """Compiles the cases of a group and times those that compile in turn."""
-    runs: dict[Any, Callable] = {}
-    memory: dict[Any, int] = {}
-    failed = []
+    compiled: dict[Case, dict[str, tuple[Callable, int]]] = {}
     for case in cases:
         if report.time_is_up():
             break
         try:
-            compiled = programs(case)
-        except Exception as error:  # told by the case's row
-            report.measure(functools.partial(_raise, error), group=group, **case._asdict())
-            failed.append(case)
-            continue
-        runs |= {(case, name): run for name, (run, _) in compiled.items()}
-        memory |= {(case, name): nbytes for name, (_, nbytes) in compiled.items()}
+            compiled[case] = programs(case)
+        except Exception as error:
+            report.add(group=group, **case._asdict(), error=describe(error))
     if report.time_is_up():
+        failed = [row["shape"] for row in report.content["rows"] if row["group"] == group]
         for case in cases:
-            if case not in failed:
-                record(report, group=group, **case._asdict(), skipped=OUT_OF_TIME)
+            if case.shape not in failed:
+                report.add(group=group, **case._asdict(), skipped=OUT_OF_TIME)
         return
+    runs = {(case, what): run for case, found in compiled.items() for what, (run, _) in found.items()}
     times = interleaved(runs, seconds=seconds)
-    for case in dict.fromkeys(case for case, _ in times):
-        tokens = math.prod(case.shape[:-2])
-        row = {
-            name: {
-                **spread(times[case, name]),
-                "nanoseconds_per_token": round(statistics.median(times[case, name]) * 1e9 / tokens),
-                "temporary_bytes_per_token": round(memory[case, name] / tokens),
+    for case, found in compiled.items():
+        tokens, row = math.prod(case.shape[:-2]), {}
+        for what, (_, memory) in found.items():
+            row[what] = spread(times[case, what]) | {
+                "nanoseconds_per_token": round(statistics.median(times[case, what]) * 1e9 / tokens),
+                "temporary_bytes_per_token": round(memory / tokens),
             }
-            for name in ("forward", "both")
-        }
-        record(report, group=group, **case._asdict(), **row)
+        report.add(group=group, **case._asdict(), **row)
 
 
 def programs(case: Case) -> dict[str, tuple[Callable, int]]:
@@ -101,16 +99,11 @@ def programs(case: Case) -> dict[str, tuple[Callable, int]]:
 
     arguments = (query, key, value, rpb, d_out)
     found = {}
-    for function in (forward, both):
+    for what, function in zip(WHAT, (forward, both), strict=True):
         program = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
-        run = functools.partial(_wait, program, arguments)
-        found[function.__name__] = run, program.memory_analysis().temp_size_in_bytes
+        found[what] = functools.partial(_wait, program, arguments), program.memory_analysis().temp_size_in_bytes
     return found
 
 
 def _wait(program: Callable, arguments: tuple) -> Any:
     return jax.block_until_ready(program(*arguments))
-
-
-def _raise(error: Exception) -> dict[str, Any]:
-    raise error

@@ -1,28 +1,37 @@
-"""Where NAT-Tiny's time goes: every kind of layer by itself, jitted from the model's own modules, beside the whole forward pass.
+"""Where NAT-Tiny's time goes, in two ways, float32; FLOP are two per multiply-accumulate.
 
-Each linear layer's bare matrix product is timed in turn with it: `of_floor` is the share of that rate which a part reaches; of
-what is no linear layer, of the best rate at its level. `count` is how often the model has the part. What the parts take together
-and the model does not is what fusion saves; the reverse is residuals, copies and caches. FLOP are two per multiply-accumulate.
+`parts`: every kind of layer by itself, jitted from the model's own modules, beside the whole forward pass. Each linear layer's
+bare matrix product is timed in turn with it: `of_floor` is the share of that rate which a part reaches; of what is no linear
+layer, of the best rate at its level. `count` is how often the model has the part. What the parts take together and the model
+does not is what fusion saves; the reverse is residuals, copies and caches.
+
+`step`: training steps that lack a part, each in turn with the whole one. What a part takes is what its absence saves: XLA works
+on several things at a time and fuses them, so that times of functions by themselves do not sum to the whole's. What stands in for
+a part is as cheap as can be and depends on all that the part does, so that gradients still reach every parameter.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from flax import nnx
 
-from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, products, xla
-from benchmarks.cpu.timing import interleaved, record, spread
-from benchmarks.harness import Report
+from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, normal, products, xla
+from benchmarks.harness import Report, Worker
+from benchmarks.timing import interleaved, spread
+from natjax import get_config
 from natjax.cli import bench
 from natjax.model_info import count_flops
 from natjax.nn.xla import gelu
-from natjax.presets import get_config
 from natjax_kernels import neighborhood_attention
 
 
@@ -53,17 +62,10 @@ def measure(report: Report, quick: bool) -> None:
 
 def measure_batch(report: Report, batch: int, parts: dict[str, Part], seconds: float) -> None:
     """Times the parts of a batch and the bare products in turn."""
-    rng = np.random.default_rng(0)
-    bare = {
-        f"floor {name}": xla(
-            jnp.matmul, rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
-        )
-        for name, (m, k, n) in products(batch).items()
-    }
+    shapes = products(batch)
+    bare = {f"floor {name}": xla(jnp.matmul, normal(m, k), normal(k, n)) for name, (m, k, n) in shapes.items()}
     times = interleaved({name: part.run for name, part in parts.items()} | bare, seconds=seconds, most=25)
-    rate = {
-        name: 2 * m * k * n / statistics.median(times[f"floor {name}"]) for name, (m, k, n) in products(batch).items()
-    }
+    rate = {name: 2 * math.prod(mkn) / statistics.median(times[f"floor {name}"]) for name, mkn in shapes.items()}
     totals: dict[str, float] = {}
     for name, part in parts.items():
         middle = statistics.median(times[name])
@@ -71,26 +73,20 @@ def measure_batch(report: Report, batch: int, parts: dict[str, Part], seconds: f
         floor = rate.get(name) or max(level)
         row = {"count": part.count, **spread(times[name]), "total_milliseconds": round(part.count * middle * 1e3, 2)}
         if part.flops:
-            row |= {
-                "gflops_per_second": round(part.flops / middle / 1e9, 1),
-                "floor_gflops_per_second": round(floor / 1e9, 1),
-                "of_floor": round(part.flops / middle / floor, 3),
-            }
+            row["gflops_per_second"] = round(part.flops / middle / 1e9, 1)
+            row["floor_gflops_per_second"] = round(floor / 1e9, 1)
+            row["of_floor"] = round(part.flops / middle / floor, 3)
         if part.nbytes:
             row["gigabytes_per_second"] = round(part.nbytes / middle / 1e9, 1)
-        record(report, kind=part.kind, name=name, batch=batch, **row)
+        report.add(kind=part.kind, name=name, batch=batch, **row)
         totals[part.kind] = totals.get(part.kind, 0.0) + part.count * middle
     whole, layers = totals.pop("whole"), totals.pop("layer", 0.0)
     alone = sum(totals.values())
-    record(
-        report,
-        kind="sum",
-        batch=batch,
-        whole_milliseconds=round(whole * 1e3, 2),
-        parts_milliseconds=round(alone * 1e3, 2),
-        layers_milliseconds=round(layers * 1e3, 2),  # whole layers, without stem, downsamplers and head
-        share_of_parts={kind: round(seconds / alone, 3) for kind, seconds in totals.items()},
-    )
+    # "layers" are whole layers, without stem, downsamplers and head.
+    sums = {"whole": whole, "parts": alone, "layers": layers}
+    rows = {f"{name}_milliseconds": round(value * 1e3, 2) for name, value in sums.items()}
+    shares = {kind: round(value / alone, 3) for kind, value in totals.items()}
+    report.add(kind="sum", batch=batch, **rows, share_of_parts=shares)
 
 
 def prepare(batch: int) -> dict[str, Part]:
@@ -98,12 +94,11 @@ def prepare(batch: int) -> dict[str, Part]:
     config = get_config(MODEL)
     model = nnx.merge(*bench.random_model(config, "float32", "float32"))
     nat, parts = model.nat, {}
-    rng = np.random.default_rng(0)
 
-    def add(name: str, kind: str, level: int, count: int, module: Any, call: Callable, shape: tuple, flops: int, out=0):
+    def add(name: str, kind: str, level: int, count: int, module: Any, call: Callable, shape: tuple, flops: int = 0):
         graph, params = nnx.split(module)
-        run = xla(lambda params, x: call(nnx.merge(graph, params), x), params, rng.standard_normal(shape, np.float32))
-        parts[name] = Part(kind, level, count, run, flops, out)
+        run = xla(lambda params, x: call(nnx.merge(graph, params), x), params, normal(*shape))
+        parts[name] = Part(kind, level, count, run, flops, 8 * math.prod(shape) if kind == "norm" else 0)
 
     def apply(module: Any, x: jax.Array) -> jax.Array:
         return module(x)
@@ -113,41 +108,27 @@ def prepare(batch: int) -> dict[str, Part]:
     for (name, (side, inputs, outputs)), conv in zip(convolutions().items(), convs, strict=True):
         flops = 2 * 9 * batch * (side // 2) ** 2 * inputs * outputs
         add(name, "convolution", 0, 1, conv, apply, (batch, side, side, inputs), flops)
-    stem = (batch, SIDE // 4, SIDE // 4, config.embed_dim)
-    add("stem norm", "norm", 0, 1, nat.embeddings.norm, apply, stem, 0, 8 * int(np.prod(stem)))
-    for i, level in enumerate(nat.encoder.levels):
-        side, dim, depth = SIDE >> (i + 2), config.level_dims[i], config.depths[i]
+    add("stem norm", "norm", 0, 1, nat.embeddings.norm, apply, (batch, SIDE // 4, SIDE // 4, config.embed_dim))
+    for number, level in enumerate(nat.encoder.levels, 1):
+        side, dim, depth = SIDE >> (number + 1), config.level_dims[number - 1], config.depths[number - 1]
         layer, tokens = level.layers[0], batch * side**2
-        x, number = (batch, side, side, dim), i + 1
-        linear = 2 * tokens * dim * dim
-        hidden = int(config.mlp_ratio * dim)
-        attention = 2 * tokens * config.kernel_size**2 * 2 * dim
+        x, qkv = (batch, side, side, dim), (batch, side, side, 3 * dim)
+        linear, scores = 2 * tokens * dim * dim, 4 * tokens * config.kernel_size**2 * dim
+        both = 4 * tokens * dim * int(config.mlp_ratio * dim)
 
-        def of(name: str, number: int = number) -> str:
-            return f"level {number} {name}"
+        def of(name: str, kind: str, *rest: Any, number: int = number, depth: int = depth) -> None:
+            add(f"level {number} {name}", kind, number, 2 * depth if kind == "norm" else depth, *rest)
 
-        add(of("norm"), "norm", number, 2 * depth, layer.layernorm_before, apply, x, 0, 8 * tokens * dim)
-        add(of("qkv"), "linear", number, depth, layer.attention.qkv, apply, x, 3 * linear)
-        add(of("attention"), "attention", number, depth, layer.attention, attend, (*x[:3], 3 * dim), attention)
-        add(of("proj"), "linear", number, depth, layer.attention.output, apply, x, linear)
-        add(of("mlp"), "mlp", number, depth, layer, mlp, x, 4 * tokens * dim * hidden)
-        total = 4 * linear + attention + 4 * tokens * dim * hidden
-        add(of("layer"), "layer", number, depth, layer, lambda layer, x: layer(x)[0], x, total)
+        of("norm", "norm", layer.layernorm_before, apply, x)
+        of("qkv", "linear", layer.attention.qkv, apply, x, 3 * linear)
+        of("attention", "attention", layer.attention, attend, qkv, scores)
+        of("proj", "linear", layer.attention.output, apply, x, linear)
+        of("mlp", "mlp", layer, mlp, x, both)
+        of("layer", "layer", layer, lambda layer, x: layer(x)[0], x, 4 * linear + scores + both)
         if level.downsample is not None:
             halved = (batch, side // 2, side // 2, 2 * dim)
-            add(
-                f"downsample {number} norm",
-                "norm",
-                number,
-                1,
-                level.downsample.norm,
-                apply,
-                halved,
-                0,
-                8 * int(np.prod(halved)),
-            )
-    pixels = (batch, SIDE, SIDE, config.num_channels)
-    flops = 2 * batch * count_flops(config, (SIDE, SIDE))
+            add(f"downsample {number} norm", "norm", number, 1, level.downsample.norm, apply, halved)
+    pixels, flops = (batch, SIDE, SIDE, config.num_channels), 2 * batch * count_flops(config, (SIDE, SIDE))
     add("whole model", "whole", 0, 1, model, lambda model, x: model(x).logits, pixels, flops)
     return parts
 
@@ -163,3 +144,56 @@ def attend(attention: Any, qkv: jax.Array) -> jax.Array:
 def mlp(layer: Any, x: jax.Array) -> jax.Array:
     """The two linear layers of a layer with GELU between them."""
     return layer.output(gelu(layer.intermediate(x)))
+
+
+def no_attention(query, key, value, *, rpb, **_):
+    return query + key * jnp.mean(rpb) + value
+
+
+def no_norm(norm, x, **_):
+    return x * norm.scale[...] + norm.bias[...]
+
+
+def no_convolution(x, kernel, *_, **__):
+    return x[:, ::2, ::2] @ jnp.mean(kernel, (0, 1))
+
+
+WITHOUT: dict[str, Callable[[], Any]] = {
+    "attention": lambda: mock.patch("natjax.nn.attention.neighborhood_attention", no_attention),
+    "norms": lambda: mock.patch("flax.nnx.LayerNorm.__call__", no_norm),
+    "GELU": lambda: mock.patch.dict("natjax.nn.blocks._ACTIVATIONS", gelu=lambda x: x),
+    "convolutions": lambda: mock.patch("natjax.nn.layers.conv3x3_s2", no_convolution),
+    "AdamW": lambda: mock.patch("optax.adamw", optax.sgd),
+}
+
+
+def measure_step(report: Report, quick: bool) -> None:
+    """Adds a row for the compilation of the whole step, and one per part that is left out; batch 8, AdamW."""
+    with contextlib.ExitStack() as stack:
+        steps: list[Worker] = []
+
+        def compiled() -> dict[str, Any]:
+            steps.append(stack.enter_context(Worker(prepare_step, "whole")))
+            return steps[0].row
+
+        report.measure(compiled, kind="compile", name="whole")
+        for part in [*WITHOUT][: 1 if quick else None] if steps else []:
+            report.measure(functools.partial(compare, steps[0], part), kind="step", name=part)
+
+
+def compare(whole: Worker, part: str) -> dict[str, Any]:
+    """Times a step without a part in turn with the whole one."""
+    with Worker(prepare_step, part) as lacking:
+        times = interleaved({"whole": whole.run, "without": lacking.run}, seconds=50, most=5)
+    share = 1 - statistics.median(times["without"]) / statistics.median(times["whole"])
+    return {**lacking.row, "share": round(share, 3), **{name: spread(found) for name, found in times.items()}}
+
+
+def prepare_step(lacks: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Returns a run of a step, and what its compiler says of it."""
+    with WITHOUT[lacks]() if lacks in WITHOUT else contextlib.nullcontext():
+        program = bench.training(get_config(MODEL, drop_path_rate=0.0), BATCH, SIDE)
+    return program.run, {
+        "compile_seconds": round(program.compile_seconds, 2),
+        "memory_bytes": program.memory_bytes,
+    }

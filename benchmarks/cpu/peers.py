@@ -13,17 +13,14 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from benchmarks.torch_models import build
-from natjax.presets import get_config
+from natjax import get_config
 
 GFLOPS = {"swin": 4.5, "convnext": 4.5}  # multiply-accumulates at 224 px, as their papers have them
 
 
 def missing(entrant: str) -> str | None:
     """Returns what an entrant lacks here, or None."""
-    needed = ["torch"] if entrant.startswith("sdpa") else ["torch", "transformers"]
-    if entrant == "hf natten":
-        needed.append("natten")
+    needed = ["torch", *["transformers"] * (not entrant.startswith("sdpa")), *["natten"] * (entrant == "hf natten")]
     lacking = [name for name in needed if not importlib.util.find_spec(name)]
     return f"{', '.join(lacking)} cannot be imported; see benchmarks/requirements-peers.txt" if lacking else None
 
@@ -73,12 +70,25 @@ def make(kind: str, preset: str, side: int) -> Any:
         import_natten()
         import transformers
 
-        fields = {
-            name: getattr(config, name) for name in ("embed_dim", "mlp_ratio", "layer_scale_init_value", "num_labels")
-        }
-        lists = {name: list(getattr(config, name)) for name in ("depths", "num_heads")}
-        return transformers.NatForImageClassification(transformers.NatConfig(**fields, **lists, drop_path_rate=0.0))
-    return build(f"{kind}_tiny")
+        same = ("embed_dim", "mlp_ratio", "layer_scale_init_value", "num_labels", "depths", "num_heads")
+        fields = {name: getattr(config, name) for name in same}
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return transformers.NatForImageClassification(transformers.NatConfig(**fields, drop_path_rate=0.0))
+    return other(kind)
+
+
+def other(name: str, small: bool = False) -> Any:
+    """Returns transformers' Swin-Tiny or ConvNeXt-Tiny ("swin", "convnext"), or a few layers of it: for rehearsals."""
+    import transformers
+
+    # The defaults of their configurations are the tiny models.
+    if name == "swin":
+        sizes = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "image_size": 64}
+        config = transformers.SwinConfig(num_labels=1000, drop_path_rate=0.0, **(sizes if small else {}))
+        return transformers.SwinForImageClassification(config)
+    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+    config = transformers.ConvNextConfig(num_labels=1000, **(sizes if small else {}))
+    return transformers.ConvNextForImageClassification(config)
 
 
 def import_natten() -> None:
@@ -86,9 +96,8 @@ def import_natten() -> None:
     import torch
 
     torch.cuda._device_t = Any  # only annotations use it
-    with mock.patch.object(
-        torch.cuda, "get_device_capability", return_value=(0, 0)
-    ):  # asked without a GPU where Triton is
+    # It asks for the capability where Triton is, without a GPU too.
+    with mock.patch.object(torch.cuda, "get_device_capability", return_value=(0, 0)):
         from natten import functional
 
     def natten2dqkrpb(query, key, rpb, kernel_size, dilation):

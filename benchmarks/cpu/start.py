@@ -19,9 +19,9 @@ import tempfile
 import time
 from typing import Any
 
+from benchmarks import ROOT
 from benchmarks.cpu import peers
 from benchmarks.harness import Report
-from benchmarks.provenance import ROOT
 
 PRESET, SIDE = "nat_tiny", 224
 START = ("natjax", "natjax cached", "hf natten", "sdpa", "swin", "convnext")
@@ -38,14 +38,10 @@ def measure(report: Report, quick: bool) -> None:
                 work = functools.partial(child, entrant, PRESET, 1, False, cache)
                 report.measure(work, kind="start", entrant=entrant, repeat=repeat)
         for preset, batch, train in MEMORY[:1] if quick else MEMORY:
+            labels = {"model": preset, "batch": batch, "what": "training step" if train else "inference"}
             for entrant in ("natjax", "hf natten") if quick else ("natjax", "hf natten", "sdpa"):
-                labels = {"model": preset, "batch": batch, "what": "training step" if train else "inference"}
-                report.measure(
-                    functools.partial(child, entrant, preset, batch, train, cache),
-                    kind="memory",
-                    entrant=entrant,
-                    **labels,
-                )
+                work = functools.partial(child, entrant, preset, batch, train, cache)
+                report.measure(work, kind="memory", entrant=entrant, **labels)
 
 
 def child(entrant: str, preset: str, batch: int, train: bool, cache: str) -> dict[str, Any]:
@@ -59,7 +55,7 @@ def child(entrant: str, preset: str, batch: int, train: bool, cache: str) -> dic
     started = time.time()
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
     if done.returncode:
-        raise RuntimeError(done.stderr[-400:])
+        raise RuntimeError(done.stderr)
     found = json.loads(done.stdout.splitlines()[-1])
     return {"seconds": round(found["first"] - started, 2), "peak_megabytes": round(found["peak"] / 1e6)}
 
@@ -79,17 +75,15 @@ def main(entrant: str, preset: str, batch: str, train: str) -> None:
 
 def natjax_run(preset: str, batch: int, train: bool) -> Any:
     """Returns a run of a model made as a user makes it, or of a training step."""
-    from natjax.presets import get_config
+    import natjax
 
     if train:
         from natjax.cli import bench
 
-        return bench.training(get_config(preset, drop_path_rate=0.0), batch, SIDE).run
+        return bench.training(natjax.get_config(preset, drop_path_rate=0.0), batch, SIDE).run
     import jax
     import jax.numpy as jnp
     from flax import nnx
-
-    import natjax
 
     graphdef, params = nnx.split(natjax.create_model(preset))
     options = natjax.compiler_options()

@@ -14,70 +14,67 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu.timing import fresh_key, normal, side_by_side
+from benchmarks.gpu.cases import Options, arguments, fresh_key
 from benchmarks.harness import Report
+from benchmarks.timing import side_by_side
 from natjax_kernels import neighborhood_attention
+from natjax_kernels.cases import Case
 
 # Largest error, relative to the largest entry of a result (at least 1): as in the tests of the op.
 TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 RESULTS = ("out", "dquery", "dkey", "dvalue", "drpb")
 
-# name: [B, *spatial, N, D], options, bias
-CALLS = {
-    "level 1": ((4, 56, 56, 2, 32), {"kernel_size": 7}, True),
-    "level 1 dilated": ((4, 56, 56, 2, 32), {"kernel_size": 7, "dilation": 8}, True),
-    "level 4": ((8, 7, 7, 16, 32), {"kernel_size": 7}, True),
-    "1-D": ((3, 1031, 2, 64), {"kernel_size": 63}, True),
-    "1-D dilated": ((1, 97, 3, 16), {"kernel_size": 5, "dilation": 7}, True),
-    "2-D uneven": ((2, 45, 30, 2, 16), {"kernel_size": (3, 9), "dilation": (2, 3)}, True),
-    "2-D even": ((1, 19, 22, 2, 32), {"kernel_size": (4, 6), "dilation": (1, 3)}, False),
-    "2-D causal": ((1, 20, 21, 2, 16), {"kernel_size": (3, 4), "is_causal": (True, False)}, False),
-    "2-D strided": ((1, 21, 23, 1, 8), {"kernel_size": (5, 4), "stride": (2, 4), "is_causal": (False, True)}, False),
-    "2-D large window": ((1, 64, 64, 1, 128), {"kernel_size": 41}, False),
-    "2-D large window, bias": ((2, 48, 40, 2, 32), {"kernel_size": 31}, True),
-    "3-D": ((1, 9, 10, 11, 2, 24), {"kernel_size": 3, "dilation": (1, 2, 3)}, True),
-    "level 2": ((4, 28, 28, 4, 32), {"kernel_size": 7, "dilation": 4}, True),
-    "level 3": ((4, 14, 14, 8, 32), {"kernel_size": 7}, True),
-}
-SMALL = {
-    "1-D": ((2, 19, 1, 8), {"kernel_size": 5}, True),
-    "2-D dilated": ((1, 9, 10, 1, 4), {"kernel_size": 3, "dilation": (2, 3)}, True),
-}
+CALLS = [
+    Case("level 1", 4, (56, 56), 2, 32, 7),
+    Case("level 1 dilated", 4, (56, 56), 2, 32, 7, 8),
+    Case("level 4", 8, (7, 7), 16, 32, 7),
+    Case("1-D", 3, (1031,), 2, 64, 63),
+    Case("1-D dilated", 1, (97,), 3, 16, 5, 7),
+    Case("2-D uneven", 2, (45, 30), 2, 16, (3, 9), (2, 3)),
+    Case("2-D even", 1, (19, 22), 2, 32, (4, 6), (1, 3), bias=False),
+    Case("2-D causal", 1, (20, 21), 2, 16, (3, 4), is_causal=(True, False), bias=False),
+    Case("2-D strided", 1, (21, 23), 1, 8, (5, 4), stride=(2, 4), is_causal=(False, True), bias=False),
+    Case("2-D large window", 1, (64, 64), 1, 128, 41, bias=False),
+    Case("2-D large window, bias", 2, (48, 40), 2, 32, 31),
+    Case("3-D", 1, (9, 10, 11), 2, 24, 3, (1, 2, 3)),
+    Case("level 2", 4, (28, 28), 4, 32, 7, 4),
+    Case("level 3", 4, (14, 14), 8, 32, 7),
+]
+SMALL = [Case("1-D", 2, (19,), 1, 8, 5), Case("2-D dilated", 1, (9, 10), 1, 4, 3, (2, 3))]
 
 
-def measure(report: Report, rehearse: bool, threads: int) -> None:
+def measure(report: Report, options: Options) -> None:
     """Adds a row per call and dtype; in a rehearsal the kernels run in Triton's interpreter."""
     key, seed = fresh_key()
-    runs = 2 if rehearse else 10
+    runs = 2 if options.rehearse else 10
     report.note(seed=seed, tolerance=TOLERANCE, runs=runs)
-    calls = SMALL if rehearse else CALLS
-    jobs = [(dtype, name, jax.random.fold_in(key, i)) for dtype in TOLERANCE for i, name in enumerate(calls)]
+    calls = SMALL if options.rehearse else CALLS
+    keys = [(case, jax.random.fold_in(key, i)) for i, case in enumerate(calls) if options.wants(case.name)]
+    jobs = [(dtype, *one) for dtype in TOLERANCE for one in keys]
     jobs.sort(key=lambda job: job[0] == "float32")
 
-    def row(dtype, name, key):
-        return report.measure(lambda: check(*calls[name], dtype, key, runs), call=name, dtype=dtype)
+    def row(dtype, case, key):
+        return report.measure(lambda: check(case, dtype, key, runs), call=case.name, dtype=dtype)
 
     # Compiling is most of the time, and the compilers run side by side.
-    rows = side_by_side({job[:2]: functools.partial(row, *job) for job in jobs}, threads)
+    rows = side_by_side({job[:2]: functools.partial(row, *job) for job in jobs}, options.threads)
     report.note(passed=all(row().get("passed") for row in rows.values()), count=len(rows))
 
 
-def check(shape, options, bias: bool, dtype: str, key: jax.Array, runs: int) -> dict[str, Any]:
+def check(case: Case, dtype: str, key: jax.Array, runs: int) -> dict[str, Any]:
     """Compares one call with float64 and with itself."""
-    rank = len(shape) - 3
-    kernel = options["kernel_size"]
-    kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
-    query, key_, value, d_out, rpb = normal(key, *[shape] * 4, (shape[-2], *(2 * k - 1 for k in kernel)), dtype=dtype)
-    arguments = [query, key_, value, rpb] if bias else [query, key_, value]
+    options = case.options()
+    ((query, key_, value, rpb, d_out),) = arguments(case, key, 1, dtype)
+    primals = [query, key_, value, *([] if rpb is None else [rpb])]
     call = jax.jit(
-        lambda arguments, d_out, results: _call("triton", options, arguments, d_out), donate_argnums=2, keep_unused=True
+        lambda primals, d_out, results: _call("triton", options, primals, d_out), donate_argnums=2, keep_unused=True
     )
-    results = _poison(arguments)
-    program = call.lower(arguments, d_out, results).compile()
-    first, *others = (_run(program, arguments, d_out) for _ in range(runs))
+    results = _poison(primals)
+    program = call.lower(primals, d_out, results).compile()
+    first, *others = (_run(program, primals, d_out) for _ in range(runs))
     same = all(np.array_equal(a, b) for again in others for a, b in zip(first, again, strict=True))
     with jax.enable_x64(True):
-        exact, exact_d_out = jax.tree.map(lambda x: x.astype("float64"), (arguments, d_out))
+        exact, exact_d_out = jax.tree.map(lambda x: x.astype("float64"), (primals, d_out))
         reference = jax.jit(functools.partial(_call, "reference", options))
         expected = [np.asarray(x) for x in reference(exact, exact_d_out)]
     errors, worst = {}, 0.0
@@ -97,23 +94,23 @@ def check(shape, options, bias: bool, dtype: str, key: jax.Array, runs: int) -> 
     }
 
 
-def _call(implementation: str, options, arguments, d_out):
+def _call(implementation: str, options, primals, d_out):
     def op(query, key, value, rpb=None):
         return neighborhood_attention(query, key, value, rpb=rpb, **options, implementation=implementation)
 
-    out, pull = jax.vjp(op, *arguments)
+    out, pull = jax.vjp(op, *primals)
     return out, *pull(d_out)
 
 
-def _poison(arguments) -> list[jax.Array]:
+def _poison(primals) -> list[jax.Array]:
     """Returns NaN for the results of a call: the output, which is like the query, and a gradient for each argument."""
-    return [jnp.full_like(x, jnp.nan) for x in (arguments[0], *arguments)]
+    return [jnp.full_like(x, jnp.nan) for x in (primals[0], *primals)]
 
 
-def _run(program: jax.stages.Compiled, arguments, d_out) -> list[np.ndarray]:
+def _run(program: jax.stages.Compiled, primals, d_out) -> list[np.ndarray]:
     """Runs a program that writes over NaN; its scratch memory most likely held NaN too: what was freed last is taken first."""
-    results = _poison(arguments)
+    results = _poison(primals)
     scratch = jnp.full(program.memory_analysis().temp_size_in_bytes // 4, jnp.nan)
     jax.block_until_ready((results, scratch))
     scratch.delete()
-    return [np.asarray(x) for x in program(arguments, d_out, results)]
+    return [np.asarray(x) for x in program(primals, d_out, results)]

@@ -10,46 +10,43 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.gpu.cases import Case, groups
-from benchmarks.gpu.op import TARGETS
-from benchmarks.gpu.timing import rotation
+from benchmarks.cpu.peers import other
+from benchmarks.gpu.cases import Case, Options, groups, rotation
 from benchmarks.harness import Report
-from benchmarks.torch_models import build
+from benchmarks.timing import quartiles
 
 BATCH, SIDE = 128, 224
 
 
-def measure(report: Report, rehearse: bool, threads: int) -> None:
+def measure(report: Report, options: Options) -> None:
     """Adds rows per peer, the most telling first: compiling takes most of the time, and not all of it may be there."""
-    cases = groups(rehearse)
+    cases, rehearse = groups(options), options.rehearse
 
     def model(name: str, what: str) -> None:
-        report.measure(lambda: model_row(name, what, rehearse), peer=name, what=what)
+        if options.wants(f"{name}_tiny"):
+            report.measure(functools.partial(model_row, name, what, rehearse), peer=f"{name}_tiny", what=what)
 
     def attention(group: str, dtype: str) -> None:
         # Dilation is nothing to dense attention. On CPUs flex_attention has no backward.
         peers = ("flex_attention",) if group == "dilated" else ("flex_attention", "cudnn_dense")
-        for peer, case, what in itertools.product(peers, cases[group], TARGETS):
+        for peer, case, what in itertools.product(peers, cases[group], ("forward", "both")):
             if not (rehearse and peer == "flex_attention" and what == "both"):
                 labels = {"peer": peer, "case": case.name, "dtype": dtype, "what": what}
-                bias = peer == "flex_attention" and case.bias
-                report.measure(
-                    lambda p=peer, c=case, w=what: attention_row(p, c, dtype, w, rehearse), **labels, bias=bias
-                )
+                work = functools.partial(attention_row, peer, case, dtype, what, rehearse)
+                report.measure(work, **labels, bias=peer == "flex_attention" and case.bias)
 
-    model("swin_tiny", "inference")
+    model("swin", "inference")
     attention("tiny", "bfloat16")
-    model("swin_tiny", "training step")
-    model("convnext_tiny", "inference")
+    model("swin", "training step")
+    model("convnext", "inference")
     for group in cases:
         if group != "tiny":
             attention(group, "bfloat16")
-    model("convnext_tiny", "training step")
+    model("convnext", "training step")
     for group in cases:
         attention(group, "float16")
 
@@ -59,17 +56,12 @@ def attention_row(peer: str, case: Case, dtype: str, what: str, rehearse: bool) 
     import torch
 
     place = "cpu" if rehearse else "cuda"
-    sets = 2 if rehearse else rotation(case.nbytes(3, dtype))
-    shape = (
-        case.batch,
-        case.heads,
-        math.prod(case.spatial),
-        case.channels,
-    )  # contiguous as it wants it: costs us nothing
+    sets = 2 if rehearse else rotation(case, dtype)
+    shape = (case.batch, case.heads, math.prod(case.spatial), case.channels)  # contiguous, as it wants it
     make = functools.partial(torch.randn, device=place, dtype=torch.float32 if rehearse else getattr(torch, dtype))
     inputs = [[make(shape) for _ in range(4)] for _ in range(sets)]
     flexible = peer == "flex_attention"
-    rpb = make((case.heads, *(2 * k - 1 for k in case.kernel_size))) if flexible and case.bias else None
+    rpb = make(case.rpb_shape) if flexible and case.bias else None
     attend = flex(case, rpb, place, compiled=not rehearse) if flexible else dense(rehearse)
     leaves = [] if rpb is None else [rpb]
     if what == "both":
@@ -94,7 +86,7 @@ def flex(case: Case, rpb: Any, place: str, compiled: bool) -> Callable:
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    spatial, kernel, d = case.spatial, case.kernel_size, case.dilation
+    spatial, kernel, d = case.spatial, case.window.kernel_size, case.window.dilation[0]
 
     def coordinates(token):
         inner = []
@@ -184,7 +176,7 @@ def model_row(name: str, what: str, rehearse: bool) -> dict[str, Any]:
     import torch
 
     place, batch, side = ("cpu", 2, 64) if rehearse else ("cuda", BATCH, SIDE)
-    model = build(name, rehearse).to(place)
+    model = other(name, rehearse).to(place)
     images = torch.randn((batch, 3, side, side), device=place)
     labels = torch.arange(batch, device=place) % 10
     compiled = model if rehearse else torch.compile(model)
@@ -259,5 +251,5 @@ def timed(run: Callable, calls: int, rehearse: bool, *, capture: bool = True, sa
 
 
 def _statistics(times: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(times, n=4)
-    return {"microseconds": round(middle, 2), "spread_microseconds": round(high - low, 2)}
+    middle, apart = quartiles(times)
+    return {"microseconds": round(middle, 2), "spread_microseconds": round(apart, 2)}

@@ -1,89 +1,68 @@
-"""Sets the sections' results beside the targets: pass or miss, and by how much."""
+"""Sets results of one kind of device side by side: the op and models beside their peers, attention's share of a model."""
 
 from __future__ import annotations
 
-import json
-import pathlib
-import statistics
+from collections.abc import Mapping
 from typing import Any
 
-FLEX, SWIN = 3.0, 1.3  # times as fast as flex_attention, times as many images a second as Swin-Tiny
+import natjax
 
 
-def summarise(out: pathlib.Path) -> dict[str, Any]:
-    """Returns {"targets": [{"target", "wanted", "got", "met"}], "attention_share": ...}; what was not measured is None."""
-    found = {name: _read(out / f"gpu_{name}.json") for name in ("numerics", "op", "models", "scaling", "peers")}
+def summarise(sections: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], str]:
+    """Returns times and ratios, and a text of them.
+
+    Sections of another kind of device than `op` (or the first there is) are left out, and named.
+    """
+    kinds = {name: found["provenance"]["device"] for name, found in sections.items() if "provenance" in found}
+    kind = kinds.get("op", next(iter(kinds.values()), None))
+    others = {name: found for name, found in kinds.items() if found != kind}
+    rows = {name: [] if name in others else found.get("rows", []) for name, found in sections.items()}
     op = {
-        (r["case"], r["dtype"], r["implementation"], r["what"]): r for r in found["op"]["rows"] if "microseconds" in r
+        (row["case"], row["dtype"], row["implementation"], row["what"]): row
+        for row in rows["op"]
+        if "microseconds" in row
     }
-    targets = [_target("numerics: share of calls that pass", 1.0, _passed(found["numerics"]), at_least=True)]
-    for (case, dtype, _, what), row in op.items():
-        if "target_met" in row:
-            name = f"{what}, {case}, {dtype}: times the floor"
-            targets.append(_target(name, row["target_times_the_floor"], row["times_the_floor"]))
-    for row in found["peers"]["rows"]:
-        if row.get("peer") == "flex_attention" and row.get("bias"):
-            ours = op.get((row["case"], row["dtype"], "triton", row["what"]))
-            got = row["microseconds"] / ours["microseconds"] if ours and "microseconds" in row else None
-            name = f"{row['what']}, {row['case']}, {row['dtype']}: flex_attention's time over ours"
-            targets.append(_target(name, FLEX, got, at_least=True))
-    nat = _speed(found["models"], model="nat_tiny", what="inference", implementation="triton")
-    swin = _speed(found["peers"], peer="swin_tiny", what="inference")
-    ratio = nat / swin if nat and swin else None
-    targets.append(_target("NAT-Tiny's images a second over Swin-Tiny's, inference", SWIN, ratio, at_least=True))
-    for what in ("forward", "both"):
-        got = found["scaling"].get(f"{what}_slowest_over_fastest")
-        targets.append(_target(f"{what}: slowest over fastest time of a token from 112^2 up", 1.1, got))
-    return {"targets": targets, "attention_share": _shares(found["models"], op)}
+    attention = []
+    for (case, dtype, implementation, what), row in op.items():
+        if implementation == "triton":
+            same = {"case": case, "dtype": dtype, "what": what}
+            peers = [r for r in rows["peers"] if "microseconds" in r and all(r.get(k) == v for k, v in same.items())]
+            times = {r["peer"]: r["microseconds"] for r in peers}
+            if xla := op.get((case, dtype, "xla", what)):
+                times["xla"] = xla["microseconds"]
+            ratios = {peer: round(time / row["microseconds"], 2) for peer, time in times.items()}
+            floor = row.get("times_the_floor")
+            attention.append(
+                same | {"microseconds": row["microseconds"], "times_the_floor": floor, "faster_than": ratios}
+            )
+    speed = {
+        f"{row.get('peer') or row['model'] + ' ' + row['implementation']}, {row['what']}": row["images_per_second"]
+        for row in [*rows["models"], *rows["peers"]]
+        if "images_per_second" in row
+    }
+    shares = attention_shares(rows["models"], op)
+    passed = sections["numerics"].get("passed") if "numerics" not in others else None
+    lines = [f"{name} is of {found}, not of {kind}: it is not compared." for name, found in others.items()]
+    lines += [f"numerics: {'passed' if passed else 'FAILED'}"] if passed is not None else []
+    lines += [f"{row['what']}, {row['case']}, {row['dtype']}: {row['microseconds']} us, {row['times_the_floor']} times the "
+              f"floor; times as fast as {row['faster_than']}" for row in attention]  # fmt: skip
+    lines += [f"{name}: {value} images/s" for name, value in speed.items()]
+    lines += [f"{name}: {share:.0%} of the time is attention's" for name, share in shares.items()]
+    found = {"device": kind, "not_compared": others, "numerics_passed": passed}
+    return found | {"attention": attention, "images_per_second": speed, "attention_share": shares}, "\n".join(lines)
 
 
-def table(summary: dict[str, Any]) -> str:
-    """Returns the targets as lines of text."""
-    lines = []
-    for target in summary["targets"]:
-        verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
-        got = "" if target["got"] is None else f"{target['got']:.3f}"
-        lines.append(f"{target['target']:72} wanted {target['wanted']:5} got {got:>7}  {verdict}")
-    return "\n".join(lines)
-
-
-def _shares(models: dict[str, Any], op: dict[tuple, dict[str, Any]]) -> dict[str, float]:
+def attention_shares(models: list[dict[str, Any]], op: Mapping[tuple, dict[str, Any]]) -> dict[str, float]:
     """Returns the share of a model's time that its attention takes alone: the op's times over the model's."""
-    import natjax
-
     shares = {}
-    for row in models["rows"]:
+    for row in models:
         if row["implementation"] != "triton" or "milliseconds" not in row:
             continue
         config, what = natjax.get_config(row["model"]), "forward" if row["what"] == "inference" else "both"
-        names = [
-            f"tiny level {level + 1}{f' dilation {d}' * (d > 1)}"
-            for level in range(config.num_levels)
-            for d in config.layer_dilations(level)
-        ]
-        rows = [op.get((name, "bfloat16", "triton", what)) for name in names]
-        if all(rows):
-            attention = sum(r["microseconds"] for r in rows if r)
+        layers = [(level + 1, d) for level in range(config.num_levels) for d in config.layer_dilations(level)]
+        names = [f"tiny level {level}{f' dilation {d}' * (d > 1)}" for level, d in layers]
+        found = [op.get((name, "bfloat16", "triton", what)) for name in names]
+        if all(found):
+            attention = sum(r["microseconds"] for r in found if r)
             shares[f"{row['model']} {row['what']}"] = round(attention / row["milliseconds"] / 1e3, 3)
     return shares
-
-
-def _passed(numerics: dict[str, Any]) -> float | None:
-    rows = [row for row in numerics["rows"] if "skipped" not in row]
-    return statistics.fmean(bool(row.get("passed")) for row in rows) if rows else None
-
-
-def _speed(section: dict[str, Any], **labels: Any) -> float | None:
-    for row in section["rows"]:
-        if all(row.get(k) == v for k, v in labels.items()) and "images_per_second" in row:
-            return row["images_per_second"]
-    return None
-
-
-def _target(name: str, wanted: float, got: float | None, *, at_least: bool = False) -> dict[str, Any]:
-    met = None if got is None else bool(got >= wanted if at_least else got <= wanted)
-    return {"target": name, "wanted": wanted, "got": None if got is None else round(got, 3), "met": met}
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    return {"rows": [], **(json.loads(path.read_text()) if path.exists() else {})}

@@ -1,24 +1,23 @@
-"""The GPU benchmark and tuning run to their ends on a CPU, and leave complete files."""
+"""The GPU benchmark and tuning run to their ends on a CPU, by the commands of the README, and leave complete files."""
 
 import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import ROOT
+
 pytest.importorskip("triton")
 pytest.importorskip("optax")
-ROOT = pathlib.Path(__file__).parents[2]
 SECTIONS = ("numerics", "op", "models", "peers", "scaling")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 
 def run(*command):
-    paths = [str(ROOT), *(str(ROOT / name) for name in ("kernels", "convert", "train"))]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
     )
@@ -27,25 +26,23 @@ def run(*command):
 def test_benchmark(tmp_path):
     done = run("benchmarks.gpu", "--rehearse", "--seconds", "240", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
+    contents = {section: json.loads((tmp_path / f"gpu_{section}.json").read_text()) for section in SECTIONS}
     statuses = dict.fromkeys(SECTIONS, "complete")
     if not importlib.util.find_spec("torch"):
         statuses["peers"] = "skipped"
     for section in [name for name, status in statuses.items() if status == "complete"]:
-        content = json.loads((tmp_path / f"gpu_{section}.json").read_text())
+        content = contents[section]
         assert content["status"] == "complete"
         assert content["provenance"]["rehearsal"]
         assert content["rows"]
         assert not [row for row in content["rows"] if "error" in row]
-    numerics = json.loads((tmp_path / "gpu_numerics.json").read_text())
-    assert numerics["passed"]
-    peers = json.loads((tmp_path / "gpu_peers.json").read_text())["rows"]
-    errors = [row["largest_error"] for row in peers if row.get("peer") == "flex_attention"]
+    assert contents["numerics"]["passed"]
+    errors = [row["largest_error"] for row in contents["peers"]["rows"] if row.get("peer") == "flex_attention"]
     assert all(error < 1e-5 for error in errors)  # it computes what we do
-    for row in json.loads((tmp_path / "gpu_scaling.json").read_text())["rows"]:
+    for row in contents["scaling"]["rows"]:
         tensors = {"forward": 4, "both": 8}[row["what"]]  # of 2 heads of 32 channels in bfloat16, held at once
         assert row["peak_bytes_per_token"] >= tensors * 2 * 32 * 2 + row["temporary_bytes_per_token"]
-    summary = json.loads((tmp_path / "gpu_summary.json").read_text())
-    assert summary["sections"] == statuses
+    assert json.loads((tmp_path / "gpu_summary.json").read_text())["sections"] == statuses
 
 
 def test_tuning(tmp_path):
@@ -55,4 +52,4 @@ def test_tuning(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(path.read_text())
     assert content["Other"] == {"kept": {}}
-    assert [key.split()[0] for key in content["Rehearsed"]] == ["bwd_dkv", "bwd_dq", "fwd"]
+    assert [key.split()[0] for key in content["Rehearsed"]] == ["fwd", "bwd_dq", "bwd_dkv"]

@@ -1,0 +1,6 @@
+"""Makes the benchmarks importable: they are no part of the package."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))

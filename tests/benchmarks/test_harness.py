@@ -1,0 +1,170 @@
+"""The harness of the benchmarks: what fails or hangs is recorded with what it has, and the rest goes on. No time is asserted."""
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from benchmarks import ROOT, harness, provenance, timing
+
+pytestmark = pytest.mark.once
+ROW = "report = Report(path, 'x', {}, 60); report.measure(lambda: {'microseconds': 1}, case='first')\n"
+
+
+def run(tmp_path, code, limit=60.0):
+    """Runs a section of this code."""
+    path = tmp_path / "section.partial.json"
+    code = f"import sys, time, pathlib; path = pathlib.Path(sys.argv[1])\nfrom benchmarks.harness import Report\n{code}"
+    environment = harness.environment(PYTHONPATH=str(ROOT))
+    content = harness.run_section(path, "x", [sys.executable, "-c", code, str(path)], limit, environment)
+    assert not list(tmp_path.iterdir())
+    return content
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "rows", "said"),
+    [
+        (ROW, "complete", 1, None),
+        (ROW + "raise RuntimeError('no such kernel')", "failed", 1, "no such kernel"),
+        ("import os; os.abort()", "failed", 0, ""),
+        (ROW + "time.sleep(600)", "timed out", 1, "first"),
+    ],
+)
+def test_sections_that_fail_or_hang_are_recorded_with_what_they_have(tmp_path, code, status, rows, said):
+    content = run(tmp_path, code, 8.0)
+    assert (content["status"], len(content["rows"])) == (status, rows)
+    assert said is None or said in content["output"]
+
+
+def test_what_a_hanging_section_started_ends_with_it(tmp_path):
+    child = "import subprocess; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True)\ntime.sleep(600)"
+    state = pathlib.Path(f"/proc/{run(tmp_path, child, 5.0)['output'].split()[-1]}/stat")
+    time.sleep(0.2)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_measurement_that_fails_costs_only_itself_and_keeps_the_end_of_its_error(tmp_path):
+    report = harness.Report(tmp_path / "x.json", "x", {}, 60)
+
+    def fails():
+        raise ValueError("beginning" + "." * 2 * harness.ERROR + "end")
+
+    report.measure(fails, case="bad")
+    report.measure(lambda: {"microseconds": 2}, case="good")
+    bad, good = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert bad["error"].startswith("ValueError: ...")
+    assert bad["error"].endswith("end")
+    assert good["microseconds"] == 2
+    late = harness.Report(tmp_path / "y.json", "y", {}, -1)
+    assert "skipped" in late.measure(lambda: pytest.fail("it has no time"), case="late")
+
+
+def test_results_are_replaced_by_results_only():
+    old, none = {"rows": [{"microseconds": 1}]}, {"rows": [{"error": "no"}, {"skipped": "no"}]}
+    new = {"rows": [*none["rows"], {"microseconds": 2}]}
+    assert harness.keep(old, none) is old
+    assert harness.keep(old, new) is new
+    assert harness.keep({}, none) is none
+
+
+@pytest.mark.parametrize("text", ["", '{"op": {"rows": [', "[1]"])
+def test_damaged_results_are_told_and_start_afresh(tmp_path, capsys, text):
+    (tmp_path / "cpu.json").write_text(text)
+    assert harness.read(tmp_path / "cpu.json") == {}
+    assert "is empty or damaged" in capsys.readouterr().err
+    assert harness.read(tmp_path / "gone.json") == {}
+    assert capsys.readouterr().err == ""
+
+
+def test_what_runs_when_time_is_up_is_skipped_whatever_it_catches(tmp_path):
+    def stubborn():
+        try:
+            time.sleep(60)
+        except Exception:
+            pytest.fail("interrupted as if something had gone wrong")
+        return {"microseconds": 1}
+
+    report = harness.Report(tmp_path / "x.json", "x", {}, 0.1)
+    with harness.interrupted(0.2):
+        assert report.measure(stubborn, case="long")["skipped"] == harness.OUT_OF_TIME
+        assert report.measure(stubborn, case="next")["skipped"] == harness.OUT_OF_TIME
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_jobs_are_left_behind_when_time_is_up():
+    release, started = threading.Event(), time.monotonic()
+    try:
+        with pytest.raises(harness.TimeUp), harness.interrupted(0.2):
+            timing.side_by_side({i: lambda: release.wait(60) for i in range(3)}, threads=1)
+        assert time.monotonic() - started < 30
+    finally:
+        release.set()
+    results = timing.side_by_side({"bad": lambda: 1 / 0, "good": lambda: 2}, threads=2)
+    assert results["good"]() == 2
+    with pytest.raises(ZeroDivisionError):
+        results["bad"]()
+
+
+def test_runs_are_timed_in_turn_each_after_a_run_of_its_own():
+    order = []
+
+    def run(name):
+        order.append(name)
+        time.sleep(1.1 * timing.SAMPLE)  # so long that a sample is one run
+
+    times = timing.interleaved({name: lambda name=name: run(name) for name in "AB"}, seconds=0.0, least=3)
+    assert [len(found) for found in times.values()] == [3, 3]
+    assert "".join(order) == "AABB" * 4  # at first they warm up
+    row = timing.spread([0.001, 0.002, 0.003, 0.004, 0.1])
+    assert (row["milliseconds"], row["samples"]) == (3.0, 5)
+
+
+def test_provenance_changes_with_the_kernels(tmp_path, monkeypatch):
+    found = provenance.provenance(note="x")
+    assert {"date", "device", "cpu", "python", "versions", "commit", "uncommitted_changes", "note"} <= set(found)
+    monkeypatch.setattr(provenance, "KERNELS", tmp_path)
+    for name in ("configs.json", "kernels.py"):
+        (tmp_path / name).write_text("{}")
+    before = provenance.kernels_hash()
+    (tmp_path / "kernels.py").write_text("changed")
+    assert provenance.kernels_hash() != before != found["kernels_sha256"]
+
+
+ENTRANT = """
+import os
+
+
+def prepare(what):
+    if what == "broken":
+        raise ValueError("no such thing")
+    if what == "dies":
+        os._exit(3)
+    return lambda: open(what, "a").write("ran in %d\\n" % os.getpid()), {"prepared in": os.getpid()}
+"""
+
+
+def test_a_worker_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "some_entrant.py").write_text(ENTRANT)
+    monkeypatch.syspath_prepend(tmp_path)
+    prepare = importlib.import_module("some_entrant").prepare
+    with pytest.raises(RuntimeError, match="ValueError: no such thing"):
+        harness.Worker(prepare, "broken")
+    with pytest.raises(RuntimeError, match="the process of dies ended with exit code 3"):
+        harness.Worker(prepare, "dies")
+    with harness.Worker(prepare, str(tmp_path / "runs")) as worker:
+        process = worker.row["prepared in"]
+        worker.run()
+        worker.run()
+        assert (tmp_path / "runs").read_text() == f"ran in {process}\n" * 2
+        assert process != os.getpid()
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="ended with exit code -9"):
+            worker.run()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
