@@ -16,8 +16,7 @@ from typing import Any
 from benchmarks.cpu import peers
 from benchmarks.harness import OUT_OF_TIME, Report, Worker
 from benchmarks.timing import interleaved, spread
-from natjax import get_config
-from natjax.cli import bench
+from natjax import benchmarking, get_config
 from natjax.model_info import count_flops
 
 SIDE = 224
@@ -78,7 +77,7 @@ def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callabl
     """Returns a run of an entrant, and the seconds that its first one or its compiler took."""
     if entrant == "natjax":
         config = get_config(preset, drop_path_rate=0.0)
-        program = (bench.training if train else bench.inference)(config, batch, SIDE)
+        program = (benchmarking.training if train else benchmarking.inference)(config, batch, SIDE)
         return program.run, {"seconds": round(program.compile_seconds, 2), "memory_bytes": program.memory_bytes}
     run, seconds = peers.prepare(entrant, preset, batch, SIDE, train)
     return run, {"seconds": round(seconds, 2)}

@@ -28,8 +28,7 @@ from flax import nnx
 from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, normal, products, xla
 from benchmarks.harness import Report, Worker
 from benchmarks.timing import interleaved, spread
-from natjax import get_config
-from natjax.cli import bench
+from natjax import benchmarking, get_config
 from natjax.model_info import count_flops
 from natjax.nn.xla import gelu
 from natjax_kernels import neighborhood_attention
@@ -92,7 +91,7 @@ def measure_batch(report: Report, batch: int, parts: dict[str, Part], seconds: f
 def prepare(batch: int) -> dict[str, Part]:
     """Compiles all parts."""
     config = get_config(MODEL)
-    model = nnx.merge(*bench.random_model(config, "float32", "float32"))
+    model = nnx.merge(*benchmarking.random_model(config, "float32", "float32"))
     nat, parts = model.nat, {}
 
     def add(name: str, kind: str, level: int, count: int, module: Any, call: Callable, shape: tuple, flops: int = 0):
@@ -163,7 +162,7 @@ WITHOUT: dict[str, Callable[[], Any]] = {
     "norms": lambda: mock.patch("flax.nnx.LayerNorm.__call__", no_norm),
     "GELU": lambda: mock.patch.dict("natjax.nn.blocks._ACTIVATIONS", gelu=lambda x: x),
     "convolutions": lambda: mock.patch("natjax.nn.layers.conv3x3_s2", no_convolution),
-    "AdamW": lambda: mock.patch("optax.adamw", optax.sgd),
+    "AdamW": lambda: mock.patch("natjax_train.optim.make_optimizer", return_value=optax.identity()),  # leaves SGD
 }
 
 
@@ -192,7 +191,7 @@ def compare(whole: Worker, part: str) -> dict[str, Any]:
 def prepare_step(lacks: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Returns a run of a step, and what its compiler says of it."""
     with WITHOUT[lacks]() if lacks in WITHOUT else contextlib.nullcontext():
-        program = bench.training(get_config(MODEL, drop_path_rate=0.0), BATCH, SIDE)
+        program = benchmarking.training(get_config(MODEL, drop_path_rate=0.0), BATCH, SIDE)
     return program.run, {
         "compile_seconds": round(program.compile_seconds, 2),
         "memory_bytes": program.memory_bytes,

@@ -78,9 +78,9 @@ def natjax_run(preset: str, batch: int, train: bool) -> Any:
     import natjax
 
     if train:
-        from natjax.cli import bench
+        from natjax import benchmarking
 
-        return bench.training(natjax.get_config(preset, drop_path_rate=0.0), batch, SIDE).run
+        return benchmarking.training(natjax.get_config(preset, drop_path_rate=0.0), batch, SIDE).run
     import jax
     import jax.numpy as jnp
     from flax import nnx

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from benchmarks.gpu.cases import Options
 from benchmarks.harness import Report
 from benchmarks.timing import seconds, side_by_side
-from natjax import default_implementation, get_config
-from natjax.cli import bench
+from natjax import benchmarking, default_implementation, get_config
 
 BATCH, SIDE = 128, 224
 
@@ -26,23 +25,28 @@ def measure(report: Report, options: Options) -> None:
     ours = [("nat_tiny", "triton"), ("dinat_tiny", "triton")]
     theirs = [("nat_tiny", "xla")]
 
-    def program(make: Callable, name: str, implementation: str) -> bench.Program:
+    def program(make: Callable, name: str, implementation: str) -> benchmarking.Program:
         with default_implementation(implementation):
             return make(get_config(name, drop_path_rate=0.0, **changes), batch, side, "bfloat16")
 
     # Training steps take minutes to compile on few cores: what is sooner ready is measured before.
-    groups = [(bench.inference, ours), (bench.training, ours), (bench.inference, theirs), (bench.training, theirs)]
+    groups = [
+        (benchmarking.inference, ours),
+        (benchmarking.training, ours),
+        (benchmarking.inference, theirs),
+        (benchmarking.training, theirs),
+    ]
     for make, runs in groups[2:] if options.rehearse else groups:
         if report.time_is_up():
             return
         jobs = {run: functools.partial(program, make, *run) for run in runs if options.wants(run[0])}
-        what = "inference" if make is bench.inference else "training step"
+        what = "inference" if make is benchmarking.inference else "training step"
         for (name, implementation), prepared in side_by_side(jobs, options.threads).items():
             work = functools.partial(row, prepared, batch)
             report.measure(work, model=name, what=what, implementation=implementation)
 
 
-def row(prepared: Callable[[], bench.Program], batch: int) -> dict[str, Any]:
+def row(prepared: Callable[[], benchmarking.Program], batch: int) -> dict[str, Any]:
     """Times runs of a program, and sees that what comes out are numbers."""
     program = prepared()
     middle, spread = seconds(program.run, (), samples=10, limit=2.0)

@@ -40,8 +40,9 @@ class Progress:
         self._total, self._unit, self._start = total, unit, time.monotonic()
         self._shown = False
 
-    def update(self, done: int) -> None:
-        """Shows that `done` items in all are done."""
+    def update(self, done: int, total: int | None = None) -> None:
+        """Shows that `done` items in all are done, of another total where that is known only now."""
+        self._total = self._total if total is None else total
         if not sys.stderr.isatty() or self._total < 2 or not done:
             return
         rate = done / max(time.monotonic() - self._start, 1e-6)

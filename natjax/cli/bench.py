@@ -6,12 +6,9 @@ FLOP per second count two per multiply-accumulate, and a training step as three 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, positive_seconds
 from natjax.cli._config import read_config
@@ -19,25 +16,9 @@ from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, print_json, print_table, printable
 
 if TYPE_CHECKING:
-    from natjax.configuration import NatConfig
+    from natjax.benchmarking import Program
 
 HELP = "measure how fast a model is on this device"
-_LEAST, _MOST = 5, 1000  # runs that are timed
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled program.
-
-    Attributes:
-        run: runs it on a batch and returns when that is done.
-        compile_seconds: for tracing and compiling it.
-        memory_bytes: of its arguments, results and temporaries, where the compiler says.
-    """
-
-    run: Callable[[], Any]
-    compile_seconds: float
-    memory_bytes: int | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
     import jax
 
+    from natjax import benchmarking
     from natjax.model_info import count_flops
     from natjax.presets import PRESETS
 
@@ -77,10 +59,12 @@ def run(args: argparse.Namespace) -> int:
         "give a smaller --batch-size or --image-size."
     )
     with explain_out_of_memory(too_large):
-        measured = {"inference": _measure(inference(config, batch, side, args.dtype), args.seconds, batch, flops)}
+        measured = {
+            "inference": _row(benchmarking.inference(config, batch, side, args.dtype), args.seconds, batch, flops)
+        }
         if args.train:
-            program = training(config, batch, side, args.dtype)
-            measured["training step"] = _measure(program, args.seconds, batch, 3 * flops)
+            program = benchmarking.training(config, batch, side, args.dtype)
+            measured["training step"] = _row(program, args.seconds, batch, 3 * flops)
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     facts = {"model": args.model, "image_size": side, "batch_size": batch, "dtype": args.dtype}
@@ -96,105 +80,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
-    """Compiles the logits of [batch, side, side, channels], with random weights of the same dtype."""
-    import jax
-    from flax import nnx
+def _row(program: Program, seconds: float, batch: int, flops: int) -> dict[str, float | None]:
+    """Times a program and returns its figures."""
+    from natjax.benchmarking import measure
 
-    from natjax.nn.xla import compiler_options
-
-    graphdef, params = random_model(config, dtype, dtype)
-    pixels = _pixels(config, batch, side, dtype)
-    started = time.perf_counter()
-    forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits, compiler_options=compiler_options())
-    program = forward.lower(params, pixels).compile()
-    seconds = time.perf_counter() - started
-    return Program(lambda: jax.block_until_ready(program(params, pixels)), seconds, _memory(program))
-
-
-def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
-    """Compiles a step of AdamW on [batch, side, side, channels], whose state is donated; parameters are float32."""
-    import jax
-    import jax.numpy as jnp
-    import optax  # flax requires it
-    from flax import nnx
-
-    from natjax.nn.xla import compiler_options
-
-    graphdef, params = random_model(config, dtype, "float32", deterministic=False)
-    optimizer = optax.adamw(1e-3)
-
-    def step(params, moments, pixels, key):
-        def loss(params):
-            logits = nnx.merge(graphdef, params)(pixels, rngs=key).logits
-            return -jnp.mean(jax.nn.log_softmax(logits.astype(jnp.float32))[:, 0])
-
-        value, gradients = jax.value_and_grad(loss)(params)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return optax.apply_updates(params, updates), moments, value
-
-    state = jax.tree.map(jnp.copy, (params, optimizer.init(params)))  # buffers that are shared cannot be donated twice
-    others = (_pixels(config, batch, side, dtype), jax.random.key(1))
-    started = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options())
-    program = compiled.lower(*state, *others).compile()
-    seconds = time.perf_counter() - started
-
-    def run() -> Any:
-        nonlocal state
-        *state, loss = program(*state, *others)
-        return jax.block_until_ready(loss)
-
-    return Program(run, seconds, _memory(program))
-
-
-def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
-    """Returns graphdef and random parameters; drawn by numpy, as initialisers compile a program per shape."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
-
-    from natjax.models import NatForImageClassification
-
-    model = nnx.eval_shape(
-        lambda: NatForImageClassification(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
-    )
-    graphdef, shapes = nnx.split(nnx.view(model, **view))
-    rng = np.random.default_rng(0)
-    return graphdef, jax.tree.map(
-        lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32), x.dtype), shapes
-    )
-
-
-def _pixels(config: NatConfig, batch: int, side: int, dtype: str) -> Any:
-    import jax
-
-    return jax.random.normal(jax.random.key(0), (batch, side, side, config.num_channels), dtype)
-
-
-def _memory(program: Any) -> int | None:
-    sizes = program.memory_analysis()
-    if sizes is None:
-        return None
-    total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    return total - sizes.alias_size_in_bytes
-
-
-def _measure(program: Program, seconds: float, batch: int, flops: int) -> dict[str, float | None]:
-    """Times runs one by one, for so many seconds."""
-    program.run()
-    started = time.perf_counter()
-    program.run()
-    count = round(seconds / max(time.perf_counter() - started, 1e-9))
-    count = max(_LEAST, min(_MOST, count))
-    progress, times = Progress(count, "runs"), []
+    progress = Progress(0, "runs")
     try:
-        for i in range(count):
-            started = time.perf_counter()
-            program.run()
-            times.append(time.perf_counter() - started)
-            progress.update(i + 1)
+        times = measure(program, seconds, progress.update)
     finally:
         progress.clear()
     middle = statistics.median(times)

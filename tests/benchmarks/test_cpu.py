@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.cpu import models, op, parts, peers, tables
 from benchmarks.harness import OUT_OF_TIME, RESULTS, Report
-from natjax.cli import bench
+from natjax import benchmarking
 from natjax.presets import get_config
 
 
@@ -174,7 +174,7 @@ def test_steps_lack_what_they_say(part):
     pixels = np.random.default_rng(0).standard_normal((1, 32, 32, 3), np.float32)
 
     def gradients():
-        graphdef, params = bench.random_model(config, "float32", "float32")
+        graphdef, params = benchmarking.random_model(config, "float32", "float32")
         gradients = jax.grad(lambda params: nnx.merge(graphdef, params)(pixels).logits[0, 0])
         return str(jax.make_jaxpr(gradients)(params)), lambda: jax.jit(gradients)(params)
 

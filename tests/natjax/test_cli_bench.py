@@ -5,11 +5,12 @@ import json
 import jax
 import pytest
 
-from natjax.cli import bench, main
+from natjax import benchmarking
+from natjax.cli import main
 from natjax.configuration import NatConfig
 from natjax.model_info import count_flops
 
-TINY = NatConfig(depths=(1, 1), num_heads=(1, 2), embed_dim=16, kernel_size=3, num_labels=10, drop_path_rate=0.1)
+TINY = NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_labels=10, mlp_ratio=1.0)
 FAST = ["--image-size", "32", "--seconds", "0.05"]
 
 
@@ -55,7 +56,7 @@ def test_progress_is_shown_on_terminals_only(folder, capsys, monkeypatch):
 
 
 def test_training_lowers_the_loss():
-    step = bench.training(TINY.replace(drop_path_rate=0.0), 2, 32)
+    step = benchmarking.training(TINY.replace(drop_path_rate=0.0), 2, 32)
     losses = [float(step.run()) for _ in range(5)]
     assert losses[-1] < losses[0]
 
@@ -80,7 +81,7 @@ def test_wrong_usage(arguments, message, capsys):
 def test_what_cannot_be_measured_is_said_before_the_work(tmp_path, capsys, monkeypatch):
     assert main(["bench", "nat_minni"]) == 1
     assert "Did you mean nat_mini?" in capsys.readouterr().err
-    monkeypatch.setattr(bench, "inference", lambda *_: pytest.fail("this is work"))
+    monkeypatch.setattr(benchmarking, "inference", lambda *_: pytest.fail("this is work"))
     (tmp_path / "config.json").write_text(TINY.replace(num_labels=0).to_json())
     assert main(["bench", str(tmp_path), *FAST, "--train"]) == 1
     assert "no classes to train on" in capsys.readouterr().err
@@ -97,6 +98,6 @@ def test_out_of_memory_on_a_gpu(folder, capsys, monkeypatch):
             "RESOURCE_EXHAUSTED: Failed to allocate request for 1.0GiB on device ordinal 0"
         )
 
-    monkeypatch.setattr(bench, "inference", exhausted)
+    monkeypatch.setattr(benchmarking, "inference", exhausted)
     assert main(["bench", folder, *FAST]) == 1
     assert "give a smaller --batch-size" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""How fast a model is on this device: compiled programs of inference and of training, and the time they take.
+
+    program = natjax.benchmarking.inference(natjax.get_config("nat_tiny"), batch=8, side=224)
+    seconds = natjax.benchmarking.measure(program, seconds=10)
+
+Weights are random and images noise: neither changes the time. The training step is `natjax_train`'s own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from natjax.models import NatForImageClassification
+from natjax.nn.xla import compiler_options
+
+if TYPE_CHECKING:
+    from natjax.configuration import NatConfig
+
+_LEAST, _MOST = 5, 1000  # runs that are timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program.
+
+    Attributes:
+        run: runs it on a batch and returns when that is done.
+        compile_seconds: for tracing and compiling it.
+        memory_bytes: of its arguments, results and temporaries, where the compiler says.
+    """
+
+    run: Callable[[], Any]
+    compile_seconds: float
+    memory_bytes: int | None
+
+
+def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
+    """Compiles the logits of [batch, side, side, channels], with random weights of the same dtype."""
+    graphdef, params = random_model(config, dtype, dtype)
+    pixels = jax.random.normal(jax.random.key(0), (batch, side, side, config.num_channels), dtype)
+    forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits, compiler_options=compiler_options())
+    program, seconds = _compile(forward, params, pixels)
+    return Program(lambda: jax.block_until_ready(program(params, pixels)), seconds, _memory(program))
+
+
+def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
+    """Compiles a training step on images uint8 [batch, side, side, channels]; its run returns the loss.
+
+    It is the step that `natjax train` takes on one device, with AdamW and label smoothing, without clipping and without
+    augmentation. Parameters are float32.
+
+    Raises:
+        ImportError: the packages for training are not installed.
+    """
+    try:
+        from natjax_train import mesh, optim, step
+        from natjax_train.augment import device
+        from natjax_train.recipe import Recipe
+    except ImportError as error:
+        raise ImportError(f"Training steps need more packages ({error}): pip install 'natjax[train]'.") from error
+
+    channels, classes = config.num_channels, config.num_labels or 0
+    recipe = Recipe(
+        model="custom",
+        image_size=side,
+        batch_size=batch,
+        base_batch_size=batch,
+        warmup_epochs=0,
+        clip_norm=None,
+        mixup=0,
+        cutmix=0,
+        erasing=0,
+        image_mean=(0.5,) * channels,
+        image_std=(0.25,) * channels,
+    )
+    graphdef, state = random_model(config, dtype, "float32", deterministic=False)
+    params = nnx.to_pure_dict(state)
+    factors = optim.learning_rate_factors(params, recipe)
+    optimizer = optim.make_optimizer(recipe, factors)
+
+    def prepare(key: jax.Array, images: dict[str, jax.Array]) -> Any:
+        return device.prepare(key, images, recipe, classes)
+
+    train_step = step.make_train_step(graphdef, optimizer, factors, prepare, recipe, steps_per_epoch=1000)
+    devices = mesh.make_mesh("data=1")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, side, side, channels), np.uint8)
+    with jax.set_mesh(devices):
+        inputs = mesh.put_batch(devices, {"image": images, "label": np.zeros(batch, np.int32)})
+        train_state = step.init_state(params, optimizer, recipe)
+        train_state = jax.device_put(train_state, mesh.state_shardings(devices, train_state))
+        program, seconds = _compile(train_step, train_state, inputs)
+
+    def run() -> Any:
+        nonlocal train_state
+        train_state, metrics = program(train_state, inputs)
+        return jax.block_until_ready(metrics["loss"])
+
+    return Program(run, seconds, _memory(program))
+
+
+def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
+    """Returns graphdef and random parameters; drawn by numpy, as initialisers compile programs.
+
+    Args:
+        config: the architecture.
+        dtype: compute dtype.
+        param_dtype: dtype of the parameters.
+        **view: of `nnx.view`, such as `deterministic=False`.
+    """
+    model = nnx.eval_shape(
+        lambda: NatForImageClassification(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+    )
+    graphdef, shapes = nnx.split(nnx.view(model, **view))
+    rng = np.random.default_rng(0)
+    return graphdef, jax.tree.map(
+        lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32), x.dtype), shapes
+    )
+
+
+def measure(program: Program, seconds: float, progress: Callable[[int, int], None] | None = None) -> list[float]:
+    """Returns the seconds that runs take, one by one, for about so many seconds: 5 to 1000 of them, after two others.
+
+    Args:
+        program: what to run.
+        seconds: to go on for.
+        progress: is told runs done and their number in all.
+    """
+    program.run()
+    started = time.perf_counter()
+    program.run()
+    count = round(seconds / max(time.perf_counter() - started, 1e-9))
+    count = max(_LEAST, min(_MOST, count))
+    times = []
+    for i in range(count):
+        started = time.perf_counter()
+        program.run()
+        times.append(time.perf_counter() - started)
+        if progress:
+            progress(i + 1, count)
+    return times
+
+
+def _compile(jitted: Any, *arguments: Any) -> tuple[Any, float]:
+    started = time.perf_counter()
+    program = jitted.lower(*arguments).compile()
+    return program, time.perf_counter() - started
+
+
+def _memory(program: Any) -> int | None:
+    sizes = program.memory_analysis()
+    if sizes is None:
+        return None
+    total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return total - sizes.alias_size_in_bytes
