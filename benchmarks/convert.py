@@ -27,15 +27,14 @@ def synthesise(directory):
     """Writes Hugging Face's config.json and the weights in both containers."""
     import natjax
     import natjax_convert
-    from natjax_convert.files import write_safetensors
+    from natjax_convert.safetensors_file import write_safetensors
     from natjax_convert.torch_zip import write_torch
 
     config, rng = natjax.get_config(PRESET), np.random.default_rng(0)
     tensors = {}
     for entry in natjax_convert.entries(config):
-        for name in entry.hf:
-            prefix = "" if name.startswith("classifier.") else "dinat."
-            tensors[prefix + name] = rng.standard_normal(entry.tensor_shape("hf"), np.float32)
+        for name in entry.names:
+            tensors[name] = rng.standard_normal(entry.tensor_shape, np.float32)
     for container, write in (("safetensors", write_safetensors), ("torch", write_torch)):
         (directory / container).mkdir()
         (directory / container / "config.json").write_text(config.to_json())

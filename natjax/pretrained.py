@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import natjax_convert
 from natjax.atomic import staging
-from natjax.configuration import CONFIG_NAME, NatConfig
-from natjax.errors import CheckpointError
+from natjax.configuration import NatConfig
 from natjax.hub import locate
-from natjax_convert.convert import WEIGHTS_NAME, config_json
-from natjax_convert.files import write_safetensors
+from natjax_convert import Checkpoint, from_flax
+from natjax_convert.convert import write_model
+from natjax_convert.shapes import Kind
 
-if TYPE_CHECKING:
-    from natjax.models import NatPreTrainedModel
-    from natjax_convert.mapping import Kind
 
-Model = TypeVar("Model", bound="NatPreTrainedModel")
+class PretrainedModel(Protocol):
+    """What a model needs for its weights to be loaded and saved."""
+
+    kind: ClassVar[str]
+    config: NatConfig
+
+    def __init__(self, config: NatConfig, *, dtype: Any, param_dtype: Any, implementation: str | None, rngs: nnx.Rngs):
+        """Makes a model with random weights."""
+
+
+Model = TypeVar("Model", bound=PretrainedModel)
 
 
 def from_pretrained(
@@ -45,7 +51,8 @@ def from_pretrained(
 
     Args:
         model_class: `NatForImageClassification`, `NatModel` or `NatBackbone`.
-        source: a directory or file (see `natjax_convert.read_state_dict`), or an id `owner/name` of the Hugging Face Hub.
+        source: a directory or file (see `natjax_convert.read_state_dict`), an id `owner/name` of the Hugging Face Hub, or an
+            open checkpoint.
         config: instead of the one beside the weights; needed for original SHI-Labs files: `natjax.get_config("dinat_mini")`.
         dtype: compute dtype; None computes in float32.
         param_dtype: dtype of the parameters.
@@ -62,17 +69,17 @@ def from_pretrained(
         CheckpointError: there is no such checkpoint, or it does not fit the model.
         ValueError: a change is impossible.
     """
-    path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
-    try:
-        state_dict = natjax_convert.read_state_dict(path)
-        config = natjax_convert.find_config(path, state_dict, config=config)
-        config = config.replace(**changes) if changes else config
-        kind = cast("Kind", model_class.kind)
-        params = natjax_convert.to_flax(
-            state_dict, config, kind=kind, without_head=replace_head, resize_biases=resize_biases, lazy=True
-        )
-    except CheckpointError as error:
-        raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
+    if isinstance(source, Checkpoint):
+        checkpoint = source
+    else:
+        path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+        checkpoint = Checkpoint.open(path, config=config)
+    config = config or checkpoint.config
+    config = config.replace(**changes) if changes else config
+    kind = cast("Kind", model_class.kind)
+    params = checkpoint.to_flax(
+        config=config, kind=kind, without_head=replace_head, resize_biases=resize_biases, lazy=True
+    )
 
     # One tensor at a time, and copied: nothing refers to the file any more.
     params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf), param_dtype), params)
@@ -89,7 +96,7 @@ def from_pretrained(
     return nnx.merge(graphdef, state)
 
 
-def save_pretrained(model: NatPreTrainedModel, directory: str | os.PathLike, *, processor: Any = None) -> None:
+def save_pretrained(model: PretrainedModel, directory: str | os.PathLike, *, processor: Any = None) -> None:
     """Saves config.json and model.safetensors, which transformers 4.40.2 and `from_pretrained` load, bit for bit.
 
     Args:
@@ -102,10 +109,9 @@ def save_pretrained(model: NatPreTrainedModel, directory: str | os.PathLike, *, 
     """
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     kind = cast("Kind", model.kind)
-    tensors = natjax_convert.from_flax(params, model.config, kind=kind)
+    tensors = from_flax(params, model.config, kind=kind)
     with staging(directory) as temporary:
-        write_safetensors(temporary / WEIGHTS_NAME, tensors)
-        (temporary / CONFIG_NAME).write_text(config_json(model.config, kind, tensors), encoding="utf-8")
+        write_model(temporary, tensors, model.config, kind)
         if processor is not None:
             processor.save_pretrained(temporary)
 

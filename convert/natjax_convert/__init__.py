@@ -1,19 +1,24 @@
 """PyTorch checkpoints of NAT and DiNAT to Flax parameters and back, without PyTorch."""
 
-from natjax_convert.convert import Report, convert, find_config
-from natjax_convert.flax_params import from_flax, infer_config, to_flax
-from natjax_convert.mapping import entries
+from natjax_convert.checkpoint import Checkpoint, find_config, infer_config
+from natjax_convert.convert import Report, convert
+from natjax_convert.params import entries, from_flax, to_flax
+from natjax_convert.reader import read_state_dict
 from natjax_convert.rpb import resize_rpb
-from natjax_convert.tensors import LazyTensor, read_state_dict
+from natjax_convert.shapes import Parameter, parameters
+from natjax_convert.state_dict import LazyTensor
 
 __all__ = [
+    "Checkpoint",
     "LazyTensor",
+    "Parameter",
     "Report",
     "convert",
     "entries",
     "find_config",
     "from_flax",
     "infer_config",
+    "parameters",
     "read_state_dict",
     "resize_rpb",
     "to_flax",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from natjax.configuration import NatConfig
 
 Kind = Literal["classifier", "model", "backbone"]
-Path = tuple[str | int, ...]
+ParameterPath = tuple[str | int, ...]
 Piece = Mapping[str, Any]  # names to shapes or to further pieces
 
 
@@ -32,7 +32,7 @@ class Parameter:
         stride: pixels between the tokens of the map that its layer returns; 0 where that is one vector per image.
     """
 
-    path: Path
+    path: ParameterPath
     shape: tuple[int, ...]
     part: str
     depth: int
@@ -123,7 +123,7 @@ def norm(dim: int) -> Piece:
     return {"scale": (dim,), "bias": (dim,)}
 
 
-def _at(path: Path, piece: Piece, part: str, depth: int, stride: int) -> Iterator[Parameter]:
+def _at(path: ParameterPath, piece: Piece, part: str, depth: int, stride: int) -> Iterator[Parameter]:
     """The parameters of a piece at a path, in the piece's order."""
     for name, inner in piece.items():
         if isinstance(inner, tuple):

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from natjax.errors import CheckpointError
-from natjax_convert.tensors import LazyTensor
+from natjax_convert.state_dict import LazyTensor
 
 _MAX_PICKLE_BYTES = 2**21  # DiNAT-Large's, with the state of an optimiser, has 2**19
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")

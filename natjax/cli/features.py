@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the features and says what was written; returns 1 where an image was skipped."""
-    import natjax_convert
     from natjax import models
+    from natjax_convert import Checkpoint
 
     out = Path(args.out)
     if not out.absolute().parent.is_dir():  # said before the work, not after it
@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
         model = models.NatModel.from_pretrained(checkpoint, config=config)
         forward = compiled(model, lambda outputs: (outputs.pooler_output,))
     else:
-        config = natjax_convert.find_config(checkpoint, natjax_convert.read_state_dict(checkpoint), config=config)
-        names = config.stage_names if args.stages == "all" else tuple(args.stages.split(","))
-        model = models.NatBackbone.from_pretrained(checkpoint, config=config, out_features=names)
+        opened = Checkpoint.open(checkpoint, config=config)
+        names = opened.config.stage_names if args.stages == "all" else tuple(args.stages.split(","))
+        model = models.NatBackbone.from_pretrained(opened, out_features=names)
         forward = compiled(model, lambda outputs: tuple(outputs.feature_maps))
     processor = load_processor(checkpoint, model.config.num_channels)
     images = Run(find_images(args.images), processor, forward, args.batch_size)

@@ -16,7 +16,7 @@ import pytest
 
 import natjax
 import natjax_convert
-from natjax_convert.files import write_safetensors
+from natjax_convert.safetensors_file import write_safetensors
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 WEIGHTS = {name: (GOLDENS / "hf_nat" / name).read_bytes() for name in ("model.safetensors", "pytorch_model.bin")}

@@ -48,7 +48,7 @@ def fake(monkeypatch, tmp_path):
     """Puts the fake in place of natjax's models and returns a folder of images and a checkpoint `model`."""
     for name in ("NatForImageClassification", "NatModel", "NatBackbone"):
         monkeypatch.setattr(models, name, FakeModel)
-    monkeypatch.setattr(natjax_convert, "read_state_dict", lambda path: {})
+    monkeypatch.setattr(natjax_convert.Checkpoint, "open", lambda path, **_: types.SimpleNamespace(config=CONFIG))
     monkeypatch.setattr(FakeModel, "config", CONFIG, raising=False)
     NatImageProcessor(size=8).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(CONFIG.to_json())

@@ -1,23 +1,15 @@
-"""State dicts of files: names to tensors that are read only when somebody asks for their values.
-
-Reads safetensors and torch's zip files, whole or sharded, told apart by their content and never by their name.
-"""
+"""Opening checkpoints: safetensors and torch's zip files, whole or sharded, told apart by their content, never by their name."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import mmap
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import ml_dtypes
-import numpy as np
-import safetensors
 
 from natjax.errors import CheckpointError
+from natjax_convert.safetensors_file import read_safetensors
+from natjax_convert.state_dict import FileTensors, LazyTensor
+from natjax_convert.torch_zip import read_torch
 
 WEIGHT_FILES = (  # of a directory, in the order in which they are looked for
     "model.safetensors",
@@ -27,44 +19,9 @@ WEIGHT_FILES = (  # of a directory, in the order in which they are looked for
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _MAX_INDEX_BYTES = 2**24
-SAFETENSORS_DTYPES = {
-    "F64": np.dtype("f8"),
-    "F32": np.dtype("f4"),
-    "F16": np.dtype("f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("i8"),
-    "I32": np.dtype("i4"),
-    "I16": np.dtype("i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class LazyTensor:
-    """A tensor in a file; `np.asarray(tensor)` reads it.
-
-    Attributes:
-        shape: its shape.
-        dtype: its numpy dtype (bfloat16 by way of ml_dtypes).
-        read: reads the values.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Reads the tensor."""
-        values = self.read()
-        return values if dtype is None else values.astype(dtype, copy=bool(copy))
-
-
-StateDict = Mapping[str, LazyTensor | np.ndarray]
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, LazyTensor]:
+def read_state_dict(path: str | os.PathLike) -> FileTensors:
     """Opens a checkpoint.
 
     Args:
@@ -72,19 +29,19 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, LazyTensor]:
             `WEIGHT_FILES`.
 
     Returns:
-        Every tensor by name. Of torch files with a wrapper the averaged weights are taken where there are any
-        (`state_dict_ema`, `model_ema`), else `state_dict` or `model`; the prefix "module." is dropped.
+        Every tensor by name; errors about them name the path. Of torch files with a wrapper the averaged weights are taken
+        where there are any (`state_dict_ema`, `model_ema`), else `state_dict` or `model`; the prefix "module." is dropped.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe or of an unknown kind.
     """
-    path = Path(path)
+    path = file = Path(path)
     if os.path.isdir(path):
         found = [path / name for name in WEIGHT_FILES if os.path.isfile(path / name)]
         if not found:
             raise CheckpointError(f"{path}: no weights in this directory; expected one of {', '.join(WEIGHT_FILES)}.")
-        path = found[0]
-    return _read_file(path)
+        file = found[0]
+    return FileTensors(path, _read_file(file))
 
 
 def _read_file(path: Path, *, index: bool = True) -> dict[str, LazyTensor]:
@@ -95,8 +52,6 @@ def _read_file(path: Path, *, index: bool = True) -> dict[str, LazyTensor]:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path}: cannot read the checkpoint: {reason}.") from error
     if head.startswith(b"PK\x03\x04"):
-        from natjax_convert.torch_zip import read_torch
-
         return read_torch(path)
     if head == _LEGACY_TORCH:
         raise CheckpointError(
@@ -104,33 +59,13 @@ def _read_file(path: Path, *, index: bool = True) -> dict[str, LazyTensor]:
             "Load it in PyTorch and torch.save it again."
         )
     if len(head) > 8 and head[8:9] == b"{":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     if head[:1] == b"{" and index:
         return _read_sharded(path)
     raise CheckpointError(
         f"{path}: neither a safetensors file nor one of torch.save (it starts with {head[:8]!r}). "
         "It may be truncated, or a download that went wrong."
     )
-
-
-def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    try:
-        with safetensors.safe_open(path, framework="numpy"), open(path, "rb") as file:  # the library checks the header
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        header.pop("__metadata__", None)
-        return {name: _safetensor(data, 8 + size, **entry) for name, entry in header.items()}
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged safetensors file: {str(error)[:200]}.") from error
-
-
-def _safetensor(data: mmap.mmap, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> LazyTensor:
-    """The tensor as a view of the file; the library's own reader copies."""
-    if dtype not in SAFETENSORS_DTYPES:
-        raise ValueError(f"it has a tensor of dtype {dtype}, which natjax does not read")
-    values = np.ndarray(shape, SAFETENSORS_DTYPES[dtype], data, start + data_offsets[0])
-    return LazyTensor(values.shape, values.dtype, lambda: values)
 
 
 def _read_sharded(path: Path) -> dict[str, LazyTensor]:

@@ -1,0 +1,170 @@
+"""A checkpoint opened once: its tensors, dialect, kind and configuration, and the image processor beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from natjax.configuration import CONFIG_NAME, NatConfig
+from natjax.errors import CheckpointError
+from natjax_convert.dialect import Dialect, parameter_shape
+from natjax_convert.names import detect
+from natjax_convert.params import to_flax
+from natjax_convert.reader import read_state_dict
+from natjax_convert.shapes import Kind, ParameterPath
+from natjax_convert.state_dict import StateDict, unusable
+
+PROCESSOR_NAME = "preprocessor_config.json"
+
+Dilations = Sequence[Sequence[int]] | Literal["none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint, which `Checkpoint.open` opens. It may be given where a path is expected.
+
+    Attributes:
+        path: directory or file that it was opened from.
+        tensors: its state dict.
+        dialect: of its names.
+        kind: "classifier", "model" or "backbone".
+        config: its configuration.
+    """
+
+    path: Path
+    tensors: StateDict
+    dialect: Dialect
+    kind: Kind
+    config: NatConfig
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike, *, config: NatConfig | None = None, dilations: Dilations | None = None
+    ) -> Checkpoint:
+        """Opens a checkpoint.
+
+        Args:
+            path: directory or file in any format that `read_state_dict` takes.
+            config: its configuration, for one without a config.json beside it.
+            dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
+
+        Raises:
+            CheckpointError: it is missing, damaged, unsafe, of no NAT or DiNAT, or has no configuration.
+        """
+        path = Path(path)
+        tensors = read_state_dict(path)
+        found = detect(tensors)
+        config = find_config(path, tensors, config=config, dilations=dilations)
+        return cls(path, tensors, found.dialect, found.kind, config)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def to_flax(self, *, config: NatConfig | None = None, kind: Kind | None = None, **options: Any) -> dict:
+        """Returns the parameters, by default of its own configuration and kind; see `natjax_convert.to_flax`."""
+        return to_flax(self.tensors, config or self.config, kind=kind or self.kind, **options)
+
+    def processor_json(self) -> str | None:
+        """Returns the text of the preprocessor_config.json beside it, or None where there is none.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        beside = _folder(self.path) / PROCESSOR_NAME
+        if not os.path.isfile(beside):
+            return None
+        try:
+            return beside.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{beside}: cannot be read: {error}.") from error
+
+
+def find_config(
+    src: str | os.PathLike,
+    state_dict: StateDict,
+    *,
+    config: NatConfig | None = None,
+    dilations: Dilations | None = None,
+) -> NatConfig:
+    """Returns the configuration of a checkpoint: the one given, that of the config.json beside it, or the inferred one.
+
+    Raises:
+        CheckpointError: there is none and it cannot be inferred for certain.
+    """
+    if config is not None:
+        return config
+    beside = _folder(Path(src)) / CONFIG_NAME
+    if dilations is None and os.path.isfile(beside):
+        return NatConfig.from_json_file(beside)
+    if dilations is None and detect(state_dict).model_type != "nat":
+        raise CheckpointError(
+            f"{src}: has no config.json beside it, and its tensors do not tell NAT from DiNAT (dilations are in none of "
+            "them). Give the configuration (--config nat_mini, --config dinat_mini, --config FILE) or the dilations "
+            "(--dilations none for NAT)."
+        )
+    return infer_config(state_dict, dilations=None if dilations == "none" else dilations)
+
+
+def infer_config(state_dict: StateDict, *, dilations: Any = None) -> NatConfig:
+    """Infers the configuration of a model from the shapes of its tensors.
+
+    Args:
+        state_dict: tensors by name, in any dialect.
+        dilations: of every layer, by level; they are in no tensor. None means NAT.
+
+    Raises:
+        CheckpointError: tensors are missing, or their shapes are those of no NAT.
+    """
+    found = detect(state_dict)
+
+    def shape(*path: str | int) -> tuple[int, ...]:
+        return _shape_in(state_dict, found.dialect, found.prefix, path)
+
+    def has(*path: str | int) -> bool:
+        try:
+            return bool(shape(*path))
+        except LookupError:
+            return False
+
+    def layer(level: int, index: int, *path: str) -> ParameterPath:
+        return ("encoder", "levels", level, "layers", index, *path)
+
+    try:
+        *_, num_channels, half = shape("embeddings", "patch_embeddings", "projection", 0, "kernel")
+        depths: list[int] = []
+        while has(*layer(len(depths), 0, "attention", "rpb")):
+            level, depth = len(depths), 1
+            while has(*layer(level, depth, "attention", "rpb")):
+                depth += 1
+            depths.append(depth)
+        biases = [shape(*layer(level, 0, "attention", "rpb")) for level in range(len(depths))]
+        return NatConfig(
+            num_channels=num_channels,
+            embed_dim=2 * half,
+            depths=tuple(depths),
+            num_heads=tuple(heads for heads, *_ in biases),
+            kernel_size=(biases[0][1] + 1) // 2,
+            dilations=dilations,
+            mlp_ratio=shape(*layer(0, 0, "intermediate", "kernel"))[1] / (2 * half),
+            qkv_bias=has(*layer(0, 0, "attention", "qkv", "bias")),
+            layer_scale_init_value=1e-5 if has(*layer(0, 0, "layer_scale_parameters")) else 0.0,
+            num_labels=shape("classifier", "kernel")[1] if has("classifier", "kernel") else 0,
+        )
+    except (LookupError, ValueError) as error:
+        raise unusable(state_dict, f"The tensors' shapes are those of no NAT or DiNAT: {error}") from error
+
+
+def _shape_in(state_dict: StateDict, dialect: Dialect, prefix: str, path: ParameterPath) -> tuple[int, ...]:
+    """The shape of a parameter, by that of its first tensor; a LookupError where it has none."""
+    names = dialect.names(path, prefix)
+    tensor_shape = tuple(state_dict[names[0]].shape)
+    if 0 in tensor_shape:  # an empty tensor can have any shape without a byte to show for it
+        raise LookupError(f"{names[0]} is empty")
+    return parameter_shape(path, names, tensor_shape)
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent

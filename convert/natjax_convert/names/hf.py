@@ -1,0 +1,32 @@
+"""Hugging Face's names: NatForImageClassification, NatModel, NatBackbone and their Dinat twins of transformers 4.40.2."""
+
+from natjax_convert.dialect import Dialect, Joined, Signature
+
+_LAYER = "encoder.levels.{level}.layers.{layer}."
+
+HF = Dialect(
+    name="hf",
+    title="Hugging Face",
+    example="nat.embeddings.norm.weight",
+    kinds={
+        "classifier": Signature((r"{model_type}\.(?:embeddings|encoder|layernorm)\.",), prefix="{model_type}."),
+        "backbone": Signature((r"embeddings\.patch_embeddings\.", r"hidden_states_norms\.")),
+        "model": Signature((r"embeddings\.patch_embeddings\.",)),
+    },
+    table={
+        "embeddings.patch_embeddings.projection.{i}": "embeddings.patch_embeddings.projection.{i}",
+        "embeddings.norm": "embeddings.norm",
+        _LAYER + "layernorm_before": _LAYER + "layernorm_before",
+        _LAYER + "attention.qkv": Joined(_LAYER + f"attention.self.{part}" for part in ("query", "key", "value")),
+        _LAYER + "attention.rpb": _LAYER + "attention.self.rpb",
+        _LAYER + "attention.output": _LAYER + "attention.output.dense",
+        _LAYER + "layernorm_after": _LAYER + "layernorm_after",
+        _LAYER + "intermediate": _LAYER + "intermediate.dense",
+        _LAYER + "output": _LAYER + "output.dense",
+        _LAYER + "layer_scale_parameters": _LAYER + "layer_scale_parameters",
+        "encoder.levels.{level}.downsample.{part}": "encoder.levels.{level}.downsample.{part}",
+        "layernorm": "layernorm",
+        "hidden_states_norms.{stage}": "hidden_states_norms.{stage}",
+        "classifier": "classifier",
+    },
+)

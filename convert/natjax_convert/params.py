@@ -1,0 +1,229 @@
+"""State dicts to Flax parameters and back. Strict: nothing missing, nothing left over, nothing of another shape."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from natjax.configuration import NatConfig
+from natjax.errors import CheckpointError
+from natjax_convert.dialect import Entry
+from natjax_convert.names import DIALECTS, detect
+from natjax_convert.rpb import resize_rpb
+from natjax_convert.shapes import Kind, ParameterPath, parameters
+from natjax_convert.state_dict import LazyTensor, StateDict, unusable
+
+_FLOATS = {np.dtype(t) for t in ("f8", "f4", "f2", ml_dtypes.bfloat16)}
+# Modules that a checkpoint of a larger model has and a smaller one does without.
+_SPARE: dict[Kind, tuple[str, ...]] = {
+    "classifier": (),
+    "model": ("classifier", "hidden_states_norms"),
+    "backbone": ("classifier", "layernorm", "hidden_states_norms"),
+}
+_KINDS: dict[Kind, str] = {"classifier": "image classifiers", "model": "bare models", "backbone": "backbones"}
+_REPORTED = 12  # problems spelled out in an error; the rest is counted
+
+
+def entries(config: NatConfig, kind: Kind = "classifier", *, dialect: str = "hf") -> list[Entry]:
+    """Returns all parameters of a model with the tensors of a dialect that they are made of.
+
+    Raises:
+        CheckpointError: the dialect cannot express such a model.
+    """
+    names = DIALECTS[dialect]
+    if kind not in names.kinds:
+        known = ", ".join(_KINDS[known] for known in names.kinds)
+        raise CheckpointError(f"{names.title}'s format is for {known}; this is a {kind}. Write Hugging Face's instead.")
+    prefix = names.kinds[kind].prefix.format(model_type=config.model_type)
+    return [names.entry(parameter, prefix) for parameter in parameters(config, kind)]
+
+
+def to_flax(
+    state_dict: StateDict,
+    config: NatConfig,
+    *,
+    kind: Kind = "classifier",
+    dtype: Any = np.float32,
+    without_head: bool = False,
+    resize_biases: bool = False,
+    lazy: bool = False,
+) -> dict:
+    """Makes the parameters of a Flax model from a state dict.
+
+    Args:
+        state_dict: tensors by name, in either dialect.
+        config: the model's configuration.
+        kind: the model: "classifier", "model" or "backbone". A checkpoint may hold more than the model needs: a classifier's
+            serves all three; a backbone's norms, where it has none, start as the identity, with a warning.
+        dtype: of the parameters; None keeps the checkpoint's.
+        without_head: whether to leave out the classifier, whose tensors in the checkpoint, if any, are ignored.
+        resize_biases: whether relative positional biases of another kernel size are interpolated (bicubic).
+        lazy: whether to return `LazyTensor`s of the checkpoint's own dtypes, to be read one at a time.
+
+    Returns:
+        Nested dict of numpy arrays, as `nnx.to_pure_dict` has it. Arrays may be views of the file.
+
+    Warns:
+        UserWarning: parameters hold NaN or infinity, or norms of a backbone are missing.
+
+    Raises:
+        CheckpointError: tensors are missing, left over, of another shape or not floating point; all are named at once.
+    """
+    found = detect(state_dict)
+    if found.model_type not in (None, config.model_type):
+        raise unusable(
+            state_dict,
+            f"The weights are those of a {found.model_type!r} model, the configuration is of a {config.model_type!r} one; "
+            "they do not belong together.",
+        )
+    if sum(config.depths) > len(state_dict):
+        raise unusable(
+            state_dict, f"{len(state_dict)} tensors are too few for the configuration's {sum(config.depths)} layers."
+        )
+    modules = (*_SPARE[kind], *(("classifier",) if without_head else ()))
+    spare = tuple(name for module in modules for name in found.dialect.beginnings(module, found.prefix))
+    params: dict = {}
+    problems, used, identities = [], set(), []
+    for parameter in parameters(config, kind):
+        if without_head and parameter.path[0] == "classifier":
+            continue
+        entry = found.dialect.entry(parameter, found.prefix)
+        if entry.path[0] == "hidden_states_norms" and not any(name in state_dict for name in entry.names):
+            identities.append(str(entry.path[1]))
+            _put(params, entry.path, _identity(entry))
+            continue
+        used.update(entry.names)
+        tensors, wrong = _collect(entry, state_dict, resize_biases)
+        problems += wrong
+        if not wrong:
+            _put(params, entry.path, _joined(entry, tensors))
+    left_over = [name for name in state_dict if name not in used and not name.startswith(spare)]
+    if problems or left_over:
+        about = f" The checkpoint is of a {found.kind}, the model is a {kind}." if found.kind != kind else ""
+        raise unusable(state_dict, _misfit(problems, left_over, about))
+    if identities:
+        stages = ", ".join(dict.fromkeys(identities))
+        warnings.warn(f"The checkpoint has no norms for the stages {stages}; they start as the identity.", stacklevel=2)
+    _warn_not_finite(params)
+    if not lazy:
+        for path, leaf in list(_leaves(params)):
+            values = np.asarray(leaf)
+            _put(params, path, values if dtype is None else values.astype(dtype, copy=False))
+    return params
+
+
+def from_flax(
+    params: Mapping, config: NatConfig, *, kind: Kind = "classifier", dialect: str = "hf"
+) -> dict[str, LazyTensor]:
+    """Makes a state dict from the parameters of a Flax model; undoes `to_flax` bit by bit.
+
+    Args:
+        params: nested dict of arrays, as `nnx.to_pure_dict` has it.
+        config: the model's configuration.
+        kind: the model: "classifier", "model" or "backbone".
+        dialect: "hf" or "shilabs" (classifiers only).
+
+    Raises:
+        CheckpointError: the parameters are not those of the model, or the dialect cannot express it.
+    """
+    leaves = dict(_leaves(params))
+    state_dict, problems = {}, []
+    for entry in entries(config, kind, dialect=dialect):
+        leaf = leaves.pop(entry.path, None)
+        if leaf is None or tuple(leaf.shape) != entry.shape:
+            got = "nothing" if leaf is None else f"shape {tuple(leaf.shape)}"
+            problems.append(f"{_shown_path(entry.path)}: expected shape {entry.shape}, got {got}")
+            continue
+        for i, name in enumerate(entry.names):
+
+            def read(entry: Entry = entry, leaf: Any = leaf, i: int = i) -> np.ndarray:
+                return entry.split(np.asarray(leaf))[i]
+
+            state_dict[name] = LazyTensor(entry.tensor_shape, np.dtype(leaf.dtype), read)
+    if problems or leaves:
+        raise CheckpointError(_misfit(problems, list(map(_shown_path, leaves))))
+    return state_dict
+
+
+def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[list[Any], list[str]]:
+    """Returns the tensors of a parameter, not read yet, and what is wrong with them."""
+    if not entry.names:
+        return [], [f"{_shown_path(entry.path)}: checkpoints of this kind have no tensor for it"]
+    shape = entry.tensor_shape
+    tensors, problems = [], []
+    for name in entry.names:
+        tensor = state_dict.get(name)
+        if tensor is None:
+            problems.append(f"{name}: missing")
+        elif np.dtype(tensor.dtype) not in _FLOATS:
+            problems.append(f"{name}: expected floating point, got {tensor.dtype}")
+        elif tuple(tensor.shape) == shape:
+            tensors.append(tensor)
+        elif entry.path[-1] == "rpb" and len(tensor.shape) == 3 and tensor.shape[0] == shape[0]:
+            if resize_biases:
+                tensors.append(resize_rpb(np.asarray(tensor), (shape[-1] + 1) // 2))
+            else:
+                problems.append(
+                    f"{name}: expected {shape}, got {tuple(tensor.shape)} (resize_biases=True interpolates)"
+                )
+        else:
+            problems.append(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
+    return tensors, problems
+
+
+def _misfit(problems: list[str], left_over: list[str], about: str = "") -> str:
+    """Returns a message with every problem, up to a number, and the nearest name of those left over beside it."""
+    candidates = left_over[:200]  # difflib is slow
+    for i, problem in enumerate(problems[:_REPORTED]):
+        if near := difflib.get_close_matches(problem.removesuffix(": missing"), candidates, n=1, cutoff=0.8):
+            problems[i] = f"{problem} (is it {_shown(near[0])}?)"
+    lines = problems + [f"{_shown(name)}: not part of the model" for name in left_over[:_REPORTED]]
+    count = len(problems) + len(left_over)
+    more = f"\n  ... and {count - _REPORTED} more" if count > _REPORTED else ""
+    return (
+        f"The checkpoint does not fit the model ({len(problems)} tensors missing or of another shape or dtype, "
+        f"{len(left_over)} left over).{about}\n  " + "\n  ".join(lines[:_REPORTED]) + more
+    )
+
+
+def _warn_not_finite(params: dict) -> None:
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = {path: np.asarray(leaf).sum(dtype=np.float64) for path, leaf in _leaves(params)}
+    if bad := [_shown_path(path) for path, total in sums.items() if not np.isfinite(total)]:
+        warnings.warn(f"{len(bad)} parameters hold NaN or infinity: {', '.join(bad[:3])}.", stacklevel=3)
+
+
+def _joined(entry: Entry, tensors: list) -> LazyTensor:
+    dtype = np.result_type(*(tensor.dtype for tensor in tensors))
+    return LazyTensor(entry.shape, dtype, lambda: entry.join([np.asarray(tensor) for tensor in tensors]))
+
+
+def _identity(entry: Entry) -> LazyTensor:
+    return LazyTensor(entry.shape, np.dtype("f4"), lambda: np.full(entry.shape, entry.path[-1] == "scale", np.float32))
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else repr(name[:200])
+
+
+def _shown_path(path: ParameterPath) -> str:
+    return "/".join(map(str, path))
+
+
+def _put(tree: dict, path: tuple, value: LazyTensor | np.ndarray) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _leaves(tree: Mapping, path: tuple = ()) -> Iterable[tuple[tuple, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, key))
+        elif value is not None:
+            yield (*path, key), value
