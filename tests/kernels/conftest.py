@@ -1,4 +1,4 @@
-"""What the tests of the op share: the implementations under test and 64-bit arithmetic."""
+"""What the tests of the op share: the implementations under test, 64-bit arithmetic, no implicit promotion of dtypes."""
 
 import importlib.util
 import pathlib
@@ -9,15 +9,10 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for op_oracle
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+TRITON = [pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux"), pytest.mark.once]  # in the interpreter
 
 
-@pytest.fixture(
-    params=[
-        "reference",
-        "xla",
-        pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux")),
-    ]
-)
+@pytest.fixture(params=["reference", "xla", pytest.param("triton", marks=TRITON)])
 def implementation(request):
     """Every implementation that runs here: a new one is one more name, and inherits the whole suite."""
     return request.param
@@ -27,6 +22,13 @@ def implementation(request):
 def precise(implementation):
     """The most precise dtype of an implementation."""
     return "float32" if implementation == "triton" else "float64"
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    """Mixing dtypes without a cast is an error."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture

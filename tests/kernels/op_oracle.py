@@ -1,5 +1,7 @@
 """Arguments of the op, its output with all gradients, and how close to the oracle they must be."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,12 +25,28 @@ def draw(shape, kernel_size, bias, dtype="float32", value_channels=None):
 
 def both(arguments, d_out, **options):
     """Returns the output and all gradients of sum(output * d_out)."""
+    return _evaluated(jax.jit(functools.partial(_run, options)), arguments, d_out)
 
-    @jax.jit
-    def run(arguments, d_out):
-        out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, **options), *arguments)
-        return out, *pull(d_out)
 
+@functools.cache
+def exact(case, dtype):
+    """Returns what `both` should be for a case drawn in a dtype: the reference's, in float64."""
+    drawn = draw(case.shape, case.kernel_size, case.bias, dtype)
+    with jax.enable_x64(True):
+        return _evaluated(_reference(case), *jax.tree.map(lambda x: x.astype("float64"), drawn))
+
+
+@functools.cache
+def _reference(case):
+    return jax.jit(functools.partial(_run, case.options() | {"implementation": "reference"}))
+
+
+def _run(options, arguments, d_out):
+    out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, **options), *arguments)
+    return out, *pull(d_out)
+
+
+def _evaluated(run, arguments, d_out):
     return [None if x is None else np.asarray(x, np.float64) for x in run(arguments, d_out)]
 
 

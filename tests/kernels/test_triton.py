@@ -11,18 +11,21 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from op_oracle import TOLERANCE, assert_close, both, draw
+from op_oracle import TOLERANCE, assert_close, both, draw, exact
 
 from natjax_kernels import default_implementation, explain, neighborhood_attention
 from natjax_kernels.bias import MASKED, bias_table, sum_by_segment
+from natjax_kernels.cases import Case as OpCase
 from natjax_kernels.fused import schedule
 from natjax_kernels.fused.configurations import KERNELS, Case, Config
-from natjax_kernels.fused.layout import layout
+from natjax_kernels.fused.layout import layout, sizes
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import make_problem
 from natjax_kernels.triton import choice, support
 from natjax_kernels.triton import launch as launching
 from natjax_kernels.triton.choice import candidates, choose, estimate
+
+pytestmark = pytest.mark.once  # all of it is static, or in Triton's interpreter
 
 LAYOUTS = {  # sides of the map, kernel size, dilation, stride, causal, tile, block
     "1-D": ((19,), (5,), (2,), (1,), (False,), (4,), None),
@@ -72,6 +75,19 @@ def test_blocks_that_look_alike_share_rows():
     assert math.prod(len(axis) for axis in plan.relative) < 2000  # of more than 100,000 blocks
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_sizes_are_those_of_the_layout(case, transposed):
+    spatial, kernel, dilation, stride, causal, tile, block = case
+    arguments = spatial, Window(kernel, dilation, stride, causal), tile, block, transposed
+    plan, found = layout(*arguments), sizes(*arguments)
+    assert found.rows == math.prod(len(axis) for axis in plan.relative)
+    assert (found.blocks, found.block) == (math.prod(plan.blocks), math.prod(plan.block))
+    assert sorted(found.class_tiles) == sorted(np.bincount(plan.tiles[:, 2]))
+    for longest in (1, 3, 100):
+        assert sum(math.ceil(n / longest) for n in found.class_tiles) == len(plan.runs(longest))
+
+
 @pytest.mark.parametrize("longest", [1, 3, 100])
 def test_runs_are_of_one_class(longest):
     plan = layout((56, 56), Window((7, 7), (1, 1), (1, 1), (False, False)), (8, 8), None)
@@ -83,35 +99,45 @@ def test_runs_are_of_one_class(longest):
     assert all(len(set(plan.tiles[a:b, 2])) == 1 for a, b in runs)
 
 
-# What there is besides the choices that test_op.py meets: [B, *spatial, N, D], options, bias, a configuration for every kernel.
-CONFIGURED = {
-    "blocks of keys": ((1, 13, 14, 2, 8), {"kernel_size": (9, 10)}, False, Config((4, 4), (4, 8), 16, False, 1)),
-    "blocks of keys, bias": ((1, 13, 14, 2, 8), {"kernel_size": 9}, True, Config((4, 4), (8, 8), 32, False, 1)),
-    "1-D blocks": ((2, 50, 1, 16), {"kernel_size": 21, "is_causal": True}, False, Config((16,), (16,), 16, False, 1)),
-    "3-D blocks": ((1, 6, 7, 8, 1, 8), {"kernel_size": (3, 5, 6)}, False, Config((2, 3, 4), (4, 4, 4), 32, False, 1)),
-    "table on chip": ((3, 9, 9, 2, 8), {"kernel_size": 5}, True, Config((4, 5), None, 32, True, 1)),
-    "table on chip, one chunk": ((3, 9, 9, 2, 8), {"kernel_size": 3}, True, Config((3, 3), None, 32, True, 1)),
-    "table off chip": ((3, 9, 9, 2, 8), {"kernel_size": 5}, True, Config((4, 5), None, 32, False, 1)),
-    "dilated": ((1, 26, 24, 1, 8), {"kernel_size": (9, 7), "dilation": (2, 3)}, True, Config((5, 4), (8, 4), 32, False, 1)),
-}  # fmt: skip
+# What there is besides the choices that test_op.py meets: a call, and a configuration for every kernel.
+CONFIGURED = [
+    (OpCase("blocks of keys", 1, (13, 14), 1, 8, (9, 10), bias=False), Config((4, 4), (4, 8), 16, False, 1)),
+    (OpCase("blocks of keys, bias", 1, (13, 14), 2, 8, 9), Config((4, 4), (8, 8), 32, False, 1)),
+    (OpCase("1-D blocks", 2, (50,), 1, 16, 21, is_causal=True, bias=False), Config((16,), (16,), 16, False, 1)),
+    (OpCase("3-D blocks", 1, (6, 7, 8), 1, 8, (3, 5, 6), bias=False), Config((2, 3, 4), (4, 4, 4), 32, False, 1)),
+    (OpCase("table on chip", 3, (9, 9), 2, 8, 5), Config((4, 5), None, 32, True, 1)),
+    (OpCase("table on chip, one chunk", 3, (9, 9), 2, 8, 3), Config((3, 3), None, 32, True, 1)),
+    (OpCase("table off chip", 3, (9, 9), 2, 8, 5), Config((4, 5), None, 32, False, 1)),
+    (OpCase("dilated", 1, (26, 24), 1, 8, (9, 7), (2, 3)), Config((5, 4), (8, 4), 32, False, 1)),
+]
+# Programs work through many tiles and entries of the batch, or through one: as `test_op.py` has it, of chunks on and off chip.
+MANY_PROGRAMS = ("blocks of keys, bias", "table on chip", "table off chip")
 
 
-@pytest.mark.parametrize("programs", [1, 1024], ids=["few programs", "many programs"])
-@pytest.mark.parametrize("case", CONFIGURED.values(), ids=CONFIGURED)
-def test_any_configuration_computes_the_op(monkeypatch, case, programs):
-    shape, options, bias, config = case
+@pytest.mark.parametrize(
+    ("case", "config", "programs"),
+    [
+        pytest.param(case, config, programs, id=f"{case.name}, {programs} programs")
+        for case, config in CONFIGURED
+        for programs in (1, 1024)
+        if programs == 1 or case.name in MANY_PROGRAMS
+    ],
+)
+def test_any_configuration_computes_the_op(monkeypatch, case, config, programs):
     monkeypatch.setattr("natjax_kernels.triton.op.choose", lambda case, device: config)
     monkeypatch.setattr(schedule, "PROGRAMS", programs)
-    arguments, d_out = draw(shape, options["kernel_size"], bias)
-    got = both(arguments, d_out, **options, implementation="triton")
-    assert_close(got, both(arguments, d_out, **options, implementation="reference"), TOLERANCE["float32"])
+    assert_right(case)
+
+
+def assert_right(case):
+    """Compares outputs and gradients of the kernels with the reference's."""
+    got = both(*draw(case.shape, case.kernel_size, case.bias), **case.options(), implementation="triton")
+    assert_close(got, exact(case, "float32"), TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize("channels", [8, 16, 24, 64, 128])
 def test_channels_of_a_head(channels):
-    arguments, d_out = draw((1, 7, 8, 2, channels), 3, True)
-    got = both(arguments, d_out, kernel_size=3, implementation="triton")
-    assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
+    assert_right(OpCase("channels", 1, (7, 8), 2, channels, 3))
 
 
 @pytest.mark.parametrize("entries", [1, 8, 9, 1000])
@@ -165,9 +191,7 @@ def test_float32_products_are_no_less_precise_than_asked(asked):
 @pytest.mark.parametrize("batch", [1, 5, 7])
 def test_shares_of_a_batch_that_are_not_alike(monkeypatch, batch):
     monkeypatch.setattr(schedule, "PROGRAMS", 2 * 9)  # so that a program takes two entries or three
-    arguments, d_out = draw((batch, 9, 9, 2, 8), 3, True)
-    got = both(arguments, d_out, kernel_size=3, implementation="triton")
-    assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
+    assert_right(OpCase("shares", batch, (9, 9), 2, 8, 3))
 
 
 def test_offsets_are_of_64_bits_where_an_image_needs_them(monkeypatch):
@@ -295,9 +319,7 @@ def test_the_interpreter_runs_only_when_named():
 def test_wide_offsets_compute_the_op(monkeypatch):
     static = launching.Launch.static
     monkeypatch.setattr(launching.Launch, "static", lambda *arguments: {**static(*arguments), "WIDE": True})
-    arguments, d_out = draw((2, 5, 6, 2, 8), 3, True)
-    got = both(arguments, d_out, kernel_size=3, implementation="triton")
-    assert_close(got, both(arguments, d_out, kernel_size=3, implementation="reference"), TOLERANCE["float32"])
+    assert_right(OpCase("wide", 2, (5, 6), 2, 8, 3))
 
 
 @dataclasses.dataclass

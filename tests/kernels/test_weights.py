@@ -66,7 +66,8 @@ def test_output_and_gradients_are_those_of_the_op(call, x64):
 @every_call
 def test_weights_are_one_per_neighbour_in_order(call, x64):
     (query, key, value, rpb), options = draw(call)
-    _, weights = neighborhood_attention_with_weights(query, key, value, rpb=rpb, **options)
+    op = functools.partial(neighborhood_attention_with_weights, **options)
+    _, weights = jax.jit(lambda q, k, v, r: op(q, k, v, rpb=r))(query, key, value, rpb)
     batch, *spatial, heads, channels = query.shape
     assert weights.shape == (batch, heads, *spatial, np.prod(options["kernel_size"]))
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-12)
@@ -98,19 +99,24 @@ def test_weights_are_one_per_neighbour_in_order(call, x64):
 
 def test_dropout_drops_and_rescales(x64):
     (query, key, value, rpb), options = draw(CALLS["2-D"])
-    call = functools.partial(neighborhood_attention_with_weights, query, key, value, rpb=rpb, **options)
+
+    def call(key_of_dropout=None, value=value):
+        dropout = (
+            {} if key_of_dropout is None else {"dropout_rate": 0.25, "dropout_key": jax.random.key(key_of_dropout)}
+        )
+        return neighborhood_attention_with_weights(query, key, value, rpb=rpb, **options, **dropout)
+
+    call = jax.jit(call)
     _, plain = call()
-    out, dropped = call(dropout_rate=0.25, dropout_key=jax.random.key(3))
+    out, dropped = call(3)
     kept = dropped > 0
     assert abs(float(kept.mean()) - 0.75) < 0.03
     np.testing.assert_allclose(dropped[kept], plain[kept] / 0.75, atol=1e-12)
-    again, _ = call(dropout_rate=0.25, dropout_key=jax.random.key(3))
-    other, _ = call(dropout_rate=0.25, dropout_key=jax.random.key(4))
+    again, _ = call(3)
+    other, _ = call(4)
     assert (out == again).all()
     assert not (out == other).all()
-    ones, total = neighborhood_attention_with_weights(
-        query, key, jnp.ones_like(value), rpb=rpb, **options, dropout_rate=0.25, dropout_key=jax.random.key(3)
-    )
+    ones, total = call(3, jnp.ones_like(value))
     np.testing.assert_allclose(ones[..., 0], jnp.moveaxis(total.sum(axis=-1), 1, -1), atol=1e-12)
 
 

@@ -38,27 +38,25 @@ def attend(problem: Problem):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attend(window, scale, products, query, key, value, rpb):
-    out, lse = _run_forward(window, scale, products, query, key, value, rpb)
-    return out, _natural(lse, query)
+    return _as_results(*_run_forward(window, scale, products, query, key, value, rpb), query)
 
 
 def _run_forward(window, scale, products, query, key, value, rpb):
-    """Returns the output [B, *spatial, N, D] and the log-sum-exp [B, N, L] in base 2."""
+    """Returns the output [B, L, N, D] and the log-sum-exp [B, N, L] in base 2."""
     launch = _launch("fwd", query, rpb, window, scale, products)
     call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY))
-    out, lse = call(*_flat(query, key, value), launch.table(rpb, _table_dtype(query, rpb)))
-    return out.reshape(query.shape), lse
+    return call(*_flat(query, key, value), launch.table(rpb, _table_dtype(query, rpb)))
 
 
-def _natural(lse, query):
-    """The log-sum-exp as the op returns it: from base 2, [B, N, L] -> [B, *spatial, N]."""
-    return (lse * math.log(2)).swapaxes(1, 2).reshape(query.shape[:-1])
+def _as_results(out, lse, query):
+    """Returns output [B, *spatial, N, D] and natural log-sum-exp [B, *spatial, N]."""
+    return out.reshape(query.shape), (lse * math.log(2)).swapaxes(1, 2).reshape(query.shape[:-1])
 
 
 def _forward(window, scale, products, *primals):
     query, key, value, rpb = jax.tree.map(lambda primal: primal.value, primals)
     out, lse = _run_forward(window, scale, products, query, key, value, rpb)
-    return (out, _natural(lse, query)), (query, key, value, rpb, out, lse)
+    return _as_results(out, lse, query), (query, key, value, rpb, out, lse)
 
 
 def _backward(window, scale, products, residuals, cotangents):
