@@ -16,7 +16,6 @@ import pathlib
 import statistics
 import tempfile
 import time
-import types
 
 import numpy as np
 import PIL.Image
@@ -24,6 +23,7 @@ import torch
 
 from benchmarks.provenance import provenance
 from natjax_train.augment.randaugment import rand_augment
+from natjax_train.augment.settings import HostSettings
 from natjax_train.data import ImageFolder, train_loader
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "data_cpu.json"
@@ -95,16 +95,8 @@ def make_images(folder):
 
 def ours(folder, auto_augment, workers, kind, seed):
     """Returns natjax's iterator over training batches."""
-    settings = types.SimpleNamespace(
-        crop=True,
-        crop_scale=SCALE,
-        crop_ratio=RATIO,
-        train_interpolation="bicubic",
-        horizontal_flip=0.5,
-        auto_augment=auto_augment,
-        color_jitter=0.0,
-        image_mean=MEAN,
-        max_corrupt=0,
+    settings = HostSettings(
+        crop_scale=SCALE, crop_ratio=RATIO, train_interpolation="bicubic", auto_augment=auto_augment, image_mean=MEAN
     )
     return train_loader(
         ImageFolder(folder),

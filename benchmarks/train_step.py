@@ -5,6 +5,7 @@ made to finish before it returns. So the time of the loop outside of the step is
 batches on the device. In a real run much of it passes while the devices work. Waiting for data is apart. Medians of one run.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -32,16 +33,16 @@ class Clocks:
     def __init__(self):
         self.entered, self.steps, self.waits = [], [], []
 
-    def train_step(self, make, *arguments):
-        step = make(*arguments)
+    def training(self, make, *arguments):
+        training = make(*arguments)
 
         def timed(state, batch):
             self.entered.append(time.perf_counter())
-            done = jax.block_until_ready(step(state, batch))
+            done = jax.block_until_ready(training.step(state, batch))
             self.steps.append(time.perf_counter() - self.entered[-1])
             return done
 
-        return timed
+        return dataclasses.replace(training, step=timed)
 
     def train_loader(self, make, *arguments, **options):
         loader = make(*arguments, **options)
@@ -85,7 +86,7 @@ def write_images(folder: pathlib.Path) -> None:
 def main() -> None:
     """Measures, prints and writes."""
     clocks = Clocks()
-    loop.make_train_step = functools.partial(clocks.train_step, loop.make_train_step)
+    loop.make_training = functools.partial(clocks.training, loop.make_training)
     data.train_loader = functools.partial(clocks.train_loader, data.train_loader)
     with tempfile.TemporaryDirectory() as folder:
         write_images(pathlib.Path(folder))

@@ -61,9 +61,9 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
         ImportError: the packages for training are not installed.
     """
     try:
-        from natjax_train import mesh, optim, step
-        from natjax_train.augment import device
+        from natjax_train import mesh, step
         from natjax_train.recipe import Recipe
+        from natjax_train.tasks.classification import Classification
     except ImportError as error:
         raise ImportError(f"Training steps need more packages ({error}): pip install 'natjax[train]'.") from error
 
@@ -83,21 +83,16 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     )
     graphdef, state = random_model(config, dtype, "float32", deterministic=False)
     params = nnx.to_pure_dict(state)
-    factors = optim.learning_rate_factors(params, recipe)
-    optimizer = optim.make_optimizer(recipe, factors)
-
-    def prepare(key: jax.Array, images: dict[str, jax.Array]) -> Any:
-        return device.prepare(key, images, recipe, classes)
-
-    train_step = step.make_train_step(graphdef, optimizer, factors, prepare, recipe, steps_per_epoch=1000)
+    task = Classification(recipe, range(classes))
+    programs = step.make_training(config, graphdef, params, task, recipe, steps_per_epoch=1000)
     devices = mesh.make_mesh("data=1")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, side, side, channels), np.uint8)
     with jax.set_mesh(devices):
         inputs = mesh.put_batch(devices, {"image": images, "label": np.zeros(batch, np.int32)})
-        train_state = step.init_state(params, optimizer, recipe)
+        train_state = programs.init(params)
         train_state = jax.device_put(train_state, mesh.state_shardings(devices, train_state))
-        program, seconds = _compile(train_step, train_state, inputs)
+        program, seconds = _compile(programs.step, train_state, inputs)
 
     def run() -> Any:
         nonlocal train_state

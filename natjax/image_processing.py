@@ -7,12 +7,15 @@ evaluation prepares images. Both bit for bit, but channels-last: `[B, H, W, C]` 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +61,7 @@ def load_image(source: str | os.PathLike | PIL.Image.Image, mode: str = "RGB") -
     """
     if not isinstance(source, str | os.PathLike | PIL.Image.Image):
         raise ImageError(f"An image is a path or a Pillow image; got {type(source).__name__}.")
-    return _decode(source, mode, upright=True)
+    return decode_image(source, mode)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +172,7 @@ class NatImageProcessor:
     def _pixels(self, image: ImageLike) -> np.ndarray:
         if isinstance(image, str | os.PathLike | PIL.Image.Image):
             mode = "L" if self.num_channels == 1 else "RGB"
-            pixels = np.array(_decode(image, mode, upright=not isinstance(image, PIL.Image.Image)))
+            pixels = np.array(decode_image(image, mode, upright=not isinstance(image, PIL.Image.Image)))
             return pixels[..., None] if pixels.ndim == 2 else pixels  # [H, W, C], however few rows there are
         pixels = np.asarray(image)
         if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
@@ -281,18 +284,40 @@ class NatImageProcessor:
         )
 
 
-def _decode(source: str | os.PathLike | PIL.Image.Image, mode: str, *, upright: bool) -> PIL.Image.Image:
+def decode_image(
+    source: bytes | str | os.PathLike | PIL.Image.Image,
+    mode: str = "RGB",
+    *,
+    upright: bool = True,
+    strict: bool = False,
+) -> PIL.Image.Image:
+    """Decodes one image: the one place where natjax does. Any thread may call it.
+
+    Args:
+        source: bytes of an image file, its path, or a Pillow image.
+        mode: Pillow mode of the result.
+        upright: whether to turn it by its EXIF orientation.
+        strict: whether to refuse more pixels than Pillow takes for harmless, and not only twice as many.
+
+    Raises:
+        natjax.ImageError: it is missing, empty, damaged, too large or no image; the message names it.
+    """
     name = _name(source)
     try:
-        with warnings.catch_warnings():
-            # Large images, odd palettes and broken metadata: either the pixels come out, or an error does.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+        with _quiet_pillow():
             if isinstance(source, PIL.Image.Image):
-                image = PIL.ImageOps.exif_transpose(source) if upright else source
-                image = image.convert(mode)
+                image = (PIL.ImageOps.exif_transpose(source) if upright else source).convert(mode)
             else:
-                with PIL.Image.open(source) as file:
-                    image = (PIL.ImageOps.exif_transpose(file) if upright else file).convert(mode)
+                with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                    most = PIL.Image.MAX_IMAGE_PIXELS
+                    if strict and most and math.prod(file.size) > most:
+                        raise PIL.Image.DecompressionBombError(
+                            f"{file.width} x {file.height} pixels may be a decompression bomb"
+                        )
+                    file.load()
+                    if upright:
+                        PIL.ImageOps.exif_transpose(file, in_place=True)
+                    image = file.convert(mode)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: there is no such file.") from error
     except IsADirectoryError as error:
@@ -300,17 +325,32 @@ def _decode(source: str | os.PathLike | PIL.Image.Image, mode: str, *, upright: 
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large to decode safely: {error}") from error
     except PIL.UnidentifiedImageError as error:
-        empty = not isinstance(source, PIL.Image.Image) and os.path.exists(source) and os.path.getsize(source) == 0
+        size = os.path.getsize(source) if isinstance(source, str | os.PathLike) and os.path.exists(source) else None
+        empty = size == 0 or source == b""
         raise ImageError(f"{name}: {'the file is empty' if empty else 'not an image that Pillow can read'}.") from error
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
         raise ImageError(f"{name}: cannot be read: {reason}.") from error
     if 0 in image.size:
         raise ImageError(f"{name}: has no pixels.")
     return image
 
 
-def _name(image: ImageLike) -> str:
+@contextlib.contextmanager
+def _quiet_pillow() -> Generator[None]:
+    """Silences Pillow's warnings of large images, odd palettes and broken metadata: pixels come out, or an error does.
+
+    In the main thread alone: warning filters are the whole process's, and two threads that swap them would mix them up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _name(image: ImageLike | bytes) -> str:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else "The image"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import functools
 import math
@@ -19,7 +18,7 @@ from natjax.errors import CheckpointError
 
 if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor
-    from natjax_train.evaluate import Metrics
+    from natjax_train.tasks.classification import Metrics
 
 HELP = "measure a model on the validation images of a data set"
 _HARDEST = 10  # classes that are shown
@@ -46,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints; returns 1 where images could not be read."""
     try:
-        from natjax_train import data, evaluate, mesh, model, step
+        from natjax_train import data, evaluate, mesh, step
+        from natjax_train.tasks.classification import Classification
     except ImportError as error:
         raise ImportError(f"Evaluation needs more packages ({error}): pip install 'natjax[train]'.") from error
     import jax
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from natjax.models import NatForImageClassification
 
     mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
-    lead = jax.process_index() == 0
-    if args.csv and lead:
+    is_main_process = jax.process_index() == 0
+    if args.csv and is_main_process:
         open(args.csv, "a").close()  # one that cannot be written is to be known before the evaluation, not after it
     source = data.open_source(args.data, "val")
     checkpoint = find_checkpoint(_of_run(args.model))
@@ -73,31 +73,27 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(len(source), "images")
     too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
     with explain_out_of_memory(too_large), jax.set_mesh(devices):
-        _, graphdef, params = model.split_model(net)
+        _, graphdef, params = step.split_model(net)
         params = jax.device_put(jax.tree.map(np.asarray, params), NamedSharding(devices, PartitionSpec()))
-        batches = data.eval_loader(
+        task = Classification(None, names)
+        metrics = evaluate.measure(
+            task,
+            functools.partial(step.make_eval_step(graphdef, task), params),
             source,
+            processor,
             batch_size=args.batch_size,
-            processor=processor,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            mean=mean,
+            std=std,
+            mesh=devices,
+            through=functools.partial(_relabelled, labels=labels),
+            progress=progress.update if is_main_process else None,
             workers=args.workers,
             max_corrupt=_MAX_CORRUPT,
             report=complain,
         )
-        with contextlib.closing(batches):
-            metrics = evaluate.evaluate(
-                functools.partial(step.make_eval_step(graphdef), params),
-                _relabelled(batches, labels),
-                num_classes=len(names),
-                mean=mean,
-                std=std,
-                mesh=devices,
-                progress=progress.update if lead else None,
-            )
     progress.clear()
     skipped = len(source) - int(metrics.confusion.sum())
-    if lead:
+    if is_main_process:
         _tell(args, metrics, names)
         if skipped:
             complain(f"{skipped} image(s) could not be read and are not counted")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 import signal
 from pathlib import Path
 
 from natjax.cli._arguments import add_process_arguments
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
-from natjax_train.recipe import Recipe, field_types, override
+from natjax_train.recipe import Recipe, field_help, override
 from natjax_train.recipes import RECIPES, find_recipe
 
 HELP = "train or fine-tune a model"
@@ -33,11 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_process_arguments(parser)
     fields = parser.add_argument_group("recipe", "Each of these overrides a field of the recipe.")
-    meaning = dict(re.findall(r"^ {8}(\w+): ((?:.|\n {12})+)", Recipe.__doc__ or "", re.MULTILINE))
-    for name in field_types():
-        help_text = " ".join(meaning[name].replace("`", "").replace("%", "%%").split())
+    for name, text in field_help().items():
         names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        fields.add_argument(*names, dest=f"recipe_{name}", metavar="VALUE", help=help_text)
+        fields.add_argument(*names, dest=f"recipe_{name}", metavar="VALUE", help=text.replace("%", "%%"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _recipe(args: argparse.Namespace) -> Recipe:
     """Returns the recipe with what the flags override: the run's own where one is resumed."""
-    texts = {name: getattr(args, f"recipe_{name}") for name in field_types()}
+    texts = {name: getattr(args, f"recipe_{name}") for name in field_help()}
     changes = {name: text for name, text in texts.items() if text is not None}
     named = override(find_recipe(args.recipe), changes) if args.recipe else None
     saved = Path(args.out) / "recipe.json"
@@ -76,8 +72,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         return named
     recipe = override(find_recipe(str(saved)), changes)
     if named and named != recipe:
-        fields = [field.name for field in dataclasses.fields(Recipe)]
-        differing = ", ".join(name for name in fields if getattr(named, name) != getattr(recipe, name))
+        differing = ", ".join(name for name in field_help() if getattr(named, name) != getattr(recipe, name))
         raise ValueError(
             f"The run goes on by {saved}, which differs from --recipe {args.recipe} in {differing}: leave --recipe out, or "
             "choose another folder for another run."

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import pytest
 
 from natjax import cli
 from natjax_train import loop
-from natjax_train.recipe import Recipe
+from natjax_train.recipe import Recipe, field_help
 from natjax_train.recipes import RECIPES
 
 
@@ -20,7 +22,16 @@ def test_help_names_every_field(capsys):
     text = capsys.readouterr().out
     for field in dataclasses.fields(Recipe):
         assert f"--{field.name.replace('_', '-')} VALUE" in text
-        assert f"\n        {field.name}: " in (Recipe.__doc__ or "")
+        assert field.metadata["help"]
+
+
+def test_help_without_docstrings():
+    command = [sys.executable, "-OO", "-m", "natjax", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in field_help():
+        assert f"--{name.replace('_', '-')} VALUE" in done.stdout
+    assert "micro-batches of a step" in done.stdout
 
 
 @pytest.mark.parametrize(

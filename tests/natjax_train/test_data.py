@@ -13,8 +13,9 @@ import pytest
 
 from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor, load_image
+from natjax_train.augment.host import random_resized_crop
 from natjax_train.data import Digits, ImageFolder, eval_loader, eval_processor, open_source, records, train_loader
-from natjax_train.data.transforms import decode, random_resized_crop, train_image
+from natjax_train.data.transforms import decode, train_image
 from natjax_train.recipe import Recipe
 
 PLAIN = Recipe(
@@ -56,7 +57,14 @@ def damage(folder, *names):
 
 def loader(source, settings=PLAIN, batch_size=5, **options):
     return train_loader(
-        source, batch_size=batch_size, image_size=16, num_channels=3, augmentation=settings, seed=3, **options
+        source,
+        batch_size=batch_size,
+        image_size=16,
+        num_channels=3,
+        augmentation=settings,
+        seed=3,
+        max_corrupt=settings.max_corrupt,
+        **options,
     )
 
 
@@ -171,7 +179,7 @@ def test_decoding():
     assert decode(turned.getvalue(), 1).mode == "L"
     array = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     assert (np.asarray(decode(array, 3)) == array).all()
-    with pytest.raises(ImageError, match="no image that can be read"):
+    with pytest.raises(ImageError, match="The image: not an image that Pillow can read"):
         decode(b"GIF89a", 3)
 
 

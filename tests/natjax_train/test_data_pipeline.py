@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,20 +13,11 @@ import PIL.Image
 import pytest
 
 from natjax.errors import ImageError
+from natjax_train.augment.settings import HostSettings
 from natjax_train.data import ImageFolder, train_loader
 from natjax_train.data.transforms import decode
 
-SETTINGS = types.SimpleNamespace(
-    crop=True,
-    crop_scale=(0.08, 1.0),
-    crop_ratio=(3 / 4, 4 / 3),
-    train_interpolation="random",
-    horizontal_flip=0.5,
-    auto_augment="rand-m9-mstd0.5-inc1",
-    color_jitter=0.0,
-    image_mean=(0.5,),
-    max_corrupt=3,
-)
+SETTINGS = HostSettings(image_mean=(0.5,), image_std=(0.5,))
 WORKERS = [(0, "threads"), (3, "threads"), (1, "processes"), (2, "processes")]
 
 
@@ -46,7 +36,14 @@ def folder(path, unreadable=()):
 
 
 def loader(source, workers=0, worker_kind="threads", **options):
-    options = {"batch_size": 6, "image_size": 16, "num_channels": 3, "augmentation": SETTINGS, "seed": 1} | options
+    options = {
+        "batch_size": 6,
+        "image_size": 16,
+        "num_channels": 3,
+        "augmentation": SETTINGS,
+        "seed": 1,
+        "max_corrupt": 3,
+    } | options
     return train_loader(source, workers=workers, worker_kind=worker_kind, **options)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from natjax_train.evaluate import evaluate
 from natjax_train.mesh import make_mesh, start_processes
+from natjax_train.tasks.classification import Classification
 
 CLASSES, IMAGES = 7, 45
 WEIGHTS = np.random.default_rng(1).standard_normal((12, CLASSES)).astype(np.float32)
@@ -38,11 +39,9 @@ def apply(pixel_values):
 
 
 def measure(batches, apply=apply, mesh="", num_classes=CLASSES, **options):
-    devices = make_mesh(mesh)
+    devices, task = make_mesh(mesh), Classification(None, range(num_classes))
     with jax.set_mesh(devices):
-        return evaluate(
-            apply, batches, num_classes=num_classes, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), mesh=devices, **options
-        )
+        return evaluate(task, apply, batches, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), mesh=devices, **options)
 
 
 def desired():

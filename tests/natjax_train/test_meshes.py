@@ -81,7 +81,6 @@ def test_parameters_are_split(reports):
 
 def main() -> None:
     import collections
-    import functools
     import re
 
     import jax
@@ -91,10 +90,10 @@ def main() -> None:
 
     import natjax
     from natjax_train import mesh as meshes
-    from natjax_train import optim, step
-    from natjax_train.augment import device
+    from natjax_train import step
     from natjax_train.recipe import override
     from natjax_train.recipes import RECIPES
+    from natjax_train.tasks.classification import Classification
 
     config = natjax.NatConfig(
         num_channels=1, embed_dim=32, depths=(1, 2), num_heads=(1, 2), kernel_size=3, num_labels=4, drop_path_rate=0.2
@@ -116,14 +115,9 @@ def main() -> None:
         mesh = meshes.make_mesh(text)
         meshes.check_batch(mesh, recipe.batch_size, recipe.accumulate)
         with jax.set_mesh(mesh):
-            model = natjax.NatForImageClassification(config, rngs=nnx.Rngs(0))
-            graphdef, state = nnx.split(nnx.view(model, deterministic=False))
-            params = nnx.to_pure_dict(state)
-            factors = optim.learning_rate_factors(params, recipe)
-            optimizer = optim.make_optimizer(recipe, factors)
-            prepare = functools.partial(device.prepare, settings=recipe, num_classes=4)
-            train_step = step.make_train_step(graphdef, optimizer, factors, prepare, recipe, 20)
-            state = step.init_state(params, optimizer, recipe)
+            graphdef, _, params = step.split_model(natjax.NatForImageClassification(config, rngs=nnx.Rngs(0)))
+            training = step.make_training(config, graphdef, params, Classification(recipe, range(4)), recipe, 20)
+            train_step, state = training.step, training.init(params)
             state = jax.device_put(state, meshes.state_shardings(mesh, state))
             batches = [
                 meshes.put_batch(mesh, {"image": image, "label": label.astype(np.int32)})

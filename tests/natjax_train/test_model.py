@@ -8,14 +8,20 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import natjax
 from natjax_train.data import eval_processor
-from natjax_train.model import export, initial_model, split_model
 from natjax_train.recipes import RECIPES
+from natjax_train.step import split_model
+from natjax_train.tasks.classification import Classification
 
 DIGITS = tuple("0123456789")
 EMBEDDED = str(pathlib.Path(natjax.__file__).parent / "demo" / "digits")
+
+
+def initial_model(recipe, class_names):
+    return Classification(recipe, class_names).initial_model()
 
 
 def test_custom():
@@ -57,7 +63,8 @@ def test_export(tmp_path):
     model = initial_model(recipe, DIGITS)
     _, graphdef, params = split_model(model)
     params["classifier"]["bias"] = np.arange(10, dtype=np.float32)
-    export(graphdef, params, eval_processor(recipe, recipe.image_size), tmp_path / "model")
+    processor = eval_processor(recipe, recipe.image_size)
+    nnx.merge(graphdef, params).save_pretrained(tmp_path / "model", processor=processor)
     loaded = natjax.NatForImageClassification.from_pretrained(tmp_path / "model")
     np.testing.assert_array_equal(loaded.classifier.bias[...], np.arange(10))
     assert not np.asarray(model.classifier.bias[...]).any()  # the run's own model is as it was

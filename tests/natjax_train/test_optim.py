@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax_convert.shapes import parameters
 from natjax_train import optim
 from natjax_train.recipe import override
 from natjax_train.recipes import RECIPES
@@ -41,12 +42,14 @@ def test_batch_size_scales_the_peak():
     assert rate(recipe, 0) == pytest.approx(2e-3)
 
 
+CONFIG = natjax.NatConfig(
+    embed_dim=8, depths=(2, 1), num_heads=(1, 2), kernel_size=3, num_labels=3, layer_scale_init_value=0.1
+)
+
+
 @pytest.fixture(scope="module")
 def params():
-    config = natjax.NatConfig(
-        embed_dim=8, depths=(2, 1), num_heads=(1, 2), kernel_size=3, num_labels=3, layer_scale_init_value=0.1
-    )
-    return nnx.to_pure_dict(nnx.state(natjax.NatForImageClassification(config, rngs=nnx.Rngs(0))))
+    return nnx.to_pure_dict(nnx.state(natjax.NatForImageClassification(CONFIG, rngs=nnx.Rngs(0))))
 
 
 def by_name(tree):
@@ -67,7 +70,9 @@ def test_decay_mask(params):
 
 
 def test_layer_decay(params):
-    factors = by_name(optim.learning_rate_factors(params, override(RECIPES["finetune"], {"layer_decay": "0.5"})))
+    factors = by_name(
+        optim.learning_rate_factors(params, parameters(CONFIG), override(RECIPES["finetune"], {"layer_decay": "0.5"}))
+    )
     expected = {
         "nat/embeddings/norm/scale": 4,
         "nat/embeddings/patch_embeddings/projection/0/kernel": 4,
@@ -85,15 +90,20 @@ def test_steps_are_adamw(params):
     recipe = override(
         RECIPES["nat_mini"], {"weight_decay": "0.1", "clip_norm": "1.0", "layer_decay": "0.9", "ema_decay": "0.9"}
     )
-    factors = optim.learning_rate_factors(params, recipe)
+    factors = optim.learning_rate_factors(params, parameters(CONFIG), recipe)
     optimizer = optim.make_optimizer(recipe, factors)
     grads = jax.tree.map(lambda p: jnp.cos(100 * p), params)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
     state, found, ema = optimizer.init(params), params, params
-    for _ in range(2):
+
+    @jax.jit
+    def step(state, found, ema):
         updates, state = optimizer.update(grads, state, found)
         found = optim.apply_updates(found, updates, factors, jnp.float32(0.01))
-        ema = optim.update_ema(ema, found, recipe.ema_decay)
+        return state, found, optim.update_ema(ema, found, recipe.ema_decay)
+
+    for _ in range(2):
+        state, found, ema = step(state, found, ema)
 
     def expected(p, g, decays, factor):
         p, g, mean, square = np.float64(p), np.float64(g) / norm, 0.0, 0.0
@@ -110,7 +120,7 @@ def test_steps_are_adamw(params):
 
 def test_frozen_backbone(params):
     recipe = override(RECIPES["finetune"], {"freeze_backbone": "true"})
-    factors = optim.learning_rate_factors(params, recipe)
+    factors = optim.learning_rate_factors(params, parameters(CONFIG), recipe)
     optimizer = optim.make_optimizer(recipe, factors)
     state = optimizer.init(params)
     head = sum(leaf.size for leaf in jax.tree.leaves(params["classifier"]))

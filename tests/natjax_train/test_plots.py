@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from natjax_train import plots
+from natjax_train.tasks.classification import Classification
 
 BLUE, ORANGE, GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
 
@@ -14,7 +15,7 @@ BLUE, ORANGE, GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
 def draw_curves(directory, rows):
     source, out = directory / "metrics.jsonl", directory / "curves.png"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plots.curves(source, out)
+    plots.curves(source, out, Classification.curves)
     with PIL.Image.open(out) as image:
         return np.asarray(image.convert("RGB"))
 

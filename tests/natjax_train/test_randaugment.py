@@ -10,7 +10,7 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
-from natjax_train.augment import randaugment
+from natjax_train.augment import host, randaugment
 from natjax_train.augment.policy import parse
 from natjax_train.data import transforms
 from natjax_train.recipe import Recipe
@@ -102,7 +102,7 @@ def test_a_fixed_interpolation_is_that_of_geometric_operations(name, first, inte
 
 def test_recipes_interpolation_reaches_randaugment(monkeypatch):
     seen = []
-    monkeypatch.setattr(transforms, "rand_augment", lambda image, *given: seen.append(given[-1]) or image)
+    monkeypatch.setattr(host, "rand_augment", lambda image, *given: seen.append(given[-1]) or image)
     recipe = Recipe(model="nat_mini", train_interpolation="bicubic")
     transforms.train_image(np.asarray(picture()), np.random.default_rng(0), recipe, 8, 3)
     assert seen == ["bicubic"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 
 import jax
@@ -11,12 +12,11 @@ import pytest
 from flax import nnx
 
 import natjax
-from natjax_train import optim
 from natjax_train.mesh import check_batch, make_mesh, put_batch, start_processes
-from natjax_train.model import split_model
 from natjax_train.recipe import override
 from natjax_train.recipes import RECIPES
-from natjax_train.step import init_state, make_eval_step, make_train_step
+from natjax_train.step import make_eval_step, make_training, split_model
+from natjax_train.tasks.classification import Classification
 
 BASE = {"batch_size": "8", "base_batch_size": "8", "warmup_epochs": "0", "epochs": "1"}
 
@@ -28,24 +28,34 @@ def mesh():
         yield mesh
 
 
-def prepare(key, batch):
-    return batch["image"] / 255, jax.nn.one_hot(batch["label"], 3)
+class Plain(Classification):
+    """Three classes without augmentation."""
+
+    def __init__(self, recipe):
+        super().__init__(recipe, "abc")
+
+    def prepare(self, key, batch):
+        return batch["image"] / 255, jax.nn.one_hot(batch["label"], 3)
 
 
-def one_step(mesh, prepare=prepare, *, dtype=None, scale=1.0, **changes):
+class Spoiled(Plain):
+    def prepare(self, key, batch):
+        pixel_values, targets = super().prepare(key, batch)
+        return pixel_values.at[0, 0, 0, 0].set(jnp.nan), targets
+
+
+@functools.cache
+def one_step(mesh, task=Plain, *, dtype=None, **changes):
     """Returns the state before and after a step, and its metrics."""
     recipe = override(RECIPES["digits"], {**BASE, **changes})
     config = natjax.NatConfig(num_channels=1, embed_dim=8, depths=(1,), num_heads=(1,), kernel_size=3, num_labels=3)
     model = natjax.NatForImageClassification(config, dtype=dtype, rngs=nnx.Rngs(0))
     graphdef, _, params = split_model(model, remat=recipe.remat)
-    params = jax.tree.map(lambda p: p * scale, params)
-    factors = optim.learning_rate_factors(params, recipe)
-    optimizer = optim.make_optimizer(recipe, factors)
-    before = init_state(params, optimizer, recipe)
+    training = make_training(config, graphdef, params, task(recipe), recipe, 10)
+    before = training.init(params)
     rng = np.random.default_rng(0)
     image, label = rng.integers(0, 255, (8, 16, 16, 1)).astype(np.uint8), rng.integers(0, 3, 8).astype(np.int32)
-    step = make_train_step(graphdef, optimizer, factors, prepare, recipe, 10)
-    after, metrics = step(jax.tree.map(jnp.copy, before), put_batch(mesh, {"image": image, "label": label}))
+    after, metrics = training.step(jax.tree.map(jnp.copy, before), put_batch(mesh, {"image": image, "label": label}))
     return before, after, metrics
 
 
@@ -92,11 +102,7 @@ def test_bfloat16(mesh):
 
 
 def test_not_finite(mesh):
-    def spoiled(key, batch):
-        pixel_values, targets = prepare(key, batch)
-        return pixel_values.at[0, 0, 0, 0].set(jnp.nan), targets
-
-    before, after, metrics = one_step(mesh, spoiled, ema_decay="0.9")
+    before, after, metrics = one_step(mesh, Spoiled, ema_decay="0.9")
     assert not jnp.isfinite(metrics["loss"])
     assert (int(after.step), int(after.skipped)) == (1, 1)
     for name in ("params", "opt_state", "ema"):
@@ -115,7 +121,7 @@ def test_eval_step():
     model = natjax.NatForImageClassification(config, rngs=nnx.Rngs(0))
     _, graphdef, params = split_model(model)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
-    np.testing.assert_allclose(make_eval_step(graphdef)(params, images), model(images).logits, atol=1e-6)
+    np.testing.assert_allclose(make_eval_step(graphdef, Plain(None))(params, images), model(images).logits, atol=1e-6)
 
 
 def test_batches_that_do_not_fit(mesh):

@@ -1,81 +1,91 @@
-"""Evaluation: top-1, top-5, loss and the confusion matrix, exact over ragged last batches, meshes and processes.
+"""Evaluation of a model on a source of images, exact over ragged last batches, meshes and processes.
 
-Logits are judged image by image on the device; what comes back is a few numbers per image, of all processes, so that every
-process counts the same in whole numbers and sums losses in float64.
+A task judges image by image on the device; what comes back is a few numbers per image, of all processes, so that every process
+counts the same.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, reshard
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from natjax_train.augment.device import normalize
+from natjax_train.data import Source, eval_loader
 from natjax_train.mesh import put_batch
+from natjax_train.tasks import Task
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from natjax.image_processing import NatImageProcessor
 
 
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """What an evaluation found.
+def measure(
+    task: Task,
+    apply: Callable[[jax.Array], jax.Array],
+    source: Source,
+    processor: NatImageProcessor,
+    *,
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+    through: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Callable[[int], None] | None = None,
+    **loading: Any,
+) -> Any:
+    """Evaluates a model on all images of a source, under `jax.set_mesh`; all processes of a run call it alike.
 
-    Attributes:
-        loss: mean cross entropy.
-        top1: part of the images whose class has the highest logit; of equal ones the first counts.
-        top5: part whose class is among the five highest, or among all where there are fewer.
-        images_per_second: without the first batch, which is compiled for, where there are more.
-        confusion: images by class (rows) and predicted class (columns), int64 [L, L].
+    Args:
+        task: what is measured.
+        apply: from pixel values [B, H, W, C] to the logits that the task judges.
+        source: the images.
+        processor: how images are prepared; scaling and normalising is left to the device.
+        batch_size: images of a batch over all processes.
+        mean: per channel, of pixels 0..1.
+        std: per channel.
+        mesh: where the batches go, split over all its devices.
+        through: what batches pass before they are judged: a function from iterable to iterable.
+        progress: called with the number of images that were judged so far.
+        loading: of `eval_loader`: workers, worker_kind, max_corrupt, report.
+
+    Returns:
+        The task's result.
+
+    Raises:
+        ValueError: there are no images, or sizes do not fit.
+        ImageError: too many images cannot be read.
     """
-
-    loss: float
-    top1: float
-    top5: float
-    images_per_second: float
-    confusion: Int[np.ndarray, "L L"]
-
-    def per_class(self) -> list[tuple[int, float, float]]:
-        """Returns, per class: images, recall (part of them that was found), precision (part of what was taken for it).
-
-        NaN where there is nothing to divide by.
-        """
-        right, images, taken = np.diag(self.confusion), self.confusion.sum(1), self.confusion.sum(0)
-        with np.errstate(invalid="ignore"):
-            return list(zip(images.tolist(), (right / images).tolist(), (right / taken).tolist(), strict=True))
+    batches = eval_loader(
+        source,
+        batch_size=batch_size,
+        processor=processor,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **loading,
+    )
+    with contextlib.closing(batches):
+        return evaluate(task, apply, through(batches), mean=mean, std=std, mesh=mesh, progress=progress)
 
 
 def evaluate(
+    task: Task,
     apply: Callable[[jax.Array], jax.Array],
     loader: Iterable[dict[str, np.ndarray]],
     *,
-    num_classes: int,
     mean: Sequence[float],
     std: Sequence[float],
     mesh: Mesh,
     progress: Callable[[int], None] | None = None,
-) -> Metrics:
-    """Evaluates a model, under `jax.set_mesh`; with several processes, each calls this with its part of the batches.
+) -> Any:
+    """Evaluates a model on batches {"image": uint8 [B, H, W, C], "mask": bool [B], ...}, of which each process has its part.
 
-    Args:
-        apply: from pixel values [B, H, W, C] to logits [B, L].
-        loader: of {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B]}; where the mask is False there is padding.
-        num_classes: L.
-        mean: per channel, of pixels 0..1.
-        std: per channel.
-        mesh: where the batches go, split over all its devices.
-        progress: called with the number of images that were judged so far.
-
-    Raises:
-        ValueError: there are no images, or the model has another number of classes.
+    Where the mask is False there is padding. Arguments, result and errors are those of `measure`.
     """
     pending, found = None, []
     done, began, before = 0, time.perf_counter(), 0
@@ -83,8 +93,9 @@ def evaluate(
     def fetch(judged: dict[str, jax.Array]) -> None:
         nonlocal done, began, before
         host = jax.device_get(judged)
-        found.append({name: values[host["mask"]] for name, values in host.items()})
-        done += len(found[-1]["label"])
+        mask = host.pop("mask")
+        found.append({name: values[mask] for name, values in host.items()})
+        done += int(mask.sum())
         if len(found) == 1:
             began, before = time.perf_counter(), done
         if progress:
@@ -93,10 +104,7 @@ def evaluate(
     start = began
     for batch in loader:
         placed = put_batch(mesh, batch)
-        logits = apply(_normalize(placed["image"], mean=tuple(mean), std=tuple(std)))
-        if logits.shape[-1] != num_classes:
-            raise ValueError(f"The model has {logits.shape[-1]} classes, the data {num_classes}.")
-        judged = _judge(logits, placed["label"], placed["mask"])
+        judged = task.judge(apply(_normalize(placed["image"], mean=tuple(mean), std=tuple(std))), placed)
         if pending is not None:
             fetch(pending)  # one batch late, so that the device is busy meanwhile
         pending = judged
@@ -107,32 +115,7 @@ def evaluate(
     if len(found) == 1:
         began, before = start, 0
     speed = (done - before) / max(time.perf_counter() - began, 1e-9)
-    label, predicted, rank, loss = (
-        np.concatenate([part[name] for part in found]) for name in ("label", "predicted", "rank", "loss")
-    )
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(confusion, (label, predicted), 1)
-    return Metrics(
-        float(loss.mean(dtype=np.float64)), float(np.mean(rank < 1)), float(np.mean(rank < 5)), speed, confusion
-    )
+    return task.result({name: np.concatenate([part[name] for part in found]) for name in found[0]}, speed)
 
 
 _normalize = functools.partial(jax.jit, static_argnames=("mean", "std"))(normalize)
-
-
-@jax.jit
-def _judge(
-    logits: Float[Array, "B L"], label: Int[Array, "B"], mask: Bool[Array, "B"]
-) -> dict[str, Float[Array, "B"] | Int[Array, "B"] | Bool[Array, "B"]]:
-    logits = logits.astype(jnp.float32)
-    classes, own = jnp.arange(logits.shape[1]), label[:, None]
-    logit = jnp.sum(jnp.where(classes == own, logits, 0), axis=1)  # no indexing, which would need shardings spelled out
-    behind = (logits < logit[:, None]) | ((logits == logit[:, None]) & (classes > own))  # none where there are NaNs
-    judged = {
-        "label": label,
-        "mask": mask,
-        "predicted": jnp.argmax(logits, axis=1),
-        "rank": logits.shape[1] - 1 - behind.sum(axis=1),
-        "loss": jax.nn.logsumexp(logits, axis=1) - logit,
-    }
-    return reshard(judged, P())  # every process sees all images

@@ -1,7 +1,7 @@
 """What a run tells while it goes on: metrics.jsonl, a live line on a terminal, plain lines elsewhere, TensorBoard if installed.
 
 Every line of metrics.jsonl is one JSON object with a "step": of a step of training `loss`, `lr`, `images_per_second`, ...; of
-an evaluation `val_loss`, `top1` and `top5`. What is not finite is null.
+an evaluation `val_loss` and the task's, `top1` and `top5`. What is not finite is null.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from natjax.atomic import replacing
+
 if TYPE_CHECKING:
-    from natjax_train.evaluate import Metrics
+    from natjax_train.tasks import Result
 
 _SECONDS_BETWEEN_UPDATES = 0.1
 
@@ -82,15 +84,13 @@ class Log:
         elif step % self._log_every == 0 or step == self._total:
             print(self._line(step, lr, now), file=self._stream, flush=True)
 
-    def evaluation(self, step: int, metrics: Metrics) -> None:
+    def evaluation(self, step: int, result: Result) -> None:
         """Logs an evaluation that was done after a step; in metrics.jsonl once, however often a kill has it done again."""
         if step != self._evaluated:
-            self._write(step, {"val_loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5})
+            self._write(step, result.row())
             self._evaluated = step
         self.clear()
-        text = f"top-1 {metrics.top1:.2%}  top-5 {metrics.top5:.2%}  loss {metrics.loss:.4f}  of {metrics.confusion.sum()} images"
-        speed = f"{metrics.images_per_second:.0f} images/s"
-        print(f"evaluation after step {step}: {text}  {speed}", file=self._stream, flush=True)
+        print(f"evaluation after step {step}: {result.text()}", file=self._stream, flush=True)
 
     def clear(self) -> None:
         """Removes the live line, for something else to be printed."""
@@ -108,13 +108,14 @@ class Log:
         return clear_and_report
 
     def close(self) -> None:
-        """Ends the log; the live line's last state stays."""
+        """Ends the log, also a second time; the live line's last state stays."""
         if self._width:
             print(file=self._stream, flush=True)
             self._width = 0
         self._file.close()
         if self._board:
             self._board.close()
+            self._board = None
 
     def _write(self, step: int, found: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
@@ -150,12 +151,11 @@ def _rewind(path: Path, step: int) -> int | None:
             found = json.loads(line)
             if line.endswith(b"\n") and found["step"] <= step:
                 kept.append(line)
-                evaluated = found["step"] if "top1" in found else evaluated
+                evaluated = found["step"] if "val_loss" in found else evaluated
         except (ValueError, KeyError, TypeError):  # a crash can leave anything
             continue
-    beside = path.with_name(path.name + ".new")
-    beside.write_bytes(b"".join(kept))
-    beside.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
     return evaluated
 
 

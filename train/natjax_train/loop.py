@@ -1,49 +1,52 @@
 """The training run: one loop, to be read from top to bottom.
 
 A run's folder holds recipe.json, config.json (the model's), metrics.jsonl, checkpoints/, from the first evaluation on model/, and
-at its end pictures. All randomness derives from the seed and the step (or, in the data, the epoch and the index), so that a run
-that was killed goes on bit for bit.
+at its end plots. All randomness derives from the seed and the step (or, in the data, the epoch and the index), so that an
+interrupted run resumes bit-exactly. What is learnt, and how it is scored, is the recipe's task.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from natjax.atomic import staging
 from natjax.configuration import NatConfig
-from natjax.errors import CheckpointError, NatjaxError
+from natjax.errors import NatjaxError
 from natjax_train import data as data_
-from natjax_train import evaluate, optim, plots
-from natjax_train import log as log_
-from natjax_train.augment import device
+from natjax_train import optim, plots
 from natjax_train.checkpoint import Checkpoints
+from natjax_train.evaluate import measure
+from natjax_train.interruption import InterruptedEvaluationError, noted_signals
 from natjax_train.lock import sole_use
+from natjax_train.log import Log
 from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
-from natjax_train.model import export, initial_model, resumed_model, split_model
+from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import Recipe
 from natjax_train.recipes import find_recipe
-from natjax_train.step import init_state, make_eval_step, make_train_step
+from natjax_train.step import Training, TrainState, make_eval_step, make_training, split_model
+from natjax_train.tasks import find_task
 
-_UNCHANGED = ("model", "batch_size", "seed")  # when a run goes on: they decide its weights and the order of its data
-_MOST_SKIPPED_IN_A_ROW = 100  # steps that are not finite: beyond that nothing is learnt any more
+__all__ = ["NonFiniteError", "PreemptedError", "train"]
 
-
-class NonFiniteError(NatjaxError, ValueError):
-    """The loss or a gradient is NaN or infinite."""
+_UNCHANGED = (
+    "task",
+    "model",
+    "batch_size",
+    "seed",
+)  # when a run resumes: they decide its weights and the order of its data
 
 
 class PreemptedError(NatjaxError):
@@ -82,12 +85,8 @@ def train(
         ValueError: recipe, data and machine do not fit, or cannot continue the run in `out`, or that is under way.
     """
     out = Path(out)
-    lead = jax.process_index() == 0
-    used = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
-    if not resume and _of_lead(used):
-        raise ValueError(f"{out} holds a run already: go on with --resume, or choose another folder.")
-    if used:  # before there are threads of Orbax, which complain when a refusal ends the process
-        _check_unchanged(find_recipe(str(out / "recipe.json")), recipe)
+    is_main_process = jax.process_index() == 0
+    _check_folder(out, recipe, resume)
     train_source, val_source = (
         (data_.open_source(data, "train"), data_.open_source(data, "val")) if isinstance(data, str) else data
     )
@@ -96,216 +95,147 @@ def train(
         raise ValueError(f"batch_size {recipe.batch_size} is more than the {len(train_source)} training images.")
     total = optim.total_steps(recipe, steps_per_epoch)
     eval_every = max(1, round(recipe.eval_every * steps_per_epoch))
-    num_classes = len(train_source.class_names)
-
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, recipe.batch_size, recipe.accumulate)
-    share: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    share |= {"workers": recipe.workers, "worker_kind": recipe.worker_kind}
-
+    task = find_task(recipe.task)(recipe, train_source.class_names)
     processor = data_.eval_processor(recipe, recipe.image_size)
+    loading: dict[str, Any] = {
+        "batch_size": recipe.batch_size,
+        "workers": recipe.workers,
+        "worker_kind": recipe.worker_kind,
+        "max_corrupt": recipe.max_corrupt,
+        "report": lambda message: report(message),  # what it is by then: beside the log's live line
+    }
     loader = data_.train_loader(
         train_source,
-        batch_size=recipe.batch_size,
         image_size=recipe.image_size,
         num_channels=len(recipe.image_mean),
         augmentation=recipe,
         seed=recipe.seed,
-        report=lambda message: report(message),  # what it is by then: beside the log's live line
-        **share,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **loading,
     )
     with (
-        sole_use(out) if lead else contextlib.nullcontext(),
+        sole_use(out) if is_main_process else contextlib.nullcontext(),
         jax.set_mesh(mesh),
-        _interruption(report) as interruption,
+        noted_signals(report) as interruption,
         contextlib.closing(loader) as batches,
         Checkpoints(out / "checkpoints", recipe.keep, report) as checkpoints,
+        contextlib.ExitStack() as at_end,
     ):
-        if checkpoints.steps:
-            config = NatConfig.from_json_file(out / "config.json")
-            model = resumed_model(recipe, train_source.class_names, config)
-        else:
-            model = initial_model(recipe, train_source.class_names)
-        graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
+        begun = NatConfig.from_json_file(out / "config.json") if checkpoints.steps else None
+        model = task.initial_model() if begun is None else task.resumed_model(begun)
         config = model.config
-        factors = optim.learning_rate_factors(params, recipe)
-        optimizer = optim.make_optimizer(recipe, factors)
-        init = functools.partial(init_state, optimizer=optimizer, recipe=recipe)
-        abstract = jax.eval_shape(init, params)
-        shardings = state_shardings(mesh, abstract)
-        like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        state = checkpoints.restore(like, batches)
-        if state is None:
-            params = jax.device_put(jax.tree.map(np.asarray, params), shardings.params)
-            state = jax.jit(init, out_shardings=shardings)(params)
+        graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
+        training = make_training(config, graphdef, params, task, recipe, steps_per_epoch)
+        eval_step = make_eval_step(eval_graphdef, task)
+        state = _restored_or_initial(checkpoints, batches, training, params, mesh)
         del model, params  # the state has them
         step = int(state.step)
         if step > total:
             raise ValueError(
                 f"The run is at step {step}, beyond the {total} that it is to have now: give it more epochs."
             )
-        train_step = make_train_step(
-            graphdef,
-            optimizer,
-            factors,
-            functools.partial(device.prepare, settings=recipe, num_classes=num_classes),
-            recipe,
-            steps_per_epoch,
-        )
-        eval_step = make_eval_step(eval_graphdef)
-
-        if lead:
+        log = None
+        if is_main_process:
             with staging(out) as folder:
                 (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
                 (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
             if step:
                 report(f"Goes on after step {step} of {total}.")
-        log = log_.Log(out, total, first_step=step, log_every=recipe.log_every) if lead else None
-        report = log.beside(report) if log else report
-        watch = _Watch(recipe, state.params, batches, checkpoints, log, report)
+            log = Log(out, total, first_step=step, log_every=recipe.log_every)
+            at_end.callback(log.close)
+            report = log.beside(report)
+        monitor = StepMonitor(recipe, state.params, batches, checkpoints, log, report)
 
-        def measure(params: Any) -> Any:
-            batches = data_.eval_loader(
-                val_source,
-                batch_size=recipe.batch_size,
-                processor=processor,
-                max_corrupt=recipe.max_corrupt,
-                report=report,
-                **share,
-            )
-            with contextlib.closing(batches):
-                return evaluate.evaluate(
-                    functools.partial(eval_step, params),
-                    interruption.during(batches),
-                    num_classes=num_classes,
-                    mean=recipe.image_mean,
-                    std=recipe.image_std,
-                    mesh=mesh,
-                )
-
-        def deliver(state: Any) -> None:
-            params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
-            if lead:
-                export(eval_graphdef, params, processor, out / "model")
-
-        def evaluates() -> bool:
+        def evaluation_due() -> bool:
             return step % eval_every == 0 or step == total
 
+        def evaluated(state: TrainState) -> Any:
+            return measure(
+                task,
+                lambda pixel_values: eval_step(_averaged(state), pixel_values),
+                val_source,
+                processor,
+                mean=recipe.image_mean,
+                std=recipe.image_std,
+                mesh=mesh,
+                through=interruption.during,
+                **loading,
+            )
+
+        def export_model(state: TrainState) -> None:
+            params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
+            if is_main_process:
+                nnx.merge(eval_graphdef, params).save_pretrained(out / "model", processor=processor)
+
         result = None
-        behind = step > 0 and evaluates() and not checkpoints.has_score(step)  # it was stopped before it could evaluate
-        while behind or step < total:
-            if not behind:
+        evaluation_missed = (
+            step > 0 and evaluation_due() and not checkpoints.has_score(step)
+        )  # it was stopped before that
+        while evaluation_missed or step < total:
+            if not evaluation_missed:
                 start = time.perf_counter()
                 batch = put_batch(mesh, next(batches))
                 waited = time.perf_counter() - start
-                state, found = train_step(state, batch)
+                with jax.transfer_guard("disallow"):  # a step needs nothing but what is on the devices
+                    state, metrics = training.step(state, batch)
                 step += 1
-                watch.add(step, found, waited)  # looks at the step before, while the devices work at this one
+                monitor.add(step, metrics, waited)  # looks at the step before, while the devices work at this one
 
-            behind, stop, score = False, interruption.at(step), None
-            if evaluates() or stop or (recipe.save_every and step % recipe.save_every == 0):
-                watch.flush()  # what is not finite is not saved
-                if evaluates() and not stop:
+            evaluation_missed, stop, score = False, interruption.at(step), None
+            if evaluation_due() or stop or (recipe.save_every and step % recipe.save_every == 0):
+                monitor.flush()  # what is not finite is not saved
+                if evaluation_due() and not stop:
                     try:
-                        result = measure(_averaged(state))
-                    except _InterruptedError as error:  # who stops a run may not wait for long
+                        result = evaluated(state)
+                    except InterruptedEvaluationError as error:  # who stops a run may not wait for long
                         stop = error.signal
                     else:
-                        score = result.top1
+                        score = result.score
                         if log:
                             log.evaluation(step, result)
                         if recipe.select == "last" or score >= checkpoints.best_score:
-                            deliver(state)  # the run can be used, and looked at, before its end
+                            export_model(state)  # the run can be used, and looked at, before its end
                 checkpoints.save(state, batches, recipe.to_json(), score)
-                watch.restart_clock()  # evaluation and saving are not the steps' time
+                monitor.restart_clock()  # evaluation and saving are not the steps' time
             if stop:
                 checkpoints.wait()
                 raise PreemptedError(step, total, stop)
+
         checkpoints.wait()
         if recipe.select == "best":
-            state = checkpoints.restore_best(like, state)
+            state = checkpoints.restore_best(state, state)
             result = result if int(state.step) == step else None
-        deliver(state)
+        export_model(state)
         try:
-            result = result or measure(_averaged(state))
-        except _InterruptedError as error:
+            result = result or evaluated(state)
+        except InterruptedEvaluationError as error:
             raise PreemptedError(total, total, error.signal) from None
         if log:
             log.close()
-            plots.curves(out / "metrics.jsonl", out / "curves.png")
-            plots.confusion(result.confusion, train_source.class_names, out / "confusion.png")
-            report(f"{out / 'model'}: the model of step {int(state.step)}, top-1 {result.top1:.2%}.")
+            plots.curves(out / "metrics.jsonl", out / "curves.png", task.curves)
+            task.plot(result, out)
+            report(f"{out / 'model'}: the model of step {int(state.step)}, {result.headline()}.")
     return out / "model"
 
 
-class _Watch:
-    """Looks at the metrics of steps, one step late so that the devices never wait for it; logs them, stops at NaNs."""
+def _check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Checks that a run may begin or resume in the folder, before Orbax starts threads that complain about an early end.
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        params: Any,
-        batches: data_.Batches,
-        checkpoints: Checkpoints,
-        log: Any,
-        report: Callable[[str], None],
-    ):
-        self._recipe, self._batches, self._checkpoints = recipe, batches, checkpoints
-        self._log, self._report = log, report
-        self._skipped_in_a_row = 0
-        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-        self._names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-        self._pending: tuple[int, dict[str, jax.Array], float, float] | None = None
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        self._clock = time.perf_counter()
-
-    def add(self, step: int, found: dict[str, jax.Array], waited: float) -> None:
-        self.flush()
-        seconds = time.perf_counter() - self._clock
-        self.restart_clock()
-        self._pending = (step, found, waited, seconds)
-
-    def flush(self) -> None:
-        if self._pending is None:
-            return
-        (step, found, waited, seconds), self._pending = self._pending, None
-        loss, rate, norm = (float(found[name]) for name in ("loss", "lr", "grad_norm"))  # waits for the step
-        if not (np.isfinite(loss) and np.isfinite(norm)):
-            self._skipped_in_a_row += 1
-            self._stop_or_skip(step, loss, norm, np.asarray(found["grad_norms"]))
-        else:
-            self._skipped_in_a_row = 0
-        if self._log:
-            self._log.step(
-                step,
-                loss=loss,
-                lr=rate,
-                grad_norm=norm,
-                images_per_second=self._recipe.batch_size / seconds,
-                data_wait=waited / seconds,
-                skipped=int(found["skipped"]),
-                unreadable=len(self._batches.unreadable),
-            )
-
-    def _stop_or_skip(self, step: int, loss: float, norm: float, norms: np.ndarray) -> None:
-        bad = [name for name, one in zip(self._names, norms, strict=True) if not np.isfinite(one)]
-        where = (
-            f"{len(bad)} of {len(norms)} parameters have such gradients: {', '.join(bad[:5])}" if bad else "no gradient"
-        )
-        what = f"Step {step} is not finite: loss {loss}, norm of the gradients {norm}; {where}."
-        if self._recipe.skip_nonfinite and self._skipped_in_a_row < _MOST_SKIPPED_IN_A_ROW:
-            self._report(f"{what} It is left out.")
-            return
-        with contextlib.suppress(CheckpointError):
-            self._checkpoints.wait()  # one that is being written counts only once it is there
-        good = self._checkpoints.steps
-        last = f"The last good checkpoint is of step {good[-1]}." if good else "There is no checkpoint yet."
-        raise NonFiniteError(f"{what} {last} A lower learning_rate, clip_norm or --skip_nonfinite true may help.")
-
-
-def _check_unchanged(begun: Recipe, recipe: Recipe) -> None:
+    Raises:
+        ValueError: it may not.
+    """
+    used = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
+    used_in_main = used
+    if jax.process_count() > 1:
+        used_in_main = bool(multihost_utils.broadcast_one_to_all(np.asarray(used)))
+    if used_in_main and not resume:
+        raise ValueError(f"{out} holds a run already: go on with --resume, or choose another folder.")
+    if not used:
+        return
+    begun = find_recipe(str(out / "recipe.json"))
     for name in _UNCHANGED:
         before, now = getattr(begun, name), getattr(recipe, name)
         if before != now:
@@ -315,59 +245,19 @@ def _check_unchanged(begun: Recipe, recipe: Recipe) -> None:
             )
 
 
-def _averaged(state: Any) -> Any:
+def _restored_or_initial(
+    checkpoints: Checkpoints, batches: data_.Batches, training: Training, params: Any, mesh: Mesh
+) -> TrainState:
+    """Returns the newest good checkpoint's state, with the batches moved to where it was; else the initial state."""
+    abstract = jax.eval_shape(training.init, params)
+    shardings = state_shardings(mesh, abstract)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    state = checkpoints.restore(like, batches)
+    if state is None:
+        params = jax.device_put(jax.tree.map(np.asarray, params), shardings.params)
+        state = jax.jit(training.init, out_shardings=shardings)(params)
+    return state
+
+
+def _averaged(state: TrainState) -> Any:
     return state.params if state.ema is None else state.ema
-
-
-def _of_lead(value: bool) -> bool:
-    """Returns the leading process's value, in all processes."""
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value))) if jax.process_count() > 1 else value
-
-
-class _InterruptedError(Exception):
-    """A signal came amid an evaluation."""
-
-    def __init__(self, received: signal.Signals):
-        super().__init__(received.name)
-        self.signal = received
-
-
-class _Interruption:
-    """Tells which signal came that says to save and stop, if one came."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-
-    def at(self, step: int) -> signal.Signals | None:
-        """Asked in every step; all processes of a run hear the same."""
-        if jax.process_count() == 1:
-            return self.received
-        # The processes' coordination catches SIGTERM and settles on a step.
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
-
-    def during(self, batches: Iterable[Any]) -> Generator[Any]:
-        """The batches of an evaluation, which a signal ends; not where other processes would go on with theirs."""
-        for batch in batches:
-            if self.received:
-                raise _InterruptedError(self.received)
-            yield batch
-
-
-@contextlib.contextmanager
-def _interruption(report: Callable[[str], None]) -> Generator[_Interruption]:
-    """Notes SIGTERM and the first SIGINT (Ctrl-C) instead of ending the process."""
-    interruption, before = _Interruption(), {}
-
-    def note(number: int, _: Any) -> None:
-        interruption.received = signal.Signals(number)
-        if number == signal.SIGINT:
-            signal.signal(number, before[number])
-            report("Stopping after this step. Once more to stop at once.")
-
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-        before |= {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,13 +6,14 @@ Parameters are the nested dicts of `NatForImageClassification`; the schedule is 
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from natjax_convert.shapes import Parameter
 from natjax_train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -44,29 +45,22 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def learning_rate_factors(params: Any, recipe: Recipe) -> Any:
+def learning_rate_factors(params: Any, declared: Sequence[Parameter], recipe: Recipe) -> Any:
     """Returns a factor of the learning rate per parameter: `layer_decay` to the power of the layers above it, 0 where frozen.
 
-    The stem is the lowest layer, a downsampler belongs to the layer before it, the last norm and the classifier are the top.
+    Args:
+        params: nested dict of arrays or their shapes.
+        declared: the same parameters, of `natjax_convert.shapes`, which say their depth.
+        recipe: the run's.
     """
-    levels = params["nat"]["encoder"]["levels"]
-    firsts = [0, *itertools.accumulate(len(levels[i]["layers"]) for i in range(len(levels)))]
-    top = firsts[-1] + 1
+    depths = {parameter.path: parameter.depth for parameter in declared}
+    top = max(depths.values())
 
     def factor(path: tuple[Any, ...], _: Any) -> float:
-        keys = [entry.key for entry in path]
-        if keys[0] == "classifier":
-            return 1.0
-        if recipe.freeze_backbone:
+        keys = tuple(entry.key for entry in path)
+        if recipe.freeze_backbone and keys[0] == "nat":
             return 0.0
-        if keys[1] == "embeddings":
-            depth = 0
-        elif keys[1] == "encoder":
-            level = keys[3]
-            depth = firsts[level] + keys[5] + 1 if keys[4] == "layers" else firsts[level + 1]
-        else:
-            depth = top
-        return recipe.layer_decay ** (top - depth)
+        return recipe.layer_decay ** (top - depths[keys])
 
     return jax.tree_util.tree_map_with_path(factor, params)
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves of loss, learning rate and accuracy over the steps, and the confusion matrix.
+"""The plots of a run: curves of loss, learning rate and scores over the steps, and the confusion matrix.
 
 Drawn with Pillow alone, on white, at twice the size and then reduced, which smooths lines. Colours are RGB.
 """
@@ -32,12 +32,13 @@ _LEFT, _TOP, _RIGHT = 110, 70, 40
 _BINS = 250  # points of a curve at most; each is a mean, with the range around it in a paler colour
 
 
-def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike) -> None:
-    """Draws loss, learning rate and accuracy over the steps of a run.
+def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike, scores: tuple[str, Mapping[str, str]]) -> None:
+    """Draws loss, learning rate and the task's scores over the steps of a run.
 
     Args:
         metrics_jsonl: what `log.Log` wrote.
         out_png: the picture.
+        scores: the title of their panel, and the label of each by its name in metrics.jsonl: two at most.
 
     Raises:
         OSError: the one cannot be read or the other not be written.
@@ -46,7 +47,13 @@ def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike) -> None
     panels = [
         ("Loss, by step", [("loss", "training", _BLUE), ("val_loss", "validation", _ORANGE)]),
         ("Learning rate", [("lr", "", _GREEN)]),
-        ("Accuracy on the validation images", [("top1", "top-1", _ORANGE), ("top5", "top-5", _GREEN)]),
+        (
+            scores[0],
+            [
+                (name, label, colour)
+                for (name, label), colour in zip(scores[1].items(), (_ORANGE, _GREEN), strict=False)
+            ],
+        ),
     ]
     _draw(
         [(title, [(label, colour, found.get(name, [])) for name, label, colour in series]) for title, series in panels],

@@ -1,12 +1,21 @@
 """One step of training, a pure function of state and batch, and the forward pass of evaluation.
 
 The state is a pytree of plain dicts; the model is a static graphdef. Randomness is `fold_in(key(seed), step)`. Parameters are
-float32 whatever the compute dtype. Batches are {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+float32 whatever the compute dtype. Batches are {"image": uint8 [B, H, W, C], ...} with what the task needs, "label" int32 [B] in
+classification. `make_training` is all that a run, or a benchmark of one, executes:
+
+    task = Classification(recipe, class_names)
+    graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
+    training = make_training(model.config, graphdef, params, task, recipe, steps_per_epoch)
+    with jax.set_mesh(make_mesh(recipe.mesh)):
+        state = jax.jit(training.init)(params)
+        state, metrics = training.step(state, batch)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +26,15 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import auto_axes, reshard
 
+from natjax.configuration import NatConfig
 from natjax.nn.xla import compiler_options
 from natjax_train import optim
 from natjax_train.mesh import BATCH
 from natjax_train.recipe import Recipe
+from natjax_train.tasks import Task
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
-
-Prepare = Callable[[jax.Array, dict[str, jax.Array]], tuple[jax.Array, jax.Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +57,47 @@ class TrainState:
     ema: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The programs of a run.
+
+    Attributes:
+        init: from parameters to the state before the first step.
+        step: from state and batch to the next state and the step's metrics, jitted; donates the state.
+    """
+
+    init: Callable[[Any], TrainState]
+    step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def split_model(model: Any, *, remat: bool = False) -> tuple[Any, Any, Any]:
+    """Returns the graphdefs of the training and of the evaluation view, and the params as a nested dict."""
+    graphdef, _ = nnx.split(nnx.view(model, deterministic=False, remat=remat))
+    evaluation, state = nnx.split(model)
+    return graphdef, evaluation, nnx.to_pure_dict(state)
+
+
+def make_training(
+    config: NatConfig, graphdef: Any, params: Any, task: Task, recipe: Recipe, steps_per_epoch: int
+) -> Training:
+    """Returns the programs that train a model; nothing is computed or compiled yet.
+
+    Args:
+        config: of the model.
+        graphdef: of the model in its training view.
+        params: its parameters or their shapes, as a nested dict.
+        task: of the model, by whose recipe batches are prepared.
+        recipe: the run's.
+        steps_per_epoch: for the schedule.
+    """
+    factors = optim.learning_rate_factors(params, task.parameters(config), recipe)
+    optimizer = optim.make_optimizer(recipe, factors)
+    return Training(
+        init=functools.partial(init_state, optimizer=optimizer, recipe=recipe),
+        step=make_train_step(graphdef, optimizer, factors, task, recipe, steps_per_epoch),
+    )
+
+
 def init_state(params: Any, optimizer: optax.GradientTransformation, recipe: Recipe) -> TrainState:
     """Returns the state before the first step."""
     ema = None if recipe.ema_decay is None else jax.tree.map(jnp.copy, params)  # copied: both are donated
@@ -59,7 +109,7 @@ def make_train_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
     factors: Any,
-    prepare: Prepare,
+    task: Task,
     recipe: Recipe,
     steps_per_epoch: int,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
@@ -69,15 +119,15 @@ def make_train_step(
     whose loss or gradients are not finite changes nothing but `step` and `skipped`.
 
     Args:
-        graphdef: of a `NatForImageClassification` in its training view.
+        graphdef: of the model in its training view.
         optimizer: of `optim.make_optimizer`.
         factors: of `optim.learning_rate_factors`.
-        prepare: from key and batch to pixel values [B, H, W, C] and soft targets [B, classes].
+        task: prepares batches and has the loss.
         recipe: the run's.
         steps_per_epoch: for the schedule.
     """
     # Augmentations mix images of the whole batch, so how their indexing is sharded is left to the partitioner.
-    prepare = auto_axes(prepare, out_sharding=(BATCH, BATCH))
+    prepare = auto_axes(task.prepare, out_sharding=(BATCH, BATCH))
 
     def loss_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Float[Array, ""]:
         augmentation, dropout = jax.random.split(key)
@@ -86,8 +136,7 @@ def make_train_step(
         )
         with jax.named_scope("augment"):
             pixel_values, targets = prepare(augmentation, batch)
-        logits = nnx.merge(graphdef, params)(pixel_values, rngs=dropout).logits
-        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1))
+        return task.loss(nnx.merge(graphdef, params)(pixel_values, rngs=dropout), targets)
 
     def gradients(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Float[Array, ""], Any]:
         if recipe.accumulate == 1:
@@ -126,12 +175,12 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
-def make_eval_step(graphdef: Any) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns the jitted forward pass, params and pixel values to float32 logits [B, classes]; graphdef in evaluation mode."""
+def make_eval_step(graphdef: Any, task: Task) -> Callable[[Any, jax.Array], jax.Array]:
+    """Returns the jitted forward pass, params and pixel values to what the task judges; graphdef in evaluation mode."""
 
-    def eval_step(params: Any, pixel_values: Float[Array, "B H W C"]) -> Float[Array, "B L"]:
+    def eval_step(params: Any, pixel_values: Float[Array, "B H W C"]) -> Float[Array, "B ..."]:
         params = jax.tree.map(lambda p: reshard(p, P()), params)
-        return nnx.merge(graphdef, params)(pixel_values).logits.astype(jnp.float32)
+        return task.logits(nnx.merge(graphdef, params)(pixel_values))
 
     return jax.jit(eval_step, compiler_options=compiler_options())
 

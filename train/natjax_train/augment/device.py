@@ -11,10 +11,12 @@ Letters: B batch, H W image, C channels, L classes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+
+from natjax_train.augment.settings import DeviceSettings
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, UInt8
@@ -24,14 +26,14 @@ _ATTEMPTS = 10
 
 
 def prepare(
-    key: jax.Array, batch: dict[str, jax.Array], settings: Any, num_classes: int
+    key: jax.Array, batch: dict[str, jax.Array], settings: DeviceSettings, num_classes: int
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B L"]]:
     """Returns the pixel values and soft targets that a training step sees.
 
     Args:
         key: the step's.
         batch: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
-        settings: has a `Recipe`'s fields.
+        settings: what to do.
         num_classes: L.
     """
     affine_key, mix_key, erase_key = jax.random.split(key, 3)
@@ -60,7 +62,7 @@ def smooth(labels: Int[Array, "B"], num_classes: int, smoothing: float) -> Float
 
 
 def mix(
-    key: jax.Array, images: Float[Array, "B H W C"], targets: Float[Array, "B L"], settings: Any
+    key: jax.Array, images: Float[Array, "B H W C"], targets: Float[Array, "B L"], settings: DeviceSettings
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B L"]]:
     """Mixes every image and target with its neighbour's, all in one way: mixup, cutmix or not at all.
 

@@ -1,7 +1,8 @@
 """The input pipeline: sources of images, what happens to them, and batches in a reproducible order."""
 
+from natjax_train.data.open import open_source
 from natjax_train.data.pipeline import Batches, eval_loader, train_loader
-from natjax_train.data.sources import Digits, ImageFolder, Source, open_source
+from natjax_train.data.sources import Digits, ImageFolder, Source
 from natjax_train.data.transforms import eval_processor
 
 __all__ = [

@@ -19,6 +19,7 @@ from absl import flags
 
 from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor
+from natjax_train.augment.settings import HostSettings
 from natjax_train.data.sources import Source
 from natjax_train.data.transforms import eval_image, train_image
 
@@ -33,14 +34,16 @@ class _TrainBatches:
         self,
         source: Source,
         batch_size: int,
-        settings: Any,
+        settings: HostSettings,
         seed: int,
         share: slice,
         image_size: int,
         num_channels: int,
+        max_corrupt: int,
     ):
         self._source, self._batch_size, self._settings, self._seed = source, batch_size, settings, seed
         self._share, self._image_size, self._num_channels = share, image_size, num_channels
+        self._max_corrupt = max_corrupt
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -65,7 +68,7 @@ class _TrainBatches:
     def _first_readable(self, index: int, rng: np.random.Generator, unreadable: list[int]) -> tuple[np.ndarray, int]:
         """Prepares an image, or where it cannot be read the next one that can, so that batches keep their size."""
         # No further than the limit, beyond which the run ends anyway: a lost disk is not searched to its end.
-        tried = range(min(len(self._source), self._settings.max_corrupt + 1))
+        tried = range(min(len(self._source), self._max_corrupt + 1))
         for step in tried:
             candidate = (index + step) % len(self._source)
             try:
@@ -74,7 +77,7 @@ class _TrainBatches:
                 return image, item["label"]
             except (ImageError, OSError):
                 unreadable.append(candidate)
-        raise ImageError(_too_many(self._source, unreadable, self._settings.max_corrupt))
+        raise ImageError(_too_many(self._source, unreadable, self._max_corrupt))
 
 
 class _EvalBatches:
@@ -223,12 +226,13 @@ def train_loader(
     batch_size: int,
     image_size: int,
     num_channels: int,
-    augmentation: Any,
+    augmentation: HostSettings,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
     worker_kind: str = "threads",
+    max_corrupt: int = 0,
     report: Callable[[str], None] | None = None,
 ) -> Batches:
     """Returns this process's part of an endless run's batches: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
@@ -240,23 +244,24 @@ def train_loader(
         batch_size: images of a batch over all processes.
         image_size: side of the images.
         num_channels: 1 or 3.
-        augmentation: has a `Recipe`'s fields.
+        augmentation: what happens to an image.
         seed: of order and augmentation.
         process_index: which process this is.
         process_count: how many there are; must divide `batch_size`.
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
+        max_corrupt: images that may be unreadable.
         report: called with the name of every image that cannot be read, once.
 
     Raises:
         ValueError: sizes do not fit.
-        ImageError: while iterating, if more than `augmentation.max_corrupt` images cannot be read.
+        ImageError: while iterating, if more than `max_corrupt` images cannot be read.
     """
     share = _share(batch_size, process_index, process_count)
     if len(source) < batch_size:
         raise ValueError(f"batch_size {batch_size} is more than the {len(source)} training images.")
-    batches = _TrainBatches(source, batch_size, augmentation, seed, share, image_size, num_channels)
-    return Batches(batches, source, workers, worker_kind, augmentation.max_corrupt, report)
+    batches = _TrainBatches(source, batch_size, augmentation, seed, share, image_size, num_channels, max_corrupt)
+    return Batches(batches, source, workers, worker_kind, max_corrupt, report)
 
 
 def eval_loader(

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from natjax.atomic import replacing
 from natjax.errors import ImageError, NatjaxError
 from natjax_train.data.sources import ImageFolder, Source
 
@@ -133,9 +134,8 @@ def write(
         rate = done / max(1e-6, time.monotonic() - begin)
         report(f"{done}/{len(order)} images, {rate:.0f}/s, {(len(order) - done) / rate:.0f} s left")
     index = {"format": _FORMAT, "class_names": list(source.class_names), "shards": shards}
-    temporary = directory / f".{INDEX}"
-    temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(directory / INDEX)
+    with replacing(directory / INDEX) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
 def _array_record() -> Any:

@@ -1,0 +1,220 @@
+"""Image classification: cross entropy with soft targets; top-1, top-5 and the confusion matrix. Top-1 is the score.
+
+Letters: B batch, H W image, C channels, L classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from natjax.configuration import NatConfig
+from natjax.models import NatForImageClassification
+from natjax.presets import PRESETS, get_config
+from natjax_convert import shapes
+from natjax_train import plots
+from natjax_train.augment import device
+from natjax_train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What an evaluation found.
+
+    Attributes:
+        loss: mean cross entropy.
+        top1: part of the images whose class has the highest logit; of equal ones the first counts.
+        top5: part whose class is among the five highest, or among all where there are fewer.
+        images_per_second: without the first batch, which is compiled for, where there are more.
+        confusion: images by class (rows) and predicted class (columns), int64 [L, L].
+    """
+
+    loss: float
+    top1: float
+    top5: float
+    images_per_second: float
+    confusion: Int[np.ndarray, "L L"]
+
+    @property
+    def score(self) -> float:
+        """Top-1."""
+        return self.top1
+
+    def row(self) -> dict[str, float]:
+        """Returns the numbers for metrics.jsonl."""
+        return {"val_loss": self.loss, "top1": self.top1, "top5": self.top5}
+
+    def text(self) -> str:
+        """Returns the numbers for people."""
+        return (
+            f"top-1 {self.top1:.2%}  top-5 {self.top5:.2%}  loss {self.loss:.4f}  of {self.confusion.sum()} images"
+            f"  {self.images_per_second:.0f} images/s"
+        )
+
+    def headline(self) -> str:
+        """Returns the score for people."""
+        return f"top-1 {self.top1:.2%}"
+
+    def per_class(self) -> list[tuple[int, float, float]]:
+        """Returns, per class: images, recall (part of them that was found), precision (part of what was taken for it).
+
+        NaN where there is nothing to divide by.
+        """
+        right, images, taken = np.diag(self.confusion), self.confusion.sum(1), self.confusion.sum(0)
+        with np.errstate(invalid="ignore"):
+            return list(zip(images.tolist(), (right / images).tolist(), (right / taken).tolist(), strict=True))
+
+
+class Classification:
+    """The task of one run.
+
+    Args:
+        recipe: the run's; None where a model is only evaluated.
+        class_names: L of them, in the order of the labels.
+    """
+
+    curves: tuple[str, Mapping[str, str]] = ("Accuracy on the validation images", {"top1": "top-1", "top5": "top-5"})
+
+    def __init__(self, recipe: Recipe | None, class_names: Sequence[str | int]):
+        self._recipe, self._class_names = recipe, tuple(map(str, class_names))
+
+    def initial_model(self) -> NatForImageClassification:
+        """Returns the recipe's model for these classes. A checkpoint keeps its classifier where its classes are the same.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+            ValueError: the recipe's fields do not fit the model.
+        """
+        recipe = self.recipe
+        options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
+        changes, labels = _changes(recipe), {"id2label": dict(enumerate(self._class_names))}
+        if recipe.model == "custom":
+            model = NatForImageClassification(NatConfig(**changes, **labels), **options)
+        elif recipe.model in PRESETS:
+            model = NatForImageClassification(get_config(recipe.model, **changes, **labels), **options)
+        else:
+            options["resize_biases"] = True
+            model = NatForImageClassification.from_pretrained(recipe.model, **changes, **options)
+            if model.config.id2label != labels["id2label"]:
+                model = NatForImageClassification.from_pretrained(
+                    recipe.model, **changes, **labels, **options, replace_head=True
+                )
+        if len(recipe.image_mean) != model.config.num_channels:
+            raise ValueError(
+                f"image_mean must have one number for each of the model's {model.config.num_channels} channel(s); "
+                f"got {recipe.image_mean}."
+            )
+        return model
+
+    def resumed_model(self, config: NatConfig) -> NatForImageClassification:
+        """Returns the model of a run that goes on, without weights: those are in its checkpoints, wherever they came from.
+
+        Raises:
+            ValueError: the data have other classes than the run.
+        """
+        names, own = list((config.id2label or {}).values()), list(self._class_names)
+        if names != own:
+            raise ValueError(
+                f"The data's {len(own)} classes ({', '.join(own[:5])}, ...) are not the run's {len(names)} "
+                f"({', '.join(names[:5])}, ...): resume with the same data, or choose another folder for another run."
+            )
+        recipe = self.recipe
+        config = config.replace(**_changes(recipe))
+        return nnx.eval_shape(lambda: NatForImageClassification(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's.
+
+        Raises:
+            ValueError: the task was made for evaluation alone.
+        """
+        if self._recipe is None:
+            raise ValueError("This task has no recipe: it can only evaluate.")
+        return self._recipe
+
+    def parameters(self, config: NatConfig) -> list[shapes.Parameter]:
+        """Returns the parameters of the task's model."""
+        return shapes.parameters(config, "classifier")
+
+    def prepare(
+        self, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B L"]]:
+        """Returns the pixel values and soft targets that a training step sees, see `augment.device.prepare`."""
+        return device.prepare(key, batch, self.recipe, len(self._class_names))
+
+    def loss(self, outputs: Any, targets: Float[Array, "B L"]) -> Float[Array, ""]:
+        """Returns the mean cross entropy."""
+        log_probabilities = jax.nn.log_softmax(outputs.logits.astype(jnp.float32))
+        return -jnp.mean(jnp.sum(targets * log_probabilities, axis=-1))
+
+    def logits(self, outputs: Any) -> Float[Array, "B L"]:
+        """Returns the logits in float32."""
+        return outputs.logits.astype(jnp.float32)
+
+    def judge(self, logits: Float[Array, "B L"], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns label, prediction, rank of the right class and loss of every image.
+
+        Raises:
+            ValueError: the model has another number of classes.
+        """
+        if logits.shape[-1] != len(self._class_names):
+            raise ValueError(f"The model has {logits.shape[-1]} classes, the data {len(self._class_names)}.")
+        return _judge(logits, batch["label"], batch["mask"])
+
+    def result(self, judged: dict[str, np.ndarray], images_per_second: float) -> Metrics:
+        """Returns the metrics of all images."""
+        rank, loss = judged["rank"], judged["loss"]
+        confusion = np.zeros((len(self._class_names),) * 2, np.int64)
+        np.add.at(confusion, (judged["label"], judged["predicted"]), 1)
+        return Metrics(
+            loss=float(loss.mean(dtype=np.float64)),
+            top1=float(np.mean(rank < 1)),
+            top5=float(np.mean(rank < 5)),
+            images_per_second=images_per_second,
+            confusion=confusion,
+        )
+
+    def plot(self, result: Metrics, directory: Path) -> None:
+        """Draws the confusion matrix."""
+        plots.confusion(result.confusion, self._class_names, directory / "confusion.png")
+
+
+def _dtype(recipe: Recipe) -> Any:
+    return jnp.bfloat16 if recipe.dtype == "bfloat16" else None
+
+
+def _changes(recipe: Recipe) -> dict[str, Any]:
+    """Returns the fields of the model's config that the recipe decides."""
+    drop_path = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
+    return dict(recipe.model_config) | drop_path
+
+
+@jax.jit
+def _judge(
+    logits: Float[Array, "B L"], label: Int[Array, "B"], mask: Bool[Array, "B"]
+) -> dict[str, Float[Array, "B"] | Int[Array, "B"] | Bool[Array, "B"]]:
+    logits = logits.astype(jnp.float32)
+    classes, own = jnp.arange(logits.shape[1]), label[:, None]
+    logit = jnp.sum(jnp.where(classes == own, logits, 0), axis=1)  # no indexing, which would need shardings spelled out
+    behind = (logits < logit[:, None]) | ((logits == logit[:, None]) & (classes > own))  # none where there are NaNs
+    judged = {
+        "label": label,
+        "mask": mask,
+        "predicted": jnp.argmax(logits, axis=1),
+        "rank": logits.shape[1] - 1 - behind.sum(axis=1),
+        "loss": jax.nn.logsumexp(logits, axis=1) - logit,
+    }
+    return reshard(judged, P())  # every process sees all images
