@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from natjax.models import NatModel as NatModel
     from natjax.nn.attention import NeighborhoodAttention as NeighborhoodAttention
     from natjax.nn.xla import compiler_options as compiler_options
+    from natjax.pipelines import pipeline as pipeline
     from natjax.presets import create_model as create_model
     from natjax.presets import get_config as get_config
     from natjax.presets import list_models as list_models
@@ -50,6 +51,7 @@ _HOMES = {
     "load_image": "natjax.image_processing",
     "neighborhood_attention": "natjax_kernels",
     "neighborhood_attention_with_weights": "natjax_kernels",
+    "pipeline": "natjax.pipelines",
     "to_linen": "natjax.linen",
 }
 

@@ -1,4 +1,4 @@
-"""Images through a model in batches of one shape, shared by `classify` and `features`.
+"""What `classify` and `features` share: which images go through which model, progress, and images that are skipped.
 
 Images that cannot be read are named on stderr and skipped; the others go on.
 """
@@ -6,21 +6,15 @@ Images that cannot be read are named on stderr and skipped; the others go on.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from natjax.cli._arguments import positive_int
 from natjax.cli._output import Progress, complain
-from natjax.errors import CheckpointError, ImageError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from natjax.image_processing import NatImageProcessor
+from natjax.errors import ImageError
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
 
@@ -49,24 +43,6 @@ def find_checkpoint(model: str | None) -> Path:
     return locate(model)
 
 
-def load_processor(model: Path, num_channels: int) -> NatImageProcessor:
-    """Returns the image processor that lies next to a checkpoint, or ImageNet's where none does."""
-    from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
-
-    folder = model if model.is_dir() else model.parent
-    if (folder / PROCESSOR_NAME).exists():
-        processor = NatImageProcessor.from_pretrained(folder)
-    else:
-        complain(f"{model} comes without a {PROCESSOR_NAME}: preparing images as for ImageNet (224 pixels, crop 0.875)")
-        processor = NatImageProcessor.imagenet(num_channels=num_channels)
-    if processor.num_channels != num_channels:
-        raise CheckpointError(
-            f"{model}: the model takes {num_channels} channel(s), its {PROCESSOR_NAME} makes {processor.num_channels}; "
-            "image_mean and image_std decide that, with one entry per channel."
-        )
-    return processor
-
-
 def find_images(arguments: Sequence[str]) -> list[str]:
     """Returns the files that arguments mean: files as they are, folders and patterns as their images in order."""
     paths: list[str] = []
@@ -81,68 +57,18 @@ def find_images(arguments: Sequence[str]) -> list[str]:
     return paths
 
 
-@dataclasses.dataclass
-class Run:
-    """Images on their way through a model: iterate for (path, output) pairs; `skipped` then lists (path, reason).
+def run_pipeline(pipe: Any, paths: list[str], skipped: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """Yields (path, output) of images on their way through a pipeline; lists (path, reason) of those that cannot be read."""
+    progress = Progress(len(paths), "images")
 
-    `forward` maps `[B, H, W, C]` to a pytree of arrays `[B, ...]`; an output is that pytree for one image. Batches are
-    padded to one size, so that `forward` compiles once per image shape.
-    """
+    def skip(index: int, error: ImageError) -> None:
+        skipped.append((paths[index], str(error)))
+        progress.clear()
+        complain(f"skipped {error}")
 
-    paths: list[str]
-    processor: NatImageProcessor
-    forward: Callable[[np.ndarray], Any]
-    batch_size: int
-    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        progress = Progress(len(self.paths), "images")
-        done = 0
-        try:
-            for batch in self._batches(progress):
-                yield from self._outputs(batch)
-                done += len(batch)
-                progress.update(done + len(self.skipped))
-        finally:
-            progress.clear()
-
-    def _batches(self, progress: Progress) -> Iterator[list[tuple[str, np.ndarray]]]:
-        batch: list[tuple[str, np.ndarray]] = []
-        for path in self.paths:
-            try:
-                pixels = self.processor(path)
-            except ImageError as error:
-                self.skipped.append((path, str(error)))
-                progress.clear()
-                complain(f"skipped {error}")
-                continue
-            if batch and (len(batch) == self.batch_size or batch[0][1].shape != pixels.shape):
-                yield batch
-                batch = []
-            batch.append((path, pixels))
-        if batch:
-            yield batch
-
-    def _outputs(self, batch: list[tuple[str, np.ndarray]]) -> Iterator[tuple[str, Any]]:
-        import jax
-        import numpy as np
-
-        pixels = np.concatenate([image for _, image in batch])
-        missing = min(self.batch_size, len(self.paths)) - len(batch)
-        pixels = np.pad(pixels, [(0, missing), (0, 0), (0, 0), (0, 0)])
-        outputs = jax.device_get(self.forward(pixels))
-        for i, (path, _) in enumerate(batch):
-            yield path, jax.tree.map(lambda array, i=i: np.asarray(array[i], np.float32), outputs)
-
-
-def compiled(model: Any, select: Callable[[Any], Any]) -> Callable[[np.ndarray], Any]:
-    """Returns a jitted function from pixels to `select(model(pixels))`."""
-    import jax
-    from flax import nnx
-
-    from natjax.nn.xla import compiler_options
-
-    graphdef, state = nnx.split(model)
-    options = compiler_options()
-    forward = jax.jit(lambda state, pixels: select(nnx.merge(graphdef, state)(pixels)), compiler_options=options)
-    return lambda pixels: forward(state, pixels)
+    try:
+        for done, (index, output) in enumerate(pipe.stream(paths, skip), 1):
+            yield paths[index], output
+            progress.update(done + len(skipped))
+    finally:
+        progress.clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
-from natjax.cli._images import find_checkpoint, load_processor
+from natjax.cli._images import find_checkpoint
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
 from natjax.errors import CheckpointError
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from natjax.models import NatForImageClassification
+    from natjax.pipelines import load_processor
 
     mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
     is_main_process = jax.process_index() == 0
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         raise CheckpointError(f"{checkpoint}: the model has no classes to tell apart.")
     labels = np.array(_labels(source.class_names, names), np.int32)
-    processor = load_processor(checkpoint, net.config.num_channels)
+    processor = load_processor(checkpoint, net.config.num_channels, complain)
     mean, std = _normalisation(processor)
     devices = mesh.make_mesh(args.mesh)
     mesh.check_batch(devices, args.batch_size)

@@ -33,7 +33,7 @@ class FakeModel(nnx.Module):
         self.weight = nnx.Param(np.array([-1.0, 1.0, 0.0], np.float32))
 
     @classmethod
-    def from_pretrained(cls, path, *, config=None, **options):
+    def from_pretrained(cls, checkpoint, *, dtype, implementation, **options):
         return cls(FakeModel.config, **options)
 
     def __call__(self, pixels):

@@ -1,0 +1,275 @@
+"""Images in, predictions or features out: a checkpoint with its image processor, as in Hugging Face's `pipeline`.
+
+    classify = natjax.pipeline("image-classification", "shi-labs/nat-mini-in1k-224")
+    classify("cat.jpg")  # [{"label": "tabby, tabby cat", "score": 0.71}, ...]
+
+    features = natjax.pipeline("image-feature-extraction", "run/model")
+    features(["one.png", "two.png"])  # a list of two arrays [C]
+
+An image is a path, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model in batches that are
+padded to one size, so that it is compiled once per shape of an image.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from flax import nnx
+
+from natjax import models
+from natjax.configuration import NatConfig
+from natjax.errors import CheckpointError, ImageError
+from natjax.hub import locate
+from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
+from natjax.nn.xla import compiler_options
+from natjax_convert import Checkpoint
+
+_DIGITS = Path(__file__).parent / "demo" / "digits"
+
+
+def pipeline(
+    task: str,
+    model: str | os.PathLike | None = None,
+    *,
+    config: NatConfig | None = None,
+    processor: NatImageProcessor | None = None,
+    batch_size: int = 8,
+    topk: int = 5,
+    stages: str | Sequence[str] | None = None,
+    dtype: Any = None,
+    implementation: str | None = None,
+    report: Callable[[str], None] | None = None,
+) -> ImageClassification | ImageFeatureExtraction:
+    """Returns a function from images to what a model says of them.
+
+    Args:
+        task: "image-classification" or "image-feature-extraction".
+        model: a checkpoint, see `natjax.NatModel.from_pretrained`; by default a small classifier of handwritten digits.
+        config: the architecture, where there is none beside the weights.
+        processor: prepares the images; by default the one beside the checkpoint, or ImageNet's where there is none.
+        batch_size: images per step.
+        topk: of "image-classification": classes per image.
+        stages: of "image-feature-extraction": names of `NatConfig.stage_names`, one name or "all", for feature maps of these
+            stages instead of pooled features.
+        dtype: compute dtype; None computes in float32.
+        implementation: of neighborhood attention.
+        report: takes what is to be known but is no error; by default Python's warnings.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit the task.
+        ValueError: an argument is impossible.
+    """
+    path = _DIGITS if model is None else locate(model)
+    checkpoint = Checkpoint.open(path, config=config)
+    options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}
+    make: Callable[..., Any]
+    if task == "image-classification":
+        net: Any = models.NatForImageClassification.from_pretrained(checkpoint, **options)
+        if not net.config.num_labels or net.config.problem_type == "regression":
+            raise CheckpointError(
+                f"{path}: the model has no classes to tell apart; image-feature-extraction (`natjax features`) may be "
+                "of use."
+            )
+        make = functools.partial(ImageClassification, topk=topk)
+    elif task == "image-feature-extraction" and stages is None:
+        net, make = models.NatModel.from_pretrained(checkpoint, **options), ImageFeatureExtraction
+    elif task == "image-feature-extraction":
+        names = (
+            checkpoint.config.stage_names
+            if stages == "all"
+            else (stages,)
+            if isinstance(stages, str)
+            else tuple(stages or ())
+        )
+        net = models.NatBackbone.from_pretrained(checkpoint, out_features=names, **options)
+        make = functools.partial(ImageFeatureExtraction, stages=names)
+    else:
+        raise ValueError(f"task must be 'image-classification' or 'image-feature-extraction'; got {task!r}.")
+    if processor is None:
+        processor = load_processor(path, net.config.num_channels, report)
+    return make(net, processor, batch_size=batch_size, report=report)
+
+
+def load_processor(
+    checkpoint: Path, num_channels: int, report: Callable[[str], None] | None = None
+) -> NatImageProcessor:
+    """Returns the image processor beside a checkpoint, or ImageNet's where there is none, which is reported.
+
+    Raises:
+        CheckpointError: it makes another number of channels than the model takes.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if (folder / PROCESSOR_NAME).exists():
+        processor = NatImageProcessor.from_pretrained(folder)
+    else:
+        (report or _warn)(
+            f"{checkpoint} comes without a {PROCESSOR_NAME}: preparing images as for ImageNet (224 pixels, crop 0.875)"
+        )
+        processor = NatImageProcessor.imagenet(num_channels=num_channels)
+    if processor.num_channels != num_channels:
+        raise CheckpointError(
+            f"{checkpoint}: the model takes {num_channels} channel(s), its {PROCESSOR_NAME} makes {processor.num_channels}; "
+            "image_mean and image_std decide that, with one entry per channel."
+        )
+    return processor
+
+
+class _ImagePipeline:
+    """What both tasks share. Subclasses choose from a model's outputs, and say what a result looks like.
+
+    Attributes:
+        model: the model.
+        processor: what prepares images for it.
+        batch_size: images per step.
+    """
+
+    def __init__(
+        self, model: Any, processor: NatImageProcessor, *, batch_size: int, report: Callable[[str], None] | None
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self._report = report or _warn
+        graphdef, self._state = nnx.split(model)
+        self._forward = jax.jit(
+            lambda state, pixels: self._select(nnx.merge(graphdef, state)(pixels)), compiler_options=compiler_options()
+        )
+
+    def __call__(self, images: Any, *, skip_unreadable: bool = False) -> Any:
+        """Returns the result of an image, or a list of those of several.
+
+        Args:
+            images: an image, or a list, tuple or array [B, H, W, C] of images.
+            skip_unreadable: whether images that cannot be read are reported and have the result None, instead of ending the call.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        several = isinstance(images, list | tuple) or (
+            not isinstance(images, str | os.PathLike | PIL.Image.Image) and np.ndim(images) == 4
+        )
+        images = list(images) if several else [images]
+        results: list[Any] = [None] * len(images)
+
+        def skip(index: int, error: ImageError) -> None:
+            if not skip_unreadable:
+                raise error
+            named = isinstance(images[index], str | os.PathLike)  # then the error names it
+            self._report(f"skipped {error}" if named else f"skipped image {index}: {error}")
+
+        for index, output in self.stream(images, skip):
+            results[index] = self._result(output)
+        return results if several else results[0]
+
+    def stream(self, images: Sequence[Any], skip: Callable[[int, ImageError], None]) -> Iterator[tuple[int, Any]]:
+        """Yields an image's index and what the model gives for it, batch by batch, in order.
+
+        Args:
+            images: paths, Pillow images or arrays.
+            skip: is told which images cannot be read, and why.
+        """
+        batch: list[tuple[int, np.ndarray]] = []
+        size = min(self.batch_size, len(images))
+        for index, image in enumerate(images):
+            try:
+                pixels = self.processor(image)
+            except ImageError as error:
+                skip(index, error)
+                continue
+            if batch and (len(batch) == size or batch[0][1].shape != pixels.shape):
+                yield from self._outputs(batch, size)
+                batch = []
+            batch.append((index, pixels))
+        if batch:
+            yield from self._outputs(batch, size)
+
+    def _outputs(self, batch: list[tuple[int, np.ndarray]], size: int) -> Iterator[tuple[int, Any]]:
+        pixels = np.concatenate([image for _, image in batch])
+        pixels = np.pad(pixels, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+        outputs = jax.device_get(self._forward(self._state, pixels))
+        for i, (index, _) in enumerate(batch):
+            yield index, self._finish(jax.tree.map(lambda array, i=i: np.asarray(array[i], np.float32), outputs))
+
+    def _select(self, outputs: Any) -> Any:
+        """Returns a pytree of arrays [B, ...] of the model's outputs; traced."""
+        raise NotImplementedError
+
+    def _finish(self, output: Any) -> Any:
+        """Returns what `stream` yields of this pytree of one image."""
+        return output
+
+    def _result(self, output: Any) -> Any:
+        """Returns what a call returns of what `stream` yields."""
+        return output
+
+
+class ImageClassification(_ImagePipeline):
+    """Classes of images, the likeliest first: a list of {"label": name, "score": probability} per image.
+
+    `stream` yields the probabilities of all classes, float64 [L]. They sum to 1, but for a model of several labels at a time.
+    """
+
+    def __init__(
+        self,
+        model: models.NatForImageClassification,
+        processor: NatImageProcessor,
+        *,
+        batch_size: int = 8,
+        topk: int = 5,
+        report: Callable[[str], None] | None = None,
+    ):
+        super().__init__(model, processor, batch_size=batch_size, report=report)
+        if topk < 1:
+            raise ValueError(f"topk must be at least 1; got {topk}.")
+        self.topk = topk
+
+    def best(self, probabilities: np.ndarray) -> list[int]:
+        """Returns the `topk` likeliest classes."""
+        return np.argsort(-probabilities, kind="stable")[: self.topk].tolist()
+
+    def _select(self, outputs: Any) -> Any:
+        return outputs.logits
+
+    def _finish(self, output: np.ndarray) -> np.ndarray:
+        if self.model.config.problem_type == "multi_label_classification":
+            return 1 / (1 + np.exp(-output.astype(np.float64)))
+        probabilities = np.exp(output - output.max(), dtype=np.float64)
+        return probabilities / probabilities.sum()
+
+    def _result(self, output: np.ndarray) -> list[dict[str, Any]]:
+        names = self.model.config.id2label
+        return [{"label": names[i], "score": float(output[i])} for i in self.best(output)]
+
+
+class ImageFeatureExtraction(_ImagePipeline):
+    """Features of images, float32: pooled ones [C], or a feature map [H_i, W_i, C_i] of every stage asked for, by name."""
+
+    def __init__(
+        self,
+        model: models.NatModel | models.NatBackbone,
+        processor: NatImageProcessor,
+        *,
+        batch_size: int = 8,
+        stages: Sequence[str] | None = None,
+        report: Callable[[str], None] | None = None,
+    ):
+        super().__init__(model, processor, batch_size=batch_size, report=report)
+        self.stages = stages
+
+    def _select(self, outputs: Any) -> Any:
+        return outputs.pooler_output if self.stages is None else tuple(outputs.feature_maps)
+
+    def _finish(self, output: Any) -> Any:
+        return output if self.stages is None else dict(zip(self.stages, output, strict=True))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
