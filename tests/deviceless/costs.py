@@ -79,7 +79,8 @@ def issued(code: str, trips: list[int]) -> dict[str, float]:
 def predict(gpu: Gpu, shape_name: str) -> list[dict]:
     """Returns the prediction for every kernel of one training step at one level."""
     shape = resources.SHAPES[shape_name]
-    _, heads, _, _, channels, *_ = shape
+    case, _ = shape
+    heads, channels = case.heads, case.channels
     rows = []
     for name, launch, flags in resources.launches(shape, gpu.architecture):
         _, code = resources.compile_kernel(name, launch, flags, shape, gpu.architecture)

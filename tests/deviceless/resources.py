@@ -19,47 +19,42 @@ import subprocess
 import sys
 import tempfile
 
+from natjax_kernels import cases
+from natjax_kernels.cases import DILATIONS, levels
+
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "resources.json"
 ARCHITECTURES = (80, 89, 90, 100, 120)  # A100, L4, H100 and H200, B200, RTX 5090
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "UTCHMMA", "UTCOMMA", "UTCQMMA")
 
-# name: (spatial, heads, kernel size, dilation, channels of a head, dtype, bias)
+# name: (case of the op, dtype)
 LEVELS = {
-    f"level {level} dilation {dilation}": ((side, side), heads, 7, dilation, 32, "bfloat16", True)
-    for level, (side, heads, dilations) in enumerate(
-        ((56, 2, (1, 8)), (28, 4, (1, 4)), (14, 8, (1, 2)), (7, 16, (1,))), 1
-    )
-    for dilation in dilations
+    f"level {case.name.split()[1]} dilation {case.dilation}": (case, "bfloat16") for case in levels(1, 2, "", DILATIONS)
 }
 # DiNAT-Large at 384 pixels, with kernel 7 and with kernel 11.
 LARGE = {
-    f"384 px level {level} kernel {kernel} dilation {dilation}": (
-        (side, side),
-        heads,
-        kernel,
-        dilation,
-        32,
-        "bfloat16",
-        True,
-    )
-    for kernel, most in ((7, (13, 6, 3, 1)), (11, (8, 4, 2, 1)))
-    for level, (side, heads, most) in enumerate(zip((96, 48, 24, 12), (6, 12, 24, 48), most, strict=True), 1)
-    for dilation in sorted({1, most})
+    f"384 px {case.name.split(' dilation')[0]} kernel {kernel} dilation {case.dilation}": (case, "bfloat16")
+    for kernel, dilations in ((7, (13, 6, 3, 1)), (11, DILATIONS))
+    for case in levels(1, 6, "", dilations, 96, kernel)
 }
+LEVEL_1 = LEVELS["level 1 dilation 1"][0]
+
+
+def _level_1(dtype="bfloat16", **changes):
+    return dataclasses.replace(LEVEL_1, **changes), dtype
+
+
 OTHERS = {
-    "level 1 float16": ((56, 56), 2, 7, 1, 32, "float16", True),
-    **{f"level {i} float32": (*LEVELS[f"level {i} dilation 1"][:5], "float32", True) for i in (1, 2, 3, 4)},
-    "kernel 11": ((56, 56), 2, 11, 1, 32, "bfloat16", True),
-    "kernel 13": ((56, 56), 2, 13, 1, 32, "bfloat16", True),
-    **{f"{d} channels": ((56, 56), 2, 7, 1, d, "bfloat16", True) for d in (8, 16, 64, 128)},
-    "64 channels level 4": ((7, 7), 16, 7, 1, 64, "bfloat16", True),
-    **{f"{d} channels float32": ((56, 56), 2, 7, 1, d, "float32", True) for d in (64, 128)},
-    "128 channels float32 no bias": ((56, 56), 2, 7, 1, 128, "float32", False),
-    "no bias": ((56, 56), 2, 7, 1, 32, "bfloat16", False),
-    "1-D of 32768": ((32768,), 4, 63, 1, 64, "bfloat16", True),
-    "2-D kernel 80": ((256, 256), 2, 80, 1, 128, "bfloat16", False),
-    "3-D kernel 18 x 24 x 24": ((30, 48, 80), 2, (18, 24, 24), 1, 64, "bfloat16", False),
+    "level 1 float16": _level_1("float16"),
+    **{f"level {i} float32": (LEVELS[f"level {i} dilation 1"][0], "float32") for i in (1, 2, 3, 4)},
+    "kernel 11": _level_1(kernel_size=11),
+    "kernel 13": _level_1(kernel_size=13),
+    **{f"{d} channels": _level_1(channels=d) for d in (8, 16, 64, 128)},
+    "64 channels level 4": (dataclasses.replace(LEVELS["level 4 dilation 1"][0], channels=64), "bfloat16"),
+    **{f"{d} channels float32": _level_1("float32", channels=d) for d in (64, 128)},
+    "128 channels float32 no bias": _level_1("float32", channels=128, bias=False),
+    "no bias": _level_1(bias=False),
+    **{case.name: (case, "bfloat16") for case in cases.LARGE},
 }
 SHAPES = LEVELS | LARGE | OTHERS
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -68,25 +63,21 @@ _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 def launches(shape, architecture):
     """Returns name, launch and flags of every kernel that a training step runs on a shape, as it would on an architecture."""
     from natjax_kernels.fused.configurations import KERNELS, Case
-    from natjax_kernels.plan import Window
     from natjax_kernels.triton.choice import estimate
     from natjax_kernels.triton.launch import Launch
 
-    spatial, _, kernel, dilation, channels, dtype, bias = shape
-    rank = len(spatial)
-    kernel = (kernel,) * rank if isinstance(kernel, int) else kernel
-    window = Window(kernel, (dilation,) * rank, (1,) * rank, (False,) * rank)
+    case, dtype = shape
     for name in KERNELS:
-        config = estimate(Case(name, spatial, window, channels, dtype, bias, architecture))
+        config = estimate(Case(name, case.spatial, case.window, case.channels, dtype, case.bias, architecture))
         precision = "tf32x3" if dtype == "float32" else "ieee"
-        launch = Launch(spatial, window, channels**-0.5, config, precision, name == "bwd_dkv")
+        launch = Launch(case.spatial, case.window, case.channels**-0.5, config, precision, name == "bwd_dkv")
         if name != "bwd_dq":
             yield name, launch, {}
-        elif bias and not config.resident:
+        elif case.bias and not config.resident:
             yield name, launch, {"D_QUERY": True, "D_TABLE": False}
             yield name, launch, {"D_QUERY": False, "D_TABLE": True}
         else:
-            yield name, launch, {"D_QUERY": True, "D_TABLE": bias}
+            yield name, launch, {"D_QUERY": True, "D_TABLE": case.bias}
 
 
 def compile_kernel(name, launch, flags, shape, architecture):
@@ -97,12 +88,12 @@ def compile_kernel(name, launch, flags, shape, architecture):
 
     from natjax_kernels.triton import kernels
 
-    _, heads, _, _, channels, dtype, bias = shape
+    case, dtype = shape
     function, config = getattr(kernels, name), launch.config
-    constants = launch.static(heads, heads if bias else 1, channels) | flags
+    constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
     types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32") | dict.fromkeys(("lses", "deltas", "d_logits"), "*fp32")
-    types |= {"table": f"*{_TYPES[dtype] if bias else 'bf16'}", "batch": "i32", "share": "i32"}
+    types |= {"table": f"*{_TYPES[dtype] if case.bias else 'bf16'}", "batch": "i32", "share": "i32"}
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
     source = ASTSource(
         fn=function,
