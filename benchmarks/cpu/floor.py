@@ -1,6 +1,6 @@
 """What this machine can do at best: float32 matrix products and convolutions at NAT-Tiny's own shapes, and bytes copied.
 
-Each is run by XLA and by PyTorch, in turn. FLOP here are two per multiply-accumulate; the papers' (and natjax.model_info's) are
+Each is run by XLA and by PyTorch, in turn. FLOP here are two per multiply-accumulate; the papers' (and natjax.flops's) are
 one. Letters: B batch, H W height and width, C channels, M K N sides of a product.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import natjax
 from benchmarks.harness import Report
 from benchmarks.timing import interleaved, spread
-from natjax.model_info import count_parts
+from natjax.flops import count_parts
 
 MODEL, SIDE, BATCH = "nat_tiny", 224, 8
 # Attention's own, over tiles and heads: (queries x channels)(channels x keys), then (queries x keys)(keys x channels).

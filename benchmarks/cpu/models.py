@@ -17,7 +17,7 @@ from benchmarks.cpu import peers
 from benchmarks.harness import OUT_OF_TIME, Report, Worker
 from benchmarks.timing import interleaved, spread
 from natjax import benchmarking, get_config
-from natjax.model_info import count_flops
+from natjax.flops import count_flops
 
 SIDE = 224
 EAGER, COMPILED = ("hf natten", "sdpa"), ("sdpa compiled", "swin compiled", "convnext compiled")

@@ -29,7 +29,7 @@ from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, normal, produ
 from benchmarks.harness import Report, Worker
 from benchmarks.timing import interleaved, spread
 from natjax import benchmarking, get_config
-from natjax.model_info import count_flops
+from natjax.flops import count_flops
 from natjax.nn.xla import gelu
 from natjax_kernels import neighborhood_attention
 

@@ -5,7 +5,7 @@ from natjax_convert.convert import Report, convert
 from natjax_convert.params import entries, from_flax, to_flax
 from natjax_convert.reader import read_state_dict
 from natjax_convert.rpb import resize_rpb
-from natjax_convert.shapes import Parameter, parameters
+from natjax_convert.shapes import Parameter, count_parameters, parameters
 from natjax_convert.state_dict import LazyTensor
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Parameter",
     "Report",
     "convert",
+    "count_parameters",
     "entries",
     "find_config",
     "from_flax",

@@ -17,7 +17,7 @@ from natjax.errors import CheckpointError
 from natjax_convert.checkpoint import PROCESSOR_NAME, Checkpoint, Dilations
 from natjax_convert.params import from_flax
 from natjax_convert.safetensors_file import write_safetensors
-from natjax_convert.shapes import Kind, parameter_count, parameters
+from natjax_convert.shapes import Kind, count_parameters
 from natjax_convert.state_dict import StateDict
 from natjax_convert.torch_zip import write_torch
 
@@ -94,7 +94,7 @@ def convert(
         kind=kind,
         config=config,
         tensors=len(converted),
-        parameters=parameter_count(parameters(config, kind)),
+        parameters=count_parameters(config, kind),
         seconds=time.perf_counter() - start,
     )
 

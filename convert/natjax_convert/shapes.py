@@ -38,6 +38,11 @@ class Parameter:
     depth: int
     stride: int
 
+    @property
+    def size(self) -> int:
+        """Number of its values."""
+        return math.prod(self.shape)
+
 
 def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
     """Returns all parameters of a model: `NatForImageClassification`, `NatModel` or `NatBackbone` by `kind`."""
@@ -57,9 +62,9 @@ def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
     return found
 
 
-def parameter_count(found: list[Parameter]) -> int:
-    """Returns the number of values in parameters."""
-    return sum(math.prod(parameter.shape) for parameter in found)
+def count_parameters(config: NatConfig, kind: Kind = "classifier") -> int:
+    """Returns the number of values in all parameters of a model."""
+    return sum(parameter.size for parameter in parameters(config, kind))
 
 
 def _trunk(config: NatConfig) -> Iterator[Parameter]:

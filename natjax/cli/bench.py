@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from natjax import benchmarking
-    from natjax.model_info import count_flops
+    from natjax.flops import count_flops
     from natjax.presets import PRESETS
 
     config = read_config(args.model)

@@ -81,7 +81,7 @@ def _levels(config: NatConfig, size: int, dtype: str) -> list[dict[str, Any]]:
     """Returns what `natjax_kernels.explain` says of every level and dilation."""
     import jax
 
-    from natjax.model_info import count_parts
+    from natjax.flops import count_parts
     from natjax_kernels import explain
 
     levels, kernel = [], config.kernel_size

@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the description."""
-    from natjax.model_info import count_flops, count_parameters
+    from natjax.flops import count_flops
     from natjax.presets import PRESETS
+    from natjax_convert.shapes import count_parameters
 
     config = read_config(args.model)
     preset = None if Path(args.model).exists() else PRESETS.get(args.model)
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _parts(config: NatConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
-    from natjax.model_info import count_parts
+    from natjax.flops import count_parts
 
     parts = []
     for level, part in enumerate(count_parts(config, size), start=-1):

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the names with size and published figures; returns 1 where none matches."""
-    from natjax.model_info import count_parameters
     from natjax.presets import PRESETS, list_models
+    from natjax_convert.shapes import count_parameters
 
     names = list_models(args.pattern)
     models: list[dict[str, Any]] = [

@@ -47,7 +47,7 @@ def test_the_masked_peer_is_neighborhood_attention(side):
 def test_the_masked_model_has_all_of_nats_parameters():
     pytest.importorskip("torch")
     from benchmarks.cpu.masked import MaskedNat
-    from natjax.model_info import count_parameters
+    from natjax_convert.shapes import count_parameters
 
     for name in ("nat_mini", "nat_base"):
         model = MaskedNat(get_config(name), 224)

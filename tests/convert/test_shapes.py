@@ -10,7 +10,7 @@ from flax import nnx
 
 import natjax
 from natjax.presets import PRESETS
-from natjax_convert.shapes import parameter_count, parameters
+from natjax_convert.shapes import count_parameters, parameters
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SMALL = natjax.NatConfig(embed_dim=8, depths=(1, 2, 1), num_heads=(1, 2, 2), kernel_size=3, num_labels=3)
@@ -56,7 +56,7 @@ def test_declared_parameters_are_those_of_the_presets(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_their_published_size(name):
     published = json.loads((GOLDENS / "parameter_counts.json").read_text())[name]
-    assert parameter_count(parameters(PRESETS[name].config)) == published
+    assert count_parameters(PRESETS[name].config) == published
 
 
 def test_depths_strides_and_parts():

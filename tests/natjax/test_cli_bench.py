@@ -8,7 +8,7 @@ import pytest
 from natjax import benchmarking
 from natjax.cli import main
 from natjax.configuration import NatConfig
-from natjax.model_info import count_flops
+from natjax.flops import count_flops
 
 TINY = NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_labels=10, mlp_ratio=1.0)
 FAST = ["--image-size", "32", "--seconds", "0.05"]

@@ -1,0 +1,30 @@
+"""FLOPs: the papers' table, and parts at sizes where maps are odd or smaller than the window."""
+
+import pytest
+
+from natjax.flops import count_flops, count_parts
+from natjax.presets import PRESETS
+
+_OTHER_HEAD = ("dinat_large",)  # the paper's figure is that of its 21841 classes
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in _OTHER_HEAD])
+def test_flops_agree_with_the_published_table(name):
+    preset = PRESETS[name]
+    assert count_flops(preset.config, (preset.image_size,) * 2) / 1e9 == pytest.approx(preset.gflops, abs=0.05)
+
+
+PARTS = {
+    ("nat_mini", 224, 224): [69644288, 509606272, 615822592, 861606592, 655992400, 662528],
+    ("dinat_large_384_11x11", 384, 384): [1633222656, 11044767744, 13307867136, 52488981504, 13872418560, 2863104],
+    ("dinat_small", 33, 57): [6302448, 180095754, 311716704, 1523700636, 644094840, 786432],
+    ("nat_base", 1, 1): [76096, 12003212, 58615328, 993480992, 1073597600, 1030144],
+}
+
+
+@pytest.mark.parametrize(("name", "height", "width"), PARTS)
+def test_parts(name, height, width):
+    parts = count_parts(PRESETS[name].config, (height, width))
+    assert [part.name for part in parts] == ["stem", "level1", "level2", "level3", "level4", "head"]
+    assert [part.flops for part in parts] == PARTS[name, height, width]
+    assert parts[2].shape == (-(-height // 8), -(-width // 8), 2 * PRESETS[name].config.embed_dim)
