@@ -38,7 +38,9 @@ def entries(config: NatConfig, kind: Kind = "classifier", *, dialect: str = "hf"
     names = DIALECTS[dialect]
     if kind not in names.kinds:
         known = ", ".join(_KINDS[known] for known in names.kinds)
-        raise CheckpointError(f"{names.title}'s format is for {known}; this is a {kind}. Write Hugging Face's instead.")
+        raise CheckpointError(
+            f"The format of {names.title} is for {known}; this is a {kind}. Write Hugging Face's instead."
+        )
     prefix = names.kinds[kind].prefix.format(model_type=config.model_type)
     return [names.entry(parameter, prefix) for parameter in parameters(config, kind)]
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import pathlib
 import shutil
 
@@ -13,6 +14,7 @@ import natjax
 import natjax_convert
 from natjax.presets import PRESETS
 from natjax_convert.dialect import Entry
+from natjax_convert.names import DIALECTS, detect
 from natjax_convert.safetensors_file import write_safetensors
 from natjax_convert.torch_zip import write_torch
 
@@ -203,6 +205,48 @@ def test_not_finite_weights_warn(tmp_path):
 
     with pytest.warns(UserWarning, match="2 parameters hold NaN or infinity: nat/layernorm/scale, nat/layernorm/bias"):
         natjax_convert.convert(golden(tmp_path, change), tmp_path / "out")
+
+
+@pytest.mark.parametrize("load", [natjax_convert.convert, natjax.NatModel.from_pretrained])
+def test_errors_name_the_checkpoint_once(tmp_path, load):
+    arguments = (tmp_path / "out",) if load is natjax_convert.convert else ()
+    misfit = golden(tmp_path, lambda tensors: {"nat.layernorm.bias": tensors["nat.layernorm.bias"]})
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"?" * 100)
+    weights = bytearray((GOLDENS / "hf_nat" / "pytorch_model.bin").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    shutil.copytree(GOLDENS / "hf_nat", tmp_path / "flipped", ignore=lambda *_: ["model.safetensors"])
+    (tmp_path / "flipped" / "pytorch_model.bin").write_bytes(weights)
+    (tmp_path / "foreign").mkdir()
+    write(tmp_path / "foreign" / "model.safetensors", {"x": np.zeros(1, np.float32)})
+    for path, said in {
+        misfit: "too few for",
+        tmp_path / "damaged": "neither a safetensors file",
+        tmp_path / "flipped": "fails its checksum",
+        tmp_path / "foreign": "of no NAT or DiNAT",
+        source("shilabs_nat"): "no config.json beside it",
+    }.items():
+        with pytest.raises(natjax.CheckpointError, match=said) as caught:
+            load(path, *arguments)
+        assert str(caught.value).startswith(str(path))
+        assert str(caught.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", ["nat_mini", "dinat_base"])
+def test_dialects_have_every_parameter(dialect, name):
+    """Each parameter has tensors of its own, of the shapes that splitting it gives, and joining undoes splitting."""
+    config = PRESETS[name].config.replace(embed_dim=8, num_heads=(1, 2, 4, 8), out_indices=(0, 2))
+    for kind in DIALECTS[dialect].kinds:
+        found = natjax_convert.entries(config, kind, dialect=dialect)
+        names = [name for entry in found for name in entry.names]
+        assert len(set(names)) == len(names)
+        assert detect(dict.fromkeys(names))[:2] == (DIALECTS[dialect], kind)
+        for entry in found:
+            parameter = np.arange(math.prod(entry.shape)).reshape(entry.shape)
+            tensors = entry.split(parameter)
+            assert [tensor.shape for tensor in tensors] == [entry.tensor_shape] * len(entry.names)
+            np.testing.assert_array_equal(entry.join(tensors), parameter)
 
 
 def test_model_types_do_not_mix(tmp_path):

@@ -9,7 +9,6 @@ import pathlib
 import random
 import struct
 import time
-import zipfile
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ import pytest
 import natjax
 import natjax_convert
 from natjax_convert.safetensors_file import write_safetensors
+
+pytestmark = pytest.mark.once
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 WEIGHTS = {name: (GOLDENS / "hf_nat" / name).read_bytes() for name in ("model.safetensors", "pytorch_model.bin")}
@@ -47,7 +48,7 @@ def regions(name):
 def test_flipped_bits(checkpoint, name, region, attempt):
     start, end = regions(name)[region]
     rng, refused = random.Random(region), 0
-    for _ in range(40):
+    for _ in range(10 if region == "data" else 40):
         data = bytearray(WEIGHTS[name])
         for _ in range(rng.choice([1, 1, 5])):
             data[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
@@ -55,27 +56,6 @@ def test_flipped_bits(checkpoint, name, region, attempt):
         refused += attempt(checkpoint) is not None
     if region in ("size", "header", "pickle"):
         assert refused > 20
-
-
-def test_flipped_bits_of_a_pickle_behind_a_valid_checksum(checkpoint, attempt):
-    with zipfile.ZipFile(GOLDENS / "hf_nat" / "pytorch_model.bin") as archive:
-        content = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
-    rng = random.Random(1)
-    for _ in range(100):
-        changed = bytearray(content["data.pkl"])
-        for _ in range(rng.choice([1, 3, 10])):
-            changed[rng.randrange(len(changed))] = rng.randrange(256)
-        torch_zip(checkpoint / "pytorch_model.bin", bytes(changed), {**content, "data.pkl": None})
-        attempt(checkpoint)
-
-
-def torch_zip(path, data_pkl, entries=None, **options):
-    with zipfile.ZipFile(path, "w", **options) as archive:
-        archive.writestr("archive/data.pkl", data_pkl)
-        for name, content in ({"version": b"3\n"} if entries is None else entries).items():
-            if content is not None:
-                archive.writestr(f"archive/{name}", content)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -235,12 +215,12 @@ def test_damaged_configuration(checkpoint, case, refuse):
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: str(fields)[:40])
-@pytest.mark.parametrize("model_class", [natjax.NatForImageClassification, natjax.NatBackbone])
-def test_odd_configuration(checkpoint, fields, model_class, refuse):
+def test_odd_configuration(checkpoint, fields, refuse):
     original = json.loads((GOLDENS / "hf_nat" / "config.json").read_text())
     configured(checkpoint, json.dumps(original | fields).encode())
     refuse(checkpoint)
-    start = time.thread_time()
-    with pytest.raises(natjax.CheckpointError):
-        model_class.from_pretrained(checkpoint, replace_head=True)
-    assert time.thread_time() - start < 1
+    for model_class in (natjax.NatForImageClassification, natjax.NatBackbone):
+        start = time.thread_time()
+        with pytest.raises(natjax.CheckpointError):
+            model_class.from_pretrained(checkpoint, replace_head=True)
+        assert time.thread_time() - start < 1

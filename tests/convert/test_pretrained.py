@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import natjax
+import natjax_convert
 from natjax import hub
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -37,6 +38,14 @@ def test_save_and_load(tmp_path, classifier):
     again = natjax.NatForImageClassification.from_pretrained(tmp_path / "saved")
     assert_equal(arrays(again), arrays(classifier))
     assert again.config.replace(extra={}) == classifier.config.replace(extra={})
+
+
+def test_an_open_checkpoint_is_not_opened_again(tmp_path, classifier):
+    shutil.copytree(NAT, tmp_path / "in")
+    checkpoint = natjax_convert.Checkpoint.open(tmp_path / "in")
+    assert (checkpoint.dialect.name, checkpoint.kind, checkpoint.config) == ("hf", "classifier", classifier.config)
+    (tmp_path / "in" / "config.json").unlink()
+    assert_equal(arrays(natjax.NatForImageClassification.from_pretrained(checkpoint)), arrays(classifier))
 
 
 def test_replace_head(classifier):

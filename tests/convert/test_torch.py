@@ -12,6 +12,7 @@ import pytest
 import natjax_convert
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.once
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 CLASSES = {
