@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import CheckpointError
-from natjax_convert.dialect import Dialect, parameter_shape
+from natjax_convert.dialect import Dialect, Found, parameter_shape
 from natjax_convert.names import detect
 from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
@@ -29,16 +29,24 @@ class Checkpoint:
     Attributes:
         path: directory or file that it was opened from.
         tensors: its state dict.
-        dialect: of its names.
-        kind: "classifier", "model" or "backbone".
+        found: its dialect and kind, as its keys say.
         config: its configuration.
     """
 
     path: Path
     tensors: StateDict
-    dialect: Dialect
-    kind: Kind
+    found: Found
     config: NatConfig
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of its names."""
+        return self.found.dialect
+
+    @property
+    def kind(self) -> Kind:
+        """What it is a checkpoint of: "classifier", "model" or "backbone"."""
+        return self.found.kind
 
     @classmethod
     def open(
@@ -57,15 +65,14 @@ class Checkpoint:
         path = Path(path)
         tensors = read_state_dict(path)
         found = detect(tensors)
-        config = find_config(path, tensors, config=config, dilations=dilations)
-        return cls(path, tensors, found.dialect, found.kind, config)
+        return cls(path, tensors, found, find_config(path, tensors, config=config, dilations=dilations, found=found))
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
     def to_flax(self, *, config: NatConfig | None = None, kind: Kind | None = None, **options: Any) -> dict:
         """Returns the parameters, by default of its own configuration and kind; see `natjax_convert.to_flax`."""
-        return to_flax(self.tensors, config or self.config, kind=kind or self.kind, **options)
+        return to_flax(self.tensors, config or self.config, kind=kind or self.kind, found=self.found, **options)
 
     def processor_json(self) -> str | None:
         """Returns the text of the preprocessor_config.json beside it, or None where there is none.
@@ -88,8 +95,16 @@ def find_config(
     *,
     config: NatConfig | None = None,
     dilations: Dilations | None = None,
+    found: Found | None = None,
 ) -> NatConfig:
     """Returns the configuration of a checkpoint: the one given, that of the config.json beside it, or the inferred one.
+
+    Args:
+        src: the checkpoint's directory or file.
+        state_dict: its tensors by name.
+        config: the one given.
+        dilations: of every layer by level, or "none" for NAT: all else is inferred, whatever is beside the checkpoint.
+        found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
 
     Raises:
         CheckpointError: there is none and it cannot be inferred for certain.
@@ -99,29 +114,31 @@ def find_config(
     beside = _folder(Path(src)) / CONFIG_NAME
     if dilations is None and os.path.isfile(beside):
         return NatConfig.from_json_file(beside)
-    if dilations is None and detect(state_dict).model_type != "nat":
+    found = found or detect(state_dict)
+    if dilations is None and found.model_type != "nat":
         raise CheckpointError(
             f"{src}: has no config.json beside it, and its tensors do not tell NAT from DiNAT (dilations are in none of "
             "them). Give the configuration (--config nat_mini, --config dinat_mini, --config FILE) or the dilations "
             "(--dilations none for NAT)."
         )
-    return infer_config(state_dict, dilations=None if dilations == "none" else dilations)
+    return infer_config(state_dict, dilations=None if dilations == "none" else dilations, found=found)
 
 
-def infer_config(state_dict: StateDict, *, dilations: Any = None) -> NatConfig:
+def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found | None = None) -> NatConfig:
     """Infers the configuration of a model from the shapes of its tensors.
 
     Args:
         state_dict: tensors by name, in any dialect.
         dilations: of every layer, by level; they are in no tensor. None means NAT.
+        found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
 
     Raises:
         CheckpointError: tensors are missing, or their shapes are those of no NAT.
     """
-    found = detect(state_dict)
+    dialect, _, prefix, _ = found or detect(state_dict)
 
     def shape(*path: str | int) -> tuple[int, ...]:
-        return _shape_in(state_dict, found.dialect, found.prefix, path)
+        return _shape_in(state_dict, dialect, prefix, path)
 
     def has(*path: str | int) -> bool:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 
 from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError
-from natjax_convert.dialect import Entry
+from natjax_convert.dialect import Entry, Found
 from natjax_convert.names import DIALECTS, detect
 from natjax_convert.rpb import resize_rpb
 from natjax_convert.shapes import Kind, ParameterPath, parameters
@@ -54,11 +54,12 @@ def to_flax(
     without_head: bool = False,
     resize_biases: bool = False,
     lazy: bool = False,
+    found: Found | None = None,
 ) -> dict:
     """Makes the parameters of a Flax model from a state dict.
 
     Args:
-        state_dict: tensors by name, in either dialect.
+        state_dict: tensors by name, in any dialect.
         config: the model's configuration.
         kind: the model: "classifier", "model" or "backbone". A checkpoint may hold more than the model needs: a classifier's
             serves all three; a backbone's norms, where it has none, start as the identity, with a warning.
@@ -66,6 +67,7 @@ def to_flax(
         without_head: whether to leave out the classifier, whose tensors in the checkpoint, if any, are ignored.
         resize_biases: whether relative positional biases of another kernel size are interpolated (bicubic).
         lazy: whether to return `LazyTensor`s of the checkpoint's own dtypes, to be read one at a time.
+        found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
 
     Returns:
         Nested dict of numpy arrays, as `nnx.to_pure_dict` has it. Arrays may be views of the file.
@@ -76,7 +78,7 @@ def to_flax(
     Raises:
         CheckpointError: tensors are missing, left over, of another shape or not floating point; all are named at once.
     """
-    found = detect(state_dict)
+    found = found or detect(state_dict)
     if found.model_type not in (None, config.model_type):
         raise unusable(
             state_dict,
