@@ -168,6 +168,7 @@ def test_dilations_are_never_guessed(tmp_path):
     natjax_convert.convert(tmp_path / "nat.safetensors", tmp_path / "out")  # Hugging Face's names say that it is NAT
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "state_dict_ema", "model_ema"])
 def test_wrappers_and_prefix(tmp_path, wrapper):
     torch = pytest.importorskip("torch")
