@@ -13,8 +13,9 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
 
 
 def vary_alike(*arrays):
-    """Lets all arrays vary over the same manual mesh axes, as a VJP of our own must: inside shard_map a replicated bias
-    takes its gradient from every shard, and the sum over them belongs to the derivative of this cast.
+    """Casts all arrays to vary over the same manual mesh axes, as the operands of a custom VJP must.
+
+    Inside shard_map a replicated bias takes its gradient from every shard; the derivative of this cast sums it over them.
     """
     axes = frozenset().union(*(varying_axes(x) for x in arrays if x is not None))
     return [x if x is None else vary(x, axes) for x in arrays]

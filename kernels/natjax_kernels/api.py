@@ -32,13 +32,13 @@ _default: contextvars.ContextVar[str | None] = contextvars.ContextVar("default",
 
 @contextlib.contextmanager
 def default_implementation(name: str | None) -> Generator[None]:
-    """Has the ops that this thread traces meanwhile, and that name no implementation, use this one.
+    """Sets the implementation of ops that name none, while this thread traces inside the `with` block.
 
-    For `jax.export`, which takes no calls of the fused kernels, and for programs that are traced for another device than JAX's
-    default one: `with natjax.default_implementation("xla"): ...`. What `jax.jit` has traced before stays as it is.
+    For `jax.export`, which refuses calls of the fused kernels, and for programs for another device than JAX's default one:
+    `with natjax.default_implementation("xla"): ...`. Functions that `jax.jit` traced before are not traced again.
 
     Args:
-        name: as the op's `implementation`; None to have the best one again.
+        name: as the op's `implementation`; None for the best one.
 
     Raises:
         ValueError: there is no such implementation.

@@ -18,6 +18,7 @@ CALLS = {
     "2-D": ((2, 20, 17, 2, 4), (3, 5), (2, 1)),
     "3-D": ((1, 6, 8, 9, 1, 4), 3, (2, 1, 1)),
 }
+PARTED = ((6, 9, 8, 2, 4), 3, 1)
 
 
 def program(call):
@@ -37,10 +38,17 @@ def program(call):
     return run, (*arrays, rpb, d_out)
 
 
+@functools.cache
+def compiled(call):
+    """Returns the program as it is compiled, unless a test interferes, and its results."""
+    run, arguments = program(call)
+    executable = jax.jit(run).lower(*arguments).compile()
+    return executable, executable(*arguments)
+
+
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_nothing_scatters(call):
-    run, arguments = program(call)
-    assert "scatter(" not in jax.jit(run).lower(*arguments).compile().as_text()
+    assert "scatter(" not in compiled(call)[0].as_text()
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -48,7 +56,7 @@ def test_nothing_scatters(call):
 def test_steps_change_nothing(call, rows_per_step, monkeypatch):
     """Rows of tiles in bounded steps, the last one padded, compute what all of them at once do."""
     run, arguments = program(call)
-    expected = jax.jit(run)(*arguments)
+    _, expected = compiled(call)
     monkeypatch.setattr(natjax_kernels.xla.op, "tile_shape", lambda spatial, window: (2,) * len(spatial))  # many rows
     monkeypatch.setattr(natjax_kernels.xla.op, "_scores_per_row", lambda query, axes: 10)
     monkeypatch.setattr(natjax_kernels.xla.op, "scores_per_step", lambda: 10 * rows_per_step)
@@ -62,8 +70,8 @@ def test_steps_change_nothing(call, rows_per_step, monkeypatch):
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_parts_of_a_batch_change_nothing(entries, kind, monkeypatch):
     """Also where the batch is laid along an axis of a mesh of one device, as training does."""
-    run, arguments = program(((6, 9, 8, 2, 4), 3, 1))
-    expected = jax.jit(run)(*arguments)
+    run, arguments = program(PARTED)
+    _, expected = compiled(PARTED)
     monkeypatch.setattr(natjax_kernels.xla.op, "entries_per_step", lambda scores: entries)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType[kind],), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):

@@ -78,7 +78,7 @@ _overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVa
 
 @contextlib.contextmanager
 def override(case: Case, config: Config) -> Generator[None]:
-    """Has the ops that this thread traces meanwhile use `config` for `case`; ops that were traced before keep theirs."""
+    """Sets the configuration of a case, while this thread traces inside the `with` block; programs traced before keep theirs."""
     token = _overrides.set({**_overrides.get({}), case.key: config})
     try:
         yield

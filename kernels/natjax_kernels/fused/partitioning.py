@@ -51,9 +51,9 @@ class Call:
         return call(*arrays)
 
     def _vmap(self, size: int, batched: list[bool], *arrays):
-        """Has every device go through what it has of the mapped axis: folding it into the batch out here would mix their shares.
+        """Maps within each device's share: folding the mapped axis into the batch here would mix the shares of devices.
 
-        It becomes a part of the batch where it can, and is worked through where every entry has sums or tables of its own.
+        The axis is folded into the batch there; where entries have sums or tables of their own they run one after the other.
         """
         own = any(mapped and "b" not in axes.split() for mapped, axes in zip(batched, self.operands, strict=True))
         own = own or any("b" not in axes.split() for axes in self.results)
@@ -111,7 +111,7 @@ class Call:
         return list(call(*(jax.sharding.reshard(x, spec) for x, spec in zip(arrays, inputs, strict=True))))
 
     def _automatic(self, *arrays):
-        """By a rule for XLA's partitioner, which knows the shardings that we do not."""
+        """By a rule for XLA's partitioner, which alone knows the shardings of Auto axes."""
 
         def partition(mesh, operands, results):
             places = self._places([x.sharding.spec for x in operands])
@@ -152,7 +152,7 @@ class Call:
 
 
 def _no_second_derivative(primals, tangents):
-    # The first one never comes here: the op has a rule of its own, which calls kernels.
+    # The first derivative never comes here: the op has a VJP rule, which calls kernels.
     raise NotImplementedError('the fused kernels have no second derivative; use implementation="xla"')
 
 

@@ -1,4 +1,4 @@
-"""What the fused kernels need, and why they cannot run where they cannot."""
+"""What the fused kernels need of a device, an installation and a problem, and what to say where it is not met."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def to_tiles(x, index: list):
 
 
 def _tiles(x, index: list):
-    """Gathers tiles without an axis for a batch of 1: XLA fuses attention on a CPU only where no batch axis is that short."""
+    """Gathers tiles; without an axis for a batch of 1, with which XLA would not fuse attention on a CPU."""
     x = to_tiles(x, index)
     return x[:, 0] if x.shape[1] == 1 else x
 
@@ -143,12 +143,12 @@ def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
 
 
 def _joined(x, like):
-    """Undoes `_batch_parts`; a batch of 1 has forgotten where on a mesh it was, which `like` knows."""
+    """Undoes `_batch_parts`, with the sharding of `like`: a split batch of 1 has lost its own."""
     return _reshape(x, like.shape, _spec(like))
 
 
 def _reshape(x, shape: tuple[int, ...], spec: tuple):
-    """Reshapes, and says where Explicit axes of a mesh go, of which JAX cannot know which part of a split axis they keep."""
+    """Reshapes; for Explicit axes of a mesh it names the sharding, which JAX cannot infer where an axis is split."""
     return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(*spec) if any(spec) else None)
 
 
@@ -157,7 +157,7 @@ def _spec(x) -> tuple:
 
 
 def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
-    """Cuts the rows of tiles (all that share a tile of the first axis) into steps: what is known of each, [steps, rows, ...].
+    """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
 
     Temporaries are those of one step, however large the map. The last step is padded with rows that own no query.
     """
@@ -181,7 +181,7 @@ def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
 
 
 def _by_steps(step, known, carry=None):
-    """Runs `step(carry, what is known of it) -> carry, results` over all steps; results have a leading axis of them."""
+    """Runs `step(carry, rows) -> carry, results` over all steps; results are stacked along a leading axis."""
     if len(jax.tree.leaves(known)[0]) == 1:  # static positions, so that runs of them are slices
         carry, results = step(carry, jax.tree.map(lambda x: x[0], known))
         return carry, jax.tree.map(lambda x: x[None], results)
