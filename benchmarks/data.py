@@ -1,4 +1,4 @@
-"""Times the input pipeline beside PyTorch's: `python -m benchmarks.data` prints a table, writes results/data_cpu.json.
+"""Times the input pipeline beside PyTorch's: prints a table, writes results/data_cpu.json; some 4 minutes on two cores.
 
 Both sides read the same JPEG files and do the same work in Pillow: decode, random resized crop to 224 px (bicubic), flip, and
 in one of two cases RandAugment; they end with batches of uint8 images. PyTorch's side is a DataLoader over a data set with
@@ -8,8 +8,6 @@ is the clock's. Workers start anew for every sample, and what they read ahead be
 """
 
 import argparse
-import io
-import json
 import math
 import os
 import pathlib
@@ -21,14 +19,14 @@ import numpy as np
 import PIL.Image
 import torch
 
+from benchmarks.harness import RESULTS, write
+from benchmarks.images import SIDES, write_images
 from benchmarks.provenance import provenance
 from natjax_train.augment.randaugment import rand_augment
 from natjax_train.augment.settings import HostSettings
 from natjax_train.data import ImageFolder, train_loader
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "data_cpu.json"
-IMAGES, SIDES = 256, (500, 375)  # as large as ImageNet's on average
-BATCH, SIZE, WARM, REPEATS = 32, 224, 4, 5
+IMAGES, BATCH, SIZE, WARM, REPEATS = 256, 32, 224, 4, 5
 SCALE, RATIO, MEAN = (0.08, 1.0), (3 / 4, 4 / 3), (0.485, 0.456, 0.406)
 CASES = {"crop and flip": "", "RandAugment": "rand-m9-mstd0.5-inc1"}
 WORKERS = [(0, "threads", 8), (2, "threads", 20), (2, "processes", 20)]  # how many, of which kind (here), batches timed
@@ -42,9 +40,8 @@ class Images(torch.utils.data.Dataset):
 
     def __init__(self, folder, auto_augment):
         self.paths = sorted(map(str, pathlib.Path(folder).glob("*/*.jpg")))
-        names = sorted({pathlib.Path(path).parent.name for path in self.paths})
-        self.labels = [names.index(pathlib.Path(path).parent.name) for path in self.paths]
-        self.auto_augment = auto_augment
+        names = [pathlib.Path(path).parent.name for path in self.paths]
+        self.labels, self.auto_augment = [sorted(set(names)).index(name) for name in names], auto_augment
 
     def __len__(self):
         return len(self.paths)
@@ -76,38 +73,12 @@ def crop_of(width, height):
     return (width - side) // 2, (height - side) // 2, side, side
 
 
-def make_images(folder):
-    """Writes files as long as ImageNet's of that size, some 100 KB: smooth shapes under grain."""
-    rng = np.random.default_rng(0)
-    total = 0
-    for i in range(IMAGES):
-        small = PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        shapes = np.asarray(small.resize(SIDES, PIL.Image.Resampling.BICUBIC), np.float32)
-        pixels = np.clip(shapes + rng.normal(0, 12, shapes.shape[:2])[..., None], 0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        PIL.Image.fromarray(pixels).save(file, "JPEG", quality=90)
-        path = pathlib.Path(folder, f"class{i % 4}", f"{i:04d}.jpg")
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(file.getvalue())
-        total += len(file.getvalue())
-    return total // IMAGES
-
-
 def ours(folder, auto_augment, workers, kind, seed):
     """Returns natjax's iterator over training batches."""
-    settings = HostSettings(
-        crop_scale=SCALE, crop_ratio=RATIO, train_interpolation="bicubic", auto_augment=auto_augment, image_mean=MEAN
-    )
-    return train_loader(
-        ImageFolder(folder),
-        batch_size=BATCH,
-        image_size=SIZE,
-        num_channels=3,
-        augmentation=settings,
-        seed=seed,
-        workers=workers,
-        worker_kind=kind,
-    )
+    crop = {"crop_scale": SCALE, "crop_ratio": RATIO, "train_interpolation": "bicubic"}
+    settings = HostSettings(**crop, auto_augment=auto_augment, image_mean=MEAN)
+    options = {"batch_size": BATCH, "image_size": SIZE, "num_channels": 3, "augmentation": settings, "seed": seed}
+    return train_loader(ImageFolder(folder), **options, workers=workers, worker_kind=kind)
 
 
 def torchs(folder, auto_augment, workers, kind, seed):
@@ -131,11 +102,11 @@ def sample(make, folder, auto_augment, workers, kind, count, seed):
 
 
 def main():
-    argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__).parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        size = make_images(folder)
+        size = write_images(pathlib.Path(folder), IMAGES, 4)
         print(f"{IMAGES} JPEG files of {SIDES[0]} x {SIDES[1]}, {size / 1000:.0f} KB on average; images per second")
         for case, auto_augment in CASES.items():
             for workers, kind, count in WORKERS:
@@ -148,8 +119,7 @@ def main():
                 rows.append({"case": case, "workers": workers, "kind": kind if workers else None, "natjax": here})
                 rows[-1] |= {"torch": there, "ratio": ratio, "samples": pairs}
     origin = provenance(file_bytes=size, image=SIDES, batch=BATCH, load=os.getloadavg())
-    result = {"provenance": origin, "images_per_second": rows}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULTS / "data_cpu.json", {"provenance": origin, "images_per_second": rows})
 
 
 if __name__ == "__main__":

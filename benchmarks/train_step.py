@@ -1,13 +1,13 @@
-"""Times what is not the compiled step in a training run: `python -m benchmarks.train_step`, results/train_step_cpu.json.
+"""Times what is not the compiled step in a training run: prints shares, writes results/train_step_cpu.json; some 3 minutes.
 
 The real loop trains NAT-Mini at 224 pixels on JPEG files (recipe nat_mini: RandAugment, mixup, cutmix, erasing), with its step
 made to finish before it returns. So the time of the loop outside of the step is all of Python's: metrics, logging, putting
 batches on the device. In a real run much of it passes while the devices work. Waiting for data is apart. Medians of one run.
 """
 
+import argparse
 import dataclasses
 import functools
-import json
 import pathlib
 import statistics
 import tempfile
@@ -15,14 +15,14 @@ import time
 
 import jax
 import numpy as np
-import PIL.Image
 
+from benchmarks.harness import RESULTS, write
+from benchmarks.images import write_images
 from benchmarks.provenance import provenance
 from natjax_train import data, loop
 from natjax_train.recipe import override
 from natjax_train.recipes import RECIPES
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "train_step_cpu.json"
 BATCH, STEPS, WARM = 4, 24, 4
 SETTINGS = {"batch_size": str(BATCH), "epochs": "1", "warmup_epochs": "0", "cooldown_epochs": "0", "log_every": "1"}
 
@@ -63,39 +63,26 @@ class Clocks:
         whole = np.diff(self.entered)[WARM:]
         steps, waits = np.array(self.steps[WARM:-1]), np.array(self.waits[WARM + 1 :])
         rest = whole - steps - waits[: len(whole)]
-        return {
-            "loop_ms": 1e3 * statistics.median(whole),
-            "compiled_step_ms": 1e3 * statistics.median(steps),
-            "waiting_for_data_ms": 1e3 * statistics.median(waits),
-            "python_ms": 1e3 * statistics.median(rest),
-            "python_share": statistics.median(rest / whole),
-        }
-
-
-def write_images(folder: pathlib.Path) -> None:
-    """Writes JPEG files of noise, blurred so that they cost what photographs cost."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", BATCH * STEPS), ("val", BATCH)):
-        for number in range(count):
-            path = folder / part / str(number % 2) / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            noise = PIL.Image.fromarray(rng.integers(0, 256, (47, 63, 3), np.uint8))
-            noise.resize((500, 375), PIL.Image.Resampling.BICUBIC).save(path, quality=90)
+        found = {"loop": whole, "compiled_step": steps, "waiting_for_data": waits, "python": rest}
+        times = {f"{name}_ms": 1e3 * statistics.median(values) for name, values in found.items()}
+        return times | {"python_share": statistics.median(rest / whole)}
 
 
 def main() -> None:
     """Measures, prints and writes."""
+    argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__).parse_args()
     clocks = Clocks()
     loop.make_training = functools.partial(clocks.training, loop.make_training)
     data.train_loader = functools.partial(clocks.train_loader, data.train_loader)
-    with tempfile.TemporaryDirectory() as folder:
-        write_images(pathlib.Path(folder))
-        loop.train(override(RECIPES["nat_mini"], SETTINGS), folder, pathlib.Path(folder) / "run")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_images(folder / "train", BATCH * STEPS, 2)
+        write_images(folder / "val", BATCH, 2)
+        loop.train(override(RECIPES["nat_mini"], SETTINGS), folder, folder / "run")
     found = clocks.shares()
-    for name, number in found.items():
-        print(f"{name:20} {number:10.3f}" if name != "python_share" else f"{name:20} {number:10.2%}")
-    report = {"provenance": provenance(dtype="float32"), "batch_size": BATCH, "steps": STEPS - WARM, **found}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print("\n".join(f"{name:20} {number:10.4f}" for name, number in found.items()))
+    origin = {"provenance": provenance(dtype="float32"), "batch_size": BATCH, "steps": STEPS - WARM}
+    write(RESULTS / "train_step_cpu.json", origin | found)
 
 
 if __name__ == "__main__":
