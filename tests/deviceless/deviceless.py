@@ -56,22 +56,22 @@ def devices(kind: str, count: int = 1):
     ).devices
 
 
-def compile_for(kind: str, function, *shapes, mesh_shape=(1,), axis_type="Auto"):
-    """Compiles `function` of arrays of the given shapes, trees of (shape, dtype, axes of the mesh); returns the executable."""
+def compile_for(kind, function, *shapes, mesh=((1,), ("data",), "Auto")):
+    """Compiles `function` of arrays of the given shapes, trees of `Array`, on a mesh (shape, names, type of its axes)."""
     import jax
     import numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding
 
-    here = devices(kind, int(np.prod(mesh_shape)))
-    names = ("data", "model")[: len(mesh_shape)]
-    mesh = Mesh(np.array(here).reshape(mesh_shape), names, axis_types=(AxisType[axis_type],) * len(names))
+    shape, names, axis_type = mesh
+    here = devices(kind, int(np.prod(shape)))
+    made = Mesh(np.array(here).reshape(shape), names, axis_types=(AxisType[axis_type],) * len(names))
     arguments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.spec)),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(made, x.spec)),
         shapes,
-        is_leaf=_is_array,
+        is_leaf=lambda x: isinstance(x, Array),
     )
     # natjax.nn.xla and natjax_kernels.xla.tiling choose by JAX's default backend, which here is not what is compiled for.
-    with jax.default_device(here[0]), jax.set_mesh(mesh), mock.patch("jax.default_backend", return_value="gpu"):
+    with jax.default_device(here[0]), jax.set_mesh(made), mock.patch("jax.default_backend", return_value="gpu"):
         return jax.jit(function).trace(*arguments).lower().compile()
 
 
@@ -84,8 +84,11 @@ class Array:
         self.shape, self.dtype, self.spec = tuple(shape), dtype, jax.sharding.PartitionSpec(*spec)
 
 
-def _is_array(x):
-    return isinstance(x, Array)
+def arrays(tree):
+    """Returns the arrays of a tree of shapes, each whole on every device."""
+    import jax
+
+    return jax.tree.map(lambda x: Array(x.shape, x.dtype), tree)
 
 
 def report(executable):
@@ -112,29 +115,27 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56):
 
     from natjax_kernels import neighborhood_attention
 
-    model = ("model",) if len(mesh_shape) > 1 else (None,)
-    tokens = Array((batch, side, side, 2, 32), "bfloat16", ("data", None, None, *model))
+    names = ("data", "model")[: len(mesh_shape)]
+    tokens = Array((batch, side, side, 2, 32), "bfloat16", ("data", None, None, *names[1:]))
     rpb = Array((2, 13, 13), "bfloat16")
 
     def run(q, k, v, rpb, d_out):
         out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, kernel_size=7), q, k, v, rpb)
         return out, pull(d_out)
 
-    return report(
-        compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh_shape=mesh_shape, axis_type=axis_type)
-    )
+    return report(compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type)))
 
 
-def _model(name, dtype="bfloat16"):
+def _model(name, **view):
+    """Returns graphdef and shapes of the parameters of a model that computes in bfloat16."""
     import jax
     from flax import nnx
 
     import natjax
 
-    model = nnx.eval_shape(lambda: natjax.create_model(name, dtype=dtype, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    params = jax.tree.map(lambda x: Array(x.shape, x.dtype), nnx.to_pure_dict(state))
-    return graphdef, params
+    model = nnx.eval_shape(lambda: natjax.create_model(name, dtype="bfloat16", rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(nnx.view(model, **view))
+    return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
 
 
 def forward(kind, name="nat_tiny", batch=128, side=224):
@@ -143,27 +144,32 @@ def forward(kind, name="nat_tiny", batch=128, side=224):
 
     graphdef, params = _model(name)
     pixels = Array((batch, side, side, 3), "bfloat16")
-    return report(compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, params, pixels))
+    return report(compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, arrays(params), pixels))
 
 
 def step(kind, name="nat_tiny", batch=128, side=224):
-    """A step of training by AdamW."""
+    """The training step of the model's recipe, its augmentations included."""
     import jax
-    import optax
-    from flax import nnx
 
-    graphdef, params = _model(name)
-    optimizer = optax.adamw(1e-3)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params, is_leaf=_is_array)
-    moments = jax.tree.map(lambda x: Array(x.shape, x.dtype), jax.eval_shape(optimizer.init, shapes))
+    from natjax_train import optim
+    from natjax_train.augment import device
+    from natjax_train.mesh import AXES
+    from natjax_train.recipes import RECIPES
+    from natjax_train.step import init_state, make_train_step
 
-    def run(params, moments, pixels, labels):
-        loss, gradients = jax.value_and_grad(lambda p: nnx.merge(graphdef, p)(pixels, labels=labels).loss)(params)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return optax.apply_updates(params, updates), moments, loss
+    recipe = RECIPES[name]
+    graphdef, params = _model(name, deterministic=False)
+    factors = optim.learning_rate_factors(params, recipe)
+    optimizer = optim.make_optimizer(recipe, factors)
 
-    pixels, labels = Array((batch, side, side, 3), "bfloat16"), Array((batch,), "int32")
-    return report(compile_for(kind, run, params, moments, pixels, labels))
+    def prepare(key, images):
+        return device.prepare(key, images, recipe, 1000)
+
+    with mock.patch("jax.default_backend", return_value="gpu"):  # its compiler options are a GPU's
+        run = make_train_step(graphdef, optimizer, factors, prepare, recipe, 1000)
+    state = arrays(jax.eval_shape(lambda params: init_state(params, optimizer, recipe), params))
+    images = {"image": Array((batch, side, side, 3), "uint8", [AXES]), "label": Array((batch,), "int32", [AXES])}
+    return report(compile_for(kind, run, state, images, mesh=((1, 1), AXES, "Explicit")))
 
 
 CHECKS = {
@@ -173,9 +179,7 @@ CHECKS = {
     **{f"op, batch 8, side {side}": functools.partial(op, batch=8, side=side) for side in (112, 224, 448)},
     "forward": forward,
     "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
-    "forward, batch 8, 224 pixels": lambda kind: forward(kind, batch=8, side=224),
-    "forward, batch 8, 448 pixels": lambda kind: forward(kind, batch=8, side=448),
-    "forward, batch 8, 896 pixels": lambda kind: forward(kind, batch=8, side=896),
+    **{f"forward, batch 8, {side} pixels": functools.partial(forward, batch=8, side=side) for side in (224, 448, 896)},
     "step": step,
 }
 
