@@ -1,13 +1,16 @@
-"""Times conversion and its memory: `python -m benchmarks.convert` writes benchmarks/results/convert_cpu.json.
+"""Times conversion of a checkpoint and its memory: prints rows, writes results/convert_cpu.json; a minute, 3 GB of disk.
 
 The checkpoint is a synthetic DiNAT-Large (200 M parameters, 804 MB in float32), in both containers, converted to either dialect
 in a process of its own, and loaded as a model. Anonymous memory (RssAnon, sampled every 2 ms) is what the process holds;
 ru_maxrss also counts the pages of the source file that are mapped, which the system can drop at any time.
 """
 
+import argparse
+import itertools
 import json
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,32 +19,27 @@ import time
 
 import numpy as np
 
+from benchmarks.harness import RESULTS, write
 from benchmarks.provenance import provenance
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "convert_cpu.json"
 PRESET = "dinat_large"
-CASES = (("safetensors", "hf"), ("safetensors", "shilabs"), ("torch", "hf"), ("torch", "shilabs"))
+FILES = {"safetensors": "model.safetensors", "torch": "pytorch_model.bin"}
 
 
 def synthesise(directory):
-    """Writes Hugging Face's config.json and the weights in both containers."""
+    """Writes Hugging Face's config.json and the weights in both containers; returns the bytes of the weights."""
     import natjax
     import natjax_convert
     from natjax_convert.safetensors_file import write_safetensors
     from natjax_convert.torch_zip import write_torch
 
     config, rng = natjax.get_config(PRESET), np.random.default_rng(0)
-    tensors = {}
-    for entry in natjax_convert.entries(config):
-        for name in entry.names:
-            tensors[name] = rng.standard_normal(entry.tensor_shape, np.float32)
-    for container, write in (("safetensors", write_safetensors), ("torch", write_torch)):
+    entries = natjax_convert.entries(config)
+    tensors = {name: rng.standard_normal(entry.tensor_shape, np.float32) for entry in entries for name in entry.names}
+    for container, save in (("safetensors", write_safetensors), ("torch", write_torch)):
         (directory / container).mkdir()
         (directory / container / "config.json").write_text(config.to_json())
-        write(
-            directory / container / ("model.safetensors" if container == "safetensors" else "pytorch_model.bin"),
-            tensors,
-        )
+        save(directory / container / FILES[container], tensors)
     return sum(values.nbytes for values in tensors.values())
 
 
@@ -85,33 +83,25 @@ def child(source, to, destination):
 
 
 def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # one conversion, in this process
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(*args.child)))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         directory = pathlib.Path(temporary)
-        size, cases = synthesise(directory), []
-        for container, to in (*CASES, ("safetensors", "model"), ("torch", "model")):
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.convert",
-                str(directory / container),
-                to,
-                str(directory / "out"),
-            ]
+        size, cases, out = synthesise(directory), [], directory / "out"
+        for to, container in itertools.product(("hf", "shilabs", "model"), FILES):
+            command = [sys.executable, "-m", "benchmarks.convert", "--child", str(directory / container), to, str(out)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             cases.append({"source": container, "to": to, **json.loads(done.stdout)})
             print(cases[-1], flush=True)
-            subprocess.run(["rm", "-rf", str(directory / "out")], check=True)
-    result = {
-        "provenance": provenance(note="source in the page cache"),
-        "preset": PRESET,
-        "weights_megabytes": round(size / 1e6),
-        "cases": cases,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+            for path in directory.glob("out*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    origin = {"provenance": provenance(note="source in the page cache"), "preset": PRESET}
+    write(RESULTS / "convert_cpu.json", origin | {"weights_megabytes": round(size / 1e6), "cases": cases})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        print(json.dumps(child(*sys.argv[1:])))
-    else:
-        main()
+    main()

@@ -83,10 +83,15 @@ def seconds(
 
     sample(1)
     flights = max(1, min(8, round(0.01 / (calls * sample(1)))))  # some 10 ms a sample
-    begun, times = time.perf_counter(), []
-    while len(times) < samples and (len(times) < 3 or time.perf_counter() - begun < limit):
-        times.append(sample(flights))
-    return quartiles(times)
+    return quartiles(repeated(lambda: sample(flights), most=samples, limit=limit))
+
+
+def repeated(sample: Callable[[], float], *, most: int, limit: float) -> list[float]:
+    """Returns `most` samples, or as many as `limit` seconds allow: three at least."""
+    begun, found = time.perf_counter(), []
+    while len(found) < most and (len(found) < 3 or time.perf_counter() - begun < limit):
+        found.append(sample())
+    return found
 
 
 def side_by_side(jobs: Mapping[Any, Callable[[], Any]], threads: int) -> dict[Any, Callable[[], Any]]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.cpu.peers import other
 from benchmarks.gpu.cases import Case, Options, groups, rotation
 from benchmarks.harness import Report
-from benchmarks.timing import quartiles
+from benchmarks.timing import interleaved, quartiles, repeated
 
 BATCH, SIDE = 128, 224
 
@@ -202,17 +201,13 @@ def model_row(name: str, what: str, rehearse: bool) -> dict[str, Any]:
     return {**speed, "spread_milliseconds": round(row.pop("spread_microseconds") / 1e3, 3), **row}
 
 
-def timed(run: Callable, calls: int, rehearse: bool, *, capture: bool = True, samples: int = 15) -> dict[str, Any]:
+def timed(run: Callable, calls: int, rehearse: bool, *, capture: bool = True) -> dict[str, Any]:
     """Returns the median microseconds of one of the `calls` in a run, their spread, and peak memory."""
     import torch
 
     if rehearse:
-        times = []
-        for _ in range(4):
-            started = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - started) * 1e6 / calls)
-        return _statistics(times[1:]) | {"graph": False}
+        (times,) = interleaved({"run": run}, seconds=0).values()
+        return _statistics([time * 1e6 / calls for time in times]) | {"graph": False}
     stream = torch.cuda.Stream()  # captures need a warm-up beside the default stream
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -244,9 +239,7 @@ def timed(run: Callable, calls: int, rehearse: bool, *, capture: bool = True, sa
         return start.elapsed_time(end) / replays
 
     replays = max(1, min(4, round(20 / sample(1))))  # some 20 ms a sample at most
-    begun, times = time.perf_counter(), []
-    while len(times) < samples and (len(times) < 3 or time.perf_counter() - begun < 2):
-        times.append(sample(replays) * 1e3 / calls)
+    times = repeated(lambda: sample(replays) * 1e3 / calls, most=15, limit=2.0)
     return _statistics(times) | {"graph": graph, "peak_bytes": peak}
 
 
