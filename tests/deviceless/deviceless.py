@@ -127,7 +127,7 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56):
 
 
 def _model(name, **view):
-    """Returns graphdef and shapes of the parameters of a model that computes in bfloat16."""
+    """Returns configuration, graphdef and shapes of the parameters of a model that computes in bfloat16."""
     import jax
     from flax import nnx
 
@@ -135,14 +135,15 @@ def _model(name, **view):
 
     model = nnx.eval_shape(lambda: natjax.create_model(name, dtype="bfloat16", rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(nnx.view(model, **view))
-    return graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+    return model.config, graphdef, params
 
 
 def forward(kind, name="nat_tiny", batch=128, side=224):
     """A model's logits."""
     from flax import nnx
 
-    graphdef, params = _model(name)
+    _, graphdef, params = _model(name)
     pixels = Array((batch, side, side, 3), "bfloat16")
     return report(compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, arrays(params), pixels))
 
@@ -151,25 +152,19 @@ def step(kind, name="nat_tiny", batch=128, side=224):
     """The training step of the model's recipe, its augmentations included."""
     import jax
 
-    from natjax_train import optim
-    from natjax_train.augment import device
     from natjax_train.mesh import AXES
     from natjax_train.recipes import RECIPES
-    from natjax_train.step import init_state, make_train_step
+    from natjax_train.step import make_training
+    from natjax_train.tasks.classification import Classification
 
+    config, graphdef, params = _model(name, deterministic=False)
     recipe = RECIPES[name]
-    graphdef, params = _model(name, deterministic=False)
-    factors = optim.learning_rate_factors(params, recipe)
-    optimizer = optim.make_optimizer(recipe, factors)
-
-    def prepare(key, images):
-        return device.prepare(key, images, recipe, 1000)
-
-    with mock.patch("jax.default_backend", return_value="gpu"):  # its compiler options are a GPU's
-        run = make_train_step(graphdef, optimizer, factors, prepare, recipe, 1000)
-    state = arrays(jax.eval_shape(lambda params: init_state(params, optimizer, recipe), params))
+    task = Classification(recipe, range(config.num_labels))
+    with mock.patch("jax.default_backend", return_value="gpu"):  # the step's compiler options are a GPU's
+        training = make_training(config, graphdef, params, task, recipe, steps_per_epoch=1000)
+    state = arrays(jax.eval_shape(training.init, params))
     images = {"image": Array((batch, side, side, 3), "uint8", [AXES]), "label": Array((batch,), "int32", [AXES])}
-    return report(compile_for(kind, run, state, images, mesh=((1, 1), AXES, "Explicit")))
+    return report(compile_for(kind, training.step, state, images, mesh=((1, 1), AXES, "Explicit")))
 
 
 CHECKS = {
