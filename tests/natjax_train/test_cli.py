@@ -14,6 +14,8 @@ from natjax_train import loop
 from natjax_train.recipe import Recipe, field_help
 from natjax_train.recipes import RECIPES
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 
 def test_help_names_every_field(capsys):
     with pytest.raises(SystemExit) as ended:

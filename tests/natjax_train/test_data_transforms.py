@@ -16,6 +16,8 @@ from natjax_train.augment import host
 from natjax_train.data import transforms
 from natjax_train.recipe import Recipe
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 SETTINGS = {
     "crop": True,
     "crop_scale": (0.08, 1.0),

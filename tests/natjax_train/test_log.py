@@ -12,6 +12,8 @@ import pytest
 from natjax_train.log import Log
 from natjax_train.tasks.classification import Metrics
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 FOUND = Metrics(loss=0.5, top1=0.875, top5=1.0, images_per_second=321.0, confusion=np.eye(2, dtype=np.int64))
 
 

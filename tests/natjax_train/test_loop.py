@@ -1,19 +1,34 @@
-"""The loop in this process: what a step may not do."""
+"""The loop in this process: what a step may not do, and that any task will do."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
 
+import natjax
+from natjax_convert import shapes
 from natjax_train import loop
+from natjax_train.augment.device import normalize
 from natjax_train.recipe import override
 from natjax_train.recipes import RECIPES
+from natjax_train.tasks import TASKS
 
 MODEL = {"num_channels": 1, "embed_dim": 8, "depths": [1], "num_heads": [1], "kernel_size": 3}
 CHANGES = {"image_size": "16", "batch_size": "16", "epochs": "0.03", "warmup_epochs": "0"}
+
+
+def small_recipe(**changes):
+    return override(RECIPES["digits"], CHANGES | {"model_config": json.dumps(MODEL)} | changes)
 
 
 def test_a_step_moves_nothing_between_host_and_devices(monkeypatch, tmp_path):
@@ -28,6 +43,81 @@ def test_a_step_moves_nothing_between_host_and_devices(monkeypatch, tmp_path):
         return dataclasses.replace(training, step=step)
 
     monkeypatch.setattr(loop, "make_training", make_training)
-    recipe = override(RECIPES["digits"], CHANGES | {"model_config": json.dumps(MODEL)})
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        loop.train(recipe, "digits", tmp_path / "run")
+        loop.train(small_recipe(), "digits", tmp_path / "run")
+
+
+@dataclasses.dataclass
+class Error:
+    """Mean squared error, of which less is better."""
+
+    error: float
+
+    @property
+    def score(self):
+        return -self.error
+
+    def row(self):
+        return {"val_loss": self.error, "mse": self.error}
+
+    def text(self):
+        return self.headline()
+
+    def headline(self):
+        return f"mse {self.error:.3f}"
+
+
+class Regression:
+    """Tells the number that a digit stands for, as a tenth of it."""
+
+    curves = ("Error", {"mse": "squared"})
+
+    def __init__(self, recipe, class_names):
+        self.recipe = recipe
+
+    def initial_model(self):
+        config = natjax.NatConfig(**self.recipe.model_config, id2label={0: "number"})
+        return natjax.NatForImageClassification(config, rngs=nnx.Rngs(0))
+
+    def resumed_model(self, config):
+        return self.initial_model()
+
+    def parameters(self, config):
+        return shapes.parameters(config, "classifier")
+
+    def prepare(self, key, batch):
+        return normalize(batch["image"], self.recipe.image_mean, self.recipe.image_std), batch["label"] / 10
+
+    def loss(self, outputs, targets):
+        return jnp.mean((outputs.logits[:, 0] - targets) ** 2)
+
+    def logits(self, outputs):
+        return outputs.logits
+
+    def judge(self, logits, batch):
+        found = {"mask": batch["mask"], "error": (logits[:, 0] - batch["label"] / 10) ** 2}
+        return jax.tree.map(lambda x: reshard(x, P()), found)
+
+    def result(self, judged, images_per_second):
+        return Error(float(judged["error"].mean()))
+
+    def plot(self, result, directory):
+        (directory / "error.txt").write_text(result.headline())
+
+
+def test_a_second_task_is_a_class_and_an_entry(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "another_task", types.SimpleNamespace(Regression=Regression))
+    monkeypatch.setitem(TASKS, "regression", "another_task:Regression")
+    changes = {"task": "regression", "epochs": "0.2", "eval_every": "0.1", "select": "best", "base_batch_size": "16"}
+    messages = []
+    loop.train(small_recipe(**changes), "digits", tmp_path / "run", report=messages.append)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    errors = {row["step"]: row["mse"] for row in rows if "mse" in row}
+    assert len(errors) == 2
+    best = min(errors, key=errors.get)
+    assert messages[-1].endswith(f"the model of step {best}, mse {errors[best]:.3f}.")
+    assert (tmp_path / "run" / "error.txt").read_text() == f"mse {errors[best]:.3f}"
+    assert (tmp_path / "run" / "curves.png").exists()
+    loop.train(small_recipe(**changes), "digits", tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="begun with task regression, and cannot go on with classification"):
+        loop.train(small_recipe(), "digits", tmp_path / "run", resume=True)

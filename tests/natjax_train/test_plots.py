@@ -9,6 +9,8 @@ import pytest
 from natjax_train import plots
 from natjax_train.tasks.classification import Classification
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 BLUE, ORANGE, GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
 
 

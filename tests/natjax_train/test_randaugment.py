@@ -15,6 +15,8 @@ from natjax_train.augment.policy import parse
 from natjax_train.data import transforms
 from natjax_train.recipe import Recipe
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 FILL = (124, 116, 104)
 MEAN = (0.485, 0.456, 0.406)
 FILTERS = (PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC)

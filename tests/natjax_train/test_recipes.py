@@ -10,6 +10,8 @@ import natjax
 from natjax_train.recipe import Recipe, override
 from natjax_train.recipes import RECIPES, find_recipe
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_round_trip(name):

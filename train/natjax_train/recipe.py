@@ -29,7 +29,7 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
         "checkpoint, local or of the Hugging Face Hub, to start from"
     )
     model_config: Mapping[str, Any] = setting("fields of NatConfig that differ from the model's own", {})
-    task: str = setting("what is learnt", "classification", choices=tuple(TASKS))
+    task: str = setting(f"what is learnt: {' or '.join(TASKS)}", "classification")
     image_size: int = setting("side of the square images", 224, "positive")
     epochs: float = setting("length of the run, without the cool-down", 300.0, "positive")
     batch_size: int = setting("images of a step, over all devices and micro-batches", 1024, "positive")
@@ -77,6 +77,8 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
     def __post_init__(self):
         super().__post_init__()
         check_fields(NatConfig, self.model_config)
+        if self.task not in TASKS:
+            raise ValueError(f"task must be {' or '.join(map(repr, TASKS))}; got {self.task!r}.")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must be at most epochs ({self.epochs:g}); got {self.warmup_epochs!r}.")
         if self.batch_size % self.accumulate:
