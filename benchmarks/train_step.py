@@ -78,7 +78,7 @@ def main() -> None:
         folder = pathlib.Path(name)
         write_images(folder / "train", BATCH * STEPS, 2)
         write_images(folder / "val", BATCH, 2)
-        loop.train(override(RECIPES["nat_mini"], SETTINGS), folder, folder / "run")
+        loop.train(override(RECIPES["nat_mini"], SETTINGS), name, folder / "run")
     found = clocks.shares()
     print("\n".join(f"{name:20} {number:10.4f}" for name, number in found.items()))
     origin = {"provenance": provenance(dtype="float32"), "batch_size": BATCH, "steps": STEPS - WARM}
