@@ -35,6 +35,8 @@ NEEDS = {
     "scaling": _KERNELS,
     "peers": ("torch",),
 }
+# What a part of a section needs, without which its rows have errors.
+PARTLY = {"models": ("training steps", ("safetensors", "PIL")), "peers": ("Swin and ConvNeXt", ("transformers",))}
 
 
 def main() -> int:
@@ -98,8 +100,10 @@ def lacking(sections: Iterable[str], rehearse: bool) -> dict[str, str]:
         needed = [name for name in NEEDS[section] if not (rehearse and name in ("jax_triton", "absl"))]
         if missing := [name for name in needed if not importlib.util.find_spec(name)]:
             found[section] = f"skipped: no {', '.join(missing)}"
-        elif section == "peers" and not importlib.util.find_spec("transformers"):
-            found[section] = "without Swin and ConvNeXt: no transformers"
+            continue
+        what, names = PARTLY.get(section, ("", ()))
+        if missing := [name for name in names if not importlib.util.find_spec(name)]:
+            found[section] = f"without {what}: no {', '.join(missing)}"
     return found
 
 

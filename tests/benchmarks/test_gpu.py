@@ -24,6 +24,8 @@ def test_missing_packages_skip_what_needs_them(monkeypatch):
         "models": "skipped: no jax_triton, optax",
         "peers": "without Swin and ConvNeXt: no transformers",
     }
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "PIL" else name)
+    assert gpu.lacking(gpu.SECTIONS, rehearse=False) == {"models": "without training steps: no PIL"}
 
 
 def test_all_sections_end_within_eight_minutes():
