@@ -30,7 +30,7 @@ def classification_loss(logits: Float[Array, "B L"], labels: Num[Array, "..."], 
         ValueError: labels do not fit the logits.
     """
     labels = jnp.asarray(labels)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
     problem_type = config.problem_type
     if problem_type is None:
         integers = jnp.issubdtype(labels.dtype, jnp.integer)
@@ -68,4 +68,4 @@ def _cross_entropy(logits, labels):
         jax.nn.log_softmax(logits), jnp.where(counts, labels, 0)[:, None] % num_labels, axis=-1
     )[:, 0]
     picked = jnp.where(legal, picked, jnp.nan)
-    return -jnp.sum(jnp.where(counts, picked, 0)) / jnp.sum(counts)
+    return -jnp.sum(jnp.where(counts, picked, 0)) / jnp.sum(counts, dtype=picked.dtype)

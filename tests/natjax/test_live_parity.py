@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import natjax
 
@@ -33,7 +34,7 @@ def test_nat_mini_at_full_size(tmp_path):
     images = np.random.default_rng(0).standard_normal((1, 224, 224, 3), np.float32)
     with torch.no_grad():
         desired = theirs(torch.tensor(images.transpose(0, 3, 1, 2)), output_hidden_states=True)
-    actual = ours(images, output_hidden_states=True)
+    actual = nnx.jit(lambda model, x: model(x, output_hidden_states=True))(ours, images)
     np.testing.assert_allclose(actual.logits, desired.logits.numpy(), rtol=0, atol=2e-5)
     for mine, other in zip(actual.hidden_states, desired.hidden_states, strict=True):
         scale = other.abs().max().item()

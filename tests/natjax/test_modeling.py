@@ -17,6 +17,8 @@ import natjax_convert
 from natjax.losses import classification_loss
 from natjax.nn.initializers import truncated_normal
 
+pytestmark = pytest.mark.nnx
+
 SMALL = {"embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2), "kernel_size": 3, "num_labels": 5}
 
 
@@ -25,40 +27,50 @@ def make(model_class=natjax.NatForImageClassification, **changes):
     return model_class(natjax.NatConfig(**{**SMALL, **changes}), rngs=nnx.Rngs(0), **options)
 
 
+def run(model, x, **options):
+    """The model's output, compiled as a whole: operations one by one would each be compiled, too."""
+    graphdef, params = nnx.split(model)
+    return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, **options))(params, x)
+
+
+def shapes(model, x, **options):
+    return jax.eval_shape(lambda x: model(x, **options), x)
+
+
 def images(*shape):
     return np.random.default_rng(0).standard_normal(shape or (2, 32, 32, 3), np.float32)
 
 
 def test_training_view_draws_what_evaluation_does_not():
-    model = make(drop_path_rate=0.5, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+    model = make(depths=(1, 1), drop_path_rate=0.5, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
     x = images(4, 32, 32, 3)
-    train = nnx.view(model, deterministic=False)
-    first, again, other = (train(x, rngs=nnx.Rngs(seed)).logits for seed in (0, 0, 1))
+    graphdef, params = nnx.split(nnx.view(model, deterministic=False))
+    train = jax.jit(lambda params, x, key: nnx.merge(graphdef, params)(x, rngs=key).logits)
+    first, again, other = (train(params, x, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-4
-    np.testing.assert_array_equal(model(x).logits, make()(x).logits)  # same weights, and the model was not changed
-    key = jax.random.key(0)
-    np.testing.assert_array_equal(train(x, rngs=key).logits, train(x, rngs=nnx.Rngs(dropout=key)).logits)
+    np.testing.assert_array_equal(run(model, x).logits, run(make(depths=(1, 1)), x).logits)  # the same weights
     with pytest.raises(ValueError, match="rngs"):
-        train(x)
+        shapes(nnx.merge(graphdef, params), x)
 
 
 def test_named_implementations_without_weights_are_not_replaced():
     model = make(implementation="triton", attention_probs_dropout_prob=0.2)
-    for run in (
-        lambda: model(images(), output_attentions=True),
-        lambda: nnx.view(model, deterministic=False)(images(), rngs=jax.random.key(0)),
+    for call in (
+        lambda: shapes(model, images(), output_attentions=True),
+        lambda: shapes(nnx.view(model, deterministic=False), images(), rngs=jax.random.key(0)),
     ):
         with pytest.raises(
             NotImplementedError, match="implementation='triton' cannot run: it neither returns attention w"
         ):
-            run()
-    assert make(implementation="xla")(images(), output_attentions=True).attentions
+            call()
+    assert shapes(make(implementation="xla"), images(), output_attentions=True).attentions
 
 
 def test_training_view_without_rates_is_evaluation():
     model = make(drop_path_rate=0.0)
-    np.testing.assert_array_equal(nnx.view(model, deterministic=False)(images()).logits, model(images()).logits)
+    train = nnx.view(model, deterministic=False)
+    np.testing.assert_array_equal(run(train, images()).logits, run(model, images()).logits)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -82,19 +94,21 @@ def test_models_hold_nothing_but_parameters(deterministic):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.05), (jnp.float16, 0.01)])
 def test_half_precision_computes_close_to_float32_with_float32_parameters(dtype, tolerance):
     model = make(dtype=dtype, initializer_range=0.1)
-    logits = model(images()).logits
+    with jax.numpy_dtype_promotion("standard"):  # Flax's own LayerNorm promotes half precision to float32
+        out = run(model, images(), labels=np.array([0, 1]))
+    logits = out.logits
     assert logits.dtype == dtype
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
-    desired = make(initializer_range=0.1)(images()).logits
+    desired = run(make(initializer_range=0.1), images()).logits
     assert np.abs(logits.astype(jnp.float32) - desired).max() < tolerance * np.abs(desired).max()
-    loss = model(images(), labels=np.array([0, 1])).loss
-    assert loss.dtype == jnp.float32
+    assert out.loss.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("size", [(1, 1), (4, 4), (33, 57), (64, 32), (100, 9)])
-@pytest.mark.parametrize("dilations", [None, ((4,), (1, 2))])
+@pytest.mark.parametrize("size", [(1, 1), (33, 57), (100, 9)])
+@pytest.mark.parametrize("dilations", [None, ((4,), (2,))])
 def test_any_image_size(size, dilations):
-    out = make(dilations=dilations)(images(2, *size, 3), output_hidden_states=True, output_attentions=True)
+    model = make(depths=(1, 1), dilations=dilations)
+    out = run(model, images(2, *size, 3), output_hidden_states=True, output_attentions=True)
     assert out.logits.shape == (2, 5)
     assert np.isfinite(out.logits).all()
     height, width = (-(-n // 4) for n in size)
@@ -103,28 +117,27 @@ def test_any_image_size(size, dilations):
 
 
 def test_grey_scale_and_no_classifier():
-    assert make(num_channels=1)(images(1, 32, 32, 1)).logits.shape == (1, 5)
+    assert shapes(make(num_channels=1), images(1, 32, 32, 1)).logits.shape == (1, 5)
     model = make(num_labels=0)
-    assert model(images()).logits.shape == (2, 32)
+    assert shapes(model, images()).logits.shape == (2, 32)
     assert model.classifier is None
 
 
 def test_outputs_are_pytrees_with_hugging_faces_fields():
-    model = make()
-    out = jax.jit(lambda x: model(x, output_attentions=True))(images())
+    out = run(make(), images(), output_attentions=True)
     assert isinstance(out, natjax.outputs.NatImageClassifierOutput)
     assert out.keys() == ("logits", "attentions")
     assert out["logits"] is out.logits
     assert out.loss is None
     with pytest.raises(KeyError, match="logits"):
         out["loss"]
-    by_config = make(output_hidden_states=True)(images())
+    by_config = shapes(make(output_hidden_states=True), images())
     assert by_config.keys() == ("logits", "hidden_states", "reshaped_hidden_states")
 
 
 @pytest.mark.parametrize("model_class", [natjax.NatModel, natjax.NatBackbone])
 def test_attention_weights_sum_to_one(model_class):
-    for weights in make(model_class)(images(), output_attentions=True).attentions:
+    for weights in run(make(model_class), images(), output_attentions=True).attentions:
         np.testing.assert_allclose(np.asarray(weights).sum(-1), 1, rtol=1e-5)
 
 
@@ -182,10 +195,9 @@ def test_large_logits_do_not_overflow_the_loss():
 
 def test_create_model_and_presets():
     assert natjax.list_models("nat_*") == ["nat_mini", "nat_tiny", "nat_small", "nat_base"]
-    model = natjax.create_model(
-        "nat_mini", num_labels=7, depths=(1, 1, 1, 1), model_class=natjax.NatForImageClassification
-    )
-    assert model.config.num_labels == 7
+    changes = {"num_labels": 7, "embed_dim": 8, "depths": (1,), "num_heads": (1,)}
+    model = natjax.create_model("nat_mini", model_class=natjax.NatForImageClassification, **changes)
+    assert model.classifier.kernel.shape == (8, 7)
     with pytest.raises(ValueError, match=r"no model named 'nat_minni'\. Did you mean nat_mini"):
         natjax.create_model("nat_minni")
     with pytest.raises(ValueError, match="no field 'num_classes'"):
@@ -195,7 +207,7 @@ def test_create_model_and_presets():
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_functional_step_over_pure_params(checkpoint):
     """The way training uses a model: a jitted gradient over a dict of arrays, here with rematerialisation."""
-    model = nnx.view(make(drop_path_rate=0.3), deterministic=False)
+    model = nnx.view(make(drop_path_rate=0.3, depths=(1, 1)), deterministic=False)
     graphdef, params = nnx.split(model)
 
     def loss(params, x, labels, key):
@@ -209,18 +221,20 @@ def test_functional_step_over_pure_params(checkpoint):
 
 
 def test_linen_bridge_takes_the_same_parameters():
-    model = make()
+    model = make(depths=(1, 1))
     module = natjax.to_linen(model.config)
     variables = {"params": nnx.to_pure_dict(nnx.state(model, nnx.Param))}
-    np.testing.assert_allclose(module.apply(variables, images()).logits, model(images()).logits, atol=1e-6)
+    logits = jax.jit(module.apply)(variables, images()).logits
+    np.testing.assert_allclose(logits, run(model, images()).logits, atol=1e-6)
 
 
 def test_export_round_trip():
     from jax import export
 
-    graphdef, params = nnx.split(make())
-    exported = export.export(jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits))(params, images())
-    np.testing.assert_allclose(exported.call(params, images()), nnx.merge(graphdef, params)(images()).logits, atol=1e-6)
+    graphdef, params = nnx.split(make(depths=(1, 1)))
+    forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits)
+    exported = export.export(forward)(params, images())
+    np.testing.assert_allclose(exported.call(params, images()), forward(params, images()), atol=1e-6)
 
 
 def test_parameters_round_trip_through_the_converter_for_every_kind():
@@ -236,7 +250,7 @@ def test_graph_mode_off():
     """NNX's tree mode, which Flax will make its default, in a process of its own."""
     code = (
         "import numpy as np, natjax; from flax import nnx;"
-        f"m = natjax.NatForImageClassification(natjax.NatConfig(**{SMALL!r}), rngs=nnx.Rngs(0));"
+        f"m = natjax.NatForImageClassification(natjax.NatConfig(**{ {**SMALL, 'depths': (1, 1)}!r}), rngs=nnx.Rngs(0));"
         "g, p = nnx.split(m); assert nnx.merge(g, p)(np.ones((1, 32, 32, 3), 'f')).logits.shape == (1, 5);"
         "nnx.view(m, deterministic=False)(np.ones((1, 32, 32, 3), 'f'), rngs=nnx.Rngs(0))"
     )
@@ -244,7 +258,7 @@ def test_graph_mode_off():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env={**os.environ, **env})
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 3, 32), (64,), (96, 384), (2, 13, 13)])
+@pytest.mark.parametrize("shape", [(3, 3, 3, 32), (64,), (2, 13, 13)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_initialiser(shape, dtype):
     """Initial weights are JAX's own truncated normal, bit for bit, also where they are traced."""

@@ -34,6 +34,11 @@ def tokens(*spatial, batch=2):
     return np.random.default_rng(0).standard_normal((batch, *spatial, DIM), np.float32)
 
 
+def run(layer, x, **options):
+    """The layer's output, compiled as a whole: operations one by one would each be compiled, too."""
+    return nnx.jit(lambda layer, x: layer(x, **options))(layer, x)
+
+
 def by_the_op(layer, x, **window):
     """The layer in few words: projections in NumPy around the op."""
     params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(layer)))
@@ -50,8 +55,8 @@ def test_the_layer_is_the_op_between_two_projections(name):
     layer, x = make(**options), tokens(*spatial)
     window = {key: value for key, value in options.items() if key not in ("num_spatial_dims", "rpb", "qkv_bias")}
     desired = by_the_op(layer, x, **window)
-    np.testing.assert_allclose(layer(x), desired, rtol=0, atol=1e-5)
-    y, weights = layer(x, output_attentions=True)
+    np.testing.assert_allclose(run(layer, x), desired, rtol=0, atol=1e-5)
+    y, weights = run(layer, x, output_attentions=True)
     np.testing.assert_allclose(y, desired, rtol=0, atol=1e-5)
     assert weights.shape == (2, HEADS, *spatial, np.prod(layer.kernel_size))
     np.testing.assert_allclose(np.asarray(weights).sum(-1), 1, rtol=1e-5)
@@ -63,7 +68,7 @@ def test_maps_smaller_than_the_window_are_padded_at_their_end_and_cropped(spatia
     padded = np.pad(x, ((0, 0), *((0, max(0, 6 - n)) for n in spatial), (0, 0)))
     desired = by_the_op(layer, padded, kernel_size=3, dilation=2)[:, : spatial[0], : spatial[1]]
     np.testing.assert_allclose(layer(x), desired, rtol=0, atol=1e-5)
-    _, weights = layer(x, output_attentions=True)
+    _, weights = run(layer, x, output_attentions=True)
     assert weights.shape == (2, HEADS, 6, max(6, spatial[1]), 9)
 
 
