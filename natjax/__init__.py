@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from natjax.models import NatBackbone as NatBackbone
     from natjax.models import NatForImageClassification as NatForImageClassification
     from natjax.models import NatModel as NatModel
+    from natjax.models import create_model as create_model
     from natjax.nn.attention import NeighborhoodAttention as NeighborhoodAttention
     from natjax.nn.xla import compiler_options as compiler_options
     from natjax.pipelines import pipeline as pipeline
-    from natjax.presets import create_model as create_model
     from natjax.presets import get_config as get_config
     from natjax.presets import list_models as list_models
     from natjax_kernels import default_implementation as default_implementation
@@ -43,7 +43,7 @@ _HOMES = {
     "NatjaxError": "natjax.errors",
     "NeighborhoodAttention": "natjax.nn.attention",
     "compiler_options": "natjax.nn.xla",
-    "create_model": "natjax.presets",
+    "create_model": "natjax.models",
     "default_implementation": "natjax_kernels",
     "explain": "natjax_kernels",
     "get_config": "natjax.presets",

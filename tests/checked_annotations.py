@@ -26,7 +26,6 @@ CHECKED = (
 )
 
 
-
 class _WithNames(importlib.abc.MetaPathFinder):
     """Gives the checked modules what their annotations name and what they import for type checkers only."""
 

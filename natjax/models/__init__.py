@@ -3,6 +3,7 @@
 from natjax.models.backbone import NatBackbone
 from natjax.models.base import NatPreTrainedModel
 from natjax.models.classification import NatForImageClassification
+from natjax.models.create import create_model
 from natjax.models.nat import NatModel
 
-__all__ = ["NatBackbone", "NatForImageClassification", "NatModel", "NatPreTrainedModel"]
+__all__ = ["NatBackbone", "NatForImageClassification", "NatModel", "NatPreTrainedModel", "create_model"]

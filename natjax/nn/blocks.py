@@ -48,7 +48,7 @@ class PatchEmbeddings(nnx.Module):
             ]
         )
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H/4 W/4 C"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Embeds an image."""
         for conv in self.projection:
             x = conv(x)
@@ -63,7 +63,7 @@ class Embeddings(nnx.Module):
         self.norm = layer_norm(config.embed_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.dropout = dropout(config.hidden_dropout_prob)
 
-    def __call__(self, pixel_values: Float[Array, "B H W C"], *, rngs=None) -> Float[Array, "B H/4 W/4 C"]:
+    def __call__(self, pixel_values: Float[Array, "B H W C"], *, rngs=None) -> Float[Array, "B h w D"]:
         """Embeds an image."""
         return self.dropout(self.norm(self.patch_embeddings(pixel_values)), rngs=rngs)
 
@@ -118,7 +118,7 @@ class NatLayer(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False
-    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B N H W K*K"] | None]:
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B N h w K2"] | None]:
         """Returns the layer's output and, where asked for, its attention weights."""
         x, y = split_residual(x)
         y, weights = self.layernorm_before(y), None
@@ -142,7 +142,7 @@ class Downsampler(nnx.Module):
         self.reduction = downsampling_conv(dim, 2 * dim, use_bias=False, kernel_init=kernel_init, **options)
         self.norm = layer_norm(2 * dim, **options)
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 2*C"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 2*C"]:
         """Downsamples a map."""
         return self.norm(self.reduction(x))
 

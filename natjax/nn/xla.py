@@ -55,7 +55,7 @@ def conv3x3_s2(
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
     **options: Any,
-) -> Float[Array, "B H/2 W/2 D"]:
+) -> Float[Array, "B h w D"]:
     """Computes `jax.lax.conv_general_dilated` of NAT's 3 x 3 convolutions (section 3.3), on a CPU as one product of patches.
 
     XLA's CPU compiler takes 1.5 to 3 times as long for the convolution of an image's few channels, and 1.5 times for the
@@ -79,7 +79,7 @@ def conv3x3_s2(
     return flat_dot_general(_patches(x), kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())), **accuracy)
 
 
-def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 9*C"]:
+def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B h w 9*C"]:
     """Returns the 3 x 3 patches around every second token of every second row, in a kernel's order.
 
     From pairs of rows and of columns, so that two thirds of a patch's row lie together in memory. Each reshape splits or merges
