@@ -48,9 +48,9 @@ class NatModelOutput(ModelOutput):
 
     last_hidden_state: Float[Array, "B H W C"]
     pooler_output: Float[Array, "B C"]
-    hidden_states: tuple[Float[Array, "B H W C"], ...] | None = None
-    reshaped_hidden_states: tuple[Float[Array, "B C H W"], ...] | None = None
-    attentions: tuple[Float[Array, "B N H W K*K"], ...] | None = None
+    hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
+    reshaped_hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
+    attentions: tuple[Float[Array, "B _ _ _ _"], ...] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -68,9 +68,9 @@ class NatImageClassifierOutput(ModelOutput):
 
     logits: Float[Array, "B L"]
     loss: Float[Array, ""] | None = None
-    hidden_states: tuple[Float[Array, "B H W C"], ...] | None = None
-    reshaped_hidden_states: tuple[Float[Array, "B C H W"], ...] | None = None
-    attentions: tuple[Float[Array, "B N H W K*K"], ...] | None = None
+    hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
+    reshaped_hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
+    attentions: tuple[Float[Array, "B _ _ _ _"], ...] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -84,6 +84,6 @@ class NatBackboneOutput(ModelOutput):
         attentions: see `NatModelOutput`.
     """
 
-    feature_maps: tuple[Float[Array, "B H W C"], ...]
-    hidden_states: tuple[Float[Array, "B H W C"], ...] | None = None
-    attentions: tuple[Float[Array, "B N H W K*K"], ...] | None = None
+    feature_maps: tuple[Float[Array, "B _ _ _"], ...]
+    hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
+    attentions: tuple[Float[Array, "B _ _ _ _"], ...] | None = None

@@ -20,7 +20,6 @@ CHECKED = (
     "natjax_kernels.bias",
     "natjax_kernels.reference",
     "natjax_train.augment.device",
-    "natjax_train.mesh",
     "natjax_train.optim",
     "natjax_train.tasks.classification",
 )
