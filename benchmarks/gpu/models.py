@@ -19,7 +19,7 @@ BATCH, SIDE = 128, 224
 
 def measure(report: Report, options: Options) -> None:
     """Adds a row per model, direction and implementation."""
-    batch, side = (1, 32) if options.rehearse else (BATCH, SIDE)
+    batch, side = (2, 32) if options.rehearse else (BATCH, SIDE)
     report.note(batch=batch, side=side, parameters="float32; bfloat16 in inference")
     changes = {"depths": (1, 1), "num_heads": (1, 2), "embed_dim": 16, "kernel_size": 3} if options.rehearse else {}
     ours = [("nat_tiny", "triton"), ("dinat_tiny", "triton")]
