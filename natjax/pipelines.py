@@ -42,7 +42,7 @@ def pipeline(
     config: NatConfig | None = None,
     processor: NatImageProcessor | None = None,
     batch_size: int = 8,
-    topk: int = 5,
+    top_k: int = 5,
     stages: str | Sequence[str] | None = None,
     dtype: Any = None,
     implementation: str | None = None,
@@ -56,7 +56,7 @@ def pipeline(
         config: the architecture, where there is none beside the weights.
         processor: prepares the images; by default the one beside the checkpoint, or ImageNet's where there is none.
         batch_size: images per step.
-        topk: of "image-classification": classes per image.
+        top_k: of "image-classification": classes per image.
         stages: of "image-feature-extraction": names of `NatConfig.stage_names`, one name or "all", for feature maps of these
             stages instead of pooled features.
         dtype: compute dtype; None computes in float32.
@@ -78,7 +78,7 @@ def pipeline(
                 f"{path}: the model has no classes to tell apart; image-feature-extraction (`natjax features`) may be "
                 "of use."
             )
-        make = functools.partial(ImageClassification, topk=topk)
+        make = functools.partial(ImageClassification, top_k=top_k)
     elif task == "image-feature-extraction" and stages is None:
         net, make = models.NatModel.from_pretrained(checkpoint, **options), ImageFeatureExtraction
     elif task == "image-feature-extraction":
@@ -223,17 +223,17 @@ class ImageClassification(_ImagePipeline):
         processor: NatImageProcessor,
         *,
         batch_size: int = 8,
-        topk: int = 5,
+        top_k: int = 5,
         report: Callable[[str], None] | None = None,
     ):
         super().__init__(model, processor, batch_size=batch_size, report=report)
-        if topk < 1:
-            raise ValueError(f"topk must be at least 1; got {topk}.")
-        self.topk = topk
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1; got {top_k}.")
+        self.top_k = top_k
 
     def best(self, probabilities: np.ndarray) -> list[int]:
-        """Returns the `topk` likeliest classes."""
-        return np.argsort(-probabilities, kind="stable")[: self.topk].tolist()
+        """Returns the `top_k` likeliest classes."""
+        return np.argsort(-probabilities, kind="stable")[: self.top_k].tolist()
 
     def _select(self, outputs: Any) -> Any:
         return outputs.logits

@@ -104,21 +104,12 @@ def make_problem(
     """
     _check_tokens(query, key, value, rpb)
     spatial, heads = tuple(query.shape[1:-2]), query.shape[-2]
-    window = Window(
-        kernel_size=_per_axis("kernel_size", kernel_size, len(spatial), minimum=2),
-        dilation=_per_axis("dilation", dilation, len(spatial), minimum=1),
-        stride=_per_axis("stride", stride, len(spatial), minimum=1),
-        is_causal=_flags("is_causal", is_causal, len(spatial)),
-    )
-    for axis, (length, (k, d, s, _)) in enumerate(zip(spatial, window.axes(), strict=True)):
+    window = make_window(len(spatial), kernel_size, dilation, stride, is_causal)
+    for axis, (length, (k, d, *_)) in enumerate(zip(spatial, window.axes(), strict=True)):
         if k * d > length:
             raise ValueError(
                 f"kernel_size * dilation must not exceed the input: along spatial axis {axis}, {k} * {d} = {k * d} > {length}. "
                 "Pad the input or use a smaller window."
-            )
-        if s > k:
-            raise ValueError(
-                f"stride must not exceed kernel_size; along spatial axis {axis} got stride {s} > kernel_size {k}."
             )
     if rpb is not None:
         _check_rpb(rpb, heads, window)
@@ -129,6 +120,41 @@ def make_problem(
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale!r}.")
     return Problem(query, key, value, rpb, window, float(scale))
+
+
+def make_window(rank: int, kernel_size: Any, dilation: Any = 1, stride: Any = 1, is_causal: Any = False) -> Window:
+    """Returns the window of `rank` axes; every argument is one value per axis, or one for all.
+
+    Raises:
+        ValueError: an argument is impossible; the message names it, its value and what is expected.
+    """
+    window = Window(
+        kernel_size=_per_axis("kernel_size", kernel_size, rank, minimum=2),
+        dilation=_per_axis("dilation", dilation, rank, minimum=1),
+        stride=_per_axis("stride", stride, rank, minimum=1),
+        is_causal=_flags("is_causal", is_causal, rank),
+    )
+    for axis, (k, _, s, _) in enumerate(window.axes()):
+        if s > k:
+            raise ValueError(
+                f"stride must not exceed kernel_size; along spatial axis {axis} got stride {s} > kernel_size {k}."
+            )
+    return window
+
+
+def check_biased(window: Window) -> None:
+    """Checks that a window can have a relative positional bias.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    for fine, needs, got in (
+        (all(k % 2 for k in window.kernel_size), "odd kernel sizes", f"kernel_size {window.kernel_size}"),
+        (all(s == 1 for s in window.stride), "stride 1", f"stride {window.stride}"),
+        (not any(window.is_causal), "windows that are not causal", f"is_causal {window.is_causal}"),
+    ):
+        if not fine:
+            raise ValueError(f"rpb needs {needs}; got {got}. Leave rpb out (None; in a layer, False).")
 
 
 def _check_tokens(query, key, value, rpb) -> None:
@@ -161,12 +187,7 @@ def _check_rpb(rpb, heads: int, window: Window) -> None:
         raise ValueError(f"rpb must be [N, 2 * kernel_size - 1 per axis], here {expected}; got {tuple(rpb.shape)}.")
     if not jnp.issubdtype(rpb.dtype, jnp.floating):
         raise ValueError(f"rpb must be of a floating dtype; got {rpb.dtype}.")
-    if any(k % 2 == 0 for k in window.kernel_size):
-        raise ValueError(f"rpb needs odd kernel sizes; got kernel_size {window.kernel_size}.")
-    if any(s != 1 for s in window.stride):
-        raise ValueError(f"rpb needs stride 1; got stride {window.stride}.")
-    if any(window.is_causal):
-        raise ValueError(f"rpb needs windows that are not causal; got is_causal {window.is_causal}.")
+    check_biased(window)
 
 
 def _per_axis(name: str, value: Any, rank: int, *, minimum: int) -> tuple[int, ...]:

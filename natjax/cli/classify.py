@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint,
         config=read_config(args.config),
         batch_size=args.batch_size,
-        topk=args.topk,
+        top_k=args.topk,
         report=complain,
     )
     names, skipped, results = pipe.model.config.id2label, [], []

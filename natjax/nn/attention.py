@@ -14,6 +14,7 @@ from flax import nnx
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, dropout, linear
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
+from natjax_kernels.problem import check_biased, make_window
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -89,8 +90,8 @@ class NeighborhoodAttention(nnx.Module):
         Raises:
             ValueError: an argument is impossible; the message names it, its value and what is expected.
         """
-        _check_int("dim", dim, 1)
-        _check_int("num_heads", num_heads, 1)
+        _check_positive("dim", dim)
+        _check_positive("num_heads", num_heads)
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads; got dim={dim} and num_heads={num_heads}.")
         if num_spatial_dims is None:
@@ -103,20 +104,13 @@ class NeighborhoodAttention(nnx.Module):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {rate}.")
         self.dim, self.num_heads = dim, num_heads
-        self.kernel_size = _per_axis("kernel_size", kernel_size, num_spatial_dims, 2)
-        self.dilation = _per_axis("dilation", dilation, num_spatial_dims, 1)
-        self.stride = _per_axis("stride", stride, num_spatial_dims, 1)
-        self.is_causal = _flags("is_causal", is_causal, num_spatial_dims)
+        window = make_window(num_spatial_dims, kernel_size, dilation, stride, is_causal)
+        self.kernel_size, self.dilation = window.kernel_size, window.dilation
+        self.stride, self.is_causal = window.stride, window.is_causal
         self.scale, self.implementation = scale, implementation
         self.attention_dropout, self.deterministic = attention_dropout, True
-        if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
-            raise ValueError(f"stride must not exceed kernel_size {self.kernel_size}; got {self.stride}.")
-        even = any(k % 2 == 0 for k in self.kernel_size)
-        if rpb and (even or max(self.stride) > 1 or any(self.is_causal)):
-            raise ValueError(
-                "A relative positional bias needs odd kernel sizes, stride 1 and no causal axis; got "
-                f"kernel_size={self.kernel_size}, stride={self.stride}, is_causal={self.is_causal}. Give rpb=False."
-            )
+        if rpb:
+            check_biased(window)
         kernel_init = truncated_normal(0.02) if kernel_init is None else kernel_init
         options: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.qkv = linear(dim, 3 * dim, use_bias=qkv_bias, **options)
@@ -212,22 +206,6 @@ class NeighborhoodAttention(nnx.Module):
         )
 
 
-def _check_int(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
-
-
-def _per_axis(name: str, value: Any, rank: int, minimum: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
-    if len(values) != rank:
-        raise ValueError(f"{name} must be one integer or one per spatial axis ({rank}); got {value!r}.")
-    for entry in values:
-        _check_int(f"{name} (every entry)", entry, minimum)
-    return values
-
-
-def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
-    if len(values) != rank or not all(isinstance(entry, bool) for entry in values):
-        raise ValueError(f"{name} must be one bool or one per spatial axis ({rank}); got {value!r}.")
-    return values
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}.")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import PartitionSpec
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -43,7 +44,7 @@ def flat_dot_general(
     """
     assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())), dimension_numbers
     rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
-    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
+    return _reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*_spec(x)[:-1], *_spec(rows)[1:]))
 
 
 def conv3x3_s2(
@@ -82,16 +83,31 @@ def conv3x3_s2(
 def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B h w 9*C"]:
     """Returns the 3 x 3 patches around every second token of every second row, in a kernel's order.
 
-    From pairs of rows and of columns, so that two thirds of a patch's row lie together in memory. Each reshape splits or merges
-    one axis, which JAX can follow where the batch is explicitly sharded.
+    From pairs of rows and of columns, so that two thirds of a patch's row lie together in memory.
     """
     height, width = ((side + 1) // 2 for side in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), (1, 2 * height + 1 - x.shape[1]), (1, 2 * width + 1 - x.shape[2]), (0, 0)))
-    x = x.reshape(x.shape[0], height + 1, 2, *x.shape[2:])
-    x = jax.lax.collapse(x.reshape(*x.shape[:3], width + 1, 2, x.shape[-1]), 4)
+    x = _in_pairs(_in_pairs(x, 1), 3)  # [B, rows / 2, 2, columns / 2, 2, C]
+    x = jax.lax.collapse(x, 4)
     rows = (x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0])
     channels = x.shape[-1] // 2
     return jnp.concatenate([part for row in rows for part in (row[:, :, :-1], row[:, :, 1:, :channels])], axis=-1)
+
+
+def _in_pairs(x: Array, axis: int) -> Array:
+    """Splits an axis into pairs: [..., n, ...] -> [..., n / 2, 2, ...]."""
+    shape, spec = x.shape, _spec(x)
+    shape = (*shape[:axis], shape[axis] // 2, 2, *shape[axis + 1 :])
+    return _reshape(x, shape, (*spec[: axis + 1], None, *spec[axis + 1 :]))
+
+
+def _reshape(x: Array, shape: tuple[int, ...], spec: tuple) -> Array:
+    """Reshapes, and says where Explicit axes of a mesh go: of a batch of 1, JAX takes them to the next axis."""
+    return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(*spec) if any(spec) else None)
+
+
+def _spec(x: Array) -> tuple:
+    return tuple(jax.typeof(x).sharding.spec)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import natjax
 from natjax.nn.xla import conv3x3_s2, gelu
@@ -59,6 +61,24 @@ def test_convolutions_that_halve_a_map_and_their_gradients(size):
         gradient = rng.standard_normal(got.shape)
         for a, b in zip((got, *pull_ours(gradient)), (want, *pull(gradient)), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_explicit_meshes_take_any_batch(batch):
+    """JAX's own rule for reshapes takes the axis of a batch of 1 to the next one."""
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Explicit,))
+    conv = natjax.create_model("nat_mini", depths=(1,), num_heads=(2,)).nat.embeddings
+    graphdef, params = nnx.split(conv)
+
+    def loss(params, x):
+        y = nnx.merge(graphdef, params)(x)
+        assert jax.typeof(y).sharding.spec == P("data", None, None, None)
+        return jnp.sum(y * jnp.arange(y.shape[-1], dtype=y.dtype))
+
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((batch, 9, 8, 3)), P("data"))
+        found = jax.jit(jax.grad(loss))(params, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize(("backend", "convolutions"), [("cpu", 0), ("gpu", 4)])

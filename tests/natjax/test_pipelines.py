@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classify(folder):
-    return natjax.pipeline("image-classification", folder / "model", batch_size=2, topk=2)
+    return natjax.pipeline("image-classification", folder / "model", batch_size=2, top_k=2)
 
 
 def test_one_image_and_several(folder, classify):
@@ -85,7 +85,7 @@ def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
 
 
 def test_the_default_is_the_classifier_of_digits():
-    classify = natjax.pipeline("image-classification", topk=1)
+    classify = natjax.pipeline("image-classification", top_k=1)
     image = next(natjax.pipelines._DIGITS.glob("*.png"))
     assert [entry["label"] for entry in classify(image)]
 
@@ -95,7 +95,7 @@ def test_what_does_not_fit(folder, tmp_path):
         ValueError, match="task must be 'image-classification' or 'image-feature-extraction'; got 'ocr'"
     ):
         natjax.pipeline("ocr", folder / "model")
-    for name in ("topk", "batch_size"):
+    for name in ("top_k", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
             natjax.pipeline("image-classification", folder / "model", **{name: 0})
     natjax.NatForImageClassification(CONFIG.replace(num_labels=0), rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
