@@ -14,6 +14,12 @@ TINY = NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_la
 FAST = ["--image-size", "32", "--seconds", "0.05"]
 
 
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    """Not here: Optax promotes in its AdamW, and Flax in a LayerNorm of half precision."""
+    return
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "config.json").write_text(TINY.to_json())
