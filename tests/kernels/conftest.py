@@ -36,3 +36,11 @@ def x64():
     """64-bit arithmetic for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items):
+    """The two large goldens in 3-D take a minute each in the interpreter; a smaller one in 3-D stays."""
+    for item in items:
+        if item.name.startswith(("test_equals_natten[triton-12-", "test_equals_natten[triton-13-")):
+            item.add_marker(pytest.mark.slow)

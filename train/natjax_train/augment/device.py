@@ -39,7 +39,9 @@ def prepare(
     affine_key, mix_key, erase_key = jax.random.split(key, 3)
     images = normalize(batch["image"], settings.image_mean, settings.image_std)
     if settings.affine:
-        background = normalize(jnp.zeros((1, 1, 1, images.shape[-1]), jnp.uint8), settings.image_mean, settings.image_std)
+        background = normalize(
+            jnp.zeros((1, 1, 1, images.shape[-1]), jnp.uint8), settings.image_mean, settings.image_std
+        )
         images = affine(affine_key, images, settings.affine, background)
     targets = smooth(batch["label"], num_classes, settings.label_smoothing)
     if settings.mixup_prob and (settings.mixup or settings.cutmix):
