@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from natjax_kernels import neighborhood_attention as neighborhood_attention
     from natjax_kernels import neighborhood_attention_with_weights as neighborhood_attention_with_weights
 
-_HOMES = {
+_MODULES = {
     "CheckpointError": "natjax.errors",
     "ImageError": "natjax.errors",
     "NatBackbone": "natjax.models",
@@ -55,12 +55,12 @@ _HOMES = {
     "to_linen": "natjax.linen",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'natjax' has no attribute {name!r}")
 
 

@@ -1,6 +1,6 @@
 """Writing files so that a reader never sees half of one: under a temporary name beside it first, then renamed.
 
-The one home of atomic writes. Needs nothing but the standard library.
+All atomic writes of natjax. Needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def replacing(path: str | os.PathLike) -> Generator[Path]:
 
 
 def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
+    with open(path, "rb+") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())
 
 

@@ -37,7 +37,7 @@ _DIGITS = Path(__file__).parent / "demo" / "digits"
 
 def pipeline(
     task: str,
-    model: str | os.PathLike | None = None,
+    model: str | os.PathLike | Checkpoint | None = None,
     *,
     config: NatConfig | None = None,
     processor: NatImageProcessor | None = None,
@@ -61,14 +61,21 @@ def pipeline(
             stages instead of pooled features.
         dtype: compute dtype; None computes in float32.
         implementation: of neighborhood attention.
-        report: takes what is to be known but is no error; by default Python's warnings.
+        report: receives warnings; by default they are Python's.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it does not fit the task.
         ValueError: an argument is impossible.
     """
-    path = _DIGITS if model is None else locate(model)
-    checkpoint = Checkpoint.open(path, config=config)
+    if task not in ("image-classification", "image-feature-extraction"):
+        raise ValueError(f"task must be 'image-classification' or 'image-feature-extraction'; got {task!r}.")
+    if task == "image-classification" and stages is not None:
+        raise ValueError(f"stages is for 'image-feature-extraction'; got {stages!r} with {task!r}.")
+    if isinstance(model, Checkpoint):
+        checkpoint = model
+    else:
+        checkpoint = Checkpoint.open(_DIGITS if model is None else locate(model), config=config)
+    path = checkpoint.path
     options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}
     make: Callable[..., Any]
     if task == "image-classification":
@@ -79,20 +86,14 @@ def pipeline(
                 "of use."
             )
         make = functools.partial(ImageClassification, top_k=top_k)
-    elif task == "image-feature-extraction" and stages is None:
+    elif stages is None:
         net, make = models.NatModel.from_pretrained(checkpoint, **options), ImageFeatureExtraction
-    elif task == "image-feature-extraction":
-        names = (
-            checkpoint.config.stage_names
-            if stages == "all"
-            else (stages,)
-            if isinstance(stages, str)
-            else tuple(stages or ())
-        )
+    else:
+        if stages == "all":
+            stages = checkpoint.config.stage_names
+        names = (stages,) if isinstance(stages, str) else tuple(stages)
         net = models.NatBackbone.from_pretrained(checkpoint, out_features=names, **options)
         make = functools.partial(ImageFeatureExtraction, stages=names)
-    else:
-        raise ValueError(f"task must be 'image-classification' or 'image-feature-extraction'; got {task!r}.")
     if processor is None:
         processor = load_processor(path, net.config.num_channels, report)
     return make(net, processor, batch_size=batch_size, report=report)

@@ -67,9 +67,6 @@ class Checkpoint:
         found = detect(tensors)
         return cls(path, tensors, found, find_config(path, tensors, config=config, dilations=dilations, found=found))
 
-    def __fspath__(self) -> str:
-        return os.fspath(self.path)
-
     def to_flax(self, *, config: NatConfig | None = None, kind: Kind | None = None, **options: Any) -> dict:
         """Returns the parameters, by default of its own configuration and kind; see `natjax_convert.to_flax`."""
         return to_flax(self.tensors, config or self.config, kind=kind or self.kind, found=self.found, **options)

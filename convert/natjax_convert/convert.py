@@ -7,7 +7,6 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from natjax.atomic import staging
 from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import CheckpointError
 from natjax_convert.checkpoint import PROCESSOR_NAME, Checkpoint, Dilations
+from natjax_convert.names import DIALECTS
 from natjax_convert.params import from_flax
 from natjax_convert.safetensors_file import write_safetensors
 from natjax_convert.shapes import Kind, count_parameters
@@ -51,7 +51,7 @@ def convert(
     *,
     config: NatConfig | None = None,
     dilations: Dilations | None = None,
-    to: Literal["hf", "shilabs"] = "hf",
+    to: str = "hf",
     overwrite: bool = False,
 ) -> Report:
     """Converts a checkpoint.
@@ -61,7 +61,7 @@ def convert(
         dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs": a .pth).
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
-        to: dialect to write.
+        to: dialect to write, "hf" or "shilabs".
         overwrite: whether an existing destination may be replaced (file by file; other files in it stay).
 
     Raises:
@@ -69,12 +69,13 @@ def convert(
             written; it is left as it was.
     """
     start, src, dst = time.perf_counter(), Path(src), Path(dst)
-    if to not in ("hf", "shilabs"):
-        raise CheckpointError(f"Checkpoints are converted to 'hf' or 'shilabs'; got {to!r}.")
-    if os.path.exists(dst) and not overwrite and not (to == "hf" and dst.is_dir() and not any(dst.iterdir())):
+    if to not in DIALECTS:
+        raise CheckpointError(f"Checkpoints are converted to {' or '.join(map(repr, DIALECTS))}; got {to!r}.")
+    as_directory = DIALECTS[to].directory
+    if os.path.exists(dst) and not overwrite and not (as_directory and dst.is_dir() and not any(dst.iterdir())):
         raise CheckpointError(f"{dst}: exists. Choose another destination, or overwrite (--overwrite).")
-    if dst.exists() and dst.is_dir() != (to == "hf"):
-        raise CheckpointError(f"{dst}: expected a {'directory' if to == 'hf' else 'file'} to write {to!r} format to.")
+    if dst.exists() and dst.is_dir() != as_directory:
+        raise CheckpointError(f"{dst}: expected a {'directory' if as_directory else 'file'} to write {to!r} format to.")
     checkpoint = Checkpoint.open(src, config=config, dilations=dilations)
     config, kind = checkpoint.config, checkpoint.kind
     params = checkpoint.to_flax(lazy=True)
@@ -82,7 +83,7 @@ def convert(
     if processor is None:
         processor = _imagenet_json(config)
     converted = from_flax(params, config, kind=kind, dialect=to)
-    if to == "hf":
+    if as_directory:
         with staging(dst) as directory:
             write_model(directory, converted, config, kind)
             (directory / PROCESSOR_NAME).write_text(processor, encoding="utf-8")

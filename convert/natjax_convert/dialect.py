@@ -107,6 +107,7 @@ class Dialect:
         table: from layers (for their kernel, scale and bias) and other parameters to the names of their tensors.
             Placeholders such as `{level}` stand for one step of a path.
         heads: first steps of the paths whose tensors have no prefix.
+        directory: whether it is written as a directory with config.json and safetensors, else as one file of torch.save.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Dialect:
     kinds: Mapping[Kind, Signature]
     table: Mapping[str, str | Joined | Stacked]
     heads: tuple[str, ...] = ("classifier",)
+    directory: bool = False
 
     def recognise(self, names: Iterable[str]) -> Found | None:
         """Returns what a state dict with such keys is, or None where it is not of this dialect."""

@@ -5,6 +5,7 @@ Letters: B batch, C channels, N heads, K kernel size.
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import jax
@@ -207,5 +208,5 @@ class NeighborhoodAttention(nnx.Module):
 
 
 def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1; got {value!r}.")

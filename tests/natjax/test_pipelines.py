@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 import natjax
+import natjax_convert
 from natjax.image_processing import NatImageProcessor
 
 LABELS = {0: "dark", 1: "bright", 2: "odd"}
@@ -90,11 +91,23 @@ def test_the_default_is_the_classifier_of_digits():
     assert [entry["label"] for entry in classify(image)]
 
 
+def test_open_checkpoints_keep_their_configuration(folder, tmp_path):
+    natjax_convert.convert(folder / "model", tmp_path / "nat.pth", to="shilabs")
+    checkpoint = natjax_convert.Checkpoint.open(tmp_path / "nat.pth", config=CONFIG)
+    processor = NatImageProcessor.from_pretrained(folder / "model")
+    extract = natjax.pipeline("image-feature-extraction", checkpoint, processor=processor)
+    assert extract.model.config.depths == CONFIG.depths
+    plain = natjax.pipeline("image-feature-extraction", folder / "model")
+    np.testing.assert_array_equal(extract(folder / "0.png"), plain(folder / "0.png"))
+
+
 def test_what_does_not_fit(folder, tmp_path):
     with pytest.raises(
         ValueError, match="task must be 'image-classification' or 'image-feature-extraction'; got 'ocr'"
     ):
-        natjax.pipeline("ocr", folder / "model")
+        natjax.pipeline("ocr", folder / "nothing")  # refused before anything is opened
+    with pytest.raises(ValueError, match="stages is for 'image-feature-extraction'"):
+        natjax.pipeline("image-classification", folder / "model", stages="all")
     for name in ("top_k", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
             natjax.pipeline("image-classification", folder / "model", **{name: 0})

@@ -41,12 +41,8 @@ from natjax_train.tasks import find_task
 
 __all__ = ["NonFiniteError", "PreemptedError", "train"]
 
-_UNCHANGED = (
-    "task",
-    "model",
-    "batch_size",
-    "seed",
-)  # when a run resumes: they decide its weights and the order of its data
+# What a resumed run may not change: it decides the weights and the order of the data.
+_UNCHANGED = ("task", "model", "batch_size", "seed")
 
 
 class PreemptedError(NatjaxError):
@@ -171,9 +167,8 @@ def train(
                 nnx.merge(eval_graphdef, params).save_pretrained(out / "model", processor=processor)
 
         result = None
-        evaluation_missed = (
-            step > 0 and evaluation_due() and not checkpoints.has_score(step)
-        )  # it was stopped before that
+        # A run may have been stopped after a step and before its evaluation.
+        evaluation_missed = step > 0 and evaluation_due() and not checkpoints.has_score(step)
         while evaluation_missed or step < total:
             if not evaluation_missed:
                 start = time.perf_counter()

@@ -6,6 +6,7 @@ _LAYER = "encoder.levels.{level}.layers.{layer}."
 
 HF = Dialect(
     name="hf",
+    directory=True,
     title="Hugging Face",
     example="nat.embeddings.norm.weight",
     kinds={

@@ -12,9 +12,8 @@ import jax
 from natjax_kernels.plan import Window, group_length, longest_halo
 
 _KEY_COST = 12  # scores that take as long as gathering a key and a value, and summing their gradients
-_LARGE_ROW = (
-    2**21
-)  # scores of a row of tiles, for one head, that make its work take twice as long: they leave the caches
+# Scores of a row of tiles, for one head, that make its work take twice as long: they leave the caches.
+_LARGE_ROW = 2**21
 _MOST_QUERIES = 64  # beyond, the scores of a tile leave the cache: measured slower, whatever they save elsewhere
 
 

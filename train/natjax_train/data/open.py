@@ -34,9 +34,8 @@ def open_source(spec: str | os.PathLike, split: str) -> Source:
         raise ImageError(f"{spec} has no {wanted}: it should hold train/ and val/, each with one folder per class.")
     # Evaluation numbers its classes as training does, even if some of them have no images there.
     names = None if split == "train" or training is None else _class_names(training)
-    from natjax_train.data import (
-        records,  # here, as `python -m natjax_train.data.records` warns if it is imported before
-    )
+    # Imported here: `python -m natjax_train.data.records` warns if it is imported before.
+    from natjax_train.data import records
 
     if not records.is_records(folder):
         return ImageFolder(folder, names)
