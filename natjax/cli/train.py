@@ -1,4 +1,4 @@
-"""`natjax train`: trains a model by a recipe, on one device or many, and goes on where a run was interrupted."""
+"""`natjax train`: trains a model by a recipe, on one device or many, and resumes interrupted runs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="NAME", help=f"a recipe's JSON file, or one of {', '.join(RECIPES)}")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with train/ and val/, or 'digits'")
     parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder of the run")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where the run in RUN_DIR ended; start where there is none"
-    )
+    parser.add_argument("--resume", action="store_true", help="resume the run in RUN_DIR; start where there is none")
     add_process_arguments(parser)
     fields = parser.add_argument_group("recipe", "Each of these overrides a field of the recipe.")
     for name, text in field_help().items():

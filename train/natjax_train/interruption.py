@@ -34,7 +34,7 @@ class Interruption:
         return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
 
     def during(self, batches: Iterable[Any]) -> Generator[Any]:
-        """The batches of an evaluation, which a signal ends; not where other processes would go on with theirs.
+        """Returns the batches of an evaluation, which a signal ends where the run is a single process.
 
         Raises:
             InterruptedEvaluationError: a signal came.

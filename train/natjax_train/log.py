@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl, a live line on a terminal, plain lines elsewhere, TensorBoard if installed.
+"""What a run reports: metrics.jsonl, a live line on a terminal, plain lines elsewhere, TensorBoard if installed.
 
 Every line of metrics.jsonl is one JSON object with a "step": of a step of training `loss`, `lr`, `images_per_second`, ...; of
 an evaluation `val_loss` and the task's, `top1` and `top5`. What is not finite is null.

@@ -71,7 +71,7 @@ def train(
         recipe: all settings.
         data: a folder or "digits", see `data.open_source`; or a source of training and one of validation images.
         out: the run's folder.
-        resume: whether to go on from the newest good checkpoint in it; starts where there is none.
+        resume: whether to resume from the newest good checkpoint in it; starts where there is none.
         report: called with messages for people.
 
     Raises:
@@ -100,7 +100,7 @@ def train(
         "workers": recipe.workers,
         "worker_kind": recipe.worker_kind,
         "max_corrupt": recipe.max_corrupt,
-        "report": lambda message: report(message),  # what it is by then: beside the log's live line
+        "report": lambda message: report(message),  # looked up at the call: the log replaces it
     }
     loader = data_.train_loader(
         train_source,

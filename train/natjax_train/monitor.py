@@ -1,4 +1,4 @@
-"""What every step tells: its metrics are logged, and a loss or gradient that is not finite skips the step or ends the run."""
+"""Watches the steps: metrics are logged, and a loss or gradient that is not finite skips the step or ends the run."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class DataIterator(Protocol):
         """Goes to a position."""
 
     def join_states(self, states: list[Any]) -> Any:
-        """Returns one position of those of all processes, for a run that goes on with another number of them."""
+        """Returns one position of those of all processes, for a run that resumes with another number of them."""
 
 
 class SmallFiles:

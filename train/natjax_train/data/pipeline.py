@@ -170,7 +170,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._position, self.unreadable = state["position"], set(state["unreadable"])
 
     def join_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns one position of those of all processes, for a run that goes on with another number of them."""
+        """Returns one position of those of all processes, for a run that resumes with another number of them."""
         return states[0] | {"unreadable": sorted({i for state in states for i in state["unreadable"]})}
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def _start(self) -> Any:
         threads = 0 if self._processes else self._workers
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        # Grain's own state depends on the workers: a run that goes on with others would see other batches.
+        # Grain's own state depends on the workers: a run that resumes with others would see other batches.
         dataset = grain.MapDataset.source(_From(self._batches, self._position)).to_iter_dataset(options)
         if self._processes:
             if not flags.FLAGS.is_parsed():  # Grain's workers look at flags, which only absl's own main functions parse

@@ -53,7 +53,7 @@ class Task(Protocol):
         ...
 
     def resumed_model(self, config: Any) -> Any:
-        """Returns the model of a run that goes on, without weights."""
+        """Returns the model of a resumed run, without weights."""
         ...
 
     def parameters(self, config: Any) -> list[Parameter]:

@@ -119,7 +119,7 @@ class Classification:
         return model
 
     def resumed_model(self, config: NatConfig) -> NatForImageClassification:
-        """Returns the model of a run that goes on, without weights: those are in its checkpoints, wherever they came from.
+        """Returns the model of a resumed run, without weights: those are in its checkpoints.
 
         Raises:
             ValueError: the data have other classes than the run.
