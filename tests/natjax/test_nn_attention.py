@@ -79,7 +79,7 @@ def test_under_jit_and_grad_every_parameter_learns():
     def gradient(layer, x):
         return nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer)
 
-    grads = nnx.to_pure_dict(gradient(layer, x))
+    grads = nnx.to_pure_dict(nnx.state(gradient(layer, x)))  # a state, or in tree mode a layer of gradients
     assert jax.tree.map(jnp.shape, grads) == {
         "qkv": {"kernel": (DIM, 3 * DIM), "bias": (3 * DIM,)},
         "rpb": (HEADS, 5),
