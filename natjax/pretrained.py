@@ -33,7 +33,7 @@ Model = TypeVar("Model", bound=PretrainedModel)
 
 def from_pretrained(
     model_class: type[Model],
-    source: str | os.PathLike,
+    source: str | os.PathLike | Checkpoint,
     *,
     config: NatConfig | None = None,
     dtype: Any = None,

@@ -13,6 +13,8 @@ from natjax.configuration import NatConfig
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
+    from natjax_convert import Checkpoint
+
 
 class NatPreTrainedModel(nnx.Module):
     """What all models share: construction from a configuration, and loading and saving of published weights."""
@@ -47,7 +49,7 @@ class NatPreTrainedModel(nnx.Module):
         self.config = config  # subclasses make their layers, with the same arguments
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike, **options: Any) -> Self:
+    def from_pretrained(cls, source: str | os.PathLike | Checkpoint, **options: Any) -> Self:
         """Loads published weights; see `natjax.pretrained.from_pretrained` for the options."""
         from natjax import pretrained  # models themselves know nothing of checkpoints
 
