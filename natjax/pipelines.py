@@ -72,10 +72,10 @@ def pipeline(
     if task == "image-classification" and stages is not None:
         raise ValueError(f"stages is for 'image-feature-extraction'; got {stages!r} with {task!r}.")
     if isinstance(model, Checkpoint):
-        checkpoint = model
+        checkpoint, path = model, model.path
     else:
-        checkpoint = Checkpoint.open(_DIGITS if model is None else locate(model), config=config)
-    path = checkpoint.path
+        path = _DIGITS if model is None else locate(model)
+        checkpoint = Checkpoint.open(path, config=config)
     options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}
     make: Callable[..., Any]
     if task == "image-classification":
