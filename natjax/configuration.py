@@ -18,6 +18,7 @@ from natjax.errors import CheckpointError
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 CONFIG_NAME = "config.json"
+PROCESSOR_NAME = "preprocessor_config.json"
 
 _MAX_LEVELS = 16  # channels double with each: bounds for files that nobody means to run
 _MAX_SIZE = 10**7

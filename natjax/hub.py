@@ -12,6 +12,9 @@ _HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.saf
 _HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
+DIGITS = Path(__file__).parent / "demo" / "digits"  # the built-in classifier of handwritten digits
+
+
 def locate(
     source: str | os.PathLike,
     *,

@@ -23,6 +23,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from natjax.configuration import PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     ImageLike = str | os.PathLike | PIL.Image.Image | np.ndarray
     Size = Any  # given as a mapping, an integer or a pair; a mapping once the processor is made
 
-PROCESSOR_NAME = "preprocessor_config.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -27,12 +27,10 @@ from flax import nnx
 from natjax import models
 from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError, ImageError
-from natjax.hub import locate
+from natjax.hub import DIGITS, locate
 from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
 from natjax.nn.xla import compiler_options
 from natjax_convert import Checkpoint
-
-_DIGITS = Path(__file__).parent / "demo" / "digits"
 
 
 def pipeline(
@@ -74,7 +72,7 @@ def pipeline(
     if isinstance(model, Checkpoint):
         checkpoint, path = model, model.path
     else:
-        path = _DIGITS if model is None else locate(model)
+        path = DIGITS if model is None else locate(model)
         checkpoint = Checkpoint.open(path, config=config)
     options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}
     make: Callable[..., Any]

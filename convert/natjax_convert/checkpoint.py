@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from natjax.configuration import CONFIG_NAME, NatConfig
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig
 from natjax.errors import CheckpointError
 from natjax_convert.dialect import Dialect, Found, parameter_shape
 from natjax_convert.names import detect
@@ -16,8 +16,6 @@ from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
 from natjax_convert.shapes import Kind, ParameterPath
 from natjax_convert.state_dict import StateDict, unusable
-
-PROCESSOR_NAME = "preprocessor_config.json"
 
 Dilations = Sequence[Sequence[int]] | Literal["none"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from natjax.atomic import staging
-from natjax.configuration import CONFIG_NAME, NatConfig
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig
 from natjax.errors import CheckpointError
-from natjax_convert.checkpoint import PROCESSOR_NAME, Checkpoint, Dilations
+from natjax_convert.checkpoint import Checkpoint, Dilations
 from natjax_convert.names import DIALECTS
 from natjax_convert.params import from_flax
 from natjax_convert.safetensors_file import write_safetensors
@@ -35,6 +35,7 @@ class Report:
         tensors: number of tensors written.
         parameters: number of parameters.
         seconds: time taken.
+        default_processor: whether ImageNet's image processor was written, as there is none beside the source.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Report:
     tensors: int
     parameters: int
     seconds: float
+    default_processor: bool = False
 
 
 def convert(
@@ -80,13 +82,11 @@ def convert(
     config, kind = checkpoint.config, checkpoint.kind
     params = checkpoint.to_flax(lazy=True)
     processor = checkpoint.processor_json()
-    if processor is None:
-        processor = _imagenet_json(config)
     converted = from_flax(params, config, kind=kind, dialect=to)
     if as_directory:
         with staging(dst) as directory:
             write_model(directory, converted, config, kind)
-            (directory / PROCESSOR_NAME).write_text(processor, encoding="utf-8")
+            (directory / PROCESSOR_NAME).write_text(processor or _imagenet_json(config), encoding="utf-8")
     else:
         with staging(dst.parent) as directory:
             write_torch(directory / dst.name, converted)
@@ -97,6 +97,7 @@ def convert(
         tensors=len(converted),
         parameters=count_parameters(config, kind),
         seconds=time.perf_counter() - start,
+        default_processor=as_directory and processor is None,
     )
 
 
@@ -113,7 +114,5 @@ def write_model(directory: Path, tensors: StateDict, config: NatConfig, kind: Ki
 def _imagenet_json(config: NatConfig) -> str:
     from natjax.image_processing import NatImageProcessor
 
-    processor = NatImageProcessor.imagenet().to_dict()
-    if config.num_channels == 1:
-        processor |= {"image_mean": [0.5], "image_std": [0.5]}
-    return json.dumps(processor, indent=2, sort_keys=True) + "\n"
+    processor = NatImageProcessor.imagenet(num_channels=1 if config.num_channels == 1 else 3)
+    return json.dumps(processor.to_dict(), indent=2, sort_keys=True) + "\n"

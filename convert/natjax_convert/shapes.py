@@ -118,9 +118,9 @@ def linear(inputs: int, outputs: int, *, bias: bool = True) -> Piece:
     return {"kernel": (inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
 
 
-def conv(inputs: int, outputs: int, size: int = 3, *, bias: bool = True) -> Piece:
-    """A convolution with a square kernel."""
-    return {"kernel": (size, size, inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
+def conv(inputs: int, outputs: int, *, bias: bool = True) -> Piece:
+    """A convolution with a 3 x 3 kernel."""
+    return {"kernel": (3, 3, inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
 
 
 def norm(dim: int) -> Piece:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from natjax.cli._config import read_config
-from natjax.cli._output import printable
+from natjax.cli._output import complain, printable
 
 HELP = "convert a checkpoint between formats"
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
+    from natjax.configuration import PROCESSOR_NAME
     from natjax_convert import convert
 
     config = read_config(args.config)
@@ -36,6 +37,11 @@ def run(args: argparse.Namespace) -> int:
     config = report.config
     print(f"{printable(args.src)} ({report.source} {report.kind}) -> {printable(args.dst)} ({args.to})")
     print(f"  {config.model_type}, {config.num_labels} class(es), depths {'-'.join(map(str, config.depths))}")
+    if report.default_processor:
+        complain(
+            f"{printable(args.src)} comes without a {PROCESSOR_NAME}: wrote ImageNet's (224 pixels, crop 0.875); replace it if "
+            "the model was trained otherwise"
+        )
     print(f"  {report.tensors} tensors, {report.parameters:,} parameters, {report.seconds:.1f} s")
     return 0
 

@@ -20,6 +20,7 @@ from flax import nnx
 import natjax_convert
 from natjax.demo.picture import draw
 from natjax.errors import CheckpointError
+from natjax.hub import DIGITS
 from natjax.image_processing import NatImageProcessor
 from natjax.models import NatForImageClassification
 from natjax.nn.xla import compiler_options
@@ -27,7 +28,7 @@ from natjax.nn.xla import compiler_options
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-MODEL_DIR = Path(__file__).parent / "digits"
+MODEL_DIR = DIGITS
 TOLERANCE = 2e-5  # of float32 logits of this model: they reach about 10
 INSPECTED = 5  # the sample whose attention is drawn ...
 QUERIES = ((7, 8), (0, 9))  # ... at these tokens (row, column): inside the map and at its border

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from natjax.configuration import NatConfig
@@ -15,7 +14,6 @@ from natjax.nn.layers import as_rngs, layer_norm
 from natjax.outputs import NatBackboneOutput
 
 if TYPE_CHECKING:
-    from jax.typing import DTypeLike
     from jaxtyping import Array, Float
 
 
@@ -24,17 +22,7 @@ class NatBackbone(NatPreTrainedModel):
 
     kind = "backbone"
 
-    def __init__(
-        self,
-        config: NatConfig,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, rngs=rngs)
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    def _build(self, config: NatConfig, *, implementation: str | None, **options: Any) -> None:
         self.embeddings = Embeddings(config, **options)
         self.encoder = Encoder(config, implementation=implementation, **options)
         self.hidden_states_norms = nnx.Dict(

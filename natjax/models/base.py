@@ -46,7 +46,12 @@ class NatPreTrainedModel(nnx.Module):
             raise ValueError(
                 f"config must be a NatConfig; got {type(config).__name__}. For presets see natjax.create_model."
             )
-        self.config = config  # subclasses make their layers, with the same arguments
+        self.config = config
+        self._build(config, implementation=implementation, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def _build(self, config: NatConfig, *, implementation: str | None, **options: Any) -> None:
+        """Makes the layers; `options` are dtype, param_dtype and rngs, as layers take them."""
+        raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike | Checkpoint, **options: Any) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from natjax.configuration import NatConfig
@@ -16,7 +15,6 @@ from natjax.nn.layers import linear
 from natjax.outputs import NatImageClassifierOutput
 
 if TYPE_CHECKING:
-    from jax.typing import DTypeLike
     from jaxtyping import Array, Float, Num
 
 
@@ -25,17 +23,7 @@ class NatForImageClassification(NatPreTrainedModel):
 
     kind = "classifier"
 
-    def __init__(
-        self,
-        config: NatConfig,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, rngs=rngs)
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    def _build(self, config: NatConfig, *, implementation: str | None, **options: Any) -> None:
         self.nat = NatModel(config, implementation=implementation, **options)
         if config.num_labels:
             kernel_init = truncated_normal(config.initializer_range)

@@ -64,17 +64,7 @@ class NatModel(NatPreTrainedModel):
 
     kind = "model"
 
-    def __init__(
-        self,
-        config: NatConfig,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(config, rngs=rngs)
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    def _build(self, config: NatConfig, *, implementation: str | None, **options: Any) -> None:
         self.embeddings = Embeddings(config, **options)
         self.encoder = Encoder(config, implementation=implementation, **options)
         self.layernorm = layer_norm(config.hidden_size, epsilon=config.layer_norm_eps, **options)

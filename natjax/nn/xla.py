@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.sharding import PartitionSpec
+
+from natjax_kernels.sharding import reshape, spec_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -44,7 +45,7 @@ def flat_dot_general(
     """
     assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())), dimension_numbers
     rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
-    return _reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*_spec(x)[:-1], *_spec(rows)[1:]))
+    return reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*spec_of(x)[:-1], *spec_of(rows)[1:]))
 
 
 def conv3x3_s2(
@@ -96,18 +97,9 @@ def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B h w 9*C"]:
 
 def _in_pairs(x: Array, axis: int) -> Array:
     """Splits an axis into pairs: [..., n, ...] -> [..., n / 2, 2, ...]."""
-    shape, spec = x.shape, _spec(x)
+    shape, spec = x.shape, spec_of(x)
     shape = (*shape[:axis], shape[axis] // 2, 2, *shape[axis + 1 :])
-    return _reshape(x, shape, (*spec[: axis + 1], None, *spec[axis + 1 :]))
-
-
-def _reshape(x: Array, shape: tuple[int, ...], spec: tuple) -> Array:
-    """Reshapes, and says where Explicit axes of a mesh go: of a batch of 1, JAX takes them to the next axis."""
-    return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(*spec) if any(spec) else None)
-
-
-def _spec(x: Array) -> tuple:
-    return tuple(jax.typeof(x).sharding.spec)
+    return reshape(x, shape, (*spec[: axis + 1], None, *spec[axis + 1 :]))
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -87,7 +87,7 @@ def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
 
 def test_the_default_is_the_classifier_of_digits():
     classify = natjax.pipeline("image-classification", top_k=1)
-    image = next(natjax.pipelines._DIGITS.glob("*.png"))
+    image = next(natjax.hub.DIGITS.glob("*.png"))
     assert [entry["label"] for entry in classify(image)]
 
 

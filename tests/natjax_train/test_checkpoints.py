@@ -77,7 +77,7 @@ def restore(directory):
 def restore_best(directory, newest=5):
     reports = []
     with Checkpoints(directory, 2, reports.append) as checkpoints:
-        state = checkpoints.restore_best(abstract(make_state(0)), make_state(newest))
+        state = checkpoints.restore_best(make_state(newest))
     return int(state.step), reports
 
 

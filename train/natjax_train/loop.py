@@ -201,7 +201,7 @@ def train(
 
         checkpoints.wait()
         if recipe.select == "best":
-            state = checkpoints.restore_best(state, state)
+            state = checkpoints.restore_best(state)
             result = result if int(state.step) == step else None
         export_model(state)
         try:

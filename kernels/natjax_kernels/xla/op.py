@@ -24,6 +24,7 @@ from natjax_kernels._compat import vary, vary_alike, varying_axes
 from natjax_kernels.bias import bias_gradient, bias_table
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem, accumulator
+from natjax_kernels.sharding import reshape, spec_of
 from natjax_kernels.xla.tiling import entries_per_step, scores_per_step, tile_shape
 
 
@@ -139,21 +140,12 @@ def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
     batch = arrays[0].shape[0]
     entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(batch, 1))
     parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
-    return jax.tree.map(lambda x: _reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *_spec(x))), arrays)
+    return jax.tree.map(lambda x: reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *spec_of(x))), arrays)
 
 
 def _joined(x, like):
     """Undoes `_batch_parts`, with the sharding of `like`: a split batch of 1 has lost its own."""
-    return _reshape(x, like.shape, _spec(like))
-
-
-def _reshape(x, shape: tuple[int, ...], spec: tuple):
-    """Reshapes; for Explicit axes of a mesh it names the sharding, which JAX cannot infer where an axis is split."""
-    return jax.lax.reshape(x, shape, out_sharding=PartitionSpec(*spec) if any(spec) else None)
-
-
-def _spec(x) -> tuple:
-    return tuple(jax.typeof(x).sharding.spec)
+    return reshape(x, like.shape, spec_of(like))
 
 
 def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
@@ -244,7 +236,7 @@ def _sum_by_class(x, classes, count: int):
     x = x[:, None] if x.ndim == 4 else x
     ours = jnp.asarray(classes == np.arange(count)[:, None], x.dtype)[..., None]
     ours = jnp.broadcast_to(ours, (*ours.shape[:2], x.shape[1]))
-    sharded = _spec(x)  # along Explicit axes, which want to be told of the sum over them
+    sharded = spec_of(x)  # along Explicit axes, which want to be told of the sum over them
     out = PartitionSpec(None, sharded[2], None, None) if any(sharded) else None
     return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
 

@@ -171,19 +171,22 @@ class Checkpoints:
             )
         return None
 
-    def restore_best(self, like: TrainState, newest: TrainState) -> TrainState:
-        """Returns the state of the good checkpoint with the highest score, which may be the newest: that is at hand.
+    def restore_best(self, newest: TrainState) -> TrainState:
+        """Returns the state of the good checkpoint with the highest score, placed as the newest is.
 
         Damaged ones with higher scores are reported and set aside.
+
+        Args:
+            newest: the run's state now, returned as it is where its checkpoint is the best.
 
         Raises:
             ValueError: the checkpoints are of another model or recipe.
         """
         ranked = [step for _, step in sorted(self._scored(), reverse=True)]
         better = itertools.takewhile(lambda step: step != int(newest.step), ranked)
-        arrays, _, problems = self._first_good(better, like)
+        arrays, _, problems = self._first_good(better, newest)
         self._set_aside(problems)
-        return newest if arrays is None else placed(arrays, like)
+        return newest if arrays is None else placed(arrays, newest)
 
     def _first_good(
         self, steps: Iterable[int], like: TrainState
