@@ -59,7 +59,10 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
 
     Raises:
         ImportError: the packages for training are not installed.
+        ValueError: the model has no classes to train on.
     """
+    if not config.num_labels:
+        raise ValueError("The model has no classes to train on: its num_labels is 0.")
     try:
         from natjax_train import mesh, step
         from natjax_train.recipe import Recipe
@@ -67,7 +70,7 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     except ImportError as error:
         raise ImportError(f"Training steps need more packages ({error}): pip install 'natjax[train]'.") from error
 
-    channels, classes = config.num_channels, config.num_labels or 0
+    channels, classes = config.num_channels, config.num_labels
     recipe = Recipe(
         model="custom",
         image_size=side,

@@ -70,8 +70,12 @@ def pipeline(
     if task == "image-classification" and stages is not None:
         raise ValueError(f"stages is for 'image-feature-extraction'; got {stages!r} with {task!r}.")
     if isinstance(model, Checkpoint):
+        if config is not None:
+            raise ValueError("An open checkpoint has its configuration: give no config with it.")
         checkpoint, path = model, model.path
     else:
+        if model is None:
+            (report or _warn)("no model given: using the built-in classifier of handwritten digits")
         path = DIGITS if model is None else locate(model)
         checkpoint = Checkpoint.open(path, config=config)
     options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}

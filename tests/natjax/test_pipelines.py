@@ -86,7 +86,8 @@ def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
 
 
 def test_the_default_is_the_classifier_of_digits():
-    classify = natjax.pipeline("image-classification", top_k=1)
+    with pytest.warns(UserWarning, match="no model given: using the built-in classifier of handwritten digits"):
+        classify = natjax.pipeline("image-classification", top_k=1)
     image = next(natjax.hub.DIGITS.glob("*.png"))
     assert [entry["label"] for entry in classify(image)]
 
@@ -97,6 +98,8 @@ def test_open_checkpoints_keep_their_configuration(folder, tmp_path):
     processor = NatImageProcessor.from_pretrained(folder / "model")
     extract = natjax.pipeline("image-feature-extraction", checkpoint, processor=processor)
     assert extract.model.config.depths == CONFIG.depths
+    with pytest.raises(ValueError, match="An open checkpoint has its configuration"):
+        natjax.pipeline("image-feature-extraction", checkpoint, config=CONFIG)
     plain = natjax.pipeline("image-feature-extraction", folder / "model")
     np.testing.assert_array_equal(extract(folder / "0.png"), plain(folder / "0.png"))
 
