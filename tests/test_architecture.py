@@ -47,7 +47,7 @@ def test_no_import_goes_in_a_circle():
 
 
 def area(module: str) -> str:
-    """Returns the area of a module; the command line is nobody's to import."""
+    """Returns the area of a module; the command line's modules, which no other area may import, are areas of their own."""
     return max((name for name in (*AREAS, *ANYTHING) if f"{module}.".startswith(f"{name}.")), key=len)
 
 
