@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from natjax.errors import ImageError as ImageError
     from natjax.errors import NatjaxError as NatjaxError
     from natjax.image_processing import NatImageProcessor as NatImageProcessor
-    from natjax.image_processing import load_image as load_image
+    from natjax.images import load_image as load_image
     from natjax.linen import to_linen as to_linen
     from natjax.models import NatBackbone as NatBackbone
     from natjax.models import NatForImageClassification as NatForImageClassification
@@ -48,7 +48,7 @@ _MODULES = {
     "explain": "natjax_kernels",
     "get_config": "natjax.presets",
     "list_models": "natjax.presets",
-    "load_image": "natjax.image_processing",
+    "load_image": "natjax.images",
     "neighborhood_attention": "natjax_kernels",
     "neighborhood_attention_with_weights": "natjax_kernels",
     "pipeline": "natjax.pipelines",

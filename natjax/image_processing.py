@@ -1,4 +1,4 @@
-"""Images to model input: decode, resize, crop, rescale and normalise as Hugging Face's image processors do.
+"""Images to model input: resize, crop, rescale and normalise as Hugging Face's image processors do.
 
 Configured by Hugging Face's `preprocessor_config.json`. Without a crop the numbers are those of transformers 4.40.2's
 `ViTImageProcessor`, the one its NAT and DiNAT use; with a crop those of its `CLIPImageProcessor`, which is how ImageNet
@@ -7,34 +7,29 @@ evaluation prepares images. Both bit for bit, but channels-last: `[B, H, W, C]` 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
-import threading
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from natjax.configuration import PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
+from natjax.images import decode_image, image_name
+from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
 
     ImageLike = str | os.PathLike | PIL.Image.Image | np.ndarray
     Size = Any  # given as a mapping, an integer or a pair; a mapping once the processor is made
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")  # the second is of older files
 _VIT_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTFeatureExtractor")
@@ -47,21 +42,6 @@ _CROP_DEFAULTS = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
-
-
-def load_image(source: str | os.PathLike | PIL.Image.Image, mode: str = "RGB") -> PIL.Image.Image:
-    """Reads one image as Hugging Face's `load_image` does: turned upright by its EXIF orientation, then converted.
-
-    Args:
-        source: path of an image file, or a Pillow image.
-        mode: Pillow mode of the result; Hugging Face knows "RGB" only, grey models take "L".
-
-    Raises:
-        natjax.ImageError: the file is missing, empty, damaged, too large or not an image; the message names it.
-    """
-    if not isinstance(source, str | os.PathLike | PIL.Image.Image):
-        raise ImageError(f"An image is a path or a Pillow image; got {type(source).__name__}.")
-    return decode_image(source, mode)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -284,76 +264,6 @@ class NatImageProcessor:
         )
 
 
-def decode_image(
-    source: bytes | str | os.PathLike | PIL.Image.Image,
-    mode: str = "RGB",
-    *,
-    upright: bool = True,
-    strict: bool = False,
-) -> PIL.Image.Image:
-    """Decodes one image: the one place where natjax does. Any thread may call it.
-
-    Args:
-        source: bytes of an image file, its path, or a Pillow image.
-        mode: Pillow mode of the result.
-        upright: whether to turn it by its EXIF orientation.
-        strict: whether to refuse more pixels than Pillow takes for harmless, and not only twice as many.
-
-    Raises:
-        natjax.ImageError: it is missing, empty, damaged, too large or no image; the message names it.
-    """
-    name = _name(source)
-    try:
-        with _quiet_pillow():
-            if isinstance(source, PIL.Image.Image):
-                image = (PIL.ImageOps.exif_transpose(source) if upright else source).convert(mode)
-            else:
-                with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                    most = PIL.Image.MAX_IMAGE_PIXELS
-                    if strict and most and math.prod(file.size) > most:
-                        raise PIL.Image.DecompressionBombError(
-                            f"{file.width} x {file.height} pixels may be a decompression bomb"
-                        )
-                    file.load()
-                    if upright:
-                        PIL.ImageOps.exif_transpose(file, in_place=True)
-                    image = file.convert(mode)
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: there is no such file.") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a directory, not an image.") from error
-    except PIL.Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: too large to decode safely: {error}") from error
-    except PIL.UnidentifiedImageError as error:
-        size = os.path.getsize(source) if isinstance(source, str | os.PathLike) and os.path.exists(source) else None
-        empty = size == 0 or source == b""
-        raise ImageError(f"{name}: {'the file is empty' if empty else 'not an image that Pillow can read'}.") from error
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
-        raise ImageError(f"{name}: cannot be read: {reason}.") from error
-    if 0 in image.size:
-        raise ImageError(f"{name}: has no pixels.")
-    return image
-
-
-@contextlib.contextmanager
-def _quiet_pillow() -> Generator[None]:
-    """Silences Pillow's warnings of large images, odd palettes and broken metadata: pixels come out, or an error does.
-
-    In the main thread alone: warning filters are the whole process's, and two threads that swap them would mix them up.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
-
-
-def _name(image: ImageLike | bytes) -> str:
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else "The image"
-
-
 def _resized_shape(image: ImageLike, shape: Sequence[int], size: Mapping[str, int]) -> tuple[int, int]:
     """Returns height and width that an image of `shape` is resized to."""
     height, width = shape
@@ -365,7 +275,7 @@ def _resized_shape(image: ImageLike, shape: Sequence[int], size: Mapping[str, in
     most = PIL.Image.MAX_IMAGE_PIXELS or math.inf
     if math.prod(wanted) > most:  # a strip of a few hundred bytes asks for gigabytes
         raise ImageError(
-            f"{_name(image)}: {height} x {width} pixels (height x width) would be resized to {wanted[0]} x {wanted[1]}, "
+            f"{image_name(image)}: {height} x {width} pixels (height x width) would be resized to {wanted[0]} x {wanted[1]}, "
             f"more than the {most} pixels that Pillow takes for harmless."
         )
     return wanted

@@ -13,6 +13,8 @@ from typing import Any
 
 from natjax.configuration import NatConfig
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # per channel, of pixels 0..1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:

@@ -17,7 +17,8 @@ import PIL.Image
 import pytest
 
 from natjax.errors import CheckpointError, ImageError
-from natjax.image_processing import NatImageProcessor, load_image
+from natjax.image_processing import NatImageProcessor
+from natjax.images import load_image
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "image_processor"
 

@@ -6,7 +6,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from natjax.image_processing import IMAGENET_MEAN, IMAGENET_STD, NatImageProcessor, load_image
+from natjax.image_processing import NatImageProcessor
+from natjax.images import load_image
+from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 
 transformers = pytest.importorskip("transformers")
 datasets = pytest.importorskip("sklearn.datasets")

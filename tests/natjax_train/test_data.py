@@ -12,7 +12,8 @@ import PIL.Image
 import pytest
 
 from natjax.errors import ImageError
-from natjax.image_processing import NatImageProcessor, load_image
+from natjax.image_processing import NatImageProcessor
+from natjax.images import load_image
 from natjax_train.augment.host import random_resized_crop
 from natjax_train.data import Digits, ImageFolder, eval_loader, eval_processor, open_source, records, train_loader
 from natjax_train.data.transforms import decode, train_image

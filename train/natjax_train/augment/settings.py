@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 from natjax_train import fields
 from natjax_train.augment import policy
 from natjax_train.fields import setting
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

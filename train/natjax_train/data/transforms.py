@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 
-from natjax.image_processing import NatImageProcessor, decode_image
+from natjax.image_processing import NatImageProcessor
+from natjax.images import decode_image
 from natjax_train.augment.host import augment
 from natjax_train.augment.randaugment import RESAMPLING
 from natjax_train.augment.settings import EvalSettings, HostSettings
