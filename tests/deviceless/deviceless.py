@@ -126,14 +126,14 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56):
     return report(compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type)))
 
 
-def _model(name, **view):
-    """Returns configuration, graphdef and shapes of the parameters of a model that computes in bfloat16."""
+def _model(name, changes, **view):
+    """Returns configuration, graphdef and shapes of the parameters of a model, perhaps changed, that computes in bfloat16."""
     import jax
     from flax import nnx
 
     import natjax
 
-    model = nnx.eval_shape(lambda: natjax.create_model(name, dtype="bfloat16", rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: natjax.create_model(name, dtype="bfloat16", rngs=nnx.Rngs(0), **changes))
     graphdef, state = nnx.split(nnx.view(model, **view))
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
     return model.config, graphdef, params
@@ -143,13 +143,13 @@ def forward(kind, name="nat_tiny", batch=128, side=224):
     """A model's logits."""
     from flax import nnx
 
-    _, graphdef, params = _model(name)
+    _, graphdef, params = _model(name, {})
     pixels = Array((batch, side, side, 3), "bfloat16")
     return report(compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, arrays(params), pixels))
 
 
-def step(kind, name="nat_tiny", batch=128, side=224):
-    """The training step of the model's recipe, its augmentations included."""
+def step(kind, name="nat_tiny", batch=128, side=224, **changes):
+    """The training step of the model's recipe, its augmentations included; of fewer layers, say, where `changes` ask for them."""
     import jax
 
     from natjax_train.mesh import AXES
@@ -157,7 +157,7 @@ def step(kind, name="nat_tiny", batch=128, side=224):
     from natjax_train.step import make_training
     from natjax_train.tasks.classification import Classification
 
-    config, graphdef, params = _model(name, deterministic=False)
+    config, graphdef, params = _model(name, changes, deterministic=False)
     recipe = RECIPES[name]
     task = Classification(recipe, range(config.num_labels))
     with mock.patch("jax.default_backend", return_value="gpu"):  # the step's compiler options are a GPU's
@@ -176,6 +176,7 @@ CHECKS = {
     "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
     **{f"forward, batch 8, {side} pixels": functools.partial(forward, batch=8, side=side) for side in (224, 448, 896)},
     "step": step,
+    "step of 5 layers": functools.partial(step, depths=(1, 1, 2, 1)),
 }
 
 

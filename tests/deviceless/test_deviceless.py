@@ -41,8 +41,8 @@ def test_every_layer_of_a_model_is_one_kernel(check):
 
 
 def test_a_training_step_takes_the_kernels():
-    found = check_apart("step")
-    assert found["fused_kernels"] == 3 * LAYERS
+    found = check_apart("step of 5 layers")  # that of all 30 takes minutes to compile
+    assert found["fused_kernels"] == 3 * 5
 
 
 def test_memory_is_linear_in_pixels():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_channels():
 
 def test_bfloat16():
     model = initial_model(dataclasses.replace(RECIPES["digits"], dtype="bfloat16"), DIGITS)
-    assert model(jnp.ones((1, 32, 32, 1))).logits.dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda x: model(x).logits, jnp.ones((1, 32, 32, 1))).dtype == jnp.bfloat16
     assert model.classifier.kernel.dtype == jnp.float32
 
 
