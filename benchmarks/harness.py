@@ -1,54 +1,36 @@
-"""Runs the sections of a benchmark, each in a process of its own, so that one that fails or hangs is recorded and the rest go on.
-
-A section writes its rows to a partial file after every measurement (`Report`). `run_section` ends it at its time limit and
-returns what it has; results of before are replaced only then (`keep`).
-"""
+"""What the benchmarks share: rows that are on disk as soon as they are measured, time limits, and workers."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import multiprocessing
-import os
 import pathlib
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import ROOT
 from natjax.atomic import replacing
 
 RESULTS = ROOT / "benchmarks" / "results"
-TAIL = 3000  # characters of a failed section's output that are kept
 ERROR = 500  # characters of an error that are kept: the last, which say what went wrong
 OUT_OF_TIME = "the section's time is up"  # why a row was skipped
-GRACE = 10.0  # seconds that a section has to end by itself after its budget
 
 
-class TimeUp(BaseException):
-    """Time is up. Not an Exception, so that code that catches those does not catch it."""
+class Options(NamedTuple):
+    """Of a run: whether it is a small one, threads that compile side by side, parts of names of what to measure (all)."""
 
+    small: bool = False
+    threads: int = 1
+    cases: Sequence[str] = ()
 
-@contextlib.contextmanager
-def interrupted(seconds: float) -> Generator[None]:
-    """Raises TimeUp in the main thread after so many seconds."""
-
-    def interrupt(*_: Any) -> None:
-        raise TimeUp
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    def wants(self, name: str) -> bool:
+        """Whether what is called so is to be measured."""
+        return not self.cases or any(part in name for part in self.cases)
 
 
 class Report:
@@ -82,8 +64,6 @@ class Report:
         started = time.monotonic()
         try:
             found = {"skipped": OUT_OF_TIME} if self.time_is_up() else work()
-        except TimeUp:
-            found = {"skipped": OUT_OF_TIME}
         except Exception as error:  # one measurement that fails must not cost the others
             found = {"error": describe(error)}
         row = self.add(**labels, **found, took_seconds=round(time.monotonic() - started, 2))
@@ -113,49 +93,23 @@ def write(path: pathlib.Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def has_figures(content: dict[str, Any]) -> bool:
+    """Whether something was measured in a section."""
+    return any(not {"error", "skipped"} & row.keys() for row in content.get("rows", []))
+
+
 def keep(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Returns which results of a section to keep: the new ones, unless they have no figures and the old ones do."""
-    figures = [
-        any("error" not in row and "skipped" not in row for row in found.get("rows", [])) for found in (old, new)
-    ]
-    return old if figures == [True, False] else new
+    if has_figures(old) and not has_figures(new):
+        print("  It has no figures; those of before stay.", file=sys.stderr, flush=True)
+        return old
+    return new
 
 
-def run_section(
-    path: pathlib.Path, section: str, command: list[str], limit: float, environment: Mapping[str, str]
-) -> dict[str, Any]:
-    """Runs a section's command, which writes `path`; takes that file away and returns its content.
-
-    Its `status` is "complete", or "failed" or "timed out" with the end of the output beside it.
-    """
-    path.unlink(missing_ok=True)
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as log:
-        # In a session of its own, so that at the limit the compilers it started end with it.
-        options: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True, "cwd": ROOT}
-        process = subprocess.Popen(command, env=dict(environment), **options)
-        try:
-            code = process.wait(limit)
-            status = "failed" if code else "complete"
-        except subprocess.TimeoutExpired:
-            code, status = None, "timed out"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
-        tail = log.read().decode(errors="replace")
-    content = {"section": section, "rows": []} | (json.loads(path.read_text()) if path.exists() else {})
-    for file in (path, *path.parent.glob(f".{path.name}.*")):  # the others are of a write that was cut off
-        file.unlink(missing_ok=True)
-    content |= {"status": status, "seconds": round(time.monotonic() - started, 1)}
-    return content | ({} if status == "complete" else {"exit_code": code, "output": tail})
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Returns the environment of a section's process: this one's, without what would change what is measured."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("JAX_COMPILATION_CACHE_DIR", "TRITON_INTERPRET")}
-    return kept | {"PYTHONUNBUFFERED": "1"} | more
+def memory(field: str) -> int:
+    """Returns bytes of this process by a field of Linux: RssAnon is what it holds, VmHWM the most it had at a time."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 class Worker(contextlib.AbstractContextManager):
@@ -181,14 +135,16 @@ class Worker(contextlib.AbstractContextManager):
         self._process.start()
         theirs.close()  # so that reading from a process that died ends
         try:
-            self.row = self._ask()
+            self.row = self._answer()
         except BaseException:
             self.__exit__()
             raise
 
     def run(self) -> None:
         """Runs it once; returns when that is done."""
-        self._ask("run")
+        with contextlib.suppress(OSError):  # of a process that died; the answer says how
+            self._pipe.send("run")
+        self._answer()
 
     def __exit__(self, *_: Any) -> None:
         """Ends the process."""
@@ -196,15 +152,13 @@ class Worker(contextlib.AbstractContextManager):
         self._process.join()
         self._pipe.close()
 
-    def _ask(self, what: str | None = None) -> Any:
+    def _answer(self) -> Any:
         try:
-            if what:
-                self._pipe.send(what)
             answer = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            message = f"the process of {self._process.name} ended with exit code {self._process.exitcode}"
-            raise RuntimeError(message) from None
+            name, code = self._process.name, self._process.exitcode
+            answer = RuntimeError(f"the process of {name} ended with exit code {code}")
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -16,34 +16,22 @@ from benchmarks import ROOT
 
 KERNELS = ROOT / "kernels" / "natjax_kernels" / "triton"
 FUSED = KERNELS.parent / "fused"
-PACKAGES = [
-    "jax",
-    "jaxlib",
-    "jax-cuda13-plugin",
-    "flax",
-    "numpy",
-    "triton",
-    "jax-triton",
-    "torch",
-    "transformers",
-    "safetensors",
-]
+PACKAGES = "jax jaxlib jax-cuda13-plugin flax numpy triton jax-triton torch transformers safetensors"
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Returns date, machine, versions, commit and a hash of the fused kernels' sources, and `more`.
-
-    Devices are asked of JAX only where it is imported already, so that a benchmark without it does not start it.
-    """
+    """Returns date, machine and its load, versions, commit and a hash of the fused kernels' sources, and `more`."""
     commit = _git("rev-parse", "--short", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **_device(),
         "cpu": _line("/proc/cpuinfo", "model name").partition(":")[2].strip() or platform.machine(),
         "cores": os.cpu_count(),
+        "load": os.getloadavg(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: installed[name] for name in PACKAGES.split() if name in installed},
         "commit": commit,
         "uncommitted_changes": commit and bool(changes),
         "kernels_sha256": kernels_hash(),
@@ -60,25 +48,19 @@ def kernels_hash() -> str:
 
 
 def _device() -> dict[str, Any]:
-    if "jax" not in sys.modules:
-        return {"device": "cpu"}
-    import jax
-
+    """Asks only what is imported already, so that a benchmark without JAX does not start it. PyTorch is GPU peers'."""
     driver = _line("/proc/driver/nvidia/version", "") or None
-    return {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "driver": driver}
+    if (jax := sys.modules.get("jax")) and (jax.default_backend() != "cpu" or "torch" not in sys.modules):
+        return {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "driver": driver}
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        return {"device": torch.cuda.get_device_name(), "devices": torch.cuda.device_count(), "driver": driver}
+    return {"device": "cpu"}
 
 
 def _line(path: str, start: str) -> str:
     """Returns the first line of a file that starts so, or nothing."""
     lines = pathlib.Path(path).read_text().splitlines() if os.path.exists(path) else []
     return next((line.strip() for line in lines if line.startswith(start)), "")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git(*command: str) -> str | None:

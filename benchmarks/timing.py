@@ -1,19 +1,21 @@
 """How calls are timed. Times of one run are compared as ratios of medians; those of different runs not at all.
 
 `interleaved` times several calls on a machine that is never quiet: in turn, A B C A B C, so that what slows one slows all.
-`seconds` times a JAX program on a GPU, where calls return before their work is done: several are in flight, one wait ends a
-sample, and what is left of overhead is the gap between kernels.
+`in_flight` times a call on a GPU, which returns before its work is done: several are in flight, one wait ends a sample, and what
+is left of overhead is the gap between kernels.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 SAMPLE = 0.004  # seconds that a sample lasts at least: what is quicker is called several times
+FLIGHT = 0.01  # seconds that calls take that are in flight together
 REST = 0.002  # seconds between samples, in which the threads of the one before stop to spin
 
 
@@ -47,6 +49,30 @@ def interleaved(
     return times
 
 
+def in_flight(
+    start: Callable[[], Any], wait: Callable[[Any], Any], *, calls: int = 1, seconds: float = 1.0, most: int = 15
+) -> list[float]:
+    """Returns the seconds that one of the `calls` in a run takes, sample by sample.
+
+    Args:
+        start: starts a run and returns what will come of it.
+        wait: waits for that.
+        calls: in a run.
+        seconds: for all samples; three are taken whatever they take.
+        most: samples.
+    """
+
+    def run(flights: int) -> None:
+        for _ in range(flights):
+            out = start()
+        wait(out)
+
+    run(1)
+    flights = max(1, min(8, round(FLIGHT / _each(functools.partial(run, 1), 1))))
+    (times,) = interleaved({"": functools.partial(run, flights)}, seconds=seconds, most=most).values()
+    return [time / (flights * calls) for time in times]
+
+
 def _each(run: Callable[[], Any], calls: int) -> float:
     started = time.perf_counter()
     for _ in range(calls):
@@ -54,44 +80,13 @@ def _each(run: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - started) / calls
 
 
-def spread(times: list[float]) -> dict[str, float]:
-    """Returns the median, the 95th percentile and the distance of the quartiles, in milliseconds."""
-    middle, apart = quartiles(times)
-    p95 = statistics.quantiles(times, n=20, method="inclusive")[-1]
-    names = {"milliseconds": middle, "p95_milliseconds": p95, "spread_milliseconds": apart}
-    return {name: round(value * 1e3, 4) for name, value in names.items()} | {"samples": len(times)}
-
-
-def quartiles(times: list[float]) -> tuple[float, float]:
-    """Returns the median and the distance of the quartiles."""
+def spread(times: list[float], unit: str = "milliseconds") -> dict[str, float]:
+    """Returns the median, the 95th percentile and the distance of the quartiles, in milliseconds or microseconds."""
     low, middle, high = statistics.quantiles(times, n=4)
-    return middle, high - low
-
-
-def seconds(
-    program: Callable, arguments: Any, *, calls: int = 1, samples: int = 15, limit: float = 1.0
-) -> tuple[float, float]:
-    """Returns the median seconds of one of the `calls` in a compiled program, and the distance of the quartiles."""
-    import jax
-
-    def sample(flights: int) -> float:
-        started = time.perf_counter()
-        for _ in range(flights):
-            out = program(*arguments)
-        jax.block_until_ready(out)
-        return (time.perf_counter() - started) / (flights * calls)
-
-    sample(1)
-    flights = max(1, min(8, round(0.01 / (calls * sample(1)))))  # some 10 ms a sample
-    return quartiles(repeated(lambda: sample(flights), most=samples, limit=limit))
-
-
-def repeated(sample: Callable[[], float], *, most: int, limit: float) -> list[float]:
-    """Returns `most` samples, or as many as `limit` seconds allow: three at least."""
-    begun, found = time.perf_counter(), []
-    while len(found) < most and (len(found) < 3 or time.perf_counter() - begun < limit):
-        found.append(sample())
-    return found
+    p95 = statistics.quantiles(times, n=20, method="inclusive")[-1]
+    names = {unit: middle, f"p95_{unit}": p95, f"spread_{unit}": high - low}
+    scale = {"milliseconds": 1e3, "microseconds": 1e6}[unit]
+    return {name: round(value * scale, 4) for name, value in names.items()} | {"samples": len(times)}
 
 
 def side_by_side(jobs: Mapping[Any, Callable[[], Any]], threads: int) -> dict[Any, Callable[[], Any]]:
@@ -99,10 +94,6 @@ def side_by_side(jobs: Mapping[Any, Callable[[], Any]], threads: int) -> dict[An
 
     For compiling, which takes longer than measuring and must not go on beside it.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
-    try:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         futures = {name: pool.submit(job) for name, job in jobs.items()}
-        concurrent.futures.wait(futures.values())
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # where time is up, compilers are left behind
     return {name: future.result for name, future in futures.items()}

@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", help="parts of names, such as 'level 1' (default: all)")
+    parser.add_argument("--cases", nargs="+", default=[], help="parts of names, such as 'level 1' (default: all)")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and end")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device-kind", help="name under which to file the result (default: that of this device)")
@@ -34,16 +34,17 @@ def main() -> None:
     if args.rehearse:  # to be said before Triton is imported
         os.environ["TRITON_INTERPRET"] = "1"
     from benchmarks.gpu.tuner import KERNELS, Tuner, merge
+    from benchmarks.harness import Options
     from benchmarks.provenance import KERNELS as FOLDER
     from natjax_kernels.cases import Case, published
     from natjax_kernels.triton.launch import device_kind
 
-    cases = [Case("rehearsal", 1, (8, 8), 1, 8, 3)] if args.rehearse else published()
+    cases = [case for case in published() if Options(cases=args.cases).wants(case.name)]
+    if args.rehearse:
+        cases = [Case("rehearsal", 1, (8, 8), 1, 8, 3)]
     if args.list:
         print("\n".join(case.name for case in cases))
         return
-    if not args.rehearse:
-        cases = [case for case in cases if not args.cases or any(part in case.name for part in args.cases)]
     if not cases:
         raise SystemExit(f"No case is named like {args.cases}; --list prints the names.")
     path = args.configs or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else FOLDER) / "configs.json"
@@ -58,8 +59,7 @@ def main() -> None:
         left = f"{elapsed / i * (len(jobs) - i):.0f} s left" if i else "first"
         print(f"[{i + 1}/{len(jobs)}, {left}] {case.name} {dtype} {kernel}", flush=True)
         tuner = Tuner(case, dtype, kernel, threads, started + args.seconds)
-        best = tuner.run(most)
-        if best is not None:
+        if best := tuner.run(most):
             merge(path, kind, tuner.key, best)
     print(f"Configurations for {kind!r} are in {path}.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import natjax
-from benchmarks.harness import Report
+from benchmarks.harness import Options, Report
 from benchmarks.timing import interleaved, spread
-from natjax.flops import count_parts
 
 MODEL, SIDE, BATCH = "nat_tiny", 224, 8
 # Attention's own, over tiles and heads: (queries x channels)(channels x keys), then (queries x keys)(keys x channels).
@@ -26,29 +26,22 @@ SMALL = [(49, 32, 100), (49, 100, 32), (49, 32, 169), (49, 169, 32), (64, 32, 19
 TILES = 1024  # as level 1 has at batch 8: 64 tiles of 7 x 7, 2 heads
 
 
-def measure(report: Report, quick: bool) -> None:
+def measure(report: Report, options: Options) -> None:
     """Adds a row per shape, and the bandwidth of memory."""
-    seconds = 0.15 if quick else 0.6
-
-    def row(work: Callable, *arguments: Any, **labels: Any) -> None:
-        report.measure(functools.partial(work, *arguments, seconds), **labels)
-
-    for label, (m, k, n) in products(BATCH).items():
-        row(product, (m, k), (k, n), kind="product", name=label)
-    for m, k, n in SMALL:
-        row(product, (TILES, m, k), (TILES, k, n), kind="small", name=f"[{TILES}] x ({m}x{k})({k}x{n})")
-    for label, shape in convolutions().items():
-        row(convolution, *shape, kind="convolution", name=label)
-    row(copy, kind="copy", name="read and write 128 MB in place")
+    seconds = 0.15 if options.small else 0.6
+    jobs = [("product", label, product, (m, k), (k, n)) for label, (m, k, n) in products(BATCH).items()]
+    jobs += [("small", f"[{TILES}] x ({m}x{k})({k}x{n})", product, (TILES, m, k), (TILES, k, n)) for m, k, n in SMALL]
+    jobs += [("convolution", label, convolution, *shape) for label, shape in convolutions().items()]
+    jobs += [("copy", "read and write 128 MB in place", copy)]
+    for kind, name, work, *shape in jobs:
+        report.measure(functools.partial(work, *shape, seconds), kind=kind, name=name)
 
 
 def products(batch: int) -> dict[str, tuple[int, int, int]]:
     """Returns M, K, N of the linear layers, by level and layer."""
-    found = {}
-    config = natjax.get_config(MODEL)
-    for level, part in enumerate(count_parts(config, (SIDE, SIDE))[1:-1], 1):
-        height, width, dim = part.shape
-        tokens, hidden = batch * height * width, int(config.mlp_ratio * dim)
+    found, config = {}, natjax.get_config(MODEL)
+    for level, dim in enumerate(config.level_dims, 1):
+        tokens, hidden = batch * (SIDE >> (level + 1)) ** 2, int(config.mlp_ratio * dim)
         shapes = {"qkv": (dim, 3 * dim), "proj": (dim, dim), "fc1": (dim, hidden), "fc2": (hidden, dim)}
         found |= {f"level {level} {layer}": (tokens, *shape) for layer, shape in shapes.items()}
     return found
@@ -72,7 +65,7 @@ def normal(*shape: int) -> np.ndarray:
 def product(left: tuple[int, ...], right: tuple[int, ...], seconds: float) -> dict[str, Any]:
     """Times a product, batched where the shapes are."""
     a, b = normal(*left), normal(*right)
-    runs = {"xla": xla(jnp.matmul, a, b), "torch": torch_call(lambda torch: torch.matmul, a, b)}
+    runs = {"xla": compiled(jnp.matmul, a, b)[0], "torch": torch_call(lambda torch: torch.matmul, a, b)}
     return rates(runs, 2 * a.size * right[-1], seconds)
 
 
@@ -86,7 +79,8 @@ def convolution(side: int, inputs: int, outputs: int, seconds: float) -> dict[st
     def theirs(torch):
         return functools.partial(torch.nn.functional.conv2d, stride=2, padding=1)
 
-    runs = {"xla": xla(ours, x, w), "torch": torch_call(theirs, x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1))}
+    tensors = x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1)
+    runs = {"xla": compiled(ours, x, w)[0], "torch": torch_call(theirs, *tensors)}
     return rates(runs, 2 * 9 * BATCH * (side // 2) ** 2 * inputs * outputs, seconds)
 
 
@@ -104,11 +98,11 @@ def copy(seconds: float) -> dict[str, Any]:
     return rates({"xla": run, "torch": theirs}, nbytes, seconds, "gigabytes_per_second")
 
 
-def xla(function: Callable, *arrays: Any) -> Callable[[], Any]:
-    """Returns a call of the compiled function that waits for its result."""
-    placed = jax.tree.map(jnp.asarray, arrays)
+def compiled(function: Callable, *inputs: Any) -> tuple[Callable[[], Any], jax.stages.Compiled]:
+    """Returns a call of the compiled function that waits for its result, and the program."""
+    placed = jax.tree.map(jnp.asarray, inputs)
     program = jax.jit(function, compiler_options=natjax.compiler_options()).lower(*placed).compile()
-    return lambda: jax.block_until_ready(program(*placed))
+    return lambda: jax.block_until_ready(program(*placed)), program
 
 
 def torch_call(make: Callable, *arrays: np.ndarray) -> Callable[[], Any] | None:
@@ -118,12 +112,7 @@ def torch_call(make: Callable, *arrays: np.ndarray) -> Callable[[], Any] | None:
     import torch
 
     function, tensors = make(torch), [torch.from_numpy(array) for array in arrays]
-
-    def run():
-        with torch.inference_mode():
-            return function(*tensors)
-
-    return run
+    return torch.inference_mode()(lambda: function(*tensors))
 
 
 def rates(
@@ -131,4 +120,5 @@ def rates(
 ) -> dict[str, Any]:
     """Returns times of calls that do the same, and their FLOP or bytes a second."""
     times = interleaved({name: run for name, run in runs.items() if run}, seconds=seconds)
-    return {name: spread(found) | {unit: round(work / np.median(found) / 1e9, 1)} for name, found in times.items()}
+    speed = {name: round(work / statistics.median(found) / 1e9, 1) for name, found in times.items()}
+    return {name: spread(found) | {unit: speed[name]} for name, found in times.items()}

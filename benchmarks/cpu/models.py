@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cpu import peers
-from benchmarks.harness import OUT_OF_TIME, Report, Worker
+from benchmarks.harness import OUT_OF_TIME, Options, Report, Worker
 from benchmarks.timing import interleaved, spread
 from natjax import benchmarking, get_config
 from natjax.flops import count_flops
@@ -39,9 +39,9 @@ CASES = [
 QUICK = [("nat_tiny", 1, False, 6, TINY), ("nat_mini", 8, False, 6, EAGER)]
 
 
-def measure(report: Report, quick: bool) -> None:
+def measure(report: Report, options: Options) -> None:
     """Adds rows per entrant and case."""
-    for i, (preset, batch, train, seconds, entrants) in enumerate(QUICK if quick else CASES):
+    for i, (preset, batch, train, seconds, entrants) in enumerate(QUICK if options.small else CASES):
         measure_case(report, i, ["natjax", *entrants], preset, batch, train, seconds)
 
 
@@ -54,7 +54,7 @@ def measure_case(
         workers: dict[str, Worker] = {}
 
         def prepared(entrant: str) -> dict[str, Any]:
-            if lacking := None if entrant == "natjax" else peers.missing(entrant):
+            if lacking := peers.missing(entrant):
                 return {"skipped": lacking}
             worker = workers[entrant] = stack.enter_context(Worker(prepare, entrant, preset, batch, train))
             return worker.row

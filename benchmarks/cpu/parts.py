@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from benchmarks.cpu.floor import BATCH, MODEL, SIDE, convolutions, normal, products, xla
-from benchmarks.harness import Report, Worker
+from benchmarks.cpu.floor import BATCH, MODEL, SIDE, compiled, convolutions, normal, products
+from benchmarks.harness import Options, Report, Worker
 from benchmarks.timing import interleaved, spread
 from natjax import benchmarking, get_config
 from natjax.flops import count_flops
@@ -35,101 +35,85 @@ from natjax_kernels import neighborhood_attention
 
 
 class Part(NamedTuple):
-    """A compiled part: what kind it is, of which level, how many of it there are, FLOP of one, and bytes read and written."""
+    """A compiled part: what kind it is, of which level, how many of it there are, and FLOP of one."""
 
     kind: str
     level: int
     count: int
     run: Callable[[], Any]
     flops: int
-    nbytes: int
 
 
-def measure(report: Report, quick: bool) -> None:
+def measure(report: Report, options: Options) -> None:
     """Adds a row per part, and sums, for batch 8 and batch 1."""
-    for batch, seconds in ((BATCH, 8),) if quick else ((BATCH, 40), (1, 15)):
+    for batch, seconds in ((BATCH, 8),) if options.small else ((BATCH, 40), (1, 15)):
         found: dict[str, Part] = {}
-
-        def compiled(found: dict[str, Part] = found, batch: int = batch) -> dict[str, Any]:
-            found |= prepare(batch)
-            return {"parts": len(found)}
-
-        report.measure(compiled, kind="compile", batch=batch)
-        if found:
+        report.measure(functools.partial(prepare, batch, found), kind="compile", batch=batch)
+        if "whole model" in found:
             measure_batch(report, batch, found, seconds)
 
 
 def measure_batch(report: Report, batch: int, parts: dict[str, Part], seconds: float) -> None:
     """Times the parts of a batch and the bare products in turn."""
     shapes = products(batch)
-    bare = {f"floor {name}": xla(jnp.matmul, normal(m, k), normal(k, n)) for name, (m, k, n) in shapes.items()}
+    bare = {f"floor {name}": compiled(jnp.matmul, normal(m, k), normal(k, n))[0] for name, (m, k, n) in shapes.items()}
     times = interleaved({name: part.run for name, part in parts.items()} | bare, seconds=seconds, most=25)
-    rate = {name: 2 * math.prod(mkn) / statistics.median(times[f"floor {name}"]) for name, mkn in shapes.items()}
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    rate = {name: 2 * math.prod(mkn) / middle[f"floor {name}"] for name, mkn in shapes.items()}
     totals: dict[str, float] = {}
     for name, part in parts.items():
-        middle = statistics.median(times[name])
-        level = [value for other, value in rate.items() if other.startswith(f"level {part.level} ")] or [*rate.values()]
-        floor = rate.get(name) or max(level)
-        row = {"count": part.count, **spread(times[name]), "total_milliseconds": round(part.count * middle * 1e3, 2)}
+        total = 1e3 * part.count * middle[name]
+        totals[part.kind] = totals.get(part.kind, 0.0) + total
+        row = {"count": part.count, **spread(times[name]), "total_milliseconds": round(total, 2)}
         if part.flops:
-            row["gflops_per_second"] = round(part.flops / middle / 1e9, 1)
-            row["floor_gflops_per_second"] = round(floor / 1e9, 1)
-            row["of_floor"] = round(part.flops / middle / floor, 3)
-        if part.nbytes:
-            row["gigabytes_per_second"] = round(part.nbytes / middle / 1e9, 1)
+            level = [value for other, value in rate.items() if other.startswith(f"level {part.level} ")]
+            floor, speed = rate.get(name) or max(level or rate.values()), part.flops / middle[name]
+            row |= {"gflops_per_second": round(speed / 1e9, 1), "of_floor": round(speed / floor, 3)}
         report.add(kind=part.kind, name=name, batch=batch, **row)
-        totals[part.kind] = totals.get(part.kind, 0.0) + part.count * middle
-    whole, layers = totals.pop("whole"), totals.pop("layer", 0.0)
-    alone = sum(totals.values())
     # "layers" are whole layers, without stem, downsamplers and head.
-    sums = {"whole": whole, "parts": alone, "layers": layers}
-    rows = {f"{name}_milliseconds": round(value * 1e3, 2) for name, value in sums.items()}
-    shares = {kind: round(value / alone, 3) for kind, value in totals.items()}
+    whole, layers = totals.pop("whole"), totals.pop("layer")
+    sums = {"whole": whole, "parts": sum(totals.values()), "layers": layers}
+    shares = {kind: round(value / sums["parts"], 3) for kind, value in totals.items()}
+    rows = {f"{name}_milliseconds": round(value, 2) for name, value in sums.items()}
     report.add(kind="sum", batch=batch, **rows, share_of_parts=shares)
 
 
-def prepare(batch: int) -> dict[str, Part]:
-    """Compiles all parts."""
+def prepare(batch: int, parts: dict[str, Part]) -> dict[str, Any]:
+    """Compiles all parts, the whole model last, and returns their number."""
     config = get_config(MODEL)
     model = nnx.merge(*benchmarking.random_model(config, "float32", "float32"))
-    nat, parts = model.nat, {}
+    nat = model.nat
 
-    def add(name: str, kind: str, level: int, count: int, module: Any, call: Callable, shape: tuple, flops: int = 0):
+    def add(name: str, kind: str, level: int, count: int, module: Any, shape: tuple, flops: int = 0, call: Any = None):
         graph, params = nnx.split(module)
-        run = xla(lambda params, x: call(nnx.merge(graph, params), x), params, normal(*shape))
-        parts[name] = Part(kind, level, count, run, flops, 8 * math.prod(shape) if kind == "norm" else 0)
-
-    def apply(module: Any, x: jax.Array) -> jax.Array:
-        return module(x)
+        call = call or (lambda module, x: module(x))
+        run, _ = compiled(lambda params, x: call(nnx.merge(graph, params), x), params, normal(*shape))
+        parts[name] = Part(kind, level, count, run, flops)
 
     convs = [*nat.embeddings.patch_embeddings.projection]
     convs += [level.downsample.reduction for level in nat.encoder.levels if level.downsample is not None]
-    for (name, (side, inputs, outputs)), conv in zip(convolutions().items(), convs, strict=True):
-        flops = 2 * 9 * batch * (side // 2) ** 2 * inputs * outputs
-        add(name, "convolution", 0, 1, conv, apply, (batch, side, side, inputs), flops)
-    add("stem norm", "norm", 0, 1, nat.embeddings.norm, apply, (batch, SIDE // 4, SIDE // 4, config.embed_dim))
+    for (name, (side, inputs, _)), conv in zip(convolutions().items(), convs, strict=True):
+        add(name, "convolution", 0, 1, conv, (batch, side, side, inputs))
+    add("stem norm", "norm", 0, 1, nat.embeddings.norm, (batch, SIDE // 4, SIDE // 4, config.embed_dim))
     for number, level in enumerate(nat.encoder.levels, 1):
         side, dim, depth = SIDE >> (number + 1), config.level_dims[number - 1], config.depths[number - 1]
-        layer, tokens = level.layers[0], batch * side**2
-        x, qkv = (batch, side, side, dim), (batch, side, side, 3 * dim)
+        layer, tokens, x = level.layers[0], batch * side**2, (batch, side, side, dim)
         linear, scores = 2 * tokens * dim * dim, 4 * tokens * config.kernel_size**2 * dim
-        both = 4 * tokens * dim * int(config.mlp_ratio * dim)
-
-        def of(name: str, kind: str, *rest: Any, number: int = number, depth: int = depth) -> None:
-            add(f"level {number} {name}", kind, number, 2 * depth if kind == "norm" else depth, *rest)
-
-        of("norm", "norm", layer.layernorm_before, apply, x)
-        of("qkv", "linear", layer.attention.qkv, apply, x, 3 * linear)
-        of("attention", "attention", layer.attention, attend, qkv, scores)
-        of("proj", "linear", layer.attention.output, apply, x, linear)
-        of("mlp", "mlp", layer, mlp, x, both)
-        of("layer", "layer", layer, lambda layer, x: layer(x)[0], x, 4 * linear + scores + both)
+        hidden = 4 * tokens * dim * int(config.mlp_ratio * dim)
+        of = functools.partial(add, level=number, count=depth)
+        attention, name = layer.attention, f"level {number}"
+        add(f"{name} norm", "norm", number, 2 * depth, layer.layernorm_before, x)
+        of(f"{name} qkv", "linear", module=attention.qkv, shape=x, flops=3 * linear)
+        of(f"{name} attention", "attention", module=attention, shape=(*x[:3], 3 * dim), flops=scores, call=attend)
+        of(f"{name} proj", "linear", module=attention.output, shape=x, flops=linear)
+        of(f"{name} mlp", "mlp", module=layer, shape=x, flops=hidden, call=mlp)
+        of(f"{name} layer", "layer", module=layer, shape=x, call=lambda layer, x: layer(x)[0])
         if level.downsample is not None:
             halved = (batch, side // 2, side // 2, 2 * dim)
-            add(f"downsample {number} norm", "norm", number, 1, level.downsample.norm, apply, halved)
+            add(f"downsample {number} norm", "norm", number, 1, level.downsample.norm, halved)
     pixels, flops = (batch, SIDE, SIDE, config.num_channels), 2 * batch * count_flops(config, (SIDE, SIDE))
-    add("whole model", "whole", 0, 1, model, lambda model, x: model(x).logits, pixels, flops)
-    return parts
+    add("whole model", "whole", 0, 1, model, pixels, flops, lambda model, x: model(x).logits)
+    return {"parts": len(parts)}
 
 
 def attend(attention: Any, qkv: jax.Array) -> jax.Array:
@@ -166,17 +150,17 @@ WITHOUT: dict[str, Callable[[], Any]] = {
 }
 
 
-def measure_step(report: Report, quick: bool) -> None:
+def measure_step(report: Report, options: Options) -> None:
     """Adds a row for the compilation of the whole step, and one per part that is left out; batch 8, AdamW."""
     with contextlib.ExitStack() as stack:
         steps: list[Worker] = []
 
-        def compiled() -> dict[str, Any]:
+        def whole() -> dict[str, Any]:
             steps.append(stack.enter_context(Worker(prepare_step, "whole")))
             return steps[0].row
 
-        report.measure(compiled, kind="compile", name="whole")
-        for part in [*WITHOUT][: 1 if quick else None] if steps else []:
+        report.measure(whole, kind="compile", name="whole")
+        for part in [*WITHOUT][: 1 if options.small else None] if steps else []:
             report.measure(functools.partial(compare, steps[0], part), kind="step", name=part)
 
 

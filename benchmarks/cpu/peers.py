@@ -20,8 +20,9 @@ GFLOPS = {"swin": 4.5, "convnext": 4.5}  # multiply-accumulates at 224 px, as th
 
 def missing(entrant: str) -> str | None:
     """Returns what an entrant lacks here, or None."""
-    needed = ["torch", *["transformers"] * (not entrant.startswith("sdpa")), *["natten"] * (entrant == "hf natten")]
-    lacking = [name for name in needed if not importlib.util.find_spec(name)]
+    kind = entrant.split()[0]
+    needed = {"natjax": [], "sdpa": ["torch"], "hf": ["torch", "transformers", "natten"]}
+    lacking = [name for name in needed.get(kind, ["torch", "transformers"]) if not importlib.util.find_spec(name)]
     return f"{', '.join(lacking)} cannot be imported; see benchmarks/requirements-peers.txt" if lacking else None
 
 
@@ -31,32 +32,38 @@ def prepare(entrant: str, preset: str, batch: int, side: int, train: bool) -> tu
 
     torch.manual_seed(0)
     kind, _, how = entrant.partition(" ")
-    model = make(kind, preset, side).to(memory_format=torch.channels_last).train(train)
+    model = make(kind, preset, side).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
     if kind == "sdpa" and not train:
         with torch.inference_mode():
-            model(images[:1])  # makes the masks, which is nothing to compile
-    compiled = torch.compile(model, dynamic=False) if how == "compiled" else model
-    labels = torch.zeros(batch, dtype=torch.long)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-
-    def logits() -> torch.Tensor:
-        out = compiled(images)
-        return out if kind == "sdpa" else out.logits
-
-    def infer() -> Any:
-        with torch.inference_mode():
-            return logits()
-
-    def step() -> Any:
-        torch.nn.functional.cross_entropy(logits(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    run = step if train else infer
+            model.eval()(images[:1])  # makes the masks, which is nothing to compile
+    run = run_of(model, images, train, compiled=how == "compiled")
     started = time.perf_counter()
     run()
     return run, time.perf_counter() - started
+
+
+def run_of(model: Any, images: Any, train: bool, compiled: bool) -> Callable[[], Any]:
+    """Returns inference or a step of AdamW, which on a GPU computes in bfloat16."""
+    import torch
+
+    model.train(train)
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=images.is_cuda)
+
+    def logits() -> torch.Tensor:
+        out = forward(images)
+        return getattr(out, "logits", out)
+
+    def step() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+            out = logits()
+        torch.nn.functional.cross_entropy(out.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step if train else torch.inference_mode()(logits)
 
 
 def make(kind: str, preset: str, side: int) -> Any:
@@ -70,10 +77,9 @@ def make(kind: str, preset: str, side: int) -> Any:
         import_natten()
         import transformers
 
-        same = ("embed_dim", "mlp_ratio", "layer_scale_init_value", "num_labels", "depths", "num_heads")
-        fields = {name: getattr(config, name) for name in same}
-        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-        return transformers.NatForImageClassification(transformers.NatConfig(**fields, drop_path_rate=0.0))
+        fields = {name: getattr(config, name) for name in ("embed_dim", "mlp_ratio", "layer_scale_init_value")}
+        fields |= {"depths": list(config.depths), "num_heads": list(config.num_heads), "drop_path_rate": 0.0}
+        return transformers.NatForImageClassification(transformers.NatConfig(**fields, num_labels=config.num_labels))
     return other(kind)
 
 

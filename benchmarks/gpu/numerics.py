@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu.cases import Options, arguments, fresh_key
-from benchmarks.harness import Report
+from benchmarks.calls import arguments, fresh_key, op
+from benchmarks.harness import Options, Report
 from benchmarks.timing import side_by_side
-from natjax_kernels import neighborhood_attention
 from natjax_kernels.cases import Case
 
 # Largest error, relative to the largest entry of a result (at least 1): as in the tests of the op.
@@ -46,9 +45,9 @@ SMALL = [Case("1-D", 2, (19,), 1, 8, 5), Case("2-D dilated", 1, (9, 10), 1, 4, 3
 def measure(report: Report, options: Options) -> None:
     """Adds a row per call and dtype; in a rehearsal the kernels run in Triton's interpreter."""
     key, seed = fresh_key()
-    runs = 2 if options.rehearse else 10
+    runs = 2 if options.small else 10
     report.note(seed=seed, tolerance=TOLERANCE, runs=runs)
-    calls = SMALL if options.rehearse else CALLS
+    calls = SMALL if options.small else CALLS
     keys = [(case, jax.random.fold_in(key, i)) for i, case in enumerate(calls) if options.wants(case.name)]
     jobs = [(dtype, *one) for dtype in TOLERANCE for one in keys]
     jobs.sort(key=lambda job: job[0] == "float32")
@@ -63,30 +62,25 @@ def measure(report: Report, options: Options) -> None:
 
 def check(case: Case, dtype: str, key: jax.Array, runs: int) -> dict[str, Any]:
     """Compares one call with float64 and with itself."""
-    options = case.options()
-    ((query, key_, value, rpb, d_out),) = arguments(case, key, 1, dtype)
-    primals = [query, key_, value, *([] if rpb is None else [rpb])]
-    call = jax.jit(
-        lambda primals, d_out, results: _call("triton", options, primals, d_out), donate_argnums=2, keep_unused=True
-    )
-    results = _poison(primals)
-    program = call.lower(primals, d_out, results).compile()
-    first, *others = (_run(program, primals, d_out) for _ in range(runs))
+    (inputs,) = arguments(case, key, 1, dtype)
+    fused = op(case, "both", "triton")
+    call = jax.jit(lambda inputs, results: jax.tree.leaves(fused(*inputs)), donate_argnums=1, keep_unused=True)
+    results = poison(inputs)
+    program = call.lower(inputs, results).compile()
+    first, *others = (run(program, inputs) for _ in range(runs))
     same = all(np.array_equal(a, b) for again in others for a, b in zip(first, again, strict=True))
     with jax.enable_x64(True):
-        exact, exact_d_out = jax.tree.map(lambda x: x.astype("float64"), (primals, d_out))
-        reference = jax.jit(functools.partial(_call, "reference", options))
-        expected = [np.asarray(x) for x in reference(exact, exact_d_out)]
-    errors, worst = {}, 0.0
+        exact = jax.tree.map(lambda x: x.astype("float64"), inputs)
+        expected = [np.asarray(x) for x in jax.tree.leaves(jax.jit(op(case, "both", "reference"))(*exact))]
+    errors = {}
     for name, got, right in zip(RESULTS, first, expected, strict=False):
         difference = got.astype(np.float64) - right
         largest = np.abs(difference).max() / max(1.0, np.abs(right).max())
-        worst = max(worst, largest if np.isfinite(largest) else np.inf)
         errors[name] = {"largest": float(largest), "norm": float(np.linalg.norm(difference) / np.linalg.norm(right))}
     finite = all(np.isfinite(x.astype(np.float32)).all() for x in first)
     poisoned = program.memory_analysis().alias_size_in_bytes >= sum(x.nbytes for x in results)
     return {
-        "passed": bool(same and finite and poisoned and worst <= TOLERANCE[dtype]),
+        "passed": bool(same and finite and poisoned and all(e["largest"] <= TOLERANCE[dtype] for e in errors.values())),
         "same_in_all_runs": same,
         "finite": bool(finite),
         "poisoned": poisoned,
@@ -94,23 +88,16 @@ def check(case: Case, dtype: str, key: jax.Array, runs: int) -> dict[str, Any]:
     }
 
 
-def _call(implementation: str, options, primals, d_out):
-    def op(query, key, value, rpb=None):
-        return neighborhood_attention(query, key, value, rpb=rpb, **options, implementation=implementation)
-
-    out, pull = jax.vjp(op, *primals)
-    return out, *pull(d_out)
-
-
-def _poison(primals) -> list[jax.Array]:
+def poison(inputs: list[jax.Array | None]) -> list[jax.Array]:
     """Returns NaN for the results of a call: the output, which is like the query, and a gradient for each argument."""
-    return [jnp.full_like(x, jnp.nan) for x in (primals[0], *primals)]
+    *primals, _ = inputs
+    return [jnp.full_like(x, jnp.nan) for x in (primals[0], *primals) if x is not None]
 
 
-def _run(program: jax.stages.Compiled, primals, d_out) -> list[np.ndarray]:
+def run(program: jax.stages.Compiled, inputs: list[jax.Array | None]) -> list[np.ndarray]:
     """Runs a program that writes over NaN; its scratch memory most likely held NaN too: what was freed last is taken first."""
-    results = _poison(primals)
+    results = poison(inputs)
     scratch = jnp.full(program.memory_analysis().temp_size_in_bytes // 4, jnp.nan)
     jax.block_until_ready((results, scratch))
     scratch.delete()
-    return [np.asarray(x) for x in program(primals, d_out, results)]
+    return [np.asarray(x) for x in program(inputs, results)]

@@ -6,16 +6,16 @@ import dataclasses
 import functools
 import math
 import pathlib
+import statistics
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.cases import arguments, fresh_key, rotation
+from benchmarks.calls import arguments, fresh_key, op, rotation
 from benchmarks.harness import describe, read, write
-from benchmarks.timing import seconds, side_by_side
-from natjax_kernels import neighborhood_attention
+from benchmarks.timing import in_flight, side_by_side
 from natjax_kernels.cases import Case
 from natjax_kernels.fused import configurations
 from natjax_kernels.fused.configurations import KERNELS, Config, override
@@ -64,9 +64,11 @@ class Tuner:
             compiled = side_by_side({c: functools.partial(self._compile, c) for c in some}, self._threads)
             for config, program in compiled.items():
                 try:
-                    results = program()(self._arguments)
-                    self._check(results[0])
-                    times[config] = seconds(program(), (self._arguments,), calls=len(results), samples=9, limit=0.3)[0]
+                    start = functools.partial(program(), self._arguments)
+                    self._check(start()[0])
+                    calls = len(self._arguments)
+                    found = in_flight(start, jax.block_until_ready, calls=calls, seconds=0.3, most=9)
+                    times[config] = statistics.median(found)
                 except Exception as error:  # too much shared memory, say: the others may do
                     print(f"    {config}: {describe(error)}", flush=True)
         return times
@@ -79,15 +81,9 @@ class Tuner:
 
     def _call(self, implementation: str, inputs):
         """What needs the kernel: the output, or the gradients that it makes; XLA leaves out what nobody asks for."""
-
-        def op(query, key, value, rpb):
-            options = self._case.options()
-            return neighborhood_attention(query, key, value, rpb=rpb, **options, implementation=implementation)
-
-        *primals, d_out = inputs
         if self._tuned.kernel == "fwd":
-            return [op(*primals)]
-        d_query, d_key, d_value, d_rpb = jax.vjp(op, *primals)[1](d_out)
+            return [op(self._case, "forward", implementation)(*inputs)]
+        _, d_query, d_key, d_value, d_rpb = op(self._case, "both", implementation)(*inputs)
         return [d_query, d_rpb] if self._tuned.kernel == "bwd_dq" else [d_key, d_value]
 
     def _check(self, results) -> None:

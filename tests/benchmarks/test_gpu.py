@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import math
+import sys
 
+import numpy as np
 import pytest
 
-from benchmarks import harness
+from benchmarks import calls
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import cases, summary, tuner
+from benchmarks.gpu import tuner
+from benchmarks.harness import Options
+from benchmarks.sections import GRACE
 from natjax.presets import PRESETS
 from natjax_kernels.cases import Case, levels, published
 from natjax_kernels.fused.configurations import Config
@@ -16,26 +20,38 @@ from natjax_kernels.fused.configurations import Config
 pytestmark = pytest.mark.once
 
 
-def test_missing_packages_skip_what_needs_them(monkeypatch):
-    missing = {"jax_triton", "optax", "transformers"}
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in missing else name)
-    assert gpu.lacking(gpu.SECTIONS, rehearse=False) == {
-        **dict.fromkeys(("numerics", "op", "scaling"), "skipped: no jax_triton"),
-        "models": "skipped: no jax_triton, optax",
-        "peers": "without Swin and ConvNeXt: no transformers",
-    }
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "PIL" else name)
-    assert gpu.lacking(gpu.SECTIONS, rehearse=False) == {"models": "without training steps: no PIL"}
+def test_sections_need_a_gpu_and_its_packages_but_in_rehearsals():
+    full, rehearsal = gpu.sections(rehearse=False), gpu.sections(rehearse=True)
+    assert all(section.gpu for section in full.values())
+    assert not any(section.gpu or "jax_triton" in section.needs for section in rehearsal.values())
+    assert {name for name, section in full.items() if "jax_triton" in section.needs} == set(full) - {"peers"}
 
 
 def test_all_sections_end_within_eight_minutes():
-    others = sum(seconds + harness.GRACE for section, seconds in gpu.SECTIONS.items() if section != "peers")
-    assert others + 60 + harness.GRACE <= gpu.ALL < 480  # a minute and more is left for the peers
+    others = sum(section.seconds + GRACE for name, section in gpu.sections(False).items() if name != "peers")
+    assert others + 60 + GRACE <= gpu.ALL < 480  # a minute and more is left for the peers
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("op", {"status": "out of time", "rows": [{"microseconds": 1.0}, {"skipped": "no time"}]}, 0),
+        ("op", {"status": "failed", "rows": [{"error": "no"}]}, 1),
+        ("op", {"status": "skipped", "rows": []}, 1),
+        ("peers", {"status": "skipped", "rows": []}, 0),
+        ("peers", {"status": "timed out", "rows": []}, 1),
+    ],
+)
+def test_success_is_figures_of_all_sections(tmp_path, monkeypatch, name, content, code):
+    monkeypatch.setattr(gpu, "run", lambda *_: [(name, content)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--sections", name, "--out", str(tmp_path)])
+    assert gpu.main() == code
+    assert json.loads((tmp_path / f"gpu_{name}.json").read_text()) == content
 
 
 def test_floors_are_bytes_and_products_of_the_window():
     case, ceilings = levels(128, 2, "tiny")[0], {"copy_gigabytes_per_second": 4000.0, "matmul_teraflops": 800.0}
-    found = cases.floors(case, "bfloat16", ceilings)
+    found = calls.floors(case, "bfloat16", ceilings)
     tensor, scores = 128 * 56 * 56 * 2 * 32 * 2, 128 * 56 * 56 * 2 * 49
     assert found["forward"]["memory"] == pytest.approx(4 * tensor / 4e12 * 1e6)
     assert found["both"]["matrix"] == pytest.approx(7 * 2 * 32 * scores / 800e12 * 1e6)
@@ -43,7 +59,7 @@ def test_floors_are_bytes_and_products_of_the_window():
 
 
 def test_cases_are_chosen_by_parts_of_their_names():
-    chosen = cases.groups(cases.Options(False, 1, ["tiny level 1", "1-D"]))
+    chosen = calls.groups(Options(cases=["tiny level 1", "1-D"]))
     names = {group: [case.name for case in found] for group, found in chosen.items()}
     assert names == {
         "tiny": ["tiny level 1"],
@@ -51,24 +67,6 @@ def test_cases_are_chosen_by_parts_of_their_names():
         "large": ["1-D of 32768"],
         "base": [],
     }
-
-
-def test_only_results_of_one_kind_of_device_are_compared():
-    labels = {"case": "tiny level 1", "dtype": "bfloat16", "what": "forward"}
-    op = [
-        labels | {"implementation": "triton", "microseconds": 100.0, "times_the_floor": 2.5},
-        labels | {"implementation": "xla", "microseconds": 700.0},
-    ]
-    peers = [labels | {"peer": "flex_attention", "microseconds": 400.0}]
-    sections = {name: {} for name in gpu.SECTIONS}
-    sections["op"] = {"provenance": {"device": "H200"}, "rows": op}
-    sections["peers"] = {"provenance": {"device": "H200"}, "rows": peers}
-    found, _ = summary.summarise(sections)
-    assert found["attention"][0]["faster_than"] == {"flex_attention": 4.0, "xla": 7.0}
-    sections["peers"]["provenance"] = {"device": "A100"}
-    found, text = summary.summarise(sections)
-    assert found["attention"][0]["faster_than"] == {"xla": 7.0}
-    assert "peers is of A100, not of H200: it is not compared." in text
 
 
 def test_tuning_knows_every_attention_of_every_published_model():
@@ -112,6 +110,8 @@ def test_flex_attention_computes_what_the_op_does(case, monkeypatch):
     """From the blocks that PyTorch would make."""
     torch = pytest.importorskip("torch")
     flex_attention = pytest.importorskip("torch.nn.attention.flex_attention")
+    import jax.numpy as jnp
+
     from benchmarks.gpu import peers
 
     def both(mask, tokens, place):
@@ -127,4 +127,7 @@ def test_flex_attention_computes_what_the_op_does(case, monkeypatch):
     inputs = [torch.randn((case.batch, case.heads, math.prod(case.spatial), case.channels)) for _ in range(3)]
     rpb = torch.randn(case.rpb_shape) if case.bias else None
     out = peers.flex(case, rpb, "cpu", compiled=False)(*inputs)
-    assert (out - peers.window_reference(case, inputs, rpb)).abs().max() < 1e-5
+    query, key, value = (jnp.asarray(x.transpose(1, 2).reshape(case.shape).numpy()) for x in inputs)
+    bias = None if rpb is None else jnp.asarray(rpb.numpy())
+    want = calls.op(case, "forward", "reference")(query, key, value, bias)
+    np.testing.assert_allclose(out.transpose(1, 2).reshape(case.shape).numpy(), want, atol=1e-5)

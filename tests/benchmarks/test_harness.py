@@ -6,12 +6,11 @@ import os
 import pathlib
 import signal
 import sys
-import threading
 import time
 
 import pytest
 
-from benchmarks import ROOT, harness, provenance, timing
+from benchmarks import ROOT, harness, provenance, sections, timing
 
 pytestmark = pytest.mark.once
 ROW = "report = Report(path, 'x', {}, 60); report.measure(lambda: {'microseconds': 1}, case='first')\n"
@@ -21,8 +20,8 @@ def run(tmp_path, code, limit=60.0):
     """Runs a section of this code."""
     path = tmp_path / "section.partial.json"
     code = f"import sys, time, pathlib; path = pathlib.Path(sys.argv[1])\nfrom benchmarks.harness import Report\n{code}"
-    environment = harness.environment(PYTHONPATH=str(ROOT))
-    content = harness.run_section(path, "x", [sys.executable, "-c", code, str(path)], limit, environment)
+    environment = sections.environment(PYTHONPATH=str(ROOT))
+    content = sections.run_section(path, "x", [sys.executable, "-c", code, str(path)], limit, environment)
     assert not list(tmp_path.iterdir())
     return content
 
@@ -82,33 +81,34 @@ def test_damaged_results_are_told_and_start_afresh(tmp_path, capsys, text):
     assert capsys.readouterr().err == ""
 
 
-def test_what_runs_when_time_is_up_is_skipped_whatever_it_catches(tmp_path):
-    def stubborn():
-        try:
-            time.sleep(60)
-        except Exception:
-            pytest.fail("interrupted as if something had gone wrong")
-        return {"microseconds": 1}
+def test_sections_run_one_after_another_within_the_deadline(tmp_path, capsys):
+    """Each in a process that is told its section and options; what lacks a package is skipped."""
+    wanted = {
+        "floor": sections.Section("nowhere:measure", 60.0),
+        "lacks": sections.Section("nowhere:measure", 60.0, ("json", "no_such_package")),
+    }
+    deadline = time.monotonic() + sections.GRACE + 30.0
+    found = dict(sections.run(wanted, harness.Options(small=True), tmp_path / "cpu", deadline))
+    assert {name: content["status"] for name, content in found.items()} == {"floor": "failed", "lacks": "skipped"}
+    assert "No module named 'benchmarks.nowhere'" in found["floor"]["output"]
+    assert found["lacks"]["reason"] == "no no_such_package"
+    told = capsys.readouterr().err
+    assert "floor: at most 30 s" in told
+    assert "skipped: no no_such_package" in told
 
-    report = harness.Report(tmp_path / "x.json", "x", {}, 0.1)
-    with harness.interrupted(0.2):
-        assert report.measure(stubborn, case="long")["skipped"] == harness.OUT_OF_TIME
-        assert report.measure(stubborn, case="next")["skipped"] == harness.OUT_OF_TIME
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
-
-def test_jobs_are_left_behind_when_time_is_up():
-    release, started = threading.Event(), time.monotonic()
-    try:
-        with pytest.raises(harness.TimeUp), harness.interrupted(0.2):
-            timing.side_by_side({i: lambda: release.wait(60) for i in range(3)}, threads=1)
-        assert time.monotonic() - started < 30
-    finally:
-        release.set()
+def test_jobs_run_side_by_side():
     results = timing.side_by_side({"bad": lambda: 1 / 0, "good": lambda: 2}, threads=2)
     assert results["good"]() == 2
     with pytest.raises(ZeroDivisionError):
         results["bad"]()
+
+
+def test_calls_in_flight_are_waited_for_once():
+    started, waits = [], []
+    times = timing.in_flight(lambda: started.append(0), waits.append, calls=2, seconds=0.0)
+    assert len(times) == 3
+    assert len(started) > 4 * len(waits)  # eight at a time but at first
 
 
 def test_runs_are_timed_in_turn_each_after_a_run_of_its_own():
