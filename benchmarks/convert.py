@@ -1,25 +1,22 @@
 """Times conversion of a checkpoint and its memory: prints rows, writes results/convert_cpu.json; a minute, 3 GB of disk.
 
 The checkpoint is a synthetic DiNAT-Large (200 M parameters, 804 MB in float32), in both containers, converted to either dialect
-in a process of its own, and loaded as a model. Anonymous memory (RssAnon, sampled every 2 ms) is what the process holds;
-ru_maxrss also counts the pages of the source file that are mapped, which the system can drop at any time.
+in a process of its own, and loaded as a model. Anonymous memory (sampled every 2 ms) is what the process holds; resident memory
+also counts the pages of the source file that are mapped, which the system can drop at any time.
 """
 
 import argparse
+import functools
 import itertools
-import json
 import pathlib
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, write
+from benchmarks.harness import RESULTS, Worker, memory, write
 from benchmarks.provenance import provenance
 
 PRESET = "dinat_large"
@@ -43,59 +40,45 @@ def synthesise(directory):
     return sum(values.nbytes for values in tensors.values())
 
 
-def anonymous_bytes():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
-
-
-def measure(work):
-    """Runs `work` in this process; returns its seconds and peaks of memory beyond what the imports hold."""
-    before, peak, done = anonymous_bytes(), 0, threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    return {
-        "seconds": round(seconds, 2),
-        "peak_anonymous_megabytes": round((peak - before) / 1e6),
-        "anonymous_megabytes_of_imports": round(before / 1e6),
-        "ru_maxrss_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
-    }
-
-
-def child(source, to, destination):
+def convert(to, source, destination):
+    """Converts or loads once; returns that, and its seconds and peaks of memory beyond what the imports hold."""
     import natjax
     import natjax_convert
 
     if to == "model":
-        model = natjax.NatForImageClassification
-        return measure(lambda: model.from_pretrained(source))
-    return measure(lambda: natjax_convert.convert(source, destination, to=to))
+        run = functools.partial(natjax.NatForImageClassification.from_pretrained, source)
+    else:
+        run = functools.partial(natjax_convert.convert, source, destination, to=to)
+    before, peak, done = memory("RssAnon"), 0, threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, memory("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return run, {
+        "seconds": round(seconds, 2),
+        "peak_anonymous_megabytes": round((peak - before) / 1e6),
+        "anonymous_megabytes_of_imports": round(before / 1e6),
+        "peak_resident_megabytes": round(memory("VmHWM") / 1e6),
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # one conversion, in this process
-    args = parser.parse_args()
-    if args.child:
-        print(json.dumps(child(*args.child)))
-        return
+    argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         directory = pathlib.Path(temporary)
         size, cases, out = synthesise(directory), [], directory / "out"
         for to, container in itertools.product(("hf", "shilabs", "model"), FILES):
-            command = [sys.executable, "-m", "benchmarks.convert", "--child", str(directory / container), to, str(out)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            cases.append({"source": container, "to": to, **json.loads(done.stdout)})
+            with Worker(convert, to, str(directory / container), str(out)) as worker:
+                cases.append({"source": container, "to": to, **worker.row})
             print(cases[-1], flush=True)
             for path in directory.glob("out*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

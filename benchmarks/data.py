@@ -9,7 +9,6 @@ is the clock's. Workers start anew for every sample, and what they read ahead be
 
 import argparse
 import math
-import os
 import pathlib
 import statistics
 import tempfile
@@ -39,9 +38,8 @@ class Images(torch.utils.data.Dataset):
     """
 
     def __init__(self, folder, auto_augment):
-        self.paths = sorted(map(str, pathlib.Path(folder).glob("*/*.jpg")))
-        names = [pathlib.Path(path).parent.name for path in self.paths]
-        self.labels, self.auto_augment = [sorted(set(names)).index(name) for name in names], auto_augment
+        self.paths, self.auto_augment = sorted(pathlib.Path(folder).glob("*/*.jpg")), auto_augment
+        self.classes = sorted({path.parent.name for path in self.paths})
 
     def __len__(self):
         return len(self.paths)
@@ -56,21 +54,20 @@ class Images(torch.utils.data.Dataset):
         if self.auto_augment:
             rng = np.random.default_rng(int(torch.randint(2**62, (1,))))
             image = rand_augment(image, rng, self.auto_augment, MEAN)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), self.labels[index]
+        label = self.classes.index(self.paths[index].parent.name)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
 
 
 def crop_of(width, height):
     """Returns left, top, width and height of a crop, drawn as torchvision's RandomResizedCrop draws it."""
     log_ratio = torch.log(torch.tensor(RATIO))
-    for _ in range(10):
+    while True:
         area = width * height * torch.empty(1).uniform_(*SCALE).item()
         ratio = torch.exp(torch.empty(1).uniform_(*log_ratio.tolist())).item()
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = torch.randint(0, width - w + 1, (1,)), torch.randint(0, height - h + 1, (1,))
             return left.item(), top.item(), w, h
-    side = min(width, height)  # does not happen to images of 4:3
-    return (width - side) // 2, (height - side) // 2, side, side
 
 
 def ours(folder, auto_augment, workers, kind, seed):
@@ -118,7 +115,7 @@ def main():
                 print(f"{case:14} {what:22} natjax {here:6.1f}  torch {there:6.1f}  ratio {ratio:.2f}", flush=True)
                 rows.append({"case": case, "workers": workers, "kind": kind if workers else None, "natjax": here})
                 rows[-1] |= {"torch": there, "ratio": ratio, "samples": pairs}
-    origin = provenance(file_bytes=size, image=SIDES, batch=BATCH, load=os.getloadavg())
+    origin = provenance(file_bytes=size, image=SIDES, batch=BATCH)
     write(RESULTS / "data_cpu.json", {"provenance": origin, "images_per_second": rows})
 
 

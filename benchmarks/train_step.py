@@ -7,11 +7,11 @@ batches on the device. In a real run much of it passes while the devices work. W
 
 import argparse
 import dataclasses
-import functools
 import pathlib
 import statistics
 import tempfile
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks.harness import RESULTS, write
 from benchmarks.images import write_images
 from benchmarks.provenance import provenance
-from natjax_train import data, loop
+from natjax_train import loop
+from natjax_train.data.pipeline import Batches
 from natjax_train.recipe import override
 from natjax_train.recipes import RECIPES
 
@@ -27,59 +28,48 @@ BATCH, STEPS, WARM = 4, 24, 4
 SETTINGS = {"batch_size": str(BATCH), "epochs": "1", "warmup_epochs": "0", "cooldown_epochs": "0", "log_every": "1"}
 
 
-class Clocks:
-    """Wraps what makes the step and the loader, and notes the time that each call takes."""
+def timed(function, times):
+    """Returns the function with an end to wait for; notes when its calls begin and how long they take."""
 
-    def __init__(self):
-        self.entered, self.steps, self.waits = [], [], []
+    def call(*arguments):
+        begun = time.perf_counter()
+        done = jax.block_until_ready(function(*arguments))
+        times.append((begun, time.perf_counter() - begun))
+        return done
 
-    def training(self, make, *arguments):
-        training = make(*arguments)
+    return call
 
-        def timed(state, batch):
-            self.entered.append(time.perf_counter())
-            done = jax.block_until_ready(training.step(state, batch))
-            self.steps.append(time.perf_counter() - self.entered[-1])
-            return done
 
-        return dataclasses.replace(training, step=timed)
-
-    def train_loader(self, make, *arguments, **options):
-        loader = make(*arguments, **options)
-        read = type(loader).__next__
-
-        class Timed(type(loader)):
-            def __next__(inner):
-                before = time.perf_counter()
-                batch = read(inner)
-                self.waits.append(time.perf_counter() - before)
-                return batch
-
-        loader.__class__ = Timed
-        return loader
-
-    def shares(self):
-        """Returns medians, in milliseconds, of a whole step of the loop and its parts."""
-        whole = np.diff(self.entered)[WARM:]
-        steps, waits = np.array(self.steps[WARM:-1]), np.array(self.waits[WARM + 1 :])
-        rest = whole - steps - waits[: len(whole)]
-        found = {"loop": whole, "compiled_step": steps, "waiting_for_data": waits, "python": rest}
-        times = {f"{name}_ms": 1e3 * statistics.median(values) for name, values in found.items()}
-        return times | {"python_share": statistics.median(rest / whole)}
+def shares(steps, waits):
+    """Returns medians, in milliseconds, of a whole step of the loop and its parts."""
+    whole = np.diff([begun for begun, _ in steps])[WARM:]
+    steps, waits = (np.array([took for _, took in times[WARM:]]) for times in (steps[:-1], waits[1:]))
+    waits = waits[: len(whole)]
+    rest = whole - steps - waits
+    found = {"loop": whole, "compiled_step": steps, "waiting_for_data": waits, "python": rest}
+    times = {f"{name}_ms": 1e3 * statistics.median(values) for name, values in found.items()}
+    return times | {"python_share": statistics.median(rest / whole)}
 
 
 def main() -> None:
     """Measures, prints and writes."""
     argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__).parse_args()
-    clocks = Clocks()
-    loop.make_training = functools.partial(clocks.training, loop.make_training)
-    data.train_loader = functools.partial(clocks.train_loader, data.train_loader)
-    with tempfile.TemporaryDirectory() as name:
+    steps, waits, make = [], [], loop.make_training
+
+    def make_timed(*arguments):
+        training = make(*arguments)
+        return dataclasses.replace(training, step=timed(training.step, steps))
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mock.patch.object(loop, "make_training", make_timed),
+        mock.patch.object(Batches, "__next__", timed(Batches.__next__, waits)),
+    ):
         folder = pathlib.Path(name)
         write_images(folder / "train", BATCH * STEPS, 2)
         write_images(folder / "val", BATCH, 2)
         loop.train(override(RECIPES["nat_mini"], SETTINGS), name, folder / "run")
-    found = clocks.shares()
+    found = shares(steps, waits)
     print("\n".join(f"{name:20} {number:10.4f}" for name, number in found.items()))
     origin = {"provenance": provenance(dtype="float32"), "batch_size": BATCH, "steps": STEPS - WARM}
     write(RESULTS / "train_step_cpu.json", origin | found)

@@ -26,8 +26,7 @@ class Attention(nn.Module):
         self.qkv, self.output = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.rpb = nn.Parameter(0.02 * torch.randn(heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
         self.tile = side if side <= DENSE else TILE
-        halo = min(side, self.tile + kernel_size - 1)
-        keys, bias = tiles(side, kernel_size, self.tile, halo)
+        keys, bias = tiles(side, kernel_size, self.tile)
         self.register_buffer("keys", torch.from_numpy(keys), persistent=False)  # [tiles, S]
         self.register_buffer("bias", torch.from_numpy(bias), persistent=False)  # [tiles, T, S], -1 where masked
         self.mask: torch.Tensor | None = None
@@ -37,14 +36,14 @@ class Attention(nn.Module):
         per_axis = side // self.tile
         query, key, value = self.qkv(x).view(batch, side, side, 3, self.heads, -1).unbind(3)
         query = query.view(batch, per_axis, self.tile, per_axis, self.tile, self.heads, -1)
-        query = query.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(1, 2)  # [B, tiles, N, T, D]
-        key, value = (y.flatten(1, 2)[:, self.keys].transpose(2, 3) for y in (key, value))  # [B, tiles, N, S, D]
+        query = query.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(0, 2)  # [B * tiles, N, T, D]
+        key, value = (y.flatten(1, 2)[:, self.keys].transpose(2, 3).flatten(0, 1) for y in (key, value))  # [.., S, D]
         mask = self.make_mask() if self.training or self.mask is None else self.mask
         if not self.training:
             self.mask = mask
-        out = functional.scaled_dot_product_attention(
-            query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), self.expand(mask, batch)
-        )
+        if per_axis > 1:
+            mask = mask.expand(batch, *mask.shape).flatten(0, 1)
+        out = functional.scaled_dot_product_attention(query, key, value, mask)
         out = out.view(batch, per_axis, per_axis, self.heads, self.tile, self.tile, -1)
         return self.output(out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, side, side, channels))
 
@@ -53,16 +52,11 @@ class Attention(nn.Module):
         bias = self.rpb.flatten(1)[:, self.bias.clamp(min=0)]
         return bias.masked_fill(self.bias < 0, float("-inf")).transpose(0, 1)
 
-    @staticmethod
-    def expand(mask: torch.Tensor, batch: int) -> torch.Tensor:
-        """Returns a mask for every tile of a batch."""
-        return mask if mask.shape[0] == 1 else mask.expand(batch, *mask.shape).flatten(0, 1)
-
 
 @functools.cache
-def tiles(side: int, kernel_size: int, tile: int, halo: int) -> tuple[np.ndarray, np.ndarray]:
+def tiles(side: int, kernel_size: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns positions of keys [tiles, S], and for every query and key the place in the bias table or -1, [tiles, T, S]."""
-    origins = np.arange(0, side, tile)
+    origins, halo = np.arange(0, side, tile), min(side, tile + kernel_size - 1)
     query = origins[:, None] + np.arange(tile)  # [tiles, T] of an axis
     key = np.clip(origins - kernel_size // 2, 0, side - halo)[:, None] + np.arange(halo)  # [tiles, S] of an axis
     window = np.clip(query - kernel_size // 2, 0, side - kernel_size)[:, :, None]
@@ -81,10 +75,8 @@ class Layer(nn.Module):
     def __init__(self, dim: int, heads: int, kernel_size: int, side: int, hidden: int, scale: float):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads, kernel_size, side)
-        self.norm2, self.mlp = (
-            nn.LayerNorm(dim),
-            nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)),
-        )
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.scale = nn.Parameter(torch.full((2, dim), scale)) if scale > 0 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
