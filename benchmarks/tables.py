@@ -29,7 +29,7 @@ TABLES = {
         "case dtype implementation what microseconds floor_microseconds times_the_floor",
     ],
     "models": [
-        f"{_CASE} milliseconds p95_milliseconds images_per_second images_per_second_per_gflop ratio_per_gflop ratio",
+        f"{_CASE} milliseconds p95_milliseconds images_per_second ratio_per_gflop ratio",
         f"{_CASE} seconds",
         "model what implementation milliseconds images_per_second peak_bytes",
     ],

@@ -16,12 +16,11 @@ from typing import Any
 
 SAMPLE = 0.004  # seconds that a sample lasts at least: what is quicker is called several times
 FLIGHT = 0.01  # seconds that calls take that are in flight together
+LEAST = 3  # rounds
 REST = 0.002  # seconds between samples, in which the threads of the one before stop to spin
 
 
-def interleaved(
-    runs: Mapping[Any, Callable[[], Any]], *, seconds: float, most: int = 15, least: int = 3
-) -> dict[Any, list[float]]:
+def interleaved(runs: Mapping[Any, Callable[[], Any]], *, seconds: float, most: int = 15) -> dict[Any, list[float]]:
     """Returns the seconds of every call's samples, taken in turn until `seconds` or `most` rounds are over.
 
     Before each sample the call is run once, as users run one thing many times: what runs before leaves it memory and caches.
@@ -29,9 +28,8 @@ def interleaved(
 
     Args:
         runs: calls by name; each returns when its work is done.
-        seconds: for all of them together; `least` rounds are run whatever they take.
+        seconds: for all of them together; LEAST rounds are run whatever they take.
         most: rounds.
-        least: rounds.
     """
     calls = {}
     for name, run in runs.items():
@@ -40,7 +38,7 @@ def interleaved(
     times: dict[Any, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(most):
-        if done >= least and time.perf_counter() - started > seconds:
+        if done >= LEAST and time.perf_counter() - started > seconds:
             break
         for name, run in runs.items():
             time.sleep(REST)
@@ -58,7 +56,7 @@ def in_flight(
         start: starts a run and returns what will come of it.
         wait: waits for that.
         calls: in a run.
-        seconds: for all samples; three are taken whatever they take.
+        seconds: for all samples; LEAST are taken whatever they take.
         most: samples.
     """
 

@@ -91,8 +91,6 @@ def row(entrant: str, preset: str, batch: int, times: list[float], natjax: list[
     return {
         **spread(times),
         "images_per_second": round(batch / middle, 2),
-        "images_per_second_per_gflop": round(batch / middle / gflops, 3),
-        "gigamacs_per_image": round(gflops, 2),
         "ratio": ratio and round(ratio, 2),
         "ratio_per_gflop": ratio and round(ratio * gflops / ours, 2),
     }

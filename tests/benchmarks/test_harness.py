@@ -118,7 +118,7 @@ def test_runs_are_timed_in_turn_each_after_a_run_of_its_own():
         order.append(name)
         time.sleep(1.1 * timing.SAMPLE)  # so long that a sample is one run
 
-    times = timing.interleaved({name: lambda name=name: run(name) for name in "AB"}, seconds=0.0, least=3)
+    times = timing.interleaved({name: lambda name=name: run(name) for name in "AB"}, seconds=0.0)
     assert [len(found) for found in times.values()] == [3, 3]
     assert "".join(order) == "AABB" * 4  # at first they warm up
     row = timing.spread([0.001, 0.002, 0.003, 0.004, 0.1])
