@@ -14,7 +14,7 @@ from natjax_convert.dialect import Dialect, Found, parameter_shape
 from natjax_convert.names import detect
 from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
-from natjax_convert.shapes import Kind, ParameterPath
+from natjax_convert.shapes import Kind, ParameterPath, configuration
 from natjax_convert.state_dict import StateDict, unusable
 
 Dilations = Sequence[Sequence[int]] | Literal["none"]
@@ -131,40 +131,8 @@ def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found |
         CheckpointError: tensors are missing, or their shapes are those of no NAT.
     """
     dialect, _, prefix, _ = found or detect(state_dict)
-
-    def shape(*path: str | int) -> tuple[int, ...]:
-        return _shape_in(state_dict, dialect, prefix, path)
-
-    def has(*path: str | int) -> bool:
-        try:
-            return bool(shape(*path))
-        except LookupError:
-            return False
-
-    def layer(level: int, index: int, *path: str) -> ParameterPath:
-        return ("encoder", "levels", level, "layers", index, *path)
-
     try:
-        *_, num_channels, half = shape("embeddings", "patch_embeddings", "projection", 0, "kernel")
-        depths: list[int] = []
-        while has(*layer(len(depths), 0, "attention", "rpb")):
-            level, depth = len(depths), 1
-            while has(*layer(level, depth, "attention", "rpb")):
-                depth += 1
-            depths.append(depth)
-        biases = [shape(*layer(level, 0, "attention", "rpb")) for level in range(len(depths))]
-        return NatConfig(
-            num_channels=num_channels,
-            embed_dim=2 * half,
-            depths=tuple(depths),
-            num_heads=tuple(heads for heads, *_ in biases),
-            kernel_size=(biases[0][1] + 1) // 2,
-            dilations=dilations,
-            mlp_ratio=shape(*layer(0, 0, "intermediate", "kernel"))[1] / (2 * half),
-            qkv_bias=has(*layer(0, 0, "attention", "qkv", "bias")),
-            layer_scale_init_value=1e-5 if has(*layer(0, 0, "layer_scale_parameters")) else 0.0,
-            num_labels=shape("classifier", "kernel")[1] if has("classifier", "kernel") else 0,
-        )
+        return configuration(lambda path: _shape_in(state_dict, dialect, prefix, path), dilations)
     except (LookupError, ValueError) as error:
         raise unusable(state_dict, f"The tensors' shapes are those of no NAT or DiNAT: {error}") from error
 

@@ -1,6 +1,6 @@
 """The one declaration of which parameters a model has, in pure Python.
 
-Name tables, counts, FLOPs, inferred configurations and layer-wise learning rates follow from `parameters`. Small pieces
+Name tables, counts, FLOPs and layer-wise learning rates follow from `parameters`; `configuration` is its inverse. Small pieces
 (`linear`, `norm`, `conv`, `attention`, ...) are nested dicts of shapes; a model puts them at paths. A new family is a few more
 functions that do the same with the same pieces.
 """
@@ -8,8 +8,9 @@ functions that do the same with the same pieces.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from natjax.configuration import NatConfig
@@ -65,6 +66,53 @@ def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
 def count_parameters(config: NatConfig, kind: Kind = "classifier") -> int:
     """Returns the number of values in all parameters of a model."""
     return sum(parameter.size for parameter in parameters(config, kind))
+
+
+def configuration(shape: Callable[[ParameterPath], tuple[int, ...]], dilations: Any = None) -> NatConfig:
+    """Returns the configuration of a classifier, model or backbone whose parameters have these shapes.
+
+    Args:
+        shape: returns the shape of a parameter by its path, without the classifier's "nat"; a LookupError where there is none.
+        dilations: of every layer, by level, which are in no shape. None means NAT.
+
+    Raises:
+        LookupError: a parameter is missing.
+        ValueError: the shapes are those of no NAT.
+    """
+
+    def has(*path: str | int) -> bool:
+        try:
+            return bool(shape(path))
+        except LookupError:
+            return False
+
+    depths: list[int] = []
+    while has("encoder", "levels", len(depths), "layers", 0, "attention", "rpb"):
+        layers = ("encoder", "levels", len(depths), "layers")
+        depths.append(next(i for i in itertools.count(1) if not has(*layers, i, "attention", "rpb")))
+    firsts = [("encoder", "levels", i, "layers", 0) for i in range(len(depths))]
+    biases = [shape((*first, "attention", "rpb")) for first in firsts]
+    widths = [shape((*first, "intermediate", "kernel")) for first in firsts]
+    *_, num_channels, half = shape(("embeddings", "patch_embeddings", "projection", 0, "kernel"))
+    return NatConfig(
+        num_channels=num_channels,
+        embed_dim=2 * half,
+        depths=tuple(depths),
+        num_heads=tuple(heads for heads, *_ in biases),
+        kernel_size=(biases[0][1] + 1) // 2,
+        dilations=dilations,
+        mlp_ratio=_ratio(widths),
+        qkv_bias=has(*firsts[0], "attention", "qkv", "bias"),
+        layer_scale_init_value=1e-5 if has(*firsts[0], "layer_scale_parameters") else 0.0,
+        num_labels=shape(("classifier", "kernel"))[1] if has("classifier", "kernel") else 0,
+    )
+
+
+def _ratio(widths: Sequence[tuple[int, ...]]) -> float:
+    """Returns the ratio of which int(ratio * dim) is hidden, for all levels' (dim, hidden): the largest of their quotients."""
+    hidden, dim = max(((hidden, dim) for dim, hidden in widths), key=lambda pair: pair[0] / pair[1])
+    ratio = hidden / dim
+    return ratio if int(ratio * dim) == hidden else math.nextafter(ratio, math.inf)  # 61 / 14 * 14 is less than 61
 
 
 def _trunk(config: NatConfig) -> Iterator[Parameter]:

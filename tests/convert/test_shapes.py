@@ -10,13 +10,14 @@ from flax import nnx
 
 import natjax
 from natjax.presets import PRESETS
-from natjax_convert.shapes import count_parameters, parameters
+from natjax_convert.shapes import configuration, count_parameters, parameters
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SMALL = natjax.NatConfig(embed_dim=8, depths=(1, 2, 1), num_heads=(1, 2, 2), kernel_size=3, num_labels=3)
 CONFIGS = {
     "odd": SMALL.replace(num_channels=1, num_labels=0, qkv_bias=False, layer_scale_init_value=0.1, mlp_ratio=1.3),
     "dilated": SMALL.replace(dilations=((1,), (1, 2), (3,)), out_features=("stem", "stage2")),
+    "a ratio that rounds down": SMALL.replace(embed_dim=14, num_heads=(1, 1, 1), mlp_ratio=61 / 14 + 1e-9),
     "one level": natjax.NatConfig(embed_dim=2, depths=(1,), num_heads=(1,), kernel_size=11),
 }
 KINDS = {
@@ -51,6 +52,15 @@ def test_declared_parameters_are_those_of_the_models(name, kind):
 def test_declared_parameters_are_those_of_the_presets(name):
     config = PRESETS[name].config
     assert declared(config, "classifier") == shapes_of(natjax.NatForImageClassification, config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shapes_tell_the_configuration(name):
+    config = CONFIGS[name].replace(out_features=None)
+    shapes = {p.path[1:] if p.path[0] == "nat" else p.path: p.shape for p in parameters(config)}
+    found = configuration(shapes.__getitem__, config.dilations)
+    assert parameters(found) == parameters(config)
+    assert found.dilations == config.dilations
 
 
 @pytest.mark.parametrize("name", PRESETS)
