@@ -12,10 +12,10 @@ demo: $(VENV)/.installed
 	$(BIN)/natjax demo --out demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-deviceless: $(DEVICELESS_VENV)/.installed
-	$(DEVICELESS_VENV)/bin/python -m pytest -n auto tests/deviceless
+	$(DEVICELESS_VENV)/bin/python -m pytest -n auto --dist worksteal tests/deviceless
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
