@@ -1,5 +1,6 @@
 """What the tests of the op share: the implementations under test, 64-bit arithmetic, no implicit promotion of dtypes."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import sys
@@ -29,6 +30,15 @@ def strict_promotion():
     """Mixing dtypes without a cast is an error."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quicker_interpreter():
+    """Without its integers' overflow checks, which take 40 % of its time and, outside of debugging, do not fail either."""
+    if HAS_TRITON:
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ SMALL_CALLS = calls({1: 24, 2: 10, 3: 6}, 1, 2)  # for Triton's interpreter; mor
 
 
 @hypothesis.settings(
-    max_examples=15,
+    max_examples=20,
     derandomize=True,
     deadline=None,
     database=None,
