@@ -59,13 +59,15 @@ def start():
     """Starts `natjax train` in a folder, as a process."""
 
     def start(out, *arguments, devices=1, start_new_session=False, **settings):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        if devices > 1 or any("--processes" in argument for argument in arguments):
+            variables["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # these programs are compiled for one test only
         return subprocess.Popen(
             [sys.executable, "-m", "natjax", *command(out, *arguments, **settings)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            env=os.environ | variables,
             start_new_session=start_new_session,
         )
 
