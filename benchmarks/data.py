@@ -21,12 +21,13 @@ import torch
 from benchmarks.harness import RESULTS, write
 from benchmarks.images import SIDES, write_images
 from benchmarks.provenance import provenance
+from natjax.presets import IMAGENET_MEAN
 from natjax_train.augment.randaugment import rand_augment
 from natjax_train.augment.settings import HostSettings
 from natjax_train.data import ImageFolder, train_loader
 
 IMAGES, BATCH, SIZE, WARM, REPEATS = 256, 32, 224, 4, 5
-SCALE, RATIO, MEAN = (0.08, 1.0), (3 / 4, 4 / 3), (0.485, 0.456, 0.406)
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 CASES = {"crop and flip": "", "RandAugment": "rand-m9-mstd0.5-inc1"}
 WORKERS = [(0, "threads", 8), (2, "threads", 20), (2, "processes", 20)]  # how many, of which kind (here), batches timed
 
@@ -53,7 +54,7 @@ class Images(torch.utils.data.Dataset):
             image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
         if self.auto_augment:
             rng = np.random.default_rng(int(torch.randint(2**62, (1,))))
-            image = rand_augment(image, rng, self.auto_augment, MEAN)
+            image = rand_augment(image, rng, self.auto_augment, IMAGENET_MEAN)
         label = self.classes.index(self.paths[index].parent.name)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
 
@@ -73,7 +74,7 @@ def crop_of(width, height):
 def ours(folder, auto_augment, workers, kind, seed):
     """Returns natjax's iterator over training batches."""
     crop = {"crop_scale": SCALE, "crop_ratio": RATIO, "train_interpolation": "bicubic"}
-    settings = HostSettings(**crop, auto_augment=auto_augment, image_mean=MEAN)
+    settings = HostSettings(**crop, auto_augment=auto_augment, image_mean=IMAGENET_MEAN)
     options = {"batch_size": BATCH, "image_size": SIZE, "num_channels": 3, "augmentation": settings, "seed": seed}
     return train_loader(ImageFolder(folder), **options, workers=workers, worker_kind=kind)
 

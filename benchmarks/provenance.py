@@ -23,7 +23,6 @@ def provenance(**more: Any) -> dict[str, Any]:
     """Returns date, machine and its load, versions, commit and a hash of the fused kernels' sources, and `more`."""
     commit = _git("rev-parse", "--short", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
-    installed = {found.name: found.version for found in importlib.metadata.distributions()}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **_device(),
@@ -31,7 +30,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "python": platform.python_version(),
-        "versions": {name: installed[name] for name in PACKAGES.split() if name in installed},
+        "versions": {name: found for name in PACKAGES.split() if (found := _version(name))},
         "commit": commit,
         "uncommitted_changes": commit and bool(changes),
         "kernels_sha256": kernels_hash(),
@@ -55,6 +54,13 @@ def _device() -> dict[str, Any]:
     if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
         return {"device": torch.cuda.get_device_name(), "devices": torch.cuda.device_count(), "driver": driver}
     return {"device": "cpu"}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _line(path: str, start: str) -> str:

@@ -1,7 +1,7 @@
 """Runs the sections of a benchmark, each in a process of its own, so that one that fails or hangs is recorded and the rest go on.
 
-A section writes its rows to a partial file after every measurement. When its budget is spent nothing new starts, and after GRACE
-the process is ended. `python -m benchmarks.sections` is such a process.
+A section writes its rows to a partial file after every measurement. When its budget is spent nothing new starts, and after its
+grace the process is ended. `python -m benchmarks.sections` is such a process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks import ROOT
 from benchmarks.harness import OUT_OF_TIME, Options, Report
 from benchmarks.provenance import provenance
 
-GRACE = 10.0  # seconds that a section has to end by itself after its budget
+GRACE = 10.0  # seconds that a section has to end by itself after its budget, where nothing else is said
 TAIL = 3000  # characters of a failed section's output that are kept
 
 
@@ -33,10 +33,11 @@ class Section(NamedTuple):
 
     Attributes:
         work: "module:function" of benchmarks, called with a Report and Options.
-        seconds: budget, with the start of the process in it.
+        seconds: budget, with the imports of the process in it.
         needs: packages without which it is skipped.
         gpu: whether it needs a GPU.
         variables: environment variables of the process.
+        grace: seconds after the budget in which what was begun can end.
     """
 
     work: str
@@ -44,6 +45,7 @@ class Section(NamedTuple):
     needs: tuple[str, ...] = ()
     gpu: bool = False
     variables: Mapping[str, str] = {}
+    grace: float = GRACE
 
 
 def run(
@@ -58,16 +60,18 @@ def run(
         deadline: when all have to be over, by `time.monotonic()`.
     """
     for name, section in sections.items():
-        seconds = min(section.seconds, deadline - GRACE - time.monotonic())
-        say(f"{name}: at most {seconds:.0f} s, from {time.strftime('%H:%M:%S')}")
-        if missing := [package for package in section.needs if not importlib.util.find_spec(package)]:
-            content = {"section": name, "status": "skipped", "reason": f"no {', '.join(missing)}", "rows": []}
-            say(f"  skipped: no {', '.join(missing)}; benchmarks/README.md says how to bring it")
+        seconds = min(section.seconds, deadline - section.grace - time.monotonic())
+        say(f"{name}: at most {max(0, seconds):.0f} s, from {time.strftime('%H:%M:%S')}")
+        missing = [package for package in section.needs if not importlib.util.find_spec(package)]
+        if missing or seconds <= 0:
+            status, reason = ("skipped", f"no {', '.join(missing)}") if missing else ("out of time", OUT_OF_TIME)
+            content = {"section": name, "status": status, "reason": reason, "rows": []}
+            say(f"  {status}: {reason}" + "; benchmarks/README.md says how to bring it" * bool(missing))
         else:
             path = prefix.with_name(f"{prefix.name}_{name}.partial.json")
             command = [sys.executable, "-m", "benchmarks.sections", name, str(path), str(seconds)]
             command += [json.dumps([section, options])]
-            content = run_section(path, name, command, seconds + GRACE, environment(**section.variables))
+            content = run_section(path, name, command, seconds + section.grace, environment(**section.variables))
             failed, skipped = (sum(why in row for row in content["rows"]) for why in ("error", "skipped"))
             about = f"{len(content['rows'])} rows, {failed} failed, {skipped} skipped"
             say(f"  {content['status']} after {content['seconds']} s: {about}\n{content.get('output', '')}".rstrip())
@@ -112,6 +116,8 @@ def run_section(
 
 def outcome(rows: list[dict[str, Any]]) -> str:
     """Returns whether a section whose process ended well measured all it had to, peers that are not there aside."""
+    if not rows:
+        return "skipped"  # none of the cases asked for is in it
     if any(row.get("skipped") == OUT_OF_TIME for row in rows):
         return "out of time"
     return "with errors" if any("error" in row for row in rows) else "complete"
@@ -134,7 +140,8 @@ def main(name: str, path: str, seconds: str, what: str) -> None:
     if section.gpu and origin["device"] == "cpu":
         raise SystemExit("This needs a GPU, and found none. --rehearse runs on a CPU.")
     work(report, options)
-    if all("error" in row for row in report.content["rows"]):
+    rows = report.content["rows"]
+    if rows and all("error" in row for row in rows):
         raise SystemExit("Nothing could be measured; the rows say why.")
 
 

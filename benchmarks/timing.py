@@ -2,20 +2,20 @@
 
 `interleaved` times several calls on a machine that is never quiet: in turn, A B C A B C, so that what slows one slows all.
 `in_flight` times a call on a GPU, which returns before its work is done: several are in flight, one wait ends a sample, and what
-is left of overhead is the gap between kernels.
+is left of overhead is the gap between kernels and, of programs of less than a millisecond, a part of their launches.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 SAMPLE = 0.004  # seconds that a sample lasts at least: what is quicker is called several times
-FLIGHT = 0.01  # seconds that calls take that are in flight together
+FLIGHT = 0.01  # seconds that runs take that are in flight together
+MOST_IN_FLIGHT = 8  # runs, whose results are in memory together
 LEAST = 3  # rounds
 REST = 0.002  # seconds between samples, in which the threads of the one before stop to spin
 
@@ -60,15 +60,19 @@ def in_flight(
         most: samples.
     """
 
-    def run(flights: int) -> None:
+    def sample(flights: int) -> float:
+        begun = time.perf_counter()
         for _ in range(flights):
             out = start()
         wait(out)
+        return (time.perf_counter() - begun) / (flights * calls)
 
-    run(1)
-    flights = max(1, min(8, round(FLIGHT / _each(functools.partial(run, 1), 1))))
-    (times,) = interleaved({"": functools.partial(run, flights)}, seconds=seconds, most=most).values()
-    return [time / (flights * calls) for time in times]
+    sample(1)
+    flights = max(1, min(MOST_IN_FLIGHT, round(FLIGHT / (calls * sample(1)))))
+    begun, times = time.perf_counter(), []
+    while len(times) < most and (len(times) < LEAST or time.perf_counter() - begun < seconds):
+        times.append(sample(flights))
+    return times
 
 
 def _each(run: Callable[[], Any], calls: int) -> float:

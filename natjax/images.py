@@ -39,7 +39,7 @@ def decode_image(
     upright: bool = True,
     strict: bool = False,
 ) -> PIL.Image.Image:
-    """Decodes one image: the one place where natjax does. Any thread may call it.
+    """Decodes one image. Any thread may call it.
 
     Args:
         source: bytes of an image file, its path, or a Pillow image.

@@ -31,11 +31,10 @@ def measure(report: Report, options: Options) -> None:
     # Training steps take minutes to compile on few cores: what is sooner ready is measured before.
     for names, implementation in ((("nat_tiny", "dinat_tiny"), "triton"), (("nat_tiny",), "xla"))[options.small :]:
         for what, make in makes.items():
-            if report.time_is_up():
-                return
             wanted = [name for name in names if options.wants(name)]
             jobs = {name: functools.partial(program, make, name, implementation) for name in wanted}
-            for name, prepared in side_by_side(jobs, options.threads).items():
+            compiled = jobs if report.time_is_up() else side_by_side(jobs, options.threads)
+            for name, prepared in compiled.items():
                 work = functools.partial(row, prepared, batch)
                 report.measure(work, model=name, what=what, implementation=implementation)
 

@@ -1,8 +1,9 @@
 """Times of the op, forward and forward with backward: the fused kernels and `xla` beside the floors of the machine itself.
 
 Two sections: `op`, and `scaling`: time and memory of a token as maps grow from 56^2 to 1024^2, which should stay the same (heads
-of 32 channels, kernel 7). A timed program calls the op many times on inputs of their own, so that launches from Python and the L2
-cache neither hide nor flatter it. What is left of overhead is the gap between kernels, which `ceilings` measures.
+of 32 channels, kernel 7). A timed program of `op` calls the op many times on inputs of their own, so that launches from Python
+and the L2 cache neither hide nor flatter it; one of `scaling` calls it once, on inputs larger than that cache. What is left of
+overhead is the gap between kernels, which `ceilings` measures.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def time_cases(
     report: Report, options: Options, steps: Sequence[tuple[Sequence[Case], tuple[str, str]]], most: int = 8
 ) -> None:
     """Adds rows of cases by implementation and dtype, of programs of `most` calls; each step is compiled before it is timed."""
+    if not any(cases for cases, _ in steps):
+        return
     key, seed = fresh_key()
     limits = ceilings(options.small)
     report.note(seed=seed, ceilings=limits)
@@ -72,19 +75,22 @@ def time_cases(
 def row(
     case: Case, dtype: str, compiled: Callable, sets: int, key: jax.Array, floor: dict[str, float]
 ) -> dict[str, Any]:
-    """Times a case, beside its floor and by token; calls of a program share its temporaries."""
+    """Times a case, beside its floor and by token; memory is that of a program of one call."""
     program, tokens = compiled(), case.batch * math.prod(case.spatial)
     times = time_program(program, arguments(case, key, sets, dtype), calls=sets)
     memory, middle = program.memory_analysis(), statistics.median(times)
-    held = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / sets
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    by_token = {
+        "peak_bytes_per_token": round((held + memory.temp_size_in_bytes) / tokens, 1),
+        "temporary_bytes_per_token": round(memory.temp_size_in_bytes / tokens, 1),
+    }
     return {
         **spread(times, "microseconds"),
         "calls_a_program": sets,
         **{f"{name}_microseconds": round(value, 2) for name, value in floor.items()},
         "times_the_floor": round(middle * 1e6 / floor["floor"], 3),
         "nanoseconds_per_token": round(middle * 1e9 / tokens, 4),
-        "peak_bytes_per_token": round((held + memory.temp_size_in_bytes) / tokens, 1),
-        "temporary_bytes_per_token": round(memory.temp_size_in_bytes / tokens, 1),
+        **(by_token if sets == 1 else {}),
     }
 
 

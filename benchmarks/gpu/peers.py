@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.calls import WHAT, groups, rotation
-from benchmarks.cpu.peers import other, run_of
+from benchmarks.cpu.peers import missing, other, run_of
 from benchmarks.harness import Options, Report
 from benchmarks.timing import in_flight, spread
 from natjax_kernels.cases import Case
@@ -146,6 +146,8 @@ def dense(small: bool) -> Callable:
 
 def model_row(name: str, what: str, small: bool) -> dict[str, Any]:
     """Times a model of transformers, compiled; bfloat16 weights in inference, autocast and AdamW in training."""
+    if lacking := missing(name):
+        return {"skipped": lacking}
     place, batch, side = ("cpu", 2, 64) if small else ("cuda", BATCH, SIDE)
     train, dtype = what == "training step", torch.float32 if what == "training step" else torch.bfloat16
     model = other(name, small).to(place, dtype)

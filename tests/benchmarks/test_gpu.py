@@ -36,13 +36,16 @@ def test_all_sections_end_within_eight_minutes():
     ("name", "content", "code"),
     [
         ("op", {"status": "out of time", "rows": [{"microseconds": 1.0}, {"skipped": "no time"}]}, 0),
-        ("op", {"status": "failed", "rows": [{"error": "no"}]}, 1),
-        ("op", {"status": "skipped", "rows": []}, 1),
-        ("peers", {"status": "skipped", "rows": []}, 0),
+        ("op", {"status": "with errors", "rows": [{"error": "no"}]}, 1),
+        ("op", {"status": "failed", "rows": [{"microseconds": 1.0}]}, 1),
+        ("numerics", {"status": "complete", "rows": [{"passed": False}], "passed": False}, 1),
+        ("op", {"status": "skipped", "reason": "no triton", "rows": []}, 1),
+        ("op", {"status": "skipped", "rows": []}, 0),
+        ("peers", {"status": "skipped", "reason": "no torch", "rows": []}, 0),
         ("peers", {"status": "timed out", "rows": []}, 1),
     ],
 )
-def test_success_is_figures_of_all_sections(tmp_path, monkeypatch, name, content, code):
+def test_success_is_right_figures_of_all_sections(tmp_path, monkeypatch, name, content, code):
     monkeypatch.setattr(gpu, "run", lambda *_: [(name, content)])
     monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--sections", name, "--out", str(tmp_path)])
     assert gpu.main() == code

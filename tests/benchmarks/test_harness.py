@@ -95,6 +95,15 @@ def test_sections_run_one_after_another_within_the_deadline(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "floor: at most 30 s" in told
     assert "skipped: no no_such_package" in told
+    ((_, late),) = sections.run({"floor": wanted["floor"]}, harness.Options(), tmp_path / "cpu", time.monotonic())
+    assert (late["status"], late["rows"]) == ("out of time", [])
+
+
+def test_sections_for_a_gpu_end_where_there_is_none(tmp_path):
+    wanted = {"op": sections.Section("gpu.op:measure", 60.0, gpu=True, variables={"JAX_PLATFORMS": "cpu"})}
+    ((_, content),) = sections.run(wanted, harness.Options(), tmp_path / "gpu")
+    assert content["status"] == "failed"
+    assert "This needs a GPU, and found none." in content["output"]
 
 
 def test_jobs_run_side_by_side():
@@ -104,11 +113,22 @@ def test_jobs_run_side_by_side():
         results["bad"]()
 
 
-def test_calls_in_flight_are_waited_for_once():
-    started, waits = [], []
-    times = timing.in_flight(lambda: started.append(0), waits.append, calls=2, seconds=0.0)
-    assert len(times) == 3
-    assert len(started) > 4 * len(waits)  # eight at a time but at first
+def test_a_sample_waits_for_the_last_of_the_runs_in_flight(monkeypatch):
+    now, started, waited = [0.0], [], []
+
+    def start():
+        now[0] += 0.002
+        started.append(len(started))
+        return started[-1]
+
+    def wait(run):
+        now[0] += 0.001
+        waited.append((run, len(started)))
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    times = timing.in_flight(start, wait, calls=2, seconds=0.0)
+    assert [run + 1 for run, _ in waited] == [count for _, count in waited] == [1, 2, 5, 8, 11]
+    assert times == pytest.approx([(3 * 0.002 + 0.001) / 6] * 3)
 
 
 def test_runs_are_timed_in_turn_each_after_a_run_of_its_own():

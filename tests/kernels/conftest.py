@@ -38,7 +38,11 @@ def quicker_interpreter():
     if HAS_TRITON:
         from triton.runtime.interpreter import interpreter_builder as builder
 
-        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+            yield
+    else:
+        yield
 
 
 @pytest.fixture
