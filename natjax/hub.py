@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError
 
-_HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_HUB_FILES = (CONFIG_NAME, PROCESSOR_NAME, "*.safetensors", "*.safetensors.index.json")
 _HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-
-
 DIGITS = Path(__file__).parent / "demo" / "digits"  # the built-in classifier of handwritten digits
 
 

@@ -14,7 +14,7 @@ from natjax_convert.dialect import Dialect, Found, parameter_shape
 from natjax_convert.names import detect
 from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
-from natjax_convert.shapes import Kind, ParameterPath, configuration
+from natjax_convert.shapes import Kind, ParameterPath, config_from_shapes
 from natjax_convert.state_dict import StateDict, unusable
 
 Dilations = Sequence[Sequence[int]] | Literal["none"]
@@ -132,7 +132,7 @@ def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found |
     """
     dialect, _, prefix, _ = found or detect(state_dict)
     try:
-        return configuration(lambda path: _shape_in(state_dict, dialect, prefix, path), dilations)
+        return config_from_shapes(lambda path: _shape_in(state_dict, dialect, prefix, path), dilations)
     except (LookupError, ValueError) as error:
         raise unusable(state_dict, f"The tensors' shapes are those of no NAT or DiNAT: {error}") from error
 

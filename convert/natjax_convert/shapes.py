@@ -1,8 +1,8 @@
 """The one declaration of which parameters a model has, in pure Python.
 
-Name tables, counts, FLOPs and layer-wise learning rates follow from `parameters`; `configuration` is its inverse. Small pieces
-(`linear`, `norm`, `conv`, `attention`, ...) are nested dicts of shapes; a model puts them at paths. A new family is a few more
-functions that do the same with the same pieces.
+Name tables, counts, FLOPs and layer-wise learning rates follow from `parameters`; `config_from_shapes` is its inverse. Small
+pieces (`linear`, `norm`, `conv`, `attention`, ...) are nested dicts of shapes; a model puts them at paths. A new family is a few
+more functions that do the same with the same pieces.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def count_parameters(config: NatConfig, kind: Kind = "classifier") -> int:
     return sum(parameter.size for parameter in parameters(config, kind))
 
 
-def configuration(shape: Callable[[ParameterPath], tuple[int, ...]], dilations: Any = None) -> NatConfig:
+def config_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], dilations: Any = None) -> NatConfig:
     """Returns the configuration of a classifier, model or backbone whose parameters have these shapes.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any
 from natjax.cli._arguments import positive_int
 from natjax.cli._output import Progress, complain
 from natjax.errors import ImageError
+from natjax.hub import DIGITS, locate
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
 
@@ -34,12 +35,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 def find_checkpoint(model: str | None) -> Path:
     """Returns where the checkpoint to use is: the one named, or the demonstration's, with a word about it on stderr."""
     if model is None:
-        from natjax import demo
-
         complain("no --model given: using the built-in classifier of handwritten digits")
-        return Path(demo.MODEL_DIR)
-    from natjax.hub import locate
-
+        return DIGITS
     return locate(model)
 
 

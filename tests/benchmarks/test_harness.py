@@ -99,11 +99,14 @@ def test_sections_run_one_after_another_within_the_deadline(tmp_path, capsys):
     assert (late["status"], late["rows"]) == ("out of time", [])
 
 
-def test_sections_for_a_gpu_end_where_there_is_none(tmp_path):
+def test_sections_say_that_there_is_no_gpu_or_no_such_case(tmp_path):
     wanted = {"op": sections.Section("gpu.op:measure", 60.0, gpu=True, variables={"JAX_PLATFORMS": "cpu"})}
     ((_, content),) = sections.run(wanted, harness.Options(), tmp_path / "gpu")
     assert content["status"] == "failed"
     assert "This needs a GPU, and found none." in content["output"]
+    anywhere = {"op": wanted["op"]._replace(gpu=False)}
+    ((_, content),) = sections.run(anywhere, harness.Options(small=True, cases=["no such case"]), tmp_path / "gpu")
+    assert (content["status"], content["rows"]) == ("not asked for", [])
 
 
 def test_jobs_run_side_by_side():

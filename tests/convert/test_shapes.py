@@ -10,7 +10,7 @@ from flax import nnx
 
 import natjax
 from natjax.presets import PRESETS
-from natjax_convert.shapes import configuration, count_parameters, parameters
+from natjax_convert.shapes import config_from_shapes, count_parameters, parameters
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SMALL = natjax.NatConfig(embed_dim=8, depths=(1, 2, 1), num_heads=(1, 2, 2), kernel_size=3, num_labels=3)
@@ -56,7 +56,7 @@ def test_declared_parameters_are_those_of_the_presets(name):
 def test_shapes_tell_the_configuration(name):
     config = CONFIGS[name].replace(out_features=None)
     shapes = {p.path[1:] if p.path[0] == "nat" else p.path: p.shape for p in parameters(config)}
-    found = configuration(shapes.__getitem__, config.dilations)
+    found = config_from_shapes(shapes.__getitem__, config.dilations)
     assert parameters(found) == parameters(config)
     assert found.dilations == config.dilations
 

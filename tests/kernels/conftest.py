@@ -34,14 +34,12 @@ def strict_promotion():
 
 @pytest.fixture(autouse=True, scope="session")
 def quicker_interpreter():
-    """Without its integers' overflow checks, which take 40 % of its time and, outside of debugging, do not fail either."""
-    if HAS_TRITON:
-        from triton.runtime.interpreter import interpreter_builder as builder
+    """Without its integers' overflow checks, which take much of its time and, outside of debugging, cannot fail."""
+    with pytest.MonkeyPatch.context() as patch:
+        if HAS_TRITON:
+            from triton.runtime.interpreter import interpreter_builder as builder
 
-        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
-            yield
-    else:
         yield
 
 

@@ -186,7 +186,8 @@ def test_a_model_without_classes(fake, capsys, monkeypatch):
 
 
 def test_the_default_model_is_announced(fake, capsys, monkeypatch):
-    demo = types.SimpleNamespace(MODEL_DIR=fake / "model", run=lambda out: 0 if out == "there" else 9)
+    monkeypatch.setattr("natjax.cli._images.DIGITS", fake / "model")
+    demo = types.SimpleNamespace(run=lambda out: 0 if out == "there" else 9)
     monkeypatch.setitem(sys.modules, "natjax.demo", demo)
     monkeypatch.setattr(natjax, "demo", demo, raising=False)
     assert main(["classify", "images/0.png"]) == 0
