@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from natjax.errors import install_line
 from natjax.models import NatForImageClassification
 from natjax.nn.xla import compiler_options
 
@@ -68,7 +69,7 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
         from natjax_train.recipe import Recipe
         from natjax_train.tasks.classification import Classification
     except ImportError as error:
-        raise ImportError(f"Training steps need more packages ({error}): pip install 'natjax[train]'.") from error
+        raise ImportError(f"Training steps need more packages ({error}): {install_line('train')}.") from error
 
     channels, classes = config.num_channels, config.num_labels
     recipe = Recipe(

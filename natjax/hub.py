@@ -1,4 +1,7 @@
-"""Where a checkpoint is: a local path, or an id `owner/name` of the Hugging Face Hub, downloaded where it is missing."""
+"""Where a checkpoint is: a local path, a run's folder, a preset's name, or an id `owner/name` of the Hugging Face Hub.
+
+What is on the Hub is downloaded where it is not in its cache. Nothing else is ever downloaded.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
-from natjax.errors import CheckpointError
+from natjax.errors import CheckpointError, install_line
+from natjax.presets import PRESETS, did_you_mean
 
 _HUB_FILES = (CONFIG_NAME, PROCESSOR_NAME, "*.safetensors", "*.safetensors.index.json")
 _HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 DIGITS = Path(__file__).parent / "demo" / "digits"  # the built-in classifier of handwritten digits
+RECIPE_NAME = "recipe.json"  # of the folder of a run of training, whose model is in the folder "model" in it
 
 
 def locate(
@@ -21,30 +26,82 @@ def locate(
     local_files_only: bool = False,
     cache_dir: str | os.PathLike | None = None,
 ) -> Path:
-    """Returns the local path of a checkpoint; one of the Hugging Face Hub is downloaded where it is not in the cache.
+    """Returns the local path of a checkpoint.
+
+    Args:
+        source: a file or folder; the folder of a run of training, for the model in it; "digits", the built-in classifier;
+            the name of a preset, for its published weights; or an id `owner/name` of the Hugging Face Hub. What exists as a
+            path is taken for one.
+        revision: of the Hub: branch, tag or commit.
+        local_files_only: whether the Hub's cache must do.
+        cache_dir: the Hub's cache.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none; the message says what to do.
     """
-    path = Path(source)
+    path, name = Path(source), os.fspath(source)
+    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
     if os.path.exists(path):
-        return path
-    name = os.fspath(source)
+        return _model_of(path)
+    if name == "digits":
+        return DIGITS
+    if name in PRESETS:
+        kept = weights_folder() / name
+        return kept if kept.is_dir() else _download(PRESETS[name].hub_id, options, name)
+    if "://" in name:
+        raise CheckpointError(f"{name}: natjax loads from no address. Download the file, and give its path.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise CheckpointError(
-            f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub either."
+            f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub or name of "
+            f"`natjax list` either.{did_you_mean(name)}"
         )
+    return _download(name, options)
+
+
+def weights_folder() -> Path:
+    """Returns the folder in which presets' names find weights that were fetched by hand: `natjax convert` fills it.
+
+    It is `~/.cache/natjax`, or what the environment variable NATJAX_WEIGHTS says.
+    """
+    return Path(os.environ.get("NATJAX_WEIGHTS") or "~/.cache/natjax").expanduser()
+
+
+def _model_of(path: Path) -> Path:
+    """Returns the model in the folder of a run, the best so far where it has not ended; what is none of these as it is."""
+    if not (path / RECIPE_NAME).is_file():
+        return path
+    if (path / "model").is_dir():
+        return path / "model"
+    if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
+        return path  # a model, with the recipe that made it beside it
+    raise CheckpointError(
+        f"{path}: the run has no model before its first evaluation; go on with natjax train --resume."
+    )
+
+
+def _download(hub_id: str, options: dict[str, Any], preset: str | None = None) -> Path:
+    """Returns the local copy of what the Hub has under an id, which may be that of a preset's weights."""
+    by_hand = "" if preset is None else _by_hand(preset)
     try:
         import huggingface_hub
     except ImportError as error:
+        what = "no such file or directory" if preset is None else f"its weights are {hub_id} of the Hugging Face Hub"
         raise CheckpointError(
-            f"{name}: no such file or directory. To load it from the Hugging Face Hub, pip install 'natjax[hub]'."
+            f"{preset or hub_id}: {what}. To load them from the Hub, {install_line('hub')}.{by_hand}"
         ) from error
-    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
     try:
-        found = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES), **options))
+        found = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_FILES), **options))
         if not any(found.glob("*.safetensors")):
-            huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_TORCH_FILES), **options)
+            huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_TORCH_FILES), **options)
     except Exception as error:  # the hub's errors have no common base
-        raise CheckpointError(f"{name}: cannot be had from the Hugging Face Hub: {error}") from error
+        raise CheckpointError(f"{hub_id}: cannot be had from the Hugging Face Hub: {error}{by_hand}") from error
     return found
+
+
+def _by_hand(preset: str) -> str:
+    address = PRESETS[preset].address
+    return (
+        f" Without the Hub: download {address} and run\n"
+        f"  natjax convert {address.rsplit('/', 1)[1]} {weights_folder() / preset} --config {preset}\n"
+        f"after which natjax finds the weights by the name {preset}."
+    )

@@ -1,6 +1,7 @@
 """The published variants by name: a new variant is one entry of `PRESETS`.
 
-Architectures and figures: SHI-Labs' classification/nat.py, dinat.py, NAT.md and DiNAT.md (arXiv 2204.07143, 2209.15001).
+Architectures, figures and addresses: SHI-Labs' classification/nat.py, dinat.py, NAT.md and DiNAT.md (arXiv 2204.07143,
+2209.15001); the same weights are on the Hugging Face Hub under their authors' name, with the licence of the repository.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from typing import Any
 
 from natjax.configuration import NatConfig
 
+_HUB = "shi-labs"
+_ADDRESSES = {  # of the authors' folders of checkpoints
+    "nat": "https://shi-labs.com/projects/nat/checkpoints/CLS/",
+    "dinat": "https://shi-labs.com/projects/dinat/checkpoints/imagenet1k/",
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # per channel, of pixels 0..1
 
 
@@ -25,12 +31,18 @@ class Preset:
         image_size: side, in pixels, of the images of the published figures.
         gflops: published multiply-accumulates of one image, in units of 1e9.
         top1: published ImageNet-1k top-1 accuracy in percent.
+        hub_id: the published weights on the Hugging Face Hub.
+        address: the authors' file of the same weights, a .pth.
+        license: of the weights.
     """
 
     config: NatConfig
     image_size: int
     gflops: float
     top1: float
+    hub_id: str
+    address: str
+    license: str = "MIT"
 
 
 def _dilations(depths: Sequence[int], most: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -46,6 +58,8 @@ def _preset(
     *,
     gflops: float,
     top1: float,
+    hub: str,
+    file: str,
     dilations: Sequence[int] | None = None,
     layer_scale: float = 0.0,
     kernel_size: int = 7,
@@ -63,22 +77,76 @@ def _preset(
         layer_scale_init_value=layer_scale,
         num_labels=1000,
     )
-    return Preset(config=config, image_size=image_size, gflops=gflops, top1=top1)
+    return Preset(
+        config=config,
+        image_size=image_size,
+        gflops=gflops,
+        top1=top1,
+        hub_id=f"{_HUB}/{hub}",
+        address=_ADDRESSES[config.model_type] + file,
+    )
 
+
+_MINI, _TINY, _SMALL = (64, 6, 3.0, 0.2), (64, 18, 3.0, 0.2), (96, 18, 2.0, 0.3)
+_BASE, _LARGE = (128, 18, 2.0, 0.5), (192, 18, 2.0, 0.35)
+_DILATIONS = (8, 4, 2, 1)  # of the dilated layers, by level
 
 PRESETS = {
-    "nat_mini": _preset(64, 6, 3.0, 0.2, gflops=2.7, top1=81.8),
-    "nat_tiny": _preset(64, 18, 3.0, 0.2, gflops=4.3, top1=83.2),
-    "nat_small": _preset(96, 18, 2.0, 0.3, layer_scale=1e-5, gflops=7.8, top1=83.7),
-    "nat_base": _preset(128, 18, 2.0, 0.5, layer_scale=1e-5, gflops=13.7, top1=84.3),
-    "dinat_mini": _preset(64, 6, 3.0, 0.2, dilations=(8, 4, 2, 1), gflops=2.7, top1=81.8),
-    "dinat_tiny": _preset(64, 18, 3.0, 0.2, dilations=(8, 4, 2, 1), gflops=4.3, top1=82.7),
-    "dinat_small": _preset(96, 18, 2.0, 0.3, dilations=(8, 4, 2, 1), gflops=7.8, top1=83.8),
-    "dinat_base": _preset(128, 18, 2.0, 0.5, layer_scale=1e-5, dilations=(8, 4, 2, 1), gflops=13.7, top1=84.4),
-    "dinat_large": _preset(192, 18, 2.0, 0.35, dilations=(8, 4, 2, 1), gflops=30.6, top1=86.6),
-    "dinat_large_384": _preset(192, 18, 2.0, 0.35, dilations=(13, 6, 3, 1), image_size=384, gflops=89.7, top1=87.4),
+    "nat_mini": _preset(*_MINI, gflops=2.7, top1=81.8, hub="nat-mini-in1k-224", file="nat_mini.pth"),
+    "nat_tiny": _preset(*_TINY, gflops=4.3, top1=83.2, hub="nat-tiny-in1k-224", file="nat_tiny.pth"),
+    "nat_small": _preset(
+        *_SMALL, layer_scale=1e-5, gflops=7.8, top1=83.7, hub="nat-small-in1k-224", file="nat_small.pth"
+    ),
+    "nat_base": _preset(*_BASE, layer_scale=1e-5, gflops=13.7, top1=84.3, hub="nat-base-in1k-224", file="nat_base.pth"),
+    "dinat_mini": _preset(
+        *_MINI, dilations=_DILATIONS, gflops=2.7, top1=81.8, hub="dinat-mini-in1k-224", file="dinat_mini_in1k_224.pth"
+    ),
+    "dinat_tiny": _preset(
+        *_TINY, dilations=_DILATIONS, gflops=4.3, top1=82.7, hub="dinat-tiny-in1k-224", file="dinat_tiny_in1k_224.pth"
+    ),
+    "dinat_small": _preset(
+        *_SMALL,
+        dilations=_DILATIONS,
+        gflops=7.8,
+        top1=83.8,
+        hub="dinat-small-in1k-224",
+        file="dinat_small_in1k_224.pth",
+    ),
+    "dinat_base": _preset(
+        *_BASE,
+        layer_scale=1e-5,
+        dilations=_DILATIONS,
+        gflops=13.7,
+        top1=84.4,
+        hub="dinat-base-in1k-224",
+        file="dinat_base_in1k_224.pth",
+    ),
+    "dinat_large": _preset(
+        *_LARGE,
+        dilations=_DILATIONS,
+        gflops=30.6,
+        top1=86.6,
+        hub="dinat-large-in22k-in1k-224",
+        file="dinat_large_in22k_in1k_224.pth",
+    ),
+    "dinat_large_384": _preset(
+        *_LARGE,
+        dilations=(13, 6, 3, 1),
+        image_size=384,
+        gflops=89.7,
+        top1=87.4,
+        hub="dinat-large-in22k-in1k-384",
+        file="dinat_large_in22k_in1k_384.pth",
+    ),
     "dinat_large_384_11x11": _preset(
-        192, 18, 2.0, 0.35, dilations=(8, 4, 2, 1), kernel_size=11, image_size=384, gflops=92.4, top1=87.5
+        *_LARGE,
+        dilations=_DILATIONS,
+        kernel_size=11,
+        image_size=384,
+        gflops=92.4,
+        top1=87.5,
+        hub="dinat-large-11x11-in22k-in1k-384",
+        file="dinat_large_in22k_in1k_384_11x11.pth",
     ),
 }
 
@@ -88,6 +156,12 @@ def list_models(pattern: str | None = None) -> list[str]:
     return [name for name in PRESETS if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 
+def did_you_mean(name: str) -> str:
+    """Returns " Did you mean NAME?" with the preset whose name is nearest, or nothing where none is near."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), PRESETS, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def get_config(name: str, **changes: Any) -> NatConfig:
     """Returns the configuration of a preset, with fields changed where given.
 
@@ -95,8 +169,6 @@ def get_config(name: str, **changes: Any) -> NatConfig:
         ValueError: there is no such preset, or the changes are impossible.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"There is no model named {name!r}.{hint} There are: {', '.join(PRESETS)}.")
+        raise ValueError(f"There is no model named {name!r}.{did_you_mean(str(name))} There are: {', '.join(PRESETS)}.")
     config = PRESETS[name].config
     return config.replace(**changes) if changes else config

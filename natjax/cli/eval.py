@@ -14,7 +14,7 @@ from natjax.cli._arguments import add_dtype_argument, add_process_arguments, pos
 from natjax.cli._images import find_checkpoint
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
-from natjax.errors import CheckpointError
+from natjax.errors import CheckpointError, install_line
 
 if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         from natjax_train import data, evaluate, mesh, step
         from natjax_train.tasks.classification import Classification
     except ImportError as error:
-        raise ImportError(f"Evaluation needs more packages ({error}): pip install 'natjax[train]'.") from error
+        raise ImportError(f"Evaluation needs more packages ({error}): {install_line('train')}.") from error
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec

@@ -9,6 +9,7 @@ from pathlib import Path
 from natjax.cli._arguments import add_process_arguments
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
+from natjax.errors import install_line
 from natjax_train.recipe import Recipe, field_help, override
 from natjax_train.recipes import RECIPES, find_recipe
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from natjax_train import loop
     except ImportError as error:
-        raise ImportError(f"Training needs more packages ({error}): pip install 'natjax[train]'.") from error
+        raise ImportError(f"Training needs more packages ({error}): {install_line('train')}.") from error
     import jax
 
     if jax.process_index() == 0:

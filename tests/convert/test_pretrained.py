@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import sys
 import types
@@ -14,7 +15,7 @@ from flax import nnx
 
 import natjax
 import natjax_convert
-from natjax import hub
+from natjax import errors, hub, presets
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 NAT = GOLDENS / "hf_nat"
@@ -155,8 +156,80 @@ def test_hub_offline(monkeypatch):
 
 def test_hub_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(natjax.CheckpointError, match=r"pip install 'natjax\[hub\]'"):
+    with pytest.raises(natjax.CheckpointError, match=re.escape(errors.install_line("hub"))):
         hub.locate("owner/name")
+
+
+def test_presets_lead_to_their_published_weights(monkeypatch, tmp_path, classifier):
+    calls = []
+
+    def download(name, **_):
+        calls.append(name)
+        return str(NAT)
+
+    fake_hub(monkeypatch, download)
+    monkeypatch.setenv("NATJAX_WEIGHTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert_equal(arrays(natjax.NatForImageClassification.from_pretrained("nat_mini")), arrays(classifier))
+    assert calls == ["shi-labs/nat-mini-in1k-224"]
+    (tmp_path / "nat_mini").mkdir()  # what exists as a path is one
+    assert hub.locate("nat_mini") == pathlib.Path("nat_mini")
+
+
+def test_weights_fetched_by_hand(monkeypatch, tmp_path):
+    """What the message says to do where nothing can be downloaded works."""
+    monkeypatch.setenv("NATJAX_WEIGHTS", str(tmp_path / "kept"))
+
+    def download(*_, **__):
+        raise ConnectionError("offline")
+
+    for stand_in in (None, download):
+        if stand_in:
+            fake_hub(monkeypatch, stand_in)
+        else:
+            monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(natjax.CheckpointError) as caught:
+            hub.locate("dinat_mini")
+        message = str(caught.value)
+        assert presets.PRESETS["dinat_mini"].address in message
+        assert "shi-labs/dinat-mini-in1k-224" in message
+        assert (
+            f"natjax convert dinat_mini_in1k_224.pth {tmp_path / 'kept' / 'dinat_mini'} --config dinat_mini" in message
+        )
+    shutil.copytree(NAT, tmp_path / "kept" / "dinat_mini")
+    assert hub.locate("dinat_mini") == tmp_path / "kept" / "dinat_mini"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nat_mni", "Did you mean nat_mini?"),
+        ("NAT-Mini", "Did you mean nat_mini?"),
+        ("dinat-large-384", "Did you mean dinat_large_384?"),
+        ("https://example.org/nat_mini.pth", "Download the file, and give its path"),
+    ],
+)
+def test_names_that_are_none(name, message):
+    with pytest.raises(natjax.CheckpointError, match=re.escape(message)):
+        hub.locate(name)
+
+
+def test_runs(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.json").write_text("{}")
+    with pytest.raises(natjax.CheckpointError, match="run: the run has no model before its first evaluation"):
+        hub.locate(run)
+    (run / "model").mkdir()
+    assert hub.locate(run) == hub.locate(f"{run}/") == run / "model"
+    shutil.copy(NAT / "model.safetensors", tmp_path)
+    (tmp_path / "recipe.json").write_text("{}")
+    assert hub.locate(tmp_path) == tmp_path
+
+
+def test_the_built_in_classifier_has_a_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert natjax.NatForImageClassification.from_pretrained("digits").config.num_labels == 10
 
 
 COCO = "http://images.cocodataset.org/val2017/000000039769.jpg"  # the image of transformers' own integration tests

@@ -335,8 +335,8 @@ class Gpu:
     ("gpu", "missing", "version", "reason"),
     [
         (Gpu(), [], "3.6.0", None),
-        (Gpu(), [], "3.9.0", r"for Triton 3.6 and 3.9.0 is installed: pip install 'natjax\[gpu\]'"),
-        (Gpu(), ["jax_triton"], "3.6.0", r"jax_triton cannot be imported: pip install 'natjax\[gpu\]'"),
+        (Gpu(), [], "3.9.0", r"for Triton 3.6 and 3.9.0 is installed: pip install .*'triton>=3.6,<3.7'"),
+        (Gpu(), ["jax_triton"], "3.6.0", r"jax_triton cannot be imported: pip install 'jax-triton>="),
         (Gpu("Tesla V100-SXM2-16GB", "gpu", "7.0"), [], "3.6.0", "need compute capability 8.0 and .* has 7.0"),
         (Gpu("AMD Instinct MI300X", "gpu", "gfx942"), [], "3.6.0", "run on NVIDIA GPUs and this is AMD Instinct MI300X"),
         (Gpu("TPU v5e", "tpu", ""), [], "3.6.0", "run on NVIDIA GPUs and this is TPU v5e"),

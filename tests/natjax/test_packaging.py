@@ -2,10 +2,14 @@
 
 import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+
+from natjax import errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = {
@@ -61,3 +65,31 @@ def test_version_is_that_of_the_distribution():
     import natjax
 
     assert importlib.metadata.version("natjax") == natjax.__version__
+
+
+def test_how_natjax_is_installed_stands_in_one_place():
+    """It is on no package index: a command that says otherwise is a dead end."""
+    stands = [
+        str(path.relative_to(ROOT))
+        for folder in PACKAGES.values()
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"pip install ['\"]?natjax", path.read_text(encoding="utf-8"))
+    ]
+    assert stands == [str(pathlib.Path("natjax", "errors.py"))]
+
+
+def test_install_lines_name_extras_and_the_repository_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["urls"]["Repository"] == errors.REPOSITORY
+    for extra in ("train", "hub", "gpu"):
+        assert extra in project["optional-dependencies"]
+        assert errors.install_line(extra).startswith(f"pip install 'natjax[{extra}] @ git+{errors.REPOSITORY}'")
+        assert f"pip install '.[{extra}]'" in errors.install_line(extra)
+
+
+def test_the_kernels_name_the_packages_of_the_gpu_extra():
+    from natjax_kernels.triton import support
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = [package for package in project["optional-dependencies"]["gpu"] if not package.startswith("jax[")]
+    assert "pip install " + " ".join(f"'{package}'" for package in packages) == support._INSTALL

@@ -19,6 +19,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_CHANNELS = 128
 _LEAST_CAPABILITY = 8.0  # Ampere
 _TRITON = "3.6"  # as in the gpu extra: newer ones write PTX that is too new for JAX, and the configurations were chosen with it
+_INSTALL = "pip install 'jax-triton>=0.3.1,<0.4' 'triton>=3.6,<3.7'"  # the gpu extra's
 _LARGEST = 2**30  # bytes
 
 
@@ -38,9 +39,9 @@ def _why_not_here(named: bool) -> str | None:
         return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and {has}"
     missing = [name for name in ("triton", "jax_triton") if not importlib.util.find_spec(name)]
     if missing:
-        return f"{' and '.join(missing)} cannot be imported: pip install 'natjax[gpu]'"
+        return f"{' and '.join(missing)} cannot be imported: {_INSTALL}"
     if not (version := _triton_version()).startswith(f"{_TRITON}."):
-        return f"the fused kernels are for Triton {_TRITON} and {version} is installed: pip install 'natjax[gpu]'"
+        return f"the fused kernels are for Triton {_TRITON} and {version} is installed: {_INSTALL}"
     return None
 
 
