@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import math
 import os
@@ -15,6 +17,22 @@ import PIL.Image
 import PIL.ImageOps
 
 from natjax.errors import ImageError
+
+# What Pillow registers but natjax does not read: formats that need a program or handler of their own, and drawings.
+_LEFT_OUT = ("EPS", "WMF", "PDF", "HDF5", "GRIB", "BUFR", "MPEG")
+
+
+def readable_formats() -> list[str]:
+    """Returns Pillow's names of the formats that are read: all that open pixels, and HEIF where pillow_heif is installed."""
+    _register_formats()
+    return [name for name in PIL.Image.ID if name not in _LEFT_OUT]
+
+
+@functools.cache
+def _register_formats() -> None:
+    PIL.Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 def load_image(source: str | os.PathLike | PIL.Image.Image, mode: str = "RGB") -> PIL.Image.Image:
@@ -56,7 +74,8 @@ def decode_image(
             if isinstance(source, PIL.Image.Image):
                 image = (PIL.ImageOps.exif_transpose(source) if upright else source).convert(mode)
             else:
-                with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                file = io.BytesIO(source) if isinstance(source, bytes) else source
+                with PIL.Image.open(file, formats=readable_formats()) as file:
                     most = PIL.Image.MAX_IMAGE_PIXELS
                     if strict and most and math.prod(file.size) > most:
                         raise PIL.Image.DecompressionBombError(

@@ -17,8 +17,6 @@ from natjax.cli._output import Progress, complain
 from natjax.errors import ImageError
 from natjax.hub import DIGITS, locate
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
-
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which images go through which model."""
@@ -40,18 +38,42 @@ def find_checkpoint(model: str | None) -> Path:
     return locate(model)
 
 
-def find_images(arguments: Sequence[str]) -> list[str]:
-    """Returns the files that arguments mean: files as they are, folders and patterns as their images in order."""
+def find_images(arguments: Sequence[str], skipped: list[tuple[str, str]] | None = None) -> list[str]:
+    """Returns the files that arguments mean: files as they are, and the images of folders, of their subfolders, and of patterns.
+
+    What folders hold beside images is counted on stderr.
+
+    Args:
+        arguments: files, folders and patterns.
+        skipped: receives folders without images and the reason.
+
+    Raises:
+        ImageError: a folder cannot be read.
+    """
     paths: list[str] = []
     for argument in arguments:
-        if os.path.isdir(argument):
-            inside = sorted(p for p in Path(argument).iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
-            paths += map(str, inside or [argument])  # an empty folder gets named like any other unreadable image
-        elif glob.has_magic(argument) and not os.path.exists(argument):
-            paths += sorted(glob.glob(argument)) or [argument]  # Windows leaves patterns to the command
+        if glob.has_magic(argument) and not os.path.exists(argument):
+            matches = sorted(glob.glob(argument)) or [argument]  # Windows leaves patterns to the command
         else:
-            paths.append(argument)
+            matches = [argument]
+        for path in matches:
+            paths += _of_folder(path, skipped) if os.path.isdir(path) else [path]
     return paths
+
+
+def _of_folder(folder: str, skipped: list[tuple[str, str]] | None) -> list[str]:
+    from natjax import image_files  # Pillow is not for --help
+
+    found = image_files.find_images(folder)
+    others = image_files.describe(found.skipped)
+    if not found.paths:
+        reason = f"{folder}: no images in this folder{f'; it holds {others}' if others else ', which is empty'}."
+        complain(f"skipped {reason}")
+        if skipped is not None:
+            skipped.append((folder, reason))
+    elif others:
+        complain(f"{folder}: skipped {others}")
+    return found.paths
 
 
 def run_pipeline(pipe: Any, paths: list[str], skipped: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:

@@ -114,6 +114,59 @@ def test_folders_that_are_none(folder, tmp_path):
         open_source(folder, "test")
 
 
+def test_what_a_folder_holds_is_counted_and_said(folder):
+    train = folder / "train"
+    for name in (
+        "class 1/._01.png",
+        "class 1/.ipynb_checkpoints/01.png",
+        "class 2/deep/er/x.png",
+        "class 2/y.heic",
+        "z.png",
+    ):
+        (train / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(0).save(train / name, "png")
+    (train / "class 3").mkdir()
+    source = open_source(folder, "train")
+    assert source.class_counts == (6, 6, 6, 0)
+    assert sorted(source.notes) == [
+        f"{train}: images of subfolders are pooled in their class folder: 1 in class 2",
+        f"{train}: skipped 2 hidden folders, 1 file beside the class folders, 1 .txt file, 1 hidden file, "
+        "1 .heic file (pip install pillow-heif reads them)",
+    ]
+    assert not any("/." in source.name(i).removeprefix(str(folder)) for i in range(len(source)))
+    val = open_source(folder, "val")
+    assert val.class_counts == (3, 2, 2, 0)
+    assert Digits("val").notes == ()
+    assert sum(Digits("val").class_counts) == 360
+
+
+def test_class_names_are_compared_in_composed_form(folder):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    (folder / "train" / "class 0").rename(folder / "train" / apart)
+    (folder / "val" / "class 0").rename(folder / "val" / composed)
+    if composed in {path.name for path in (folder / "train").iterdir()}:
+        pytest.skip("the file system keeps one form only")
+    train, val = open_source(folder, "train"), open_source(folder, "val")
+    assert train.class_names == val.class_names == (composed, "class 1", "class 2")
+    assert train[0]["label"] == val[0]["label"] == 0
+    assert ImageFolder(folder / "val", [apart, "class 1", "class 2"]).class_counts == (3, 2, 2)
+    (folder / "train" / composed).mkdir()
+    with pytest.raises(ImageError, match=r"two folders for the class café, which differ in their Unicode form"):
+        open_source(folder, "train")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_no_class_takes_the_images_of_another_by_a_link(folder):
+    train = folder / "train"
+    (train / "class 0" / "more").symlink_to(train / "class 2")
+    (train / "class 1" / "up").symlink_to(folder)
+    (train / "class 1" / "other split").symlink_to(train)
+    assert open_source(folder, "train").class_counts == (6, 6, 5)
+    (train / "class 3").symlink_to(train / "class 2")
+    with pytest.raises(ImageError, match="class 3: the same folder has another name"):
+        open_source(folder, "train")
+
+
 def test_digits():
     training, held_out = open_source("digits", "train"), Digits("val")
     assert (len(training), len(held_out)) == (1437, 360)
@@ -138,6 +191,11 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
     order = np.random.default_rng(0).permutation(17)
     assert [source[i] for i in range(17)] == [original[int(i)] for i in order]
     assert source.name(7).endswith("00001-of-00003.array_record, record 1")
+    assert source.class_counts == original.class_counts == (6, 6, 5)
+    assert "skipped 1 hidden folder, 1 .txt file" in done.stderr
+    index = packed / "train" / "index.json"
+    index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "class_counts"}))
+    assert open_source(packed, "train").class_counts is None  # as of older versions
     for kind in ("threads", "processes"):
         assert_same(take(loader(source, workers=2, worker_kind=kind), 4), take(loader(source), 4))
 

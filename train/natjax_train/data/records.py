@@ -2,8 +2,8 @@
 
     python -m natjax_train.data.records IMAGENET/train PACKED/train      # and the same for val
 
-A record is a label (4 bytes, little endian) and the bytes of the image file, unchanged. `index.json` names classes, shards and
-how many records each has. Images are packed in random order, so that classes are spread over all shards.
+A record is a label (4 bytes, little endian) and the bytes of the image file, unchanged. `index.json` names classes and shards
+and says how many images each has. Images are packed in random order, so that classes are spread over all shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from natjax.atomic import replacing
 from natjax.errors import ImageError, NatjaxError
-from natjax_train.data.sources import ImageFolder, Source
+from natjax_train.data.sources import ImageFolder, Source, composed
 
 INDEX = "index.json"
 _FORMAT = "natjax records 1"
@@ -51,13 +51,16 @@ class Records:
             index = json.loads((self._directory / INDEX).read_text(encoding="utf-8"))
             if index["format"] != _FORMAT:
                 raise ValueError(f"its format is {index['format']!r}")
-            self.class_names: tuple[str, ...] = tuple(index["class_names"])
+            self.class_names: tuple[str, ...] = tuple(map(composed, index["class_names"]))
+            counts = index.get("class_counts")  # which older indexes lack
+            self.class_counts: tuple[int, ...] | None = None if counts is None else tuple(map(int, counts))
             self._shards = [(str(name), int(count)) for name, count in index["shards"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ImageError(f"{self._directory / INDEX} is no index of records: {error}.") from None
         for name, _ in self._shards:
             if not (self._directory / name).is_file():
                 raise ImageError(f"{self._directory} lacks the shard {name}; copy it again or pack the images anew.")
+        self.notes = ()
         self._ends = list(itertools.accumulate(count for _, count in self._shards))
         self._readers: dict[int, Any] = {}
 
@@ -133,7 +136,12 @@ def write(
         done = start + len(part)
         rate = done / max(1e-6, time.monotonic() - begin)
         report(f"{done}/{len(order)} images, {rate:.0f}/s, {(len(order) - done) / rate:.0f} s left")
-    index = {"format": _FORMAT, "class_names": list(source.class_names), "shards": shards}
+    index = {
+        "format": _FORMAT,
+        "class_names": list(source.class_names),
+        "class_counts": source.class_counts,
+        "shards": shards,
+    }
     with replacing(directory / INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
@@ -156,7 +164,10 @@ def main() -> int:
     parser.add_argument("--images-per-shard", type=int, default=10_000, metavar="N")
     args = parser.parse_args()
     try:
-        write(ImageFolder(args.source), args.directory, images_per_shard=args.images_per_shard, report=print)
+        source = ImageFolder(args.source)
+        for note in source.notes:
+            print(f"natjax: {note}", file=sys.stderr)
+        write(source, args.directory, images_per_shard=args.images_per_shard, report=print)
     except (NatjaxError, OSError, ImportError) as error:
         print(f"natjax: error: {error}", file=sys.stderr)
         return 1

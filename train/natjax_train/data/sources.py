@@ -1,21 +1,25 @@
 """Where images come from: folders of classes, sharded records, and the handwritten digits that come with scikit-learn.
 
 A source is a sequence: `len(source)`, and `source[i]` is {"image": the bytes of an image file, or uint8 [H, W, C], "label": int}.
-It has `class_names`, and `name(i)` says which image that is. Sources hold no open files, so that worker processes can take them.
+It has `class_names`, and `name(i)` says which image that is; `class_counts` and `notes` say what was found. Sources hold no open
+files, so that worker processes can take them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from natjax import image_files
 from natjax.errors import ImageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+_NAMED = 5  # classes that a message names
 
 
 class Source(Protocol):
@@ -24,6 +28,16 @@ class Source(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Returns the names of the classes, in the order of their numbers."""
+        ...
+
+    @property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """Returns the number of images of every class, or None where it is not known."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns sentences about what was found, for people: what was skipped, images that lie deeper than expected."""
         ...
 
     def __len__(self) -> int:
@@ -42,34 +56,54 @@ class Source(Protocol):
 class ImageFolder:
     """Images in one folder per class, as torchvision's ImageFolder has them; classes are numbered in the order of their names.
 
+    Which files are images, `natjax.image_files` decides. Names of classes are in Unicode's composed form (NFC), whatever form the
+    file system keeps, and compared in it.
+
     Args:
         directory: holds the folders of the classes.
         class_names: what the classes must be; None takes them from the folders.
 
     Raises:
-        ImageError: there is no such folder, it has no classes or other ones, or holds no images.
+        ImageError: there is no such folder, it has no classes, other ones or one twice, holds no images or cannot be read.
     """
 
     def __init__(self, directory: str | os.PathLike, class_names: Sequence[str] | None = None):
         self._directory = Path(directory)
         if not self._directory.is_dir():
             raise ImageError(f"{self._directory} is no folder.")
-        found = class_folders(self._directory)
-        if not found:
+        folders, skipped = _scan(self._directory)
+        if not folders:
             raise ImageError(f"{self._directory} has no folders in it; it should have one for each class.")
-        self.class_names = tuple(found if class_names is None else class_names)
-        if unknown := sorted(set(found) - set(self.class_names)):
-            raise ImageError(f"{self._directory} has classes that training has not: {', '.join(unknown[:5])}.")
-        numbers = {name: i for i, name in enumerate(self.class_names)}
+        self.class_names = tuple(folders if class_names is None else class_names)
+        numbers = {composed(name): i for i, name in enumerate(self.class_names)}
+        if unknown := [name for name in folders if name not in numbers]:
+            raise ImageError(f"{self._directory} has classes that training has not: {', '.join(unknown[:_NAMED])}.")
+        # No class takes the images of another one, or of another split, by a link.
+        visited = {image_files.folder_id(self._directory)}
+        for folder in folders.values():
+            key = image_files.folder_id(self._directory / folder)
+            if key in visited:
+                raise ImageError(
+                    f"{self._directory / folder}: the same folder has another name; each class needs its own."
+                )
+            visited.add(key)
         # One array of bytes and one of numbers: a list of a million strings is slow to hand to a process.
-        paths, labels = [], []
-        for name in found:
-            for path in _images(self._directory / name):
-                paths.append(os.fsencode(os.path.relpath(path, self._directory)))
+        paths, labels, deep = [], [], Counter()
+        for name, folder in folders.items():
+            found = image_files.find_images(self._directory / folder, visited)
+            skipped += found.skipped
+            for path in map(os.fsencode, (os.path.relpath(path, self._directory) for path in found.paths)):
+                paths.append(path)
                 labels.append(numbers[name])
+                deep[name] += path.count(os.fsencode(os.sep)) > 1
         if not paths:
-            raise ImageError(f"{self._directory} has no images in its folders ({', '.join(EXTENSIONS)}).")
+            also = f"; skipped {image_files.describe(skipped)}" if skipped else ""
+            raise ImageError(
+                f"{self._directory} has no images in its folders (.jpg, .png, .tif, .webp or else that Pillow reads){also}."
+            )
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
+        self.class_counts = _counts(self._labels, self.class_names)
+        self.notes = tuple(f"{self._directory}: {note}" for note in _notes(skipped, +deep))
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -93,6 +127,7 @@ class Digits:
     """
 
     class_names = tuple("0123456789")
+    notes = ()
 
     def __init__(self, split: str):
         try:
@@ -105,6 +140,7 @@ class Digits:
         parts = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
         self._images, self._labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
         self._split = split
+        self.class_counts = _counts(self._labels, self.class_names)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -118,13 +154,45 @@ class Digits:
 
 
 def class_folders(directory: Path) -> tuple[str, ...]:
-    """Returns the names of a folder's folders, in order."""
-    return tuple(sorted(e.name for e in os.scandir(directory) if e.is_dir() and not e.name.startswith(".")))
+    """Returns the names of the classes that a folder has folders for, composed (NFC) and in order.
+
+    Raises:
+        ImageError: the folder cannot be read, or names two folders alike.
+    """
+    return tuple(_scan(directory)[0])
 
 
-def _images(directory: Path) -> list[str]:
-    found = []
-    for folder, subfolders, names in os.walk(directory, followlinks=True):
-        subfolders.sort()
-        found += [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
-    return found
+def composed(name: str) -> str:
+    """Returns a name in Unicode's composed form (NFC): macOS and some archives keep "é" as "e" and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _scan(directory: Path) -> tuple[dict[str, str], Counter[str]]:
+    """Returns a folder's class folders by the composed names of the classes, in order, and what else it holds, by kind."""
+    folders: dict[str, str] = {}
+    skipped: Counter[str] = Counter()
+    for entry in image_files.entries(directory):
+        kind = image_files.kind_of(entry, ())
+        if kind != "folder":
+            skipped[kind if kind.startswith("hidden") else "file beside the class folders"] += 1
+        elif (name := composed(entry.name)) in folders:
+            raise ImageError(
+                f"{directory} has two folders for the class {name}, which differ in their Unicode form only "
+                f"({folders[name]!a}, {entry.name!a}); make them one."
+            )
+        else:
+            folders[name] = entry.name
+    return {name: folders[name] for name in sorted(folders)}, skipped
+
+
+def _counts(labels: np.ndarray, class_names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(np.bincount(labels, minlength=len(class_names)).tolist())
+
+
+def _notes(skipped: Counter[str], deep: Counter[str]) -> Iterator[str]:
+    if skipped:
+        yield f"skipped {image_files.describe(skipped)}"
+    if deep:
+        found = ", ".join(f"{count:,} in {name}" for name, count in deep.most_common(_NAMED))
+        more = f" and more in {len(deep) - _NAMED} classes" if len(deep) > _NAMED else ""
+        yield f"images of subfolders are pooled in their class folder: {found}{more}"
