@@ -10,25 +10,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
 
-from natjax.configuration import PROCESSOR_NAME
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
-from natjax.images import decode_image, image_name
+from natjax.images import decode_image, image_name, is_encoded
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
 
-    ImageLike = str | os.PathLike | PIL.Image.Image | np.ndarray
+    from natjax.images import Encoded
+
+    ImageLike = Encoded | np.ndarray
     Size = Any  # given as a mapping, an integer or a pair; a mapping once the processor is made
 
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")  # the second is of older files
@@ -111,31 +114,38 @@ class NatImageProcessor:
         """Channels of the output: 1 where `image_mean` has one entry, else 3."""
         return 1 if isinstance(self.image_mean, tuple) and len(self.image_mean) == 1 else 3
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Float32[np.ndarray, "B H W C"]:
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], *, input_data_format: str | None = None
+    ) -> Float32[np.ndarray, "B H W C"]:
         """Prepares one image, a list of them or an array `[B, H, W, C]`.
 
-        Paths are read by `load_image`. Pillow images are converted to RGB (or grey) and, as in Hugging Face, not turned
-        by their EXIF orientation: call `load_image` for that. Arrays are `[H, W, C]`, `[C, H, W]` or `[H, W]`, of whole
-        numbers 0..255 or, with do_rescale=False, floats 0..1; C is 1 or 3, and grey becomes RGB for a model of RGB.
+        Paths, bytes and files are read by `load_image`. Pillow images are converted to RGB (or grey) and, as in Hugging Face, not
+        turned by their EXIF orientation: call `load_image` for that. Arrays (NumPy's, JAX's, tensors of PyTorch's on the CPU,
+        nested lists) are `[H, W, C]`, `[C, H, W]` or `[H, W]`, of whole numbers 0..255 or, with do_rescale=False, floats 0..1;
+        C is 1 or 3, and grey becomes RGB for a model of RGB.
+
+        Args:
+            images: what to prepare.
+            input_data_format: "channels_first" or "channels_last": the layout of arrays, which is guessed where it is None.
 
         Raises:
-            natjax.ImageError: an image cannot be read, has another shape or type or would be resized to more pixels than
-                Pillow takes for harmless (`PIL.Image.MAX_IMAGE_PIXELS`), or sizes differ once prepared.
+            natjax.ImageError: an image cannot be read, has another shape, type or range, may be in either layout or would be
+                resized to more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or sizes differ once prepared.
         """
-        if isinstance(images, str | os.PathLike | PIL.Image.Image):
-            images = [images]
-        elif not isinstance(images, list | tuple):
-            array = np.asarray(images)
-            images = list(array) if array.ndim == 4 else [array]
+        if input_data_format not in (None, "channels_first", "channels_last"):
+            raise ValueError(
+                f"input_data_format must be 'channels_first', 'channels_last' or None; got {input_data_format!r}."
+            )
+        images, _ = split_images(images)
         if not images:
             raise ImageError("There is no image to prepare: the list is empty.")
-        prepared = [self._prepare(image) for image in images]
+        prepared = [self._prepare(image, input_data_format) for image in images]
         if len(shapes := {image.shape for image in prepared}) > 1:
             raise ImageError(f"Prepared images must be of one size to form a batch; got {sorted(shapes)} (see `size`).")
         return np.stack(prepared)
 
-    def _prepare(self, image: ImageLike) -> Float32[np.ndarray, "H W C"]:
-        pixels = self._pixels(image)
+    def _prepare(self, image: ImageLike, layout: str | None) -> Float32[np.ndarray, "H W C"]:
+        pixels = self._pixels(image, layout)
         if self.do_resize:
             pixels = _resize(pixels, _resized_shape(image, pixels.shape[:2], self.size), self.resample)
         if self.do_center_crop:
@@ -149,29 +159,48 @@ class NatImageProcessor:
             pixels = (pixels - np.array(self.image_mean, pixels.dtype)) / np.array(self.image_std, pixels.dtype)
         return pixels.astype(np.float32)
 
-    def _pixels(self, image: ImageLike) -> np.ndarray:
-        if isinstance(image, str | os.PathLike | PIL.Image.Image):
+    def _pixels(self, image: ImageLike, layout: str | None) -> np.ndarray:
+        if is_encoded(image):
             mode = "L" if self.num_channels == 1 else "RGB"
-            pixels = np.array(decode_image(image, mode, upright=not isinstance(image, PIL.Image.Image)))
-            return pixels[..., None] if pixels.ndim == 2 else pixels  # [H, W, C], however few rows there are
-        pixels = np.asarray(image)
-        if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
-            raise ImageError(
-                "An image is a path, a Pillow image or an array of numbers [H, W, C], [C, H, W] or [H, W]; "
-                f"got {type(image).__name__} of shape {pixels.shape} and type {pixels.dtype}."
+            pixels = np.array(
+                decode_image(cast("Encoded", image), mode, upright=not isinstance(image, PIL.Image.Image))
             )
-        if pixels.ndim == 2:
-            pixels = pixels[..., None]
-        elif pixels.shape[0] in (1, 3):  # Hugging Face looks at the first axis first
-            pixels = pixels.transpose(1, 2, 0)
-        channels = pixels.shape[-1]
-        if channels == 1 and self.num_channels == 3:
-            pixels, channels = np.repeat(pixels, 3, axis=-1), 3
-        if channels != self.num_channels:
-            raise ImageError(f"An image array needs {self.num_channels} channel(s) first or last; got {pixels.shape}.")
-        if self.do_rescale and pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
-            warnings.warn("Pixels are within 0..1 already and get rescaled again; set do_rescale=False.", stacklevel=4)
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # [H, W, C], however few rows there are
+        else:
+            pixels = _channels_last(image, layout)
+            channels = pixels.shape[-1]
+            if channels == 1 and self.num_channels == 3:
+                pixels, channels = np.repeat(pixels, 3, axis=-1), 3
+            if channels != self.num_channels:
+                raise ImageError(
+                    f"An image array needs {self.num_channels} channel(s) first or last; got {as_array(image).shape}."
+                )
+        self._check_range(pixels)
         return pixels
+
+    def _check_range(self, pixels: np.ndarray) -> None:
+        """Refuses pixels that cannot be meant, and warns of those that probably are not. Eight bits are always in range."""
+        if pixels.dtype == np.uint8:
+            return
+        low, high = pixels.min(), pixels.max()
+        bounded = self.do_rescale or self.do_resize
+        if not np.isfinite([low, high]).all() or (bounded and (low < 0 or high > 255)):
+            raise ImageError(_out_of_range(pixels))
+        advice = (
+            "dataclasses.replace(processor, do_rescale={}) makes such a processor; pipelines take it as `processor=`."
+        )
+        if self.do_rescale and 0 < high <= 1:
+            warnings.warn(
+                "Pixels are within 0..1 already and get rescaled again. Give pixels of 0..255, or set do_rescale=False: "
+                + advice.format(False),
+                stacklevel=5,
+            )
+        if not self.do_rescale and self.do_normalize and np.max(self.image_mean) <= 1 and (low < 0 or high > 1):
+            warnings.warn(
+                f"Pixels are within {low:g}..{high:g} and get normalised by a mean for 0..1. Give pixels of 0..1, or set "
+                "do_rescale=True for pixels of 0..255: " + advice.format(True),
+                stacklevel=5,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of a preprocessor_config.json with which Hugging Face prepares images the same way."""
@@ -223,7 +252,7 @@ class NatImageProcessor:
         """Reads the processor of a checkpoint.
 
         Args:
-            source: a preprocessor_config.json, a directory with one in it, or an id `owner/name` of the Hugging Face Hub.
+            source: a preprocessor_config.json, a checkpoint with one beside it, or what else `NatModel.from_pretrained` takes.
             revision: of the Hub: branch, tag or commit.
             local_files_only: whether the Hub's cache must do.
             cache_dir: the Hub's cache.
@@ -232,11 +261,16 @@ class NatImageProcessor:
             natjax.CheckpointError: the file is missing, is not JSON or describes another processor.
         """
         path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+        if path.is_file() and (path.suffix != ".json" or path.name == CONFIG_NAME):
+            path = path.parent  # of weights or the architecture
         file = path / PROCESSOR_NAME if path.is_dir() else path
         try:
             return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except OSError as error:
-            raise CheckpointError(f"{file}: cannot read the image processor: {error.strerror or error}.") from error
+            raise CheckpointError(
+                f"{file}: cannot read the image processor: {error.strerror or error}. Without one, "
+                "NatImageProcessor.imagenet() prepares images as ImageNet evaluation of NAT does."
+            ) from error
         except (ValueError, RecursionError) as error:  # also JSON and text decoding errors
             raise CheckpointError(f"{file}: not a usable image processor: {error}") from error
 
@@ -262,6 +296,73 @@ class NatImageProcessor:
             image_mean=IMAGENET_MEAN if num_channels == 3 else (0.5,),
             image_std=IMAGENET_STD if num_channels == 3 else (0.5,),
         )
+
+
+def split_images(images: Any) -> tuple[list[Any], bool]:
+    """Returns images one by one, and whether they were several.
+
+    Args:
+        images: one image, or several: a list, a tuple, an iterator, an array `[B, ...]` of images or an array of paths.
+
+    Raises:
+        natjax.ImageError: it is none of these.
+    """
+    if is_encoded(images):
+        return [images], False
+    if isinstance(images, Iterator) or (isinstance(images, list | tuple) and not _holds_numbers(images)):
+        return list(images), True
+    array = as_array(images)
+    paths = array.ndim == 1 and array.dtype.kind in "OU"
+    return (list(array), True) if array.ndim == 4 or paths else ([images], False)
+
+
+def _holds_numbers(images: Any) -> bool:
+    """Returns whether nested lists are an array [H, W, C] or [B, H, W, C], and no list of arrays or paths."""
+    depth = 0
+    while isinstance(images, list | tuple) and images:
+        images, depth = images[0], depth + 1
+    return depth >= 3 and isinstance(images, numbers.Number)
+
+
+def as_array(image: Any) -> np.ndarray:
+    """Returns what NumPy makes of an array of JAX's, a tensor of PyTorch's or nested lists.
+
+    Raises:
+        natjax.ImageError: NumPy makes nothing of it.
+    """
+    try:
+        array = np.asarray(image)
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    except Exception as error:  # tensors on other devices or with gradients, lists of unequal length
+        raise ImageError(f"An image cannot be had from this {type(image).__name__}: {error}") from error
+
+
+def _channels_last(image: Any, layout: str | None) -> np.ndarray:
+    """Returns an image array as [H, W, C]."""
+    pixels = as_array(image)
+    if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
+        raise ImageError(
+            "An image is a path, the bytes of a file, an open file, a Pillow image or an array of numbers [H, W, C], [C, H, W] "
+            f"or [H, W]; got {type(image).__name__} of shape {pixels.shape} and type {pixels.dtype}."
+        )
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    first, last = (pixels.shape[axis] in (1, 3) for axis in (0, -1))
+    if first and last and layout is None:
+        raise ImageError(
+            f"An image of shape {pixels.shape} may have its channels first or last. Say which: "
+            "processor(image, input_data_format='channels_last') or 'channels_first'. Pipelines take it as a Pillow image: "
+            "PIL.Image.fromarray(image), which has channels last."
+        )
+    return pixels.transpose(1, 2, 0) if layout == "channels_first" or (first and layout is None) else pixels
+
+
+def _out_of_range(pixels: np.ndarray) -> str:
+    low, high = pixels.min(), pixels.max()
+    advice = "Scale them to 0..255 and convert them with astype(np.uint8)."
+    if pixels.dtype == np.uint16:
+        advice = "Pixels of 16 bits become those of 8 with (image // 257).astype(np.uint8)."
+    return f"Pixels must be whole numbers 0..255 or floats 0..1; got {low}..{high} ({pixels.dtype}). {advice}"
 
 
 def _resized_shape(image: ImageLike, shape: Sequence[int], size: Mapping[str, int]) -> tuple[int, int]:
@@ -290,7 +391,7 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndar
             whole = np.allclose(pixels, pixels.astype(int))
         unit_range = not whole and low >= 0 and high <= 1
         if not unit_range and not (whole and low >= 0 and high <= 255):
-            raise ImageError(f"Pixels must be whole numbers 0..255 or floats 0..1 to be resized; got {low}..{high}.")
+            raise ImageError(_out_of_range(pixels))
         pixels = ((pixels * 255).astype(np.float32) if unit_range else pixels).astype(np.uint8)
     height, width = size
     image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

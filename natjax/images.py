@@ -1,4 +1,7 @@
-"""Reads images: the one place where natjax decodes files, with every failure as an `ImageError` that names the image."""
+"""Reads images: the one place where natjax decodes files, with every failure as an `ImageError` that names the image.
+
+Pixels come out with 8 bits. Deeper ones are scaled where their range is known, and refused where it is not.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,29 @@ import os
 import threading
 import warnings
 from collections.abc import Generator
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
 from natjax.errors import ImageError
 
+if TYPE_CHECKING:
+    Encoded = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | PIL.Image.Image
+
 # What Pillow registers but natjax does not read: formats that need a program or handler of their own, and drawings.
 _LEFT_OUT = ("EPS", "WMF", "PDF", "HDF5", "GRIB", "BUFR", "MPEG")
+# How files begin that are often taken for images, and what to do about them.
+_BEGINNINGS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS: run git lfs pull",
+    b"%PDF": "it is a PDF document",
+    b"<": "it is a drawing (SVG) or a web page",
+    b"\xff\x0a": "it is JPEG XL: convert it to PNG or JPEG",
+    b"\0\0\0\x0cJXL ": "it is JPEG XL: convert it to PNG or JPEG",
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags
 
 
 def readable_formats() -> list[str]:
@@ -35,72 +52,134 @@ def _register_formats() -> None:
         importlib.import_module("pillow_heif").register_heif_opener()
 
 
-def load_image(source: str | os.PathLike | PIL.Image.Image, mode: str = "RGB") -> PIL.Image.Image:
+def load_image(source: Encoded, mode: str = "RGB") -> PIL.Image.Image:
     """Reads one image as Hugging Face's `load_image` does: turned upright by its EXIF orientation, then converted.
 
     Args:
-        source: path of an image file, or a Pillow image.
+        source: path of an image file, its bytes, the file opened for reading bytes, or a Pillow image.
         mode: Pillow mode of the result; Hugging Face knows "RGB" only, grey models take "L".
 
     Raises:
-        natjax.ImageError: the file is missing, empty, damaged, too large or not an image; the message names it.
+        natjax.ImageError: the file is missing, empty, damaged, too large or not an image, or has deep pixels of unknown range;
+            the message names it.
     """
-    if not isinstance(source, str | os.PathLike | PIL.Image.Image):
-        raise ImageError(f"An image is a path or a Pillow image; got {type(source).__name__}.")
     return decode_image(source, mode)
 
 
-def decode_image(
-    source: bytes | str | os.PathLike | PIL.Image.Image,
-    mode: str = "RGB",
-    *,
-    upright: bool = True,
-    strict: bool = False,
-) -> PIL.Image.Image:
+def is_encoded(source: Any) -> bool:
+    """Returns whether something is an image for `decode_image`: a path, bytes, an open file or a Pillow image."""
+    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | PIL.Image.Image) or hasattr(
+        source, "read"
+    )
+
+
+def decode_image(source: Encoded, mode: str = "RGB", *, upright: bool = True) -> PIL.Image.Image:
     """Decodes one image. Any thread may call it.
 
+    Grey pixels of 9 to 16 bits are scaled by the range of their bits, as Pillow scales colours. 32-bit and floating point pixels
+    are taken as 0..255 if that is what they are, and refused otherwise.
+
     Args:
-        source: bytes of an image file, its path, or a Pillow image.
+        source: see `load_image`.
         mode: Pillow mode of the result.
         upright: whether to turn it by its EXIF orientation.
-        strict: whether to refuse more pixels than Pillow takes for harmless, and not only twice as many.
 
     Raises:
-        natjax.ImageError: it is missing, empty, damaged, too large or no image; the message names it.
+        natjax.ImageError: see `load_image`. Too large is a file of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    if not is_encoded(source) or isinstance(source, io.TextIOBase):
+        raise ImageError(
+            "An image is a path, the bytes of a file, a file opened with mode 'rb' or a Pillow image; "
+            f"got {type(source).__name__}. Arrays go to natjax.NatImageProcessor or a pipeline as they are."
+        )
     name = image_name(source)
     try:
         with _quiet_pillow():
             if isinstance(source, PIL.Image.Image):
-                image = (PIL.ImageOps.exif_transpose(source) if upright else source).convert(mode)
+                image = PIL.ImageOps.exif_transpose(source) if upright else source
+                image = _eight_bits(image, source, name).convert(mode)
             else:
-                file = io.BytesIO(source) if isinstance(source, bytes) else source
-                with PIL.Image.open(file, formats=readable_formats()) as file:
-                    most = PIL.Image.MAX_IMAGE_PIXELS
-                    if strict and most and math.prod(file.size) > most:
-                        raise PIL.Image.DecompressionBombError(
-                            f"{file.width} x {file.height} pixels may be a decompression bomb"
-                        )
+                data: Any = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+                with PIL.Image.open(data, formats=readable_formats()) as file:
+                    if math.prod(file.size) > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+                        raise PIL.Image.DecompressionBombError  # Pillow itself takes twice as many
                     file.load()
                     if upright:
                         PIL.ImageOps.exif_transpose(file, in_place=True)
-                    image = file.convert(mode)
+                    image = _eight_bits(file, file, name).convert(mode)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
-        raise ImageError(f"{name}: there is no such file.") from error
+        address = " natjax downloads no images: give the bytes that the address has." if "://" in name else ""
+        raise ImageError(f"{name}: there is no such file.{address}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: is a directory, not an image.") from error
     except PIL.Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: too large to decode safely: {error}") from error
+        raise ImageError(
+            f"{name}: too large to decode safely: more than {PIL.Image.MAX_IMAGE_PIXELS} pixels may be a decompression bomb. "
+            "For an image that you trust, set PIL.Image.MAX_IMAGE_PIXELS higher."
+        ) from error
     except PIL.UnidentifiedImageError as error:
-        size = os.path.getsize(source) if isinstance(source, str | os.PathLike) and os.path.exists(source) else None
-        empty = size == 0 or source == b""
-        raise ImageError(f"{name}: {'the file is empty' if empty else 'not an image that Pillow can read'}.") from error
+        raise ImageError(f"{name}: {_what_it_is(_beginning(source))}.") from error
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
         raise ImageError(f"{name}: cannot be read: {reason}.") from error
     if 0 in image.size:
         raise ImageError(f"{name}: has no pixels.")
     return image
+
+
+def _eight_bits(image: PIL.Image.Image, origin: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Returns an image with its pixels in 8 bits.
+
+    Args:
+        image: of any mode.
+        origin: the image as it was opened, whose format tells the range of its pixels.
+        name: of the image in messages.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    tags = getattr(origin, "tag_v2", {})
+    sixteen = image.mode.startswith("I;16") and origin.format != "FITS"  # whose integers have a sign
+    if sixteen or (image.mode == "I" and origin.format in ("PNG", "PPM")):
+        bits = min(16, *tags.get(_TIFF_BITS, (16,)))
+        if tags.get(_TIFF_PHOTOMETRIC) == 0:  # white is zero, which Pillow minds in 8 bits only
+            pixels = 2**bits - 1 - pixels
+        return PIL.Image.fromarray((pixels >> (bits - 8)).clip(0, 255).astype(np.uint8))
+    low, high = pixels.min(), pixels.max()
+    if (low == high == 0) or (low >= 0 and 1 < high <= 255):  # not so for NaN
+        return image
+    kind = "floating point" if image.mode == "F" else "integer"
+    raise ImageError(
+        f"{name}: {kind} pixels, {low:.6g}..{high:.6g} in this image, do not say which value is white. "
+        "Scale them to 0..255 and save them with 8 bits."
+    )
+
+
+def _beginning(source: Any) -> bytes:
+    with contextlib.suppress(Exception):
+        if isinstance(source, bytes | bytearray | memoryview):
+            return bytes(source[:64])
+        if hasattr(source, "read"):
+            source.seek(0)
+            return source.read(64)
+        with open(source, "rb") as file:
+            return file.read(64)
+    return b"?"
+
+
+def _what_it_is(beginning: bytes) -> str:
+    if not beginning:
+        return "the file is empty"
+    reason = next((text for start, text in _BEGINNINGS.items() if beginning.lstrip().startswith(start)), "")
+    if beginning[4:8] == b"ftyp":
+        brand = beginning[8:12]
+        reason = (
+            "it is HEIC, which pip install pillow-heif makes readable" if brand in _HEIF_BRANDS else "it is a video"
+        )
+        reason = "it is AVIF, which a newer Pillow reads" if brand.startswith(b"avi") else reason
+    return "not an image that Pillow can read" + (f": {reason}" if reason else "")
 
 
 @contextlib.contextmanager
@@ -119,4 +198,8 @@ def _quiet_pillow() -> Generator[None]:
 
 def image_name(image: Any) -> str:
     """Returns what messages call an image: its path where it has one."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else "The image"
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "name", None)
+    if not isinstance(path, str | os.PathLike):
+        return "The image"
+    name = os.fspath(path)
+    return name if len(name) <= 300 else f"{name[:300]}..."

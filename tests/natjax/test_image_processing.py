@@ -5,13 +5,14 @@ where there is no transformers.
 """
 
 import dataclasses
+import io
 import json
 import pathlib
 import struct
 import sys
-import warnings
 import zlib
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from natjax.errors import CheckpointError, ImageError
 from natjax.image_processing import NatImageProcessor
 from natjax.images import load_image
+from natjax_train.data.transforms import decode
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "image_processor"
 
@@ -123,6 +125,162 @@ def test_refuses_what_is_no_image(bad):
         NatImageProcessor(size=8)(bad)
 
 
+RAMP = np.arange(256, dtype=np.uint16)[None].repeat(8, 0)  # [8, 256]: every grey
+GREY = NatImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, image_mean=[0.5], image_std=[0.5])
+
+
+def saved(pixels, kind, **options):
+    file = io.BytesIO()
+    image = pixels if isinstance(pixels, PIL.Image.Image) else PIL.Image.fromarray(pixels)
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000", "PPM"])
+def test_sixteen_bits_become_eight_by_their_range(kind):
+    data = saved(RAMP * 257, kind)
+    opened = PIL.Image.open(io.BytesIO(data))
+    for read in (GREY(data), GREY(opened), np.asarray(decode(data, 1))[None, ..., None]):
+        np.testing.assert_array_equal(read[0, ..., 0], RAMP)
+    np.testing.assert_array_equal(np.asarray(load_image(data))[..., 2], RAMP)
+    turned = opened.copy()
+    turned.getexif()[0x0112] = 6
+    if kind == "PNG":
+        np.testing.assert_array_equal(
+            np.asarray(load_image(saved(turned, kind, exif=turned.getexif()))), load_image(turned)
+        )
+        assert load_image(turned).size == (8, 256)
+
+
+def test_sixteen_bits_of_any_byte_order_or_made_by_hand():
+    for image in (PIL.Image.fromarray(RAMP * 257), PIL.Image.fromarray((RAMP * 257).astype(">u2"))):
+        assert image.mode.startswith("I;16")
+        np.testing.assert_array_equal(GREY(image)[0, ..., 0], RAMP)
+
+
+def test_tiffs_say_their_depth_and_which_value_is_white():
+    twelve = PIL.Image.fromarray(RAMP * 16)
+    twelve.tag_v2 = {258: (12,), 262: 1}  # as of a file that Pillow opens with 12 bits
+    np.testing.assert_array_equal(GREY(twelve)[0, ..., 0], RAMP)
+    white_is_zero = saved(RAMP * 257, "TIFF", tiffinfo={262: 0})
+    if PIL.Image.open(io.BytesIO(white_is_zero)).tag_v2[262] != 0:  # Pillow writes what it likes
+        white_is_zero = bytearray(saved(RAMP * 257, "TIFF"))
+        entry = white_is_zero.index(struct.pack("<HHI", 262, 3, 1))
+        white_is_zero[entry + 8 : entry + 10] = struct.pack("<H", 0)
+    np.testing.assert_array_equal(GREY(white_is_zero)[0, ..., 0], 255 - RAMP)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        ((RAMP / 255).astype(np.float32), r"floating point pixels, 0\.\.1 in this image"),
+        (RAMP.astype(np.float32) * 2, r"floating point pixels, 0\.\.510 in this image"),
+        (np.full((2, 2), np.nan, np.float32), r"floating point pixels, nan\.\.nan in this image"),
+        (RAMP.astype(np.int32) * 257, r"integer pixels, 0\.\.65535 in this image"),
+        (RAMP.astype(np.int32) - 3, r"integer pixels, -3\.\.252 in this image"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(pixels, message):
+    data = saved(pixels, "TIFF")
+    for image in (data, PIL.Image.open(io.BytesIO(data)), PIL.Image.fromarray(pixels)):
+        for read in (GREY, load_image, lambda image: decode(image, 3)):
+            with pytest.raises(ImageError, match=f"^The image: {message}, do not say which value is white"):
+                read(image)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_unknown_range_are_taken_if_they_are_those_of_eight_bits(kind):
+    np.testing.assert_array_equal(GREY(saved(RAMP.astype(kind), "TIFF"))[0, ..., 0], RAMP)
+    assert not GREY(saved(np.zeros((2, 2), kind), "TIFF")).any()
+
+
+def test_what_else_holds_an_image(png):
+    processor = NatImageProcessor(size=16)
+    expected, data = processor(png), png.read_bytes()
+    with open(png, "rb") as file:
+        for same in (data, bytearray(data), memoryview(data), io.BytesIO(data), file, [file, data], iter([data])):
+            for one in processor(same):
+                np.testing.assert_array_equal(one, expected[0])
+    assert load_image(data).size == load_image(io.BytesIO(data)).size == (60, 40)
+    with (
+        open(png) as text,
+        pytest.raises(ImageError, match="opened with mode 'rb' or a Pillow image; got TextIOWrapper"),
+    ):
+        load_image(text)
+    with pytest.raises(ImageError, match=r"got ndarray\. Arrays go to natjax\.NatImageProcessor"):
+        load_image(pattern())
+    address = "https://example.org/cat.png"
+    with pytest.raises(
+        ImageError, match=r"cat\.png: there is no such file\. natjax downloads no images: give the bytes"
+    ):
+        processor(address)
+    with pytest.raises(ImageError, match=r"^x{300}\.\.\.: cannot be read: File name too long"):
+        processor("x" * 10_000)
+
+
+def test_what_else_holds_numbers(png):
+    processor = NatImageProcessor(size=16)
+    expected, pixels = processor(pattern()), pattern()
+    for same in (pixels.tolist(), [pixels.tolist()], pixels[None].tolist(), jnp.asarray(pixels), np.array([str(png)])):
+        np.testing.assert_array_equal(processor(same), expected)
+    half = jnp.full((4, 4, 3), 0.5, jnp.bfloat16)
+    np.testing.assert_array_equal(NatImageProcessor(do_resize=False, do_rescale=False)(half), np.zeros((1, 4, 4, 3)))
+    for bad in ([[[1, 2], [3]]], Tensor()):
+        with pytest.raises(ImageError, match="An image cannot be had from this"):
+            processor(bad)
+
+
+class Tensor:
+    """As a tensor of PyTorch's with gradients."""
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("Use tensor.detach().numpy() instead.")
+
+
+def test_the_layout_is_not_guessed_where_there_are_two():
+    processor = NatImageProcessor(size=8)
+    for shape in ((3, 5, 3), (1, 5, 3), (3, 5, 1), (1, 5, 1), (3, 3, 3)):
+        image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+        for ambiguous in (image, image[None], [image]):
+            with pytest.raises(ImageError, match=r"channels first or last\. Say which: .*channels_last.*Pillow image"):
+                processor(ambiguous)
+        last, first = (processor(image, input_data_format=f"channels_{end}") for end in ("last", "first"))
+        np.testing.assert_array_equal(first, processor(image.transpose(1, 2, 0), input_data_format="channels_last"))
+        if shape == (3, 5, 3):
+            np.testing.assert_array_equal(last, processor(PIL.Image.fromarray(image)))
+    with pytest.raises(
+        ValueError, match="input_data_format must be 'channels_first', 'channels_last' or None; got 'HWC'"
+    ):
+        processor(pattern(), input_data_format="HWC")
+
+
+@pytest.mark.parametrize("resize", [True, False])
+def test_implausible_ranges_are_refused_or_said(resize):
+    processor = NatImageProcessor(size=8, do_resize=resize)
+    with pytest.raises(ImageError, match=r"got 0\.\.65535 \(uint16\)\. .* \(image // 257\)\.astype"):
+        processor((RAMP * 257)[..., None])
+    for bad in (
+        np.full((4, 4, 3), -1),
+        np.full((4, 4, 3), 256),
+        np.full((4, 4, 3), np.inf),
+        np.full((4, 4, 3), np.nan),
+    ):
+        with pytest.raises(ImageError, match=r"whole numbers 0\.\.255 or floats 0\.\.1; got .* Scale them to 0\.\.255"):
+            processor(bad)
+    scaled = dataclasses.replace(processor, do_rescale=False)
+    with pytest.warns(
+        UserWarning, match=r"within 0\.\.1 already .* dataclasses\.replace\(processor, do_rescale=False\)"
+    ):
+        processor(np.full((4, 4, 3), 0.5))
+    assert not processor(np.zeros((4, 4, 3))).max() > -1  # black, as it is
+    unscaled = pattern().astype(np.float32)
+    with pytest.warns(
+        UserWarning, match=r"Pixels are within 0\.\.255 and get normalised by a mean for 0\.\.1.*do_rescale=True"
+    ):
+        scaled(unscaled)
+    dataclasses.replace(scaled, image_mean=[120.0] * 3)(unscaled)  # a mean for 0..255
+
+
 @pytest.mark.parametrize("bad", [-1.0, 0.5 + 1, 256.0, np.nan])
 def test_refuses_pixels_that_cannot_be_resized(bad):
     with pytest.raises(ImageError, match=r"0\.\.255 or floats 0\.\.1"):
@@ -153,12 +311,19 @@ def huge(path):  # 30000 x 30000 in 100 bytes
         (lambda path: None, "there is no such file"),
         (lambda path: path.mkdir(), "is a directory"),
         (lambda path: path.touch(), "the file is empty"),
-        (lambda path: path.write_text("not an image"), "not an image that Pillow can read"),
+        (lambda path: path.write_text("not an image"), r"not an image that Pillow can read\.$"),
+        (
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"),
+            "not an image .*: run git lfs pull",
+        ),
+        (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(16)), "not an image .* pip install pillow-heif"),
+        (lambda path: path.write_text("\n<svg/>"), "not an image .* drawing"),
+        (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
         (truncated, "cannot be read: .*truncated"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50), r"cannot be read|not an image"),
         (huge, "too large to decode safely"),
     ],
-    ids=["missing", "directory", "empty", "text", "truncated", "broken", "bomb"],
+    ids=["missing", "directory", "empty", "text", "lfs", "heic", "svg", "eps", "truncated", "broken", "bomb"],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="opening a directory is a permission error there")
 def test_unreadable_files_are_named(tmp_path, make, message):
@@ -177,10 +342,18 @@ def test_truncated_pillow_image(tmp_path):
         load_image(3)
 
 
-def test_large_images_do_not_warn(png, monkeypatch):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 40 * 60 - 1)
-    with warnings.catch_warnings(action="error"):
-        assert load_image(png).size == (60, 40)
+@pytest.mark.parametrize("read", [load_image, NatImageProcessor(size=8), lambda image: decode(image.read_bytes(), 3)])
+def test_one_limit_of_size_everywhere(png, monkeypatch, read):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 40 * 60)
+    read(png)
+    for fewer in (1, 2000):  # Pillow warns of the one, which makes nothing of it, and refuses the other
+        monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 40 * 60 - fewer)
+        with pytest.raises(
+            ImageError, match=rf"too large to decode safely: more than {2400 - fewer} pixels .* higher\.$"
+        ):
+            read(png)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    read(png)
 
 
 @pytest.mark.parametrize("size", [(70_000, 1), (1, 70_000)])
@@ -261,8 +434,17 @@ def test_bad_configs(bad, tmp_path):
 
 
 def test_missing_and_damaged_config_files(tmp_path):
-    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: cannot read"):
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: cannot read .*NatImageProcessor\.imagenet"):
         NatImageProcessor.from_pretrained(tmp_path)
+    processor = NatImageProcessor(size=77)
+    processor.save_pretrained(tmp_path)
+    for name in ("model.safetensors", "nat.pth", "config.json"):  # the configuration is that beside them
+        (tmp_path / name).write_text("{}")
+        assert NatImageProcessor.from_pretrained(tmp_path / name) == processor
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    processor.save_pretrained(tmp_path / "run" / "model")
+    assert NatImageProcessor.from_pretrained(tmp_path / "run") == processor
     (tmp_path / "preprocessor_config.json").write_bytes(b"\xff{")
     with pytest.raises(CheckpointError, match="not a usable image processor"):
         NatImageProcessor.from_pretrained(tmp_path)

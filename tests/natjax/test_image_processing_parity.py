@@ -23,7 +23,6 @@ FORMATS = [
     "P-bytes",
     "L",
     "LA",
-    "I;16",
     "1",
     "CMYK",
     "webp",
@@ -46,8 +45,6 @@ def write(photo, kind, folder):
         exif = PIL.Image.Exif()
         exif[0x0112] = int(kind)
         photo.save(path := folder / f"orientation{kind}.jpg", exif=exif)
-    elif kind == "I;16":
-        PIL.Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(path := folder / "deep.png")
     elif kind == "RGBA":
         photo.putalpha(photo.convert("L"))
         photo.save(path := folder / "alpha.png")
@@ -70,6 +67,14 @@ def test_files(kind, photos, tmp_path):
     np.testing.assert_array_equal(actual, expected.transpose(0, 2, 3, 1), strict=True)
     with PIL.Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(load_image(image)), np.asarray(hf_load_image(str(path))))
+
+
+def test_sixteen_bits_are_prepared_as_hugging_face_prepares_the_same_picture_of_eight(photos, tmp_path):
+    grey = photos[0].convert("L")  # Hugging Face makes nearly all of the deep one white
+    PIL.Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    expected = transformers.ViTImageProcessor(**IMAGENET)(grey.convert("RGB"), return_tensors="np")["pixel_values"]
+    actual = NatImageProcessor(**IMAGENET)(tmp_path / "deep.png")
+    np.testing.assert_array_equal(actual, expected.transpose(0, 2, 3, 1), strict=True)
 
 
 CONFIGS = {

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 
-def decode(image: bytes | np.ndarray, num_channels: int) -> PIL.Image.Image:
+def decode(image: bytes | np.ndarray | PIL.Image.Image, num_channels: int) -> PIL.Image.Image:
     """Returns an image file's or an array's pixels in RGB (or grey for one channel), upright.
 
     Args:
-        image: the bytes of a file, or uint8 [H, W, C] with 1 or 3 channels.
+        image: the bytes of a file, a Pillow image, or uint8 [H, W, C] with 1 or 3 channels.
         num_channels: 1 or 3.
 
     Raises:
-        ImageError: Pillow cannot read it, or it has more pixels than Pillow takes for harmless.
+        ImageError: Pillow cannot read it, it has more pixels than Pillow takes for harmless or deep ones of unknown range.
     """
     mode = "L" if num_channels == 1 else "RGB"
     if isinstance(image, np.ndarray):
-        return PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert(mode)
-    return decode_image(image, mode, strict=True)
+        image = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return decode_image(image, mode)
 
 
 def train_image(
