@@ -20,7 +20,7 @@ RECIPE_NAME = "recipe.json"  # of the folder of a run of training, whose model i
 
 
 def locate(
-    source: str | os.PathLike,
+    source: str | os.PathLike | None,
     *,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -31,7 +31,7 @@ def locate(
     Args:
         source: a file or folder; the folder of a run of training, for the model in it; "digits", the built-in classifier;
             the name of a preset, for its published weights; or an id `owner/name` of the Hugging Face Hub. What exists as a
-            path is taken for one.
+            path is taken for one. None, as where no model was named, is refused.
         revision: of the Hub: branch, tag or commit.
         local_files_only: whether the Hub's cache must do.
         cache_dir: the Hub's cache.
@@ -39,6 +39,11 @@ def locate(
     Raises:
         CheckpointError: there is none; the message says what to do.
     """
+    if source is None:
+        raise CheckpointError(
+            "no model given. Name one with --model (in Python, model=): a folder or file of weights, the folder of a run, a name "
+            "of `natjax list` or an id owner/name of the Hugging Face Hub. digits is a small classifier of handwritten digits."
+        )
     path, name = Path(source), os.fspath(source)
     options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
     if os.path.exists(path):

@@ -6,31 +6,34 @@
     features = natjax.pipeline("image-feature-extraction", "run/model")
     features(["one.png", "two.png"])  # a list of two arrays [C]
 
-An image is a path, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model in batches that are
-padded to one size, so that it is compiled once per shape of an image.
+An image is a path, the bytes of a file, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model
+in batches that are padded to one size, so that it is compiled once per shape of an image.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 from flax import nnx
 
 from natjax import models
 from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError, ImageError
-from natjax.hub import DIGITS, locate
-from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
+from natjax.hub import locate
+from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor, split_images
 from natjax.nn.xla import compiler_options
 from natjax_convert import Checkpoint
+from natjax_kernels import default_implementation
 
 
 def pipeline(
@@ -40,7 +43,7 @@ def pipeline(
     config: NatConfig | None = None,
     processor: NatImageProcessor | None = None,
     batch_size: int = 8,
-    top_k: int = 5,
+    top_k: int | None = 5,
     stages: str | Sequence[str] | None = None,
     dtype: Any = None,
     implementation: str | None = None,
@@ -50,13 +53,13 @@ def pipeline(
 
     Args:
         task: "image-classification" or "image-feature-extraction".
-        model: a checkpoint, see `natjax.NatModel.from_pretrained`; by default a small classifier of handwritten digits.
+        model: a checkpoint, see `natjax.hub.locate`; there is no default. "digits" is a small classifier of handwritten digits.
         config: the architecture, where there is none beside the weights.
         processor: prepares the images; by default the one beside the checkpoint, or ImageNet's where there is none.
         batch_size: images per step.
-        top_k: of "image-classification": classes per image.
+        top_k: of "image-classification": classes per image, as many as there are at most; None means all.
         stages: of "image-feature-extraction": names of `NatConfig.stage_names`, one name or "all", for feature maps of these
-            stages instead of pooled features.
+            stages instead of pooled features. They are normalised where the checkpoint is a backbone's, which has norms for it.
         dtype: compute dtype; None computes in float32.
         implementation: of neighborhood attention.
         report: receives warnings; by default they are Python's.
@@ -69,15 +72,22 @@ def pipeline(
         raise ValueError(f"task must be 'image-classification' or 'image-feature-extraction'; got {task!r}.")
     if task == "image-classification" and stages is not None:
         raise ValueError(f"stages is for 'image-feature-extraction'; got {stages!r} with {task!r}.")
+    _check_arguments(batch_size, top_k, dtype, implementation)
+    for name, value, expected in (("config", config, NatConfig), ("processor", processor, NatImageProcessor)):
+        if value is not None and not isinstance(value, expected):
+            raise ValueError(f"{name} must be a {expected.__name__}; got {value!r}.")
     if isinstance(model, Checkpoint):
         if config is not None:
             raise ValueError("An open checkpoint has its configuration: give no config with it.")
         checkpoint, path = model, model.path
-    else:
-        if model is None:
-            (report or _warn)("no model given: using the built-in classifier of handwritten digits")
-        path = DIGITS if model is None else locate(model)
+    elif model is None or isinstance(model, str | os.PathLike):
+        path = locate(model)
         checkpoint = Checkpoint.open(path, config=config)
+    else:
+        raise ValueError(
+            f"model must be a checkpoint; got {type(model).__name__}. A model in memory goes into "
+            "natjax.pipelines.ImageClassification(model, processor) or ImageFeatureExtraction."
+        )
     options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}
     make: Callable[..., Any]
     if task == "image-classification":
@@ -91,14 +101,67 @@ def pipeline(
     elif stages is None:
         net, make = models.NatModel.from_pretrained(checkpoint, **options), ImageFeatureExtraction
     else:
-        if stages == "all":
-            stages = checkpoint.config.stage_names
-        names = (stages,) if isinstance(stages, str) else tuple(stages)
-        net = models.NatBackbone.from_pretrained(checkpoint, out_features=names, **options)
+        names = _stage_names(stages, checkpoint.config.stage_names)
+        with warnings.catch_warnings():
+            # What a classifier's checkpoint always says. One that has norms for some of the stages only is worth the words.
+            missing = re.escape(f"The checkpoint has no norms for the stages {', '.join(names)};")
+            warnings.filterwarnings("ignore", message=missing)
+            net = models.NatBackbone.from_pretrained(checkpoint, out_features=names, **options)
         make = functools.partial(ImageFeatureExtraction, stages=names)
     if processor is None:
         processor = load_processor(path, net.config.num_channels, report)
+    elif processor.num_channels != net.config.num_channels:
+        raise ValueError(
+            f"{path}: the model takes {net.config.num_channels} channel(s), the processor makes {processor.num_channels}; "
+            "its image_mean and image_std decide that, with one entry per channel."
+        )
     return make(net, processor, batch_size=batch_size, report=report)
+
+
+def _check_arguments(batch_size: Any, top_k: Any, dtype: Any, implementation: Any) -> None:
+    """Refuses arguments before a checkpoint is read for them.
+
+    Raises:
+        ValueError: one is impossible.
+    """
+    _check_count("batch_size", batch_size)
+    if top_k is not None:
+        _check_count("top_k", top_k, " or None")
+    try:
+        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"dtype must be floating point, such as 'bfloat16', or None; got {dtype!r}.")
+    with default_implementation(implementation):  # raises if there is none of this name
+        pass
+
+
+def _check_count(name: str, value: Any, otherwise: str = "") -> int:
+    """Returns a number of things as Python has it.
+
+    Raises:
+        ValueError: it is no integer, or less than 1.
+    """
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1{otherwise}; got {value!r}.")
+    return count
+
+
+def _stage_names(stages: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the stages that `stages` means, in the order of the model.
+
+    Raises:
+        ValueError: there is none, or it names others.
+    """
+    asked = known if stages == "all" else (stages,) if isinstance(stages, str) else tuple(stages)
+    if not asked or not set(asked) <= set(known):
+        raise ValueError(f"stages must be 'all' or of {', '.join(known)}; got {stages!r}.")
+    return tuple(name for name in known if name in asked)
 
 
 def load_processor(
@@ -137,9 +200,7 @@ class _ImagePipeline:
     def __init__(
         self, model: Any, processor: NatImageProcessor, *, batch_size: int, report: Callable[[str], None] | None
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.model, self.processor, self.batch_size = model, processor, _check_count("batch_size", batch_size)
         self._report = report or _warn
         graphdef, self._state = nnx.split(model)
         self._forward = jax.jit(
@@ -147,43 +208,56 @@ class _ImagePipeline:
         )
 
     def __call__(self, images: Any, *, skip_unreadable: bool = False) -> Any:
-        """Returns the result of an image, or a list of those of several.
+        """Returns the result of an image, or a list of those of several, or an iterator of those of an iterator.
 
         Args:
-            images: an image, or a list, tuple or array [B, H, W, C] of images.
+            images: an image; a list, tuple or array [B, H, W, C] of images; or an iterator of them, which is read batch by batch.
             skip_unreadable: whether images that cannot be read are reported and have the result None, instead of ending the call.
 
         Raises:
             ImageError: an image cannot be read.
         """
-        several = isinstance(images, list | tuple) or (
-            not isinstance(images, str | os.PathLike | PIL.Image.Image) and np.ndim(images) == 4
-        )
-        images = list(images) if several else [images]
-        results: list[Any] = [None] * len(images)
+        return self._call(images, self._result, skip_unreadable)
+
+    def _call(self, images: Any, result: Callable[[Any], Any], skip_unreadable: bool) -> Any:
+        if isinstance(images, Iterator) and not hasattr(images, "read"):
+            return self._results(images, result, skip_unreadable)
+        images, several = split_images(images)
+        results = list(self._results(images, result, skip_unreadable))
+        return results if several else results[0]
+
+    def _results(self, images: Iterable[Any], result: Callable[[Any], Any], skip_unreadable: bool) -> Iterator[Any]:
+        """Yields the results of images in order, None for those that are skipped."""
+        skipped: set[int] = set()
 
         def skip(index: int, error: ImageError) -> None:
             if not skip_unreadable:
                 raise error
-            named = isinstance(images[index], str | os.PathLike)  # then the error names it
+            named = isinstance(images, list) and isinstance(images[index], str | os.PathLike)  # then the error names it
             self._report(f"skipped {error}" if named else f"skipped image {index}: {error}")
+            skipped.add(index)
 
+        due = 0
         for index, output in self.stream(images, skip):
-            results[index] = self._result(output)
-        return results if several else results[0]
+            yield from (None for _ in range(due, index))
+            yield result(output)
+            due = index + 1
+        yield from (None for index in skipped if index >= due)
 
-    def stream(self, images: Sequence[Any], skip: Callable[[int, ImageError], None]) -> Iterator[tuple[int, Any]]:
+    def stream(self, images: Iterable[Any], skip: Callable[[int, ImageError], None]) -> Iterator[tuple[int, Any]]:
         """Yields an image's index and what the model gives for it, batch by batch, in order.
 
         Args:
-            images: paths, Pillow images or arrays.
+            images: one by one, each as the processor takes it.
             skip: is told which images cannot be read, and why.
         """
         batch: list[tuple[int, np.ndarray]] = []
-        size = min(self.batch_size, len(images))
+        size = min(self.batch_size, len(images)) if isinstance(images, Sequence) else self.batch_size
         for index, image in enumerate(images):
             try:
                 pixels = self.processor(image)
+                if len(pixels) != 1:
+                    raise ImageError(f"One image was expected here; got {len(pixels)}.")
             except ImageError as error:
                 skip(index, error)
                 continue
@@ -226,17 +300,33 @@ class ImageClassification(_ImagePipeline):
         processor: NatImageProcessor,
         *,
         batch_size: int = 8,
-        top_k: int = 5,
+        top_k: int | None = 5,
         report: Callable[[str], None] | None = None,
     ):
         super().__init__(model, processor, batch_size=batch_size, report=report)
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1; got {top_k}.")
-        self.top_k = top_k
+        self.top_k = None if top_k is None else _check_count("top_k", top_k, " or None")
+
+    def __call__(self, images: Any, *, top_k: Any = ..., skip_unreadable: bool = False) -> Any:
+        """Returns the classes of an image, or of several; see `pipeline`.
+
+        Args:
+            images: an image; a list, tuple or array [B, H, W, C] of images; or an iterator of them, which is read batch by batch.
+            top_k: classes per image, None for all; by default what the pipeline was made with.
+            skip_unreadable: whether images that cannot be read are reported and have the result None, instead of ending the call.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: `top_k` is less than 1.
+        """
+        if top_k is ...:
+            top_k = self.top_k
+        elif top_k is not None:
+            top_k = _check_count("top_k", top_k, " or None")
+        return self._call(images, functools.partial(self._result, top_k=top_k), skip_unreadable)
 
     def best(self, probabilities: np.ndarray) -> list[int]:
         """Returns the `top_k` likeliest classes."""
-        return np.argsort(-probabilities, kind="stable")[: self.top_k].tolist()
+        return _best(probabilities, self.top_k)
 
     def _select(self, outputs: Any) -> Any:
         return outputs.logits
@@ -247,9 +337,9 @@ class ImageClassification(_ImagePipeline):
         probabilities = np.exp(output - output.max(), dtype=np.float64)
         return probabilities / probabilities.sum()
 
-    def _result(self, output: np.ndarray) -> list[dict[str, Any]]:
+    def _result(self, output: np.ndarray, top_k: int | None = None) -> list[dict[str, Any]]:
         names = self.model.config.id2label
-        return [{"label": names[i], "score": float(output[i])} for i in self.best(output)]
+        return [{"label": names[i], "score": float(output[i])} for i in _best(output, top_k)]
 
 
 class ImageFeatureExtraction(_ImagePipeline):
@@ -272,6 +362,10 @@ class ImageFeatureExtraction(_ImagePipeline):
 
     def _finish(self, output: Any) -> Any:
         return output if self.stages is None else dict(zip(self.stages, output, strict=True))
+
+
+def _best(probabilities: np.ndarray, top_k: int | None) -> list[int]:
+    return np.argsort(-probabilities, kind="stable")[:top_k].tolist()
 
 
 def _warn(message: str) -> None:

@@ -9,13 +9,11 @@ import argparse
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from natjax.cli._arguments import positive_int
 from natjax.cli._output import Progress, complain
 from natjax.errors import ImageError
-from natjax.hub import DIGITS, locate
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +22,11 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="M",
-        help="checkpoint: a folder, a file or a Hugging Face id (default: a small digit classifier)",
+        help="checkpoint: a folder, a file, a run's folder, a name of `natjax list` or a Hugging Face id; needed "
+        "(digits is a small classifier of handwritten digits)",
     )
     parser.add_argument("--config", metavar="NAME|FILE", help="the model's architecture, where M has no config.json")
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images per step (default: 8)")
-
-
-def find_checkpoint(model: str | None) -> Path:
-    """Returns where the checkpoint to use is: the one named, or the demonstration's, with a word about it on stderr."""
-    if model is None:
-        complain("no --model given: using the built-in classifier of handwritten digits")
-        return DIGITS
-    return locate(model)
 
 
 def find_images(arguments: Sequence[str], skipped: list[tuple[str, str]] | None = None) -> list[str]:

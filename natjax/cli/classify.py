@@ -7,8 +7,9 @@ from typing import Any
 
 from natjax.cli._arguments import positive_int
 from natjax.cli._config import read_config
-from natjax.cli._images import add_image_arguments, find_checkpoint, find_images, run_pipeline
+from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_json, printable
+from natjax.hub import locate
 
 HELP = "say what images show"
 _BAR = 24
@@ -25,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
     """Classifies the images; returns 1 where one was skipped."""
     from natjax.pipelines import pipeline
 
-    checkpoint = find_checkpoint(args.model)
+    skipped: list[tuple[str, str]] = []
+    results: list[dict[str, Any]] = []
+    checkpoint = locate(args.model)
+    paths = find_images(args.images, skipped)
     pipe: Any = pipeline(
         "image-classification",
         checkpoint,
@@ -34,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
         top_k=args.topk,
         report=complain,
     )
-    names, skipped, results = pipe.model.config.id2label, [], []
-    for path, probabilities in run_pipeline(pipe, find_images(args.images), skipped):
+    names = pipe.model.config.id2label
+    for path, probabilities in run_pipeline(pipe, paths, skipped):
         best = pipe.best(probabilities)
         predictions = [{"label": names[i], "index": i, "probability": float(probabilities[i])} for i in best]
         if args.json:
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             _print(path, predictions)
     if args.json:
         reasons = [{"image": path, "reason": reason} for path, reason in skipped]
-        print_json({"model": args.model or str(checkpoint), "results": results, "skipped": reasons})
+        print_json({"model": args.model, "results": results, "skipped": reasons})
     return 1 if skipped else 0
 
 

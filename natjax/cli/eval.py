@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
-from natjax.cli._images import find_checkpoint
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
 from natjax.errors import CheckpointError, install_line
+from natjax.hub import locate
 
 if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with val/ in it, or 'digits'")
     parser.add_argument(
-        "--model", metavar="M", help="a checkpoint or a run's folder (default: a small digit classifier)"
+        "--model", metavar="M", help="a checkpoint or a run's folder (with --data digits by default their classifier)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv and is_main_process:
         open(args.csv, "a").close()  # one that cannot be written is to be known before the evaluation, not after it
     source = data.open_source(args.data, "val")
-    checkpoint = find_checkpoint(_of_run(args.model))
+    checkpoint = locate(_of_run(args.model) or (args.data if args.data == "digits" else None))
     net = NatForImageClassification.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
     if not names:

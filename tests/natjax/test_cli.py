@@ -1,11 +1,12 @@
 """The command line: output, exit codes, and one clear line for what goes wrong."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import types
-import warnings
 
 import jax
 import numpy as np
@@ -185,14 +186,67 @@ def test_a_model_without_classes(fake, capsys, monkeypatch):
     assert "no classes" in capsys.readouterr().err
 
 
-def test_the_default_model_is_announced(fake, capsys, monkeypatch):
-    monkeypatch.setattr("natjax.cli._images.DIGITS", fake / "model")
+@pytest.mark.parametrize("command", ["classify", "features"])
+def test_a_model_must_be_named(fake, capsys, command):
+    assert main([command, "images/0.png"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("natjax: error: no model given. Name one with --model")
+    assert main([command, "images/0.png", "--model", "digits"]) == 1  # whose images are grey
+    assert "takes 3 channel(s)" in capsys.readouterr().err
+
+
+def test_demo(monkeypatch):
     demo = types.SimpleNamespace(run=lambda out: 0 if out == "there" else 9)
     monkeypatch.setitem(sys.modules, "natjax.demo", demo)
     monkeypatch.setattr(natjax, "demo", demo, raising=False)
-    assert main(["classify", "images/0.png"]) == 0
-    assert "handwritten digits" in capsys.readouterr().err
     assert main(["demo", "--out", "there"]) == 0
+
+
+def test_folders_in_folders_and_what_is_skipped_in_them(fake, capsys):
+    for name in (
+        "images/deep/er/9.JPG",
+        "images/.hidden/0.png",
+        "images/._0.png",
+        "images/notes.txt",
+        "no images/a.heic",
+    ):
+        path = fake / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (9, 9)).save(path, "jpeg")
+    (fake / "empty").mkdir()
+    assert main(["classify", "images", "empty", "no images", "--model", "model", "--json"]) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert [r["image"] for r in document["results"]] == [*(f"images/{i}.png" for i in range(5)), "images/deep/er/9.JPG"]
+    assert [s["image"] for s in document["skipped"]] == ["empty", "no images"]
+    assert err.splitlines() == [
+        "natjax: images: skipped 1 hidden file, 1 hidden folder, 1 .txt file",
+        "natjax: skipped empty: no images in this folder, which is empty.",
+        "natjax: skipped no images: no images in this folder; it holds 1 .heic file (pip install pillow-heif reads them).",
+    ]
+    assert main(["features", "empty", "--model", "model"]) == 1
+    assert "no image could be read; nothing was written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take no such names")
+def test_names_that_are_no_text(fake, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy("images/4.png", name)
+    assert main(["classify", name, "--model", "model"]) == 0
+    assert r"caf\udce9.png" in capsys.readouterr().out
+    assert main(["classify", name, "--model", "model", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["image"] == name
+    assert main(["features", name, "--model", "model"]) == 0
+    with np.load("features.npz") as written:
+        assert written["images"].tolist() == [name]
+
+
+def test_stages_that_do_not_exist(fake, capsys):
+    assert main(["features", "images", "--model", "model", "--stages", "stage1, stage9"]) == 1
+    assert capsys.readouterr().err == (
+        "natjax: error: --stages must be 'all' or of stem, stage1, stage2, stage3, stage4; got ['stage1', 'stage9'].\n"
+    )
 
 
 def test_processors_that_are_missing_or_do_not_fit(fake, capsys):
@@ -233,7 +287,7 @@ def test_features_write_nothing_when_they_cannot(fake, capsys):
     assert "no such folder" in err
     assert "images: is a folder; give a file to write, such as" in err
     assert ".tmp" not in err
-    assert "differ in size" in err
+    assert "differ in size: stem is [20, 20, 3] for images/0.png and [20, 21, 3] for images/1.png. Give images" in err
 
 
 def test_errors_are_one_line_unless_asked_for_more(fake, capsys, monkeypatch):
@@ -368,12 +422,8 @@ def test_a_real_model(real, capsys, monkeypatch):
     with np.load("features.npz") as written:
         assert written["pooled"].shape == (1, 8)
     capsys.readouterr()
-    with warnings.catch_warnings(action="default"):
-        assert main(["features", "image.png", "--model", "model", "--stages", "all"]) == 0
-    err = capsys.readouterr().err
-    assert err.startswith("natjax: warning: ")
-    assert "start as the identity" in err
-    assert err.count("\n") == 1
+    assert main(["features", "image.png", "--model", "model", "--stages", "all"]) == 0
+    assert capsys.readouterr().err == ""
     with np.load("features.npz") as written:
         assert written["stage1"].shape == (1, 4, 4, 8)
 

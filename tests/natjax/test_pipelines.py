@@ -1,5 +1,8 @@
 """Pipelines: results as Hugging Face's, batches of one shape, images that cannot be read."""
 
+import io
+
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -66,10 +69,19 @@ def test_features(folder):
     model = natjax.NatModel.from_pretrained(folder / "model")
     pixels = NatImageProcessor(size=16)(folder / "0.png")
     np.testing.assert_allclose(pooled[0], model(pixels).pooler_output[0], rtol=0, atol=1e-6)
-    with pytest.warns(UserWarning, match="start as the identity"):
-        extract = natjax.pipeline("image-feature-extraction", folder / "model", stages="all")
+    extract = natjax.pipeline("image-feature-extraction", folder / "model", stages="all")  # no word about missing norms
     maps = extract(folder / "0.png")
     assert {name: features.shape for name, features in maps.items()} == {"stem": (4, 4, 8), "stage1": (4, 4, 8)}
+    turned = natjax.pipeline("image-feature-extraction", folder / "model", stages=["stage1", "stem"])(folder / "0.png")
+    for name, features in turned.items():
+        np.testing.assert_array_equal(features, maps[name])
+
+
+def test_norms_that_only_some_stages_have_are_said(tmp_path):
+    NatImageProcessor(size=16).save_pretrained(tmp_path)
+    natjax.NatBackbone(CONFIG, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)  # of stage1
+    with pytest.warns(UserWarning, match="no norms for the stages stem; they start as the identity"):
+        natjax.pipeline("image-feature-extraction", tmp_path, stages="all")
 
 
 def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
@@ -85,11 +97,76 @@ def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
         np.testing.assert_allclose(extract(path), features, rtol=0, atol=1e-6)
 
 
-def test_the_default_is_the_classifier_of_digits():
-    with pytest.warns(UserWarning, match="no model given: using the built-in classifier of handwritten digits"):
-        classify = natjax.pipeline("image-classification", top_k=1)
-    image = next(natjax.hub.DIGITS.glob("*.png"))
-    assert [entry["label"] for entry in classify(image)]
+def test_a_model_must_be_named():
+    for task in ("image-classification", "image-feature-extraction"):
+        with pytest.raises(
+            natjax.CheckpointError, match=r"no model given\. Name one with --model .*digits is a small classifier"
+        ):
+            natjax.pipeline(task)
+    classify = natjax.pipeline("image-classification", "digits", top_k=1)
+    assert [entry["label"] for entry in classify(natjax.hub.DIGITS / "digit_3.png")] == ["3"]
+
+
+def test_how_many_classes(folder, classify):
+    path = folder / "0.png"
+    assert [len(classify(path, top_k=k)) for k in (1, 3, 4, None, np.int64(2))] == [1, 3, 3, 3, 2]
+    assert [len(one) for one in classify([path] * 2, top_k=1)] == [1, 1]
+    assert len(natjax.pipeline("image-classification", folder / "model", top_k=None)(path)) == 3
+    for bad in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f"top_k must be at least 1 or None; got {bad}"):
+            classify(path, top_k=bad)
+
+
+def test_kinds_of_images(folder, classify):
+    path = folder / "0.png"
+    expected, data = classify(path), path.read_bytes()
+    pixels = np.asarray(PIL.Image.open(path))
+    for same in (
+        str(path),
+        data,
+        bytearray(data),
+        io.BytesIO(data),
+        pixels,
+        pixels.transpose(2, 0, 1),
+        pixels.tolist(),
+    ):
+        assert classify(same) == expected
+    two = classify([path] * 2)  # in a batch of two, whose numbers may differ in the last digits
+    stacked = np.stack([pixels] * 2)
+    for same in ((data, pixels), stacked, jnp.asarray(stacked), stacked.tolist(), np.array([str(path)] * 2)):
+        assert classify(same) == two
+    for bad, message in (
+        (3, "got int"),
+        ({"image": path}, "got dict"),
+        ("http://example.org/cat.png", "natjax downloads no images"),
+        (pixels[:3, :5], "channels first or last"),
+    ):
+        with pytest.raises(natjax.ImageError, match=message):
+            classify(bad)
+
+
+def test_iterators_are_read_batch_by_batch(folder, classify):
+    taken = []
+
+    def images():
+        for name in ("0", "1", "broken", "2", "0", "broken"):
+            taken.append(name)
+            yield folder / f"{name}.png"
+
+    said = []
+    classify = natjax.pipeline("image-classification", folder / "model", batch_size=2, report=said.append)
+    results = classify(images(), skip_unreadable=True, top_k=1)
+    assert not taken
+    first = next(results)
+    assert taken == ["0", "1", "broken", "2"]
+    rest = list(results)
+    assert [result is None for result in rest] == [False, True, False, False, True]
+    assert first == rest[3] == classify([folder / "0.png"] * 2, top_k=1)[0]
+    assert [text[:15] for text in said] == ["skipped image 2", "skipped image 5"]
+    with pytest.raises(natjax.ImageError, match="broken"):
+        list(classify(images()))
+    with pytest.raises(natjax.ImageError, match="One image was expected here; got 2"):
+        list(classify(iter([np.zeros((2, 8, 8, 3), np.uint8)])))
 
 
 def test_open_checkpoints_keep_their_configuration(folder, tmp_path):
@@ -111,9 +188,25 @@ def test_what_does_not_fit(folder, tmp_path):
         natjax.pipeline("ocr", folder / "nothing")  # refused before anything is opened
     with pytest.raises(ValueError, match="stages is for 'image-feature-extraction'"):
         natjax.pipeline("image-classification", folder / "model", stages="all")
-    for name in ("top_k", "batch_size"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
-            natjax.pipeline("image-classification", folder / "model", **{name: 0})
+    for argument, message in (
+        ({"top_k": 0}, "top_k must be at least 1 or None; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"dtype": "int8"}, "dtype must be floating point, such as 'bfloat16', or None; got 'int8'"),
+        ({"dtype": "half-baked"}, "dtype must be floating point"),
+        ({"implementation": "cuda"}, "implementation must be .*got 'cuda'"),
+        ({"config": "nat_mini"}, "config must be a NatConfig; got 'nat_mini'"),
+        ({"processor": "model"}, "processor must be a NatImageProcessor; got 'model'"),
+    ):
+        with pytest.raises(ValueError, match=message):  # before the missing checkpoint is looked for
+            natjax.pipeline("image-classification", folder / "nothing", **argument)
+    with pytest.raises(ValueError, match="model must be a checkpoint; got NatModel"):
+        natjax.pipeline("image-feature-extraction", natjax.NatModel(CONFIG, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"stages must be 'all' or of stem, stage1; got \['stage9'\]"):
+        natjax.pipeline("image-feature-extraction", folder / "model", stages=["stage9"])
+    with pytest.raises(ValueError, match=r"takes 3 channel\(s\), the processor makes 1"):
+        natjax.pipeline(
+            "image-classification", folder / "model", processor=NatImageProcessor(image_mean=[0.5], image_std=[0.5])
+        )
     natjax.NatForImageClassification(CONFIG.replace(num_labels=0), rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
     with pytest.raises(natjax.CheckpointError, match="no classes to tell apart"):
         natjax.pipeline("image-classification", tmp_path)
