@@ -98,9 +98,30 @@ def test_decoding_in_threads_leaves_warnings_alone():
 def test_a_lost_disk_is_not_searched_to_its_end(tmp_path, workers):
     source = folder(tmp_path, unreadable=range(24))
     batches = loader(source, *workers)
-    with pytest.raises(ImageError, match=r"4 images cannot be read, 3 are allowed .*/class \d/\d\d.png"):
+    with pytest.raises(
+        ImageError, match=r"4 images cannot be read, 3 are allowed .*/class \d/\d\d.png \(not an image that"
+    ):
         next(batches)
     batches.close()
+
+
+@pytest.mark.parametrize("workers", [(0, "threads"), (2, "processes")])
+def test_reasons_are_told(tmp_path, workers):
+    source, said = folder(tmp_path, unreadable=[3]), []
+    (tmp_path / "class 1" / "04.png").write_bytes(png(4)[:400])
+    PIL.Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / "class 0" / "06.png", "tiff")
+    batches = loader(source, *workers, report=said.append)
+    for _ in range(4):
+        next(batches)
+    batches.close()
+    beginning = r" cannot be read; it is left out. The reason: "
+    reasons = {text.split(beginning)[0][-6:]: text.split(beginning)[1] for text in said}
+    assert reasons.keys() == {"03.png", "04.png", "06.png"}
+    assert reasons["03.png"] == "not an image that Pillow can read."
+    assert "truncated" in reasons["04.png"]
+    assert reasons["06.png"].startswith(
+        "floating point pixels, 0.5..0.5 in this image, do not say which value is white"
+    )
 
 
 def test_reads_end_with_the_limit(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
 import grain
@@ -53,7 +53,8 @@ class _TrainBatches:
         epoch, place = divmod(number, len(self._source) // self._batch_size)
         order = _order(len(self._source), self._seed, epoch)
         indices = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
-        images, labels, unreadable = [], [], []
+        images, labels = [], []
+        unreadable: dict[int, str] = {}
         for index in map(int, indices):
             rng = np.random.default_rng((self._seed, epoch, index))
             image, label = self._first_readable(index, rng, unreadable)
@@ -62,10 +63,12 @@ class _TrainBatches:
         return {
             "image": np.stack(images),
             "label": np.array(labels, np.int32),
-            "unreadable": np.array(unreadable, np.int64),
+            **_as_arrays(unreadable),
         }
 
-    def _first_readable(self, index: int, rng: np.random.Generator, unreadable: list[int]) -> tuple[np.ndarray, int]:
+    def _first_readable(
+        self, index: int, rng: np.random.Generator, unreadable: dict[int, str]
+    ) -> tuple[np.ndarray, int]:
         """Prepares an image, or where it cannot be read the next one that can, so that batches keep their size."""
         # No further than the limit, beyond which the run ends anyway: a lost disk is not searched to its end.
         tried = range(min(len(self._source), self._max_corrupt + 1))
@@ -75,8 +78,8 @@ class _TrainBatches:
                 item = self._source[candidate]
                 image = train_image(item["image"], rng, self._settings, self._image_size, self._num_channels)
                 return image, item["label"]
-            except (ImageError, OSError):
-                unreadable.append(candidate)
+            except (ImageError, OSError) as error:
+                unreadable[candidate] = _reason(error)
         raise ImageError(_too_many(self._source, unreadable, self._max_corrupt))
 
 
@@ -93,15 +96,16 @@ class _EvalBatches:
         first = operator.index(number) * self._batch_size
         places = np.arange(first, first + self._batch_size)[self._share]
         images: list[np.ndarray | None] = []
-        labels, unreadable = [], []
+        labels: list[int] = []
+        unreadable: dict[int, str] = {}
         for index in map(int, places):
             image, label = None, 0
             if index < len(self._source):
                 try:
                     item = self._source[index]
                     image, label = eval_image(item["image"], self._processor), item["label"]
-                except (ImageError, OSError):
-                    unreadable.append(index)
+                except (ImageError, OSError) as error:
+                    unreadable[index] = _reason(error)
             images.append(image)
             labels.append(label)
         blank = next((np.zeros_like(image) for image in images if image is not None), None)
@@ -112,8 +116,19 @@ class _EvalBatches:
             "image": np.stack([blank if image is None else image for image in images]),
             "label": np.array(labels, np.int32),
             "mask": np.array([image is not None for image in images]),
-            "unreadable": np.array(unreadable, np.int64),
+            **_as_arrays(unreadable),
         }
+
+
+def _reason(error: ImageError | OSError) -> str:
+    """Returns why an image cannot be read, without the name that whoever reports it gives it."""
+    reason = str(getattr(error, "strerror", None) or error)
+    return reason.removeprefix("The image: ").removeprefix("cannot be read: ").rstrip(".")
+
+
+def _as_arrays(unreadable: dict[int, str]) -> dict[str, np.ndarray]:
+    """Returns images and reasons as workers hand them over with a batch."""
+    return {"unreadable": np.array(list(unreadable), np.int64), "reasons": np.array(list(unreadable.values()), np.str_)}
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -138,18 +153,21 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._workers, self._processes = workers, bool(workers) and worker_kind == "processes"
         self._iterator, self._position = None, 0
         self.unreadable: set[int] = set()
+        self._reasons: dict[int, str] = {}  # of those met since the start or resumption
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             self._iterator = self._start()
         batch = dict(next(self._iterator))
         self._position += 1
-        for index in set(map(int, batch.pop("unreadable"))) - self.unreadable:
+        for index, reason in zip(batch.pop("unreadable").tolist(), batch.pop("reasons").tolist(), strict=True):
+            self._reasons[index] = reason
+            if self._report and index not in self.unreadable:
+                self._report(f"{self._source.name(index)} cannot be read; it is left out. The reason: {reason}.")
             self.unreadable.add(index)
-            if self._report:
-                self._report(f"{self._source.name(index)} cannot be read; it is left out.")
         if len(self.unreadable) > self._max_corrupt:
-            raise ImageError(_too_many(self._source, self.unreadable, self._max_corrupt))
+            found = {index: self._reasons.get(index, "") for index in self.unreadable}
+            raise ImageError(_too_many(self._source, found, self._max_corrupt))
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -211,12 +229,13 @@ class _From:
         return self._batches[self._first + operator.index(index)]
 
 
-def _too_many(source: Source, unreadable: Collection[int], allowed: int) -> str:
-    names = [source.name(index) for index in sorted(set(unreadable))]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+def _too_many(source: Source, unreadable: Mapping[int, str], allowed: int) -> str:
+    found = sorted(unreadable.items())
+    names = [source.name(index) + (f" ({reason})" if reason else "") for index, reason in found[:_NAMED]]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return (
-        f"{len(names)} images cannot be read, {allowed} are allowed (max_corrupt): "
-        f"{', '.join(names[:_NAMED])}{more}. Mend or remove them."
+        f"{len(found)} images cannot be read, {allowed} are allowed (max_corrupt): {', '.join(names)}{more}. "
+        "Mend or remove them."
     )
 
 
@@ -251,7 +270,7 @@ def train_loader(
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
         max_corrupt: images that may be unreadable.
-        report: called with the name of every image that cannot be read, once.
+        report: called with the name of every image that cannot be read and the reason, once.
 
     Raises:
         ValueError: sizes do not fit.
@@ -289,7 +308,7 @@ def eval_loader(
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
         max_corrupt: images that may be unreadable.
-        report: called with the name of every image that cannot be read, once.
+        report: called with the name of every image that cannot be read and the reason, once.
 
     Raises:
         ValueError: sizes do not fit.
