@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from natjax.configuration import NatConfig
@@ -79,10 +81,17 @@ def check_pixel_values(pixel_values: Any, config: NatConfig) -> None:
     """Checks a batch of images against a model.
 
     Raises:
+        TypeError: it is neither an array of JAX's nor one of NumPy's.
         ValueError: it is no floating point [B, H, W, num_channels] array with at least one pixel.
     """
-    shape, dtype = jnp.shape(pixel_values), jnp.result_type(pixel_values)
     expected = f"[batch, height, width, {config.num_channels}]"
+    if not (isinstance(pixel_values, jax.Array | np.ndarray) or hasattr(pixel_values, "__jax_array__")):
+        kind = f"{type(pixel_values).__module__}.{type(pixel_values).__qualname__}".removeprefix("builtins.")
+        advice = "natjax.NatImageProcessor makes one of images, paths and lists."
+        if kind.startswith("torch."):
+            advice = "A tensor of PyTorch's, channels first, becomes one with tensor.permute(0, 2, 3, 1).numpy()."
+        raise TypeError(f"pixel_values must be a JAX or NumPy array {expected}; got {kind}. {advice}")
+    shape, dtype = jnp.shape(pixel_values), jnp.result_type(pixel_values)
     if len(shape) != 4 or shape[-1] != config.num_channels or 0 in shape[1:3]:
         hint = ""
         if len(shape) == 4 and shape[1] == config.num_channels:

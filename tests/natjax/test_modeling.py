@@ -151,6 +151,16 @@ def test_bad_inputs_say_what_is_expected():
         model(images(32, 32, 3))
     with pytest.raises(ValueError, match=r"uint8.*NatImageProcessor"):
         model(np.zeros((1, 32, 32, 3), np.uint8))
+    tensor = type("Tensor", (), {"__module__": "torch", "shape": (1, 3, 32, 32), "__array__": lambda self: images()})
+    for bad, message in (
+        (np.zeros((1, 32, 32, 3), np.float32).tolist(), "got list. natjax.NatImageProcessor makes one"),
+        (["cat.jpg"], "got list"),
+        (None, "got NoneType"),
+        (tensor(), r"got torch\.Tensor\. .* tensor\.permute\(0, 2, 3, 1\)\.numpy\(\)"),
+    ):
+        for kind in (model, make(natjax.NatBackbone)):
+            with pytest.raises(TypeError, match=f"pixel_values must be a JAX or NumPy array .*{message}"):
+                kind(bad)
     with pytest.raises(ValueError, match="must be a NatConfig; got str"):
         natjax.NatModel("nat_mini", rngs=nnx.Rngs(0))
 
