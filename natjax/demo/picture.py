@@ -5,7 +5,6 @@ Drawn with Pillow alone, on white. Sizes are pixels, colours RGB; the attention 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
 import PIL.ImageOps
 
+from natjax.fonts import fit
+from natjax.images import load_image
 from natjax_kernels.plan import windows
 
 if TYPE_CHECKING:
@@ -60,18 +60,18 @@ def draw(
     size = (2 * _MARGIN + max(2 * view[0] + _GAP, row_width), views + view[1] + 110)
     image = PIL.Image.new("RGB", size, _PAPER)
     pen = PIL.ImageDraw.Draw(image)
-    pen.text((_MARGIN, 50), "Handwritten digits, classified by a Neighborhood Attention Transformer", _INK, _font(38))
-    pen.text((_MARGIN, 106), caption, _GREY, _font(24))
+    _text(pen, (_MARGIN, 50), "Handwritten digits, classified by a Neighborhood Attention Transformer", _INK, 38)
+    _text(pen, (_MARGIN, 106), caption, _GREY, 24)
     for i, prediction in enumerate(predictions):
         _draw_prediction(image, pen, prediction, (_MARGIN + i * (_THUMB + _THUMB_GAP), top))
 
     titles = ("Inside the map: the window surrounds its token", "At the border: the window shifts inward")
     for i, (query, title) in enumerate(zip(queries, titles, strict=True)):
         at = (_MARGIN + i * (view[0] + _GAP), views)
-        pen.text((at[0], views - 48), title, _INK, _font(28))
+        _text(pen, (at[0], views - 48), title, _INK, 28)
         _draw_attention(image, pen, predictions[inspected][0], at, query, weights, kernel_size)
     note = f"First level, {height} x {width} tokens: how much, in percent, the blue token attends to its neighbours."
-    pen.text((_MARGIN, views + view[1] + 24), note, _GREY, _font(24))
+    _text(pen, (_MARGIN, views + view[1] + 24), note, _GREY, 24)
     return image
 
 
@@ -82,8 +82,8 @@ def _draw_prediction(image, pen, prediction: Prediction, at: tuple[int, int]) ->
     image.paste(_digit(path, (_THUMB, _THUMB), PIL.Image.Resampling.NEAREST, _INK), at)
     pen.rectangle((x, y, x + _THUMB - 1, y + _THUMB - 1), outline=_LINE)
     below = y + _THUMB + 4
-    pen.text((x, below), predicted, colour, _font(28))
-    pen.text((x + _THUMB, below + 5), f"{probability:.1%}", _GREY, _font(20), anchor="ra")
+    _text(pen, (x, below), predicted, colour, 28)
+    _text(pen, (x + _THUMB, below + 5), f"{probability:.1%}", _GREY, 20, anchor="ra")
     pen.rectangle((x, below + 36, x + _THUMB - 1, below + 41), fill=_LINE)
     pen.rectangle((x, below + 36, x + max(1, round(probability * _THUMB)) - 1, below + 41), fill=colour)
 
@@ -110,17 +110,17 @@ def _draw_attention(image, pen, path: Path, at, query, weights, kernel_size: int
     for (i, j), weight in np.ndenumerate(window):
         x, y, *_ = box(row + i, column + j)
         middle = (x + _TOKEN // 2, y + _TOKEN // 2)
-        pen.text(middle, f"{100 * float(weight):.0f}", _INK, _font(17), anchor="mm", stroke_width=2, stroke_fill=_PAPER)
+        percent = f"{100 * float(weight):.0f}"
+        _text(pen, middle, percent, _INK, 17, anchor="mm", stroke_width=2, stroke_fill=_PAPER)
     pen.rectangle(box(row, column, kernel_size, kernel_size), outline=_HEAT, width=5)
     pen.rectangle(box(*query), outline=_QUERY, width=5)
 
 
 def _digit(path: Path, size: tuple[int, int], resample: PIL.Image.Resampling, ink: Colour) -> PIL.Image.Image:
     """Returns a sample, in ink on white, at another size."""
-    with PIL.Image.open(path) as file:
-        return PIL.ImageOps.colorize(file.convert("L").resize(size, resample), _PAPER, ink)
+    return PIL.ImageOps.colorize(load_image(path, "L").resize(size, resample), _PAPER, ink)
 
 
-@functools.cache
-def _font(size: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
-    return PIL.ImageFont.load_default(size)
+def _text(pen, at: tuple[float, float], text: str, colour: Colour, size: int, **options) -> None:
+    text, font = fit(text, size)
+    pen.text(at, text, colour, font, **options)

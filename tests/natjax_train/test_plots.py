@@ -112,3 +112,20 @@ def test_confusion_shows_wrong_in_orange_in_its_row(tmp_path):
 
 def test_classes_without_images(tmp_path):
     draw_confusion(tmp_path, np.zeros((3, 3), np.int64), ["a", "b", "c"])
+
+
+def test_class_names_of_any_script(tmp_path, monkeypatch):
+    drawn = []
+    fit = plots.fit
+    monkeypatch.setattr(plots, "fit", lambda text, size: drawn.append(text) or fit(text, size))
+    names = [
+        "cat",
+        "\U000f0000",
+        "caf\udce9",
+        "two\nlines",
+        "x" * 40,
+    ]  # a character that no font has, an undecodable name
+    plots.confusion(np.eye(5, dtype=int), names, tmp_path / "out.png")
+    assert {"cat", r"1: \U000f0000", r"2: caf\udce9", r"3: two\nlines", "x" * 17 + "…"} <= set(drawn)
+    with PIL.Image.open(tmp_path / "out.png") as picture:
+        assert picture.width > 460

@@ -5,7 +5,6 @@ Drawn with Pillow alone, on white, at twice the size and then reduced, which smo
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageFont
+
+from natjax.fonts import fit
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -127,7 +127,7 @@ def _panel(
     for label, colour, points in reversed(series):
         if label and points:
             _text(pen, (x, top - 30), label, colour, 18, "ra")
-            x -= 24 + int(_font(18).getlength(label))
+            x -= 24 + int(fit(label, 18)[1].getlength(label))
     if not values:
         _text(pen, (_LEFT + width // 2, top + height // 2), "nothing was measured", _GREY, 20, "mm")
     for _, colour, points in series:
@@ -181,9 +181,9 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
     classes = len(names)
     cell = max(1, min(56, 1000 // classes))
     named = cell >= 14
-    texts = [_shortened(str(name)) for name in names]
     label = min(16, cell)
-    margin = 110 + (max(int(_font(label).getlength(text)) for text in texts) if named else 0)
+    texts = [_label(i, str(name), label) for i, name in enumerate(names)] if named else []
+    margin = 110 + max((int(fit(text, label)[1].getlength(text)) for text in texts), default=0)
     side = margin + classes * cell + 40
     image = PIL.Image.new("RGB", (max(side, 460) * _SHARP, side * _SHARP), _PAPER)
     pen = PIL.ImageDraw.Draw(image)
@@ -204,13 +204,12 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
             a, b, edge = margin, margin + classes * cell, margin + i * cell
             pen.line([_scaled(a, edge), _scaled(b, edge)], _LINE, 1)
             pen.line([_scaled(edge, a), _scaled(edge, b)], _LINE, 1)
-    for i, text in enumerate(texts if named else ()):
+    for i, text in enumerate(texts):
         middle = margin + i * cell + cell // 2
         _text(pen, (margin - 10, middle), text, _INK, label, "rm")
-        upright = PIL.Image.new(
-            "RGB", (int(_font(label * _SHARP).getlength(text)) + 2, label * _SHARP * 3 // 2), _PAPER
-        )
-        PIL.ImageDraw.Draw(upright).text((0, 0), text, _INK, _font(label * _SHARP))
+        _, font = fit(text, label * _SHARP)
+        upright = PIL.Image.new("RGB", (int(font.getlength(text)) + 2, label * _SHARP * 3 // 2), _PAPER)
+        PIL.ImageDraw.Draw(upright).text((0, 0), text, _INK, font)
         upright = upright.rotate(90, expand=True)
         at = (middle * _SHARP - upright.width // 2, (margin - 10) * _SHARP - upright.height)
         image.paste(upright, at)
@@ -223,8 +222,11 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
     image.resize((image.width // _SHARP, image.height // _SHARP), PIL.Image.Resampling.BOX).save(out_png)
 
 
-def _shortened(name: str, length: int = 18) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _label(number: int, name: str, size: int, length: int = 18) -> str:
+    """Returns a class's name as it can be drawn, cut to a length, with its number where there is no font for the name."""
+    text, _ = fit(name, size)
+    text = text if text == name else f"{number}: {text}"
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _scaled(x: float, y: float) -> tuple[float, float]:
@@ -232,9 +234,5 @@ def _scaled(x: float, y: float) -> tuple[float, float]:
 
 
 def _text(pen, at: tuple[float, float], text: str, colour: Colour, size: int, anchor: str = "la") -> None:
-    pen.text(_scaled(*at), text, colour, _font(size * _SHARP), anchor=anchor)
-
-
-@functools.cache
-def _font(size: int) -> PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont:
-    return PIL.ImageFont.load_default(size)
+    text, font = fit(text, size * _SHARP)
+    pen.text(_scaled(*at), text, colour, font, anchor=anchor)
