@@ -343,7 +343,8 @@ def _channels_last(image: Any, layout: str | None) -> np.ndarray:
     if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
         raise ImageError(
             "An image is a path, the bytes of a file, an open file, a Pillow image or an array of numbers [H, W, C], [C, H, W] "
-            f"or [H, W]; got {type(image).__name__} of shape {pixels.shape} and type {pixels.dtype}."
+            f"or [H, W]; got {type(image).__name__}"
+            + ("." if pixels.dtype == object else f" of shape {pixels.shape} and type {pixels.dtype}.")
         )
     if pixels.ndim == 2:
         return pixels[..., None]

@@ -34,9 +34,13 @@ _BEGINNINGS = {
     b"<": "it is a drawing (SVG) or a web page",
     b"\xff\x0a": "it is JPEG XL: convert it to PNG or JPEG",
     b"\0\0\0\x0cJXL ": "it is JPEG XL: convert it to PNG or JPEG",
+    b"II*\0": "it is TIFF, damaged or with pixels that Pillow does not know, such as colours of 32 bits",
+    b"MM\0*": "it is TIFF, damaged or with pixels that Pillow does not know, such as colours of 32 bits",
+    b"\x89PNG": "it is damaged PNG",
+    b"\xff\xd8\xff": "it is damaged JPEG",
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags
 
 
 def readable_formats() -> list[str]:
@@ -137,10 +141,12 @@ def _eight_bits(image: PIL.Image.Image, origin: PIL.Image.Image, name: str) -> P
         origin: the image as it was opened, whose format tells the range of its pixels.
         name: of the image in messages.
     """
+    tags = getattr(origin, "tag_v2", {})
+    if tags.get(_TIFF_PLANES) == 2 and max(tags.get(_TIFF_BITS, (8,))) > 8 and len(image.getbands()) > 1:
+        raise ImageError(f"{name}: colours of 16 bits in planes of their own, which Pillow misreads. Save it as PNG.")
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)
-    tags = getattr(origin, "tag_v2", {})
     sixteen = image.mode.startswith("I;16") and origin.format != "FITS"  # whose integers have a sign
     if sixteen or (image.mode == "I" and origin.format in ("PNG", "PPM")):
         bits = min(16, *tags.get(_TIFF_BITS, (16,)))

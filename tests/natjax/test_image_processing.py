@@ -162,12 +162,35 @@ def test_tiffs_say_their_depth_and_which_value_is_white():
     twelve = PIL.Image.fromarray(RAMP * 16)
     twelve.tag_v2 = {258: (12,), 262: 1}  # as of a file that Pillow opens with 12 bits
     np.testing.assert_array_equal(GREY(twelve)[0, ..., 0], RAMP)
-    white_is_zero = saved(RAMP * 257, "TIFF", tiffinfo={262: 0})
-    if PIL.Image.open(io.BytesIO(white_is_zero)).tag_v2[262] != 0:  # Pillow writes what it likes
-        white_is_zero = bytearray(saved(RAMP * 257, "TIFF"))
-        entry = white_is_zero.index(struct.pack("<HHI", 262, 3, 1))
-        white_is_zero[entry + 8 : entry + 10] = struct.pack("<H", 0)
-    np.testing.assert_array_equal(GREY(white_is_zero)[0, ..., 0], 255 - RAMP)
+    np.testing.assert_array_equal(GREY(tiff(RAMP * 257, photometric=0))[0, ..., 0], 255 - RAMP)
+    colours = np.stack([RAMP * 257] * 3, -1)
+    np.testing.assert_array_equal(GREY(tiff(colours, photometric=2))[0, ..., 0], RAMP)
+    with pytest.raises(ImageError, match=r"16 bits in planes of their own, which Pillow misreads\. Save it as PNG"):
+        load_image(tiff(colours, photometric=2, planes=2))
+    with pytest.raises(
+        ImageError, match=r"not an image that Pillow can read: it is TIFF, .* with pixels that Pillow does not"
+    ):
+        load_image(tiff(colours.astype(np.uint32), photometric=2))
+
+
+def tiff(pixels, *, photometric, planes=1):
+    """Returns a TIFF of whole numbers, [H, W] or [H, W, C], in one strip or one per plane."""
+    height, width, channels = *pixels.shape[:2], pixels[0, 0].size
+    data = (pixels if planes == 1 else np.moveaxis(pixels, -1, 0)).tobytes()
+    strips, tables = channels if planes == 2 else 1, 8 + 2 + 10 * 12 + 4
+    start = tables + 3 * 4 * 8
+    bits = [8 * pixels.dtype.itemsize] * channels
+    offsets, lengths = [start + i * len(data) // strips for i in range(strips)], [len(data) // strips] * strips
+    entries, more = b"", b""
+    for tag, kind, values in (
+        (256, "I", [width]), (257, "I", [height]), (258, "H", bits), (259, "H", [1]), (262, "H", [photometric]),
+        (273, "I", offsets), (277, "H", [channels]), (278, "I", [height]), (279, "I", lengths), (284, "H", [planes]),
+    ):  # fmt: skip
+        content = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(content) > 4:
+            content, more = struct.pack("<I", tables + len(more)), more + content
+        entries += struct.pack("<HHI", tag, {"H": 3, "I": 4}[kind], len(values)) + content.ljust(4, b"\0")
+    return (b"II*\0" + struct.pack("<IH", 8, 10) + entries + bytes(4) + more).ljust(start, b"\0") + data
 
 
 @pytest.mark.parametrize(
