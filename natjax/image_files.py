@@ -112,13 +112,14 @@ def kind_of(entry: os.DirEntry[str], suffixes: Collection[str]) -> str:
     Raises:
         natjax.ImageError: it is a link that cannot be followed for want of permission.
     """
+    hidden = is_hidden(entry.name)
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
-    except PermissionError as error:
-        raise _unreadable(entry.path, error) from error
-    except OSError:  # a link to itself
-        is_folder = is_file = False
-    if is_hidden(entry.name):
+    except OSError as error:
+        if isinstance(error, PermissionError) and not hidden:
+            raise _unreadable(entry.path, error) from error
+        is_folder = is_file = False  # a link to itself
+    if hidden:
         return "hidden folder" if is_folder else "hidden file"
     if is_folder:
         return "folder"

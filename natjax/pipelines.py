@@ -7,7 +7,7 @@
     features(["one.png", "two.png"])  # a list of two arrays [C]
 
 An image is a path, the bytes of a file, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model
-in batches that are padded to one size, so that it is compiled once per shape of an image.
+in batches of `batch_size`, or of 1, 2, 4, ... where a call has fewer, and are padded to that. The model is compiled once for each.
 """
 
 from __future__ import annotations
@@ -252,7 +252,9 @@ class _ImagePipeline:
             skip: is told which images cannot be read, and why.
         """
         batch: list[tuple[int, np.ndarray]] = []
-        size = min(self.batch_size, len(images)) if isinstance(images, Sequence) else self.batch_size
+        size = self.batch_size
+        if isinstance(images, Sequence):  # few images: to the next power of two, so that calls share what is compiled
+            size = min(size, 1 << (len(images) - 1).bit_length()) if images else size
         for index, image in enumerate(images):
             try:
                 pixels = self.processor(image)

@@ -97,6 +97,17 @@ def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
         np.testing.assert_allclose(extract(path), features, rtol=0, atol=1e-6)
 
 
+def test_calls_with_few_images_share_what_is_compiled(folder):
+    extract = natjax.pipeline("image-feature-extraction", folder / "model", batch_size=6)
+    sizes = []
+    forward = extract._forward
+    extract._forward = lambda state, pixels: (sizes.append(len(pixels)), forward(state, pixels))[1]
+    for count in (1, 2, 3, 4, 5, 7):
+        assert len(extract([folder / "0.png"] * count)) == count
+    assert sizes == [1, 2, 4, 4, 6, 6, 6]
+    assert extract([]) == []
+
+
 def test_a_model_must_be_named():
     for task in ("image-classification", "image-feature-extraction"):
         with pytest.raises(
