@@ -7,7 +7,7 @@
     features(["one.png", "two.png"])  # a list of two arrays [C]
 
 An image is a path, the bytes of a file, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model
-in batches of `batch_size`, or of 1, 2, 4, ... where a call has fewer, and are padded to that. The model is compiled once for each.
+in batches of `batch_size`, or of 1, 2, 4, ... where a call has fewer, and are padded to that; it is compiled once for each.
 """
 
 from __future__ import annotations
