@@ -79,7 +79,7 @@ class ImageFolder:
         if unknown := [name for name in folders if name not in numbers]:
             raise ImageError(f"{self._directory} has classes that training has not: {', '.join(unknown[:_NAMED])}.")
         # No class takes the images of another one, or of another split, by a link.
-        visited = {image_files.folder_id(self._directory)}
+        visited = set(map(image_files.folder_id, (self._directory, *self._directory.resolve().parents)))
         for folder in folders.values():
             key = image_files.folder_id(self._directory / folder)
             if key in visited:
