@@ -84,7 +84,7 @@ class ImageFolder:
             key = image_files.folder_id(self._directory / folder)
             if key in visited:
                 raise ImageError(
-                    f"{self._directory / folder}: the same folder has another name; each class needs its own."
+                    f"{self._directory / folder} leads to the folder of another class or to one above; each class needs its own."
                 )
             visited.add(key)
         # One array of bytes and one of numbers: a list of a million strings is slow to hand to a process.
