@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from natjax.configuration import NatConfig
+from natjax.labels import imagenet_1k, imagenet_22k
 
+_CLASSES_22K = 21841
 _HUB = "shi-labs"
 _ADDRESSES = {  # of the authors' folders of checkpoints
     "nat": "https://shi-labs.com/projects/nat/checkpoints/CLS/",
@@ -27,8 +29,9 @@ class Preset:
     """A published variant.
 
     Attributes:
-        config: its architecture, with ImageNet-1k's 1000 classes.
+        config: its architecture, with as many classes as ImageNet-1k; `get_config` adds their names.
         image_size: side, in pixels, of the images of the published figures.
+        crop_pct: `image_size` as a part of the side that images are resized to before they are cropped to it.
         gflops: published multiply-accumulates of one image, in units of 1e9.
         top1: published ImageNet-1k top-1 accuracy in percent.
         hub_id: the published weights on the Hugging Face Hub.
@@ -38,6 +41,7 @@ class Preset:
 
     config: NatConfig
     image_size: int
+    crop_pct: float
     gflops: float
     top1: float
     hub_id: str
@@ -80,6 +84,7 @@ def _preset(
     return Preset(
         config=config,
         image_size=image_size,
+        crop_pct=1.0 if image_size == 384 else 0.875,
         gflops=gflops,
         top1=top1,
         hub_id=f"{_HUB}/{hub}",
@@ -165,10 +170,16 @@ def did_you_mean(name: str) -> str:
 def get_config(name: str, **changes: Any) -> NatConfig:
     """Returns the configuration of a preset, with fields changed where given.
 
+    Its classes have the names of ImageNet-1k unless `num_labels` or `id2label` is given: then those of `id2label`, or LABEL_0 and
+    so on. `num_labels=21841` means ImageNet-22k, on which the Large variants were pre-trained, and gives its names.
+
     Raises:
         ValueError: there is no such preset, or the changes are impossible.
     """
     if name not in PRESETS:
         raise ValueError(f"There is no model named {name!r}.{did_you_mean(str(name))} There are: {', '.join(PRESETS)}.")
-    config = PRESETS[name].config
-    return config.replace(**changes) if changes else config
+    if not {"num_labels", "id2label"} & set(changes):
+        changes["id2label"] = dict(enumerate(imagenet_1k()))
+    elif changes.get("num_labels") == _CLASSES_22K and "id2label" not in changes:
+        changes["id2label"] = dict(enumerate(imagenet_22k()))
+    return PRESETS[name].config.replace(**changes)

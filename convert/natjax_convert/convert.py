@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,11 @@ from natjax_convert.shapes import Kind, count_parameters
 from natjax_convert.state_dict import StateDict
 from natjax_convert.torch_zip import write_torch
 
+if TYPE_CHECKING:
+    from natjax.image_processing import NatImageProcessor
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_OTHER_SUFFIXES = (".safetensors", ".npz", ".h5", ".hdf5", ".onnx", ".msgpack", ".pkl", ".zip", ".json")
 _ARCHITECTURES = {"classifier": "ForImageClassification", "model": "Model", "backbone": "Backbone"}
 
 
@@ -30,6 +35,7 @@ class Report:
 
     Attributes:
         source: dialect of the source, "hf" or "shilabs".
+        to: dialect that was written.
         kind: "classifier", "model" or "backbone".
         config: the model's configuration.
         tensors: number of tensors written.
@@ -39,6 +45,7 @@ class Report:
     """
 
     source: str
+    to: str
     kind: Kind
     config: NatConfig
     tensors: int
@@ -53,24 +60,29 @@ def convert(
     *,
     config: NatConfig | None = None,
     dilations: Dilations | None = None,
-    to: str = "hf",
+    processor: NatImageProcessor | None = None,
+    to: str | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Converts a checkpoint.
 
     Args:
         src: directory or file in any format that `read_state_dict` takes.
-        dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs": a .pth).
+        dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs": a .pth, which
+            has weights alone).
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
-        to: dialect to write, "hf" or "shilabs".
+        processor: prepares images for the model; by default the one beside the source, or else ImageNet's.
+        to: dialect to write, "hf" or "shilabs"; by default what the name of the destination says.
         overwrite: whether an existing destination may be replaced (file by file; other files in it stay).
 
     Raises:
-        CheckpointError: the source is unusable or does not fit its configuration, or the destination exists or cannot be
-            written; it is left as it was.
+        CheckpointError: the source is unusable or does not fit its configuration, or the destination exists, has a name that does
+            not fit what is to be written or cannot be written; it is left as it was.
     """
     start, src, dst = time.perf_counter(), Path(src), Path(dst)
+    if to is None:
+        to = "shilabs" if not dst.is_dir() and dst.suffix.lower() in _TORCH_SUFFIXES else "hf"
     if to not in DIALECTS:
         raise CheckpointError(f"Checkpoints are converted to {' or '.join(map(repr, DIALECTS))}; got {to!r}.")
     as_directory = DIALECTS[to].directory
@@ -78,15 +90,20 @@ def convert(
         raise CheckpointError(f"{dst}: exists. Choose another destination, or overwrite (--overwrite).")
     if dst.exists() and dst.is_dir() != as_directory:
         raise CheckpointError(f"{dst}: expected a {'directory' if as_directory else 'file'} to write {to!r} format to.")
+    if not dst.exists():
+        _check_name(dst, to, as_directory)
     checkpoint = Checkpoint.open(src, config=config, dilations=dilations)
     config, kind = checkpoint.config, checkpoint.kind
     params = checkpoint.to_flax(lazy=True)
-    processor = checkpoint.processor_json()
+    beside = checkpoint.processor_json() if processor is None else None
     converted = from_flax(params, config, kind=kind, dialect=to)
     if as_directory:
         with staging(dst) as directory:
             write_model(directory, converted, config, kind)
-            (directory / PROCESSOR_NAME).write_text(processor or _imagenet_json(config), encoding="utf-8")
+            if beside is None:
+                (processor or _imagenet(config)).save_pretrained(directory)
+            else:
+                (directory / PROCESSOR_NAME).write_text(beside, encoding="utf-8")
     else:
         with staging(dst.parent) as directory:
             write_torch(directory / dst.name, converted)
@@ -97,7 +114,8 @@ def convert(
         tensors=len(converted),
         parameters=count_parameters(config, kind),
         seconds=time.perf_counter() - start,
-        default_processor=as_directory and processor is None,
+        to=to,
+        default_processor=as_directory and processor is None and beside is None,
     )
 
 
@@ -111,8 +129,28 @@ def write_model(directory: Path, tensors: StateDict, config: NatConfig, kind: Ki
     (directory / CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")
 
 
-def _imagenet_json(config: NatConfig) -> str:
+def _check_name(dst: Path, to: str, as_directory: bool) -> None:
+    """Checks that the name of a new destination is that of what is to be written there.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    suffix = dst.suffix.lower()
+    if as_directory and suffix in _TORCH_SUFFIXES:
+        raise CheckpointError(
+            f"{dst}: the name of a file, and the format {to!r} is a folder. Give a folder, or leave out the format for a file of "
+            "the original one."
+        )
+    if as_directory and suffix in _OTHER_SUFFIXES:
+        raise CheckpointError(
+            f"{dst}: natjax writes no such file by itself. Give a folder, into which model.safetensors and its "
+            f"{CONFIG_NAME} are written, or a file of the original format: {dst.with_suffix('.pth').name}."
+        )
+    if not as_directory and suffix not in _TORCH_SUFFIXES:
+        raise CheckpointError(f"{dst}: the format {to!r} is one file; give a name such as {dst.name}.pth.")
+
+
+def _imagenet(config: NatConfig) -> NatImageProcessor:
     from natjax.image_processing import NatImageProcessor
 
-    processor = NatImageProcessor.imagenet(num_channels=1 if config.num_channels == 1 else 3)
-    return json.dumps(processor.to_dict(), indent=2, sort_keys=True) + "\n"
+    return NatImageProcessor.imagenet(num_channels=1 if config.num_channels == 1 else 3)

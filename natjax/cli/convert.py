@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from natjax.cli._config import read_config
+from natjax.cli._config import find_preset, read_config, read_processor
 from natjax.cli._output import complain, printable
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
+
+if TYPE_CHECKING:
+    from natjax.configuration import NatConfig
+    from natjax.image_processing import NatImageProcessor
 
 HELP = "convert a checkpoint between formats"
 
@@ -15,8 +21,8 @@ HELP = "convert a checkpoint between formats"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("src", metavar="SRC", help="checkpoint to read: a folder, .safetensors, .bin or .pth")
-    parser.add_argument("dst", metavar="DST", help="folder (hf) or file (shilabs) to write")
-    parser.add_argument("--to", choices=("hf", "shilabs"), default="hf", help="format to write (default: hf)")
+    parser.add_argument("dst", metavar="DST", help="folder (hf) or file such as x.pth (shilabs) to write")
+    parser.add_argument("--to", choices=("hf", "shilabs"), help="format to write (default: what DST is named like)")
     parser.add_argument("--config", metavar="NAME|FILE", help="the model, where SRC has no config.json")
     parser.add_argument(
         "--dilations",
@@ -29,21 +35,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
-    from natjax.configuration import PROCESSOR_NAME
     from natjax_convert import convert
 
-    config = read_config(args.config)
-    report = convert(args.src, args.dst, config=config, dilations=args.dilations, to=args.to, overwrite=args.overwrite)
-    config = report.config
-    print(f"{printable(args.src)} ({report.source} {report.kind}) -> {printable(args.dst)} ({args.to})")
+    report = convert(
+        args.src,
+        args.dst,
+        config=read_config(args.config),
+        dilations=args.dilations,
+        processor=_processor(args.src, args.config),
+        to=args.to,
+        overwrite=args.overwrite,
+    )
+    config, src = report.config, printable(args.src)
+    print(f"{src} ({report.source} {report.kind}) -> {printable(args.dst)} ({report.to})")
     print(f"  {config.model_type}, {config.num_labels} class(es), depths {'-'.join(map(str, config.depths))}")
+    if report.to == "shilabs":
+        complain(f"a .pth holds weights alone: keep the {CONFIG_NAME} and {PROCESSOR_NAME} of {src}")
     if report.default_processor:
         complain(
-            f"{printable(args.src)} comes without a {PROCESSOR_NAME}: wrote ImageNet's (224 pixels, crop 0.875); replace it if "
-            "the model was trained otherwise"
+            f"{src} comes without a {PROCESSOR_NAME}: wrote ImageNet's (224 pixels, crop 0.875); replace it if the model was "
+            "trained otherwise"
+        )
+    if report.kind == "classifier" and _might_be_imagenet(config):
+        complain(
+            "the 1000 classes are named LABEL_0 and so on: where they are those of ImageNet, --config with a name of "
+            "`natjax list` says what they are"
         )
     print(f"  {report.tensors} tensors, {report.parameters:,} parameters, {report.seconds:.1f} s")
     return 0
+
+
+def _processor(src: str, config: str | None) -> NatImageProcessor | None:
+    """Returns the image processor that comes with --config. That of a preset yields to one beside SRC."""
+    folder = Path(src) if Path(src).is_dir() else Path(src).parent
+    if config is None or (find_preset(config) and (folder / PROCESSOR_NAME).is_file()):
+        return None
+    return read_processor(config)
+
+
+def _might_be_imagenet(config: NatConfig) -> bool:
+    names = config.id2label or {}
+    return len(names) == 1000 and names[0] == "LABEL_0"
 
 
 def _dilations(text: str) -> Any:

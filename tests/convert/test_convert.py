@@ -297,6 +297,39 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path, monkeypatch, to, exis
     assert list(tmp_path.iterdir()) == ([destination] if existing else [])
 
 
+def test_the_name_of_the_destination_says_what_is_written(tmp_path):
+    assert natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "x.pth").to == "shilabs"
+    assert (tmp_path / "x.pth").is_file()
+    assert natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "nat.v1").to == "hf"
+    assert (tmp_path / "nat.v1").is_dir()
+    natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "X.PT")
+    assert_same(read(tmp_path / "x.pth"), read(tmp_path / "X.PT"))
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("out.pth", "hf", r"out\.pth: the name of a file, and the format 'hf' is a folder"),
+        ("out", "shilabs", r"'shilabs' is one file; give a name such as out\.pth"),
+        ("nat.safetensors", None, r"no such file by itself.* or a file of the original format: nat\.pth"),
+        ("nat.onnx", "hf", "no such file by itself"),
+    ],
+)
+def test_names_that_contradict_the_format(tmp_path, name, to, message):
+    with pytest.raises(natjax.CheckpointError, match=message):
+        natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / name, to=to)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_given_processor_is_written(tmp_path):
+    processor = natjax.NatImageProcessor(size=96)
+    shutil.copy(GOLDENS / "hf_nat" / "model.safetensors", tmp_path / "x.safetensors")
+    report = natjax_convert.convert(tmp_path / "x.safetensors", tmp_path / "out", processor=processor)
+    assert not report.default_processor
+    assert natjax.NatImageProcessor.from_pretrained(tmp_path / "out") == processor
+    assert natjax_convert.convert(tmp_path / "x.safetensors", tmp_path / "other").default_processor
+
+
 def test_processor_travels_along(tmp_path):
     shutil.copytree(GOLDENS / "hf_nat", tmp_path / "in")
     (tmp_path / "in" / "preprocessor_config.json").write_text('{"mine": 1}')

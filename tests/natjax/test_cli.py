@@ -430,8 +430,10 @@ def test_a_real_model(real, capsys, monkeypatch):
 
 def test_convert_there_and_back(real, capsys, monkeypatch):
     monkeypatch.chdir(real)
-    assert main(["convert", "model", "file.pth", "--to", "shilabs"]) == 0
-    assert "(hf classifier) -> file.pth (shilabs)" in capsys.readouterr().out
+    assert main(["convert", "model", "file.pth"]) == 0
+    out, err = capsys.readouterr()
+    assert "(hf classifier) -> file.pth (shilabs)" in out
+    assert "holds weights alone: keep the config.json and preprocessor_config.json of model" in err
     assert main(["classify", "image.png", "--model", "file.pth", "--config", "model"]) == 0
     (real / "alone").mkdir()
     (real / "file.pth").rename(real / "alone" / "file.pth")
@@ -439,8 +441,12 @@ def test_convert_there_and_back(real, capsys, monkeypatch):
     assert "--config" in capsys.readouterr().err
     for extra in (["--config", "model"], ["--dilations", "none"], ["--dilations", "[[2]]"]):
         assert main(["convert", "alone/file.pth", "back", "--overwrite", *extra]) == 0
+        same = (real / "back" / "preprocessor_config.json").read_text() == (
+            real / "model" / "preprocessor_config.json"
+        ).read_text()
+        assert same == (extra[0] == "--config")  # what is beside the configuration belongs to it
     assert main(["convert", "alone/file.pth", "back", "--config", "model"]) == 1
     out, err = capsys.readouterr()
     assert "dinat, 3 class(es), depths 1" in out
-    assert err.count("comes without a preprocessor_config.json: wrote ImageNet's") == 3
+    assert err.count("comes without a preprocessor_config.json: wrote ImageNet's") == 2
     assert "overwrite" in err

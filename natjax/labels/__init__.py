@@ -1,0 +1,22 @@
+"""Class names of ImageNet-1k and ImageNet-22k, by class index; README.md beside this file says where they are from."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def imagenet_1k() -> tuple[str, ...]:
+    """Returns the 1000 names as Hugging Face's `id2label` has them: "tabby, tabby cat" is class 281."""
+    return tuple((_FOLDER / "imagenet-1k.txt").read_text(encoding="utf-8").splitlines())
+
+
+@functools.cache
+def imagenet_22k() -> tuple[str, ...]:
+    """Returns the 21841 names, in the order of their WordNet ids."""
+    packed = (_FOLDER / "imagenet-22k.txt.gz").read_bytes()
+    return tuple(gzip.decompress(packed).decode("utf-8").splitlines())

@@ -1,0 +1,47 @@
+"""Names of ImageNet's classes: which they are, and which models have them."""
+
+import pytest
+
+import natjax
+from natjax.labels import imagenet_1k, imagenet_22k
+from natjax.presets import PRESETS
+
+pytestmark = pytest.mark.once
+
+
+def test_names_of_imagenet():
+    names = imagenet_1k()
+    assert len(names) == 1000
+    assert all(name == name.strip() and name for name in names)
+    for index, name in {
+        0: "tench, Tinca tinca",
+        134: "crane",  # the bird; the machine is 517
+        281: "tabby, tabby cat",
+        400: "academic gown, academic robe, judge's robe",
+        639: "maillot, tank suit",
+        999: "toilet tissue, toilet paper, bathroom tissue",
+    }.items():
+        assert names[index] == name
+    larger = imagenet_22k()
+    assert len(larger) == 21841
+    assert all(name == name.strip() and name for name in larger)
+    assert (larger[0], larger[4]) == (
+        "organism, being",
+        "animal, animate being, beast, brute, creature, fauna",
+    ) or larger[0]
+    assert set(names) - set(larger) == {"teddy, teddy bear"}  # its synset is of another release
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_names_of_their_published_heads(name):
+    assert natjax.get_config(name).id2label[281] == "tabby, tabby cat"
+    assert natjax.get_config(name, drop_path_rate=0.0).id2label[281] == "tabby, tabby cat"
+
+
+@pytest.mark.parametrize("changes", [{"num_labels": 10}, {"num_labels": 1000}, {"id2label": {0: "cat", 1: "dog"}}])
+def test_heads_of_somebody_else_do_not(changes):
+    assert "tabby, tabby cat" not in natjax.get_config("nat_mini", **changes).id2label.values()
+
+
+def test_the_head_of_imagenet_22k():
+    assert tuple(natjax.get_config("dinat_large", num_labels=21841).id2label.values()) == imagenet_22k()
