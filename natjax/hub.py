@@ -42,7 +42,7 @@ def locate(
     if source is None:
         raise CheckpointError(
             "no model given. Name one with --model (in Python, model=): a folder or file of weights, the folder of a run, a name "
-            "of `natjax list` or an id owner/name of the Hugging Face Hub. digits is a small classifier of handwritten digits."
+            "of `natjax list` or an id owner/name of the Hugging Face Hub. `digits` is a small classifier of handwritten digits."
         )
     path, name = Path(source), os.fspath(source)
     options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}

@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import numbers
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +22,7 @@ import PIL.Image
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
+from natjax.image_arrays import as_array, channels_last, out_of_range, split_images
 from natjax.images import decode_image, image_name, is_encoded
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -120,9 +120,9 @@ class NatImageProcessor:
         """Prepares one image, a list of them or an array `[B, H, W, C]`.
 
         Paths, bytes and files are read by `load_image`. Pillow images are converted to RGB (or grey) and, as in Hugging Face, not
-        turned by their EXIF orientation: call `load_image` for that. Arrays (NumPy's, JAX's, tensors of PyTorch's on the CPU,
-        nested lists) are `[H, W, C]`, `[C, H, W]` or `[H, W]`, of whole numbers 0..255 or, with do_rescale=False, floats 0..1;
-        C is 1 or 3, and grey becomes RGB for a model of RGB.
+        turned by their EXIF orientation: call `load_image` for that. Arrays (NumPy's, JAX's, PyTorch's, nested lists) are
+        `[H, W, C]`, `[C, H, W]` or `[H, W]`, of whole numbers 0..255 or, with do_rescale=False, floats 0..1; C is 1 or 3. Grey
+        ones become RGB for a model of RGB.
 
         Args:
             images: what to prepare.
@@ -167,7 +167,7 @@ class NatImageProcessor:
             )
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # [H, W, C], however few rows there are
         else:
-            pixels = _channels_last(image, layout)
+            pixels = channels_last(image, layout)
             channels = pixels.shape[-1]
             if channels == 1 and self.num_channels == 3:
                 pixels, channels = np.repeat(pixels, 3, axis=-1), 3
@@ -183,13 +183,14 @@ class NatImageProcessor:
         if pixels.dtype == np.uint8:
             return
         low, high = pixels.min(), pixels.max()
-        bounded = self.do_rescale or self.do_resize
+        # Resizing is of 8 bits. Smaller factors are for deeper pixels, larger ones for something else than pixels of 8 bits.
+        bounded = self.do_resize or (self.do_rescale and self.rescale_factor > 1 / 256)
         if not np.isfinite([low, high]).all() or (bounded and (low < 0 or high > 255)):
-            raise ImageError(_out_of_range(pixels))
+            raise ImageError(out_of_range(pixels))
         advice = (
             "dataclasses.replace(processor, do_rescale={}) makes such a processor; pipelines take it as `processor=`."
         )
-        if self.do_rescale and 0 < high <= 1:
+        if self.do_rescale and self.rescale_factor < 0.1 and 0 < high <= 1:
             warnings.warn(
                 "Pixels are within 0..1 already and get rescaled again. Give pixels of 0..255, or set do_rescale=False: "
                 + advice.format(False),
@@ -298,74 +299,6 @@ class NatImageProcessor:
         )
 
 
-def split_images(images: Any) -> tuple[list[Any], bool]:
-    """Returns images one by one, and whether they were several.
-
-    Args:
-        images: one image, or several: a list, a tuple, an iterator, an array `[B, ...]` of images or an array of paths.
-
-    Raises:
-        natjax.ImageError: it is none of these.
-    """
-    if is_encoded(images):
-        return [images], False
-    if isinstance(images, Iterator) or (isinstance(images, list | tuple) and not _holds_numbers(images)):
-        return list(images), True
-    array = as_array(images)
-    paths = array.ndim == 1 and array.dtype.kind in "OU"
-    return (list(array), True) if array.ndim == 4 or paths else ([images], False)
-
-
-def _holds_numbers(images: Any) -> bool:
-    """Returns whether nested lists are an array [H, W, C] or [B, H, W, C], and no list of arrays or paths."""
-    depth = 0
-    while isinstance(images, list | tuple) and images:
-        images, depth = images[0], depth + 1
-    return depth >= 3 and isinstance(images, numbers.Number)
-
-
-def as_array(image: Any) -> np.ndarray:
-    """Returns what NumPy makes of an array of JAX's, a tensor of PyTorch's or nested lists.
-
-    Raises:
-        natjax.ImageError: NumPy makes nothing of it.
-    """
-    try:
-        array = np.asarray(image)
-        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-    except Exception as error:  # tensors on other devices or with gradients, lists of unequal length
-        raise ImageError(f"An image cannot be had from this {type(image).__name__}: {error}") from error
-
-
-def _channels_last(image: Any, layout: str | None) -> np.ndarray:
-    """Returns an image array as [H, W, C]."""
-    pixels = as_array(image)
-    if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
-        raise ImageError(
-            "An image is a path, the bytes of a file, an open file, a Pillow image or an array of numbers [H, W, C], [C, H, W] "
-            f"or [H, W]; got {type(image).__name__}"
-            + ("." if pixels.dtype == object else f" of shape {pixels.shape} and type {pixels.dtype}.")
-        )
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    first, last = (pixels.shape[axis] in (1, 3) for axis in (0, -1))
-    if first and last and layout is None:
-        raise ImageError(
-            f"An image of shape {pixels.shape} may have its channels first or last. Say which: "
-            "processor(image, input_data_format='channels_last') or 'channels_first'. Pipelines take it as a Pillow image: "
-            "PIL.Image.fromarray(image), which has channels last."
-        )
-    return pixels.transpose(1, 2, 0) if layout == "channels_first" or (first and layout is None) else pixels
-
-
-def _out_of_range(pixels: np.ndarray) -> str:
-    low, high = pixels.min(), pixels.max()
-    advice = "Scale them to 0..255 and convert them with astype(np.uint8)."
-    if pixels.dtype == np.uint16:
-        advice = "Pixels of 16 bits become those of 8 with (image // 257).astype(np.uint8)."
-    return f"Pixels must be whole numbers 0..255 or floats 0..1; got {low}..{high} ({pixels.dtype}). {advice}"
-
-
 def _resized_shape(image: ImageLike, shape: Sequence[int], size: Mapping[str, int]) -> tuple[int, int]:
     """Returns height and width that an image of `shape` is resized to."""
     height, width = shape
@@ -392,7 +325,7 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndar
             whole = np.allclose(pixels, pixels.astype(int))
         unit_range = not whole and low >= 0 and high <= 1
         if not unit_range and not (whole and low >= 0 and high <= 255):
-            raise ImageError(_out_of_range(pixels))
+            raise ImageError(out_of_range(pixels))
         pixels = ((pixels * 255).astype(np.float32) if unit_range else pixels).astype(np.uint8)
     height, width = size
     image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

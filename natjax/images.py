@@ -114,7 +114,7 @@ def decode_image(source: Encoded, mode: str = "RGB", *, upright: bool = True) ->
     except ImageError:
         raise
     except FileNotFoundError as error:
-        address = " natjax downloads no images: give the bytes that the address has." if "://" in name else ""
+        address = " natjax downloads no images: fetch it, and give the file or its bytes." if "://" in name else ""
         raise ImageError(f"{name}: there is no such file.{address}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: is a directory, not an image.") from error

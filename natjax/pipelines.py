@@ -30,7 +30,8 @@ from natjax import models
 from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
-from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor, split_images
+from natjax.image_arrays import split_images
+from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
 from natjax.nn.xla import compiler_options
 from natjax_convert import Checkpoint
 from natjax_kernels import default_implementation

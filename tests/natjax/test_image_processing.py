@@ -234,7 +234,7 @@ def test_what_else_holds_an_image(png):
         load_image(pattern())
     address = "https://example.org/cat.png"
     with pytest.raises(
-        ImageError, match=r"cat\.png: there is no such file\. natjax downloads no images: give the bytes"
+        ImageError, match=r"cat\.png: there is no such file\. natjax downloads no images: fetch it, and give the file"
     ):
         processor(address)
     with pytest.raises(ImageError, match=r"^x{300}\.\.\.: cannot be read: File name too long"):
@@ -246,18 +246,34 @@ def test_what_else_holds_numbers(png):
     expected, pixels = processor(pattern()), pattern()
     for same in (pixels.tolist(), [pixels.tolist()], pixels[None].tolist(), jnp.asarray(pixels), np.array([str(png)])):
         np.testing.assert_array_equal(processor(same), expected)
+    plain = NatImageProcessor(do_resize=False, do_rescale=False)
     half = jnp.full((4, 4, 3), 0.5, jnp.bfloat16)
-    np.testing.assert_array_equal(NatImageProcessor(do_resize=False, do_rescale=False)(half), np.zeros((1, 4, 4, 3)))
-    for bad in ([[[1, 2], [3]]], Tensor()):
+    for same in (half, Tensor(half)):
+        np.testing.assert_array_equal(plain(same), np.zeros((1, 4, 4, 3)))
+    for bad in ([[[1, 2], [3]]], Tensor(None)):
         with pytest.raises(ImageError, match="An image cannot be had from this"):
             processor(bad)
 
 
 class Tensor:
-    """As a tensor of PyTorch's with gradients."""
+    """As a tensor of PyTorch's in bfloat16 with gradients and on a device."""
+
+    def __init__(self, values, dtype="torch.bfloat16", device="cuda", gradients=True):
+        self.values, self.dtype, self.device, self.gradients = values, dtype, device, gradients
+
+    def detach(self):
+        return Tensor(self.values, self.dtype, self.device, False)
+
+    def cpu(self):
+        return Tensor(self.values, self.dtype, "cpu", self.gradients)
+
+    def float(self):
+        return Tensor(self.values, "torch.float32", self.device, self.gradients)
 
     def __array__(self, *_, **__):
-        raise RuntimeError("Use tensor.detach().numpy() instead.")
+        if self.values is None or self.gradients or self.device != "cpu" or self.dtype != "torch.float32":
+            raise TypeError("can't convert")
+        return np.asarray(self.values, np.float32)
 
 
 def test_the_layout_is_not_guessed_where_there_are_two():
@@ -302,6 +318,11 @@ def test_implausible_ranges_are_refused_or_said(resize):
     ):
         scaled(unscaled)
     dataclasses.replace(scaled, image_mean=[120.0] * 3)(unscaled)  # a mean for 0..255
+    dataclasses.replace(processor, rescale_factor=2.0)(
+        np.full((4, 4, 3), 0.5)
+    )  # a factor for 0..1, and one for 16 bits
+    deep = dataclasses.replace(processor, do_resize=False, rescale_factor=1 / 65535)
+    np.testing.assert_allclose(deep((RAMP * 257)[..., None])[0, 0, -1], 1)
 
 
 @pytest.mark.parametrize("bad", [-1.0, 0.5 + 1, 256.0, np.nan])

@@ -111,7 +111,7 @@ def test_calls_with_few_images_share_what_is_compiled(folder):
 def test_a_model_must_be_named():
     for task in ("image-classification", "image-feature-extraction"):
         with pytest.raises(
-            natjax.CheckpointError, match=r"no model given\. Name one with --model .*digits is a small classifier"
+            natjax.CheckpointError, match=r"no model given\. Name one with --model .*`digits` is a small classifier"
         ):
             natjax.pipeline(task)
     classify = natjax.pipeline("image-classification", "digits", top_k=1)

@@ -1,0 +1,92 @@
+"""What users pass as images, one by one and as NumPy arrays: lists, iterators, arrays of JAX's, tensors of PyTorch's."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from natjax.errors import ImageError
+from natjax.images import is_encoded
+
+
+def split_images(images: Any) -> tuple[list[Any], bool]:
+    """Returns images one by one, and whether they were several.
+
+    Args:
+        images: one image, or several: a list, a tuple, an iterator, an array `[B, ...]` of images or an array of paths.
+
+    Raises:
+        natjax.ImageError: it is none of these.
+    """
+    if is_encoded(images):
+        return [images], False
+    if isinstance(images, Iterator) or (isinstance(images, list | tuple) and not _holds_numbers(images)):
+        return list(images), True
+    array = as_array(images)
+    paths = array.ndim == 1 and array.dtype.kind in "OU"
+    return (list(array), True) if array.ndim == 4 or paths else ([images], False)
+
+
+def _holds_numbers(images: Any) -> bool:
+    """Returns whether nested lists are an array [H, W, C] or [B, H, W, C], and no list of arrays or paths."""
+    depth = 0
+    while isinstance(images, list | tuple) and images:
+        images, depth = images[0], depth + 1
+    return depth >= 3 and isinstance(images, numbers.Number)
+
+
+def as_array(image: Any) -> np.ndarray:
+    """Returns what NumPy makes of nested lists, an array of JAX's, or a tensor of PyTorch's wherever it is.
+
+    Raises:
+        natjax.ImageError: NumPy makes nothing of it.
+    """
+    try:
+        if hasattr(image, "detach"):
+            image = image.detach().cpu()
+            image = image.float() if str(image.dtype) == "torch.bfloat16" else image
+        array = np.asarray(image)
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    except Exception as error:  # such as lists of unequal length
+        raise ImageError(f"An image cannot be had from this {type(image).__name__}: {error}") from error
+
+
+def channels_last(image: Any, layout: str | None) -> np.ndarray:
+    """Returns an image array as [H, W, C].
+
+    Args:
+        image: [H, W, C], [C, H, W] or [H, W], see `as_array`. An axis of channels has 1 or 3 entries.
+        layout: "channels_first", "channels_last" or None, which is to find out.
+
+    Raises:
+        natjax.ImageError: it has another shape, holds no numbers or may be in either layout.
+    """
+    pixels = as_array(image)
+    if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
+        raise ImageError(
+            "An image is a path, the bytes of a file, an open file, a Pillow image or an array of numbers [H, W, C], [C, H, W] "
+            f"or [H, W]; got {type(image).__name__}"
+            + ("." if pixels.dtype == object else f" of shape {pixels.shape} and type {pixels.dtype}.")
+        )
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    first, last = (pixels.shape[axis] in (1, 3) for axis in (0, -1))
+    if first and last and layout is None:
+        raise ImageError(
+            f"An image of shape {pixels.shape} may have its channels first or last. Say which: "
+            "processor(image, input_data_format='channels_last') or 'channels_first'. Pipelines take it as a Pillow image: "
+            "PIL.Image.fromarray(image), which has channels last."
+        )
+    return pixels.transpose(1, 2, 0) if layout == "channels_first" or (first and layout is None) else pixels
+
+
+def out_of_range(pixels: np.ndarray) -> str:
+    """Returns the message of an error for pixels that are no pixels of 8 bits."""
+    low, high = pixels.min(), pixels.max()
+    advice = "Scale them to 0..255 and convert them with astype(np.uint8)."
+    if pixels.dtype == np.uint16:
+        advice = "Pixels of 16 bits become those of 8 with (image // 257).astype(np.uint8)."
+    return f"Pixels must be whole numbers 0..255 or floats 0..1; got {low}..{high} ({pixels.dtype}). {advice}"
