@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from natjax.errors import CheckpointError
@@ -19,6 +20,7 @@ WEIGHT_FILES = (  # of a directory, in the order in which they are looked for
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _MAX_INDEX_BYTES = 2**24
+_WRAPPER_MODULES = re.compile(r"\A(?:(?:module|_orig_mod|model|net|network)\.)+")  # which no dialect's names start with
 
 
 def read_state_dict(path: str | os.PathLike) -> FileTensors:
@@ -29,8 +31,10 @@ def read_state_dict(path: str | os.PathLike) -> FileTensors:
             `WEIGHT_FILES`.
 
     Returns:
-        Every tensor by name; errors about them name the path. Of torch files with a wrapper the averaged weights are taken
-        where there are any (`state_dict_ema`, `model_ema`), else `state_dict` or `model`; the prefix "module." is dropped.
+        Every tensor by name; errors about them name the path. A file of torch may hold its state dict under a name: that of
+        averaged weights where there are any (`state_dict_ema`, `model_ema`), else `state_dict`, `model_state_dict`, `model`,
+        `net` and others, one in the other where need be, or any name where it is the only state dict. What DDP ("module."),
+        torch.compile ("_orig_mod."), Lightning ("model.") and the like put before names is dropped.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe or of an unknown kind.
@@ -41,7 +45,19 @@ def read_state_dict(path: str | os.PathLike) -> FileTensors:
         if not found:
             raise CheckpointError(f"{path}: no weights in this directory; expected one of {', '.join(WEIGHT_FILES)}.")
         file = found[0]
-    return FileTensors(path, _read_file(file))
+    return FileTensors(path, _unprefixed(path, _read_file(file)))
+
+
+def _unprefixed(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Returns tensors by the names that the model itself gave them."""
+    named = {name: _WRAPPER_MODULES.sub("", name).replace("_orig_mod.", "") for name in tensors}
+    if len(set(named.values())) < len(named):
+        by_name: dict[str, str] = {}
+        one, other = next((name, by_name[new]) for name, new in named.items() if by_name.setdefault(new, name) != name)
+        raise CheckpointError(f"{path}: has some tensors twice, such as {other!r} and {one!r}.")
+    if any(named[name] != name for name in tensors):
+        named.pop("n_averaged", None)  # torch's AveragedModel counts
+    return {new: tensors[name] for name, new in named.items()}
 
 
 def _read_file(path: Path, *, index: bool = True) -> dict[str, LazyTensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
 import mmap
 import pickle
@@ -16,7 +17,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +28,12 @@ from natjax.errors import CheckpointError
 from natjax_convert.state_dict import LazyTensor
 
 _MAX_PICKLE_BYTES = 2**21  # DiNAT-Large's, with the state of an optimiser, has 2**19
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-_PREFIX = "module."
+# Under which names checkpoints hold a state dict, in the order in which they are looked for: averaged weights first.
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights"),
+)
+_MAX_WRAPPERS = 8  # one in the other
 
 _DTYPES = {
     "DoubleStorage": np.dtype("f8"),
@@ -46,8 +51,23 @@ _OPCODES = re.findall(
     r"\w+",
     "PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID "
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS NONE NEWTRUE NEWFALSE "
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE",
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES",
 )
+# What training leaves beside the weights. Each of these becomes an empty stand-in; what a class or function of another name would
+# have become is refused, as a file that asks for one may be hostile.
+_INERT = {
+    "_codecs": "encode",  # of the bytes of the ones below
+    "argparse": "Namespace",
+    "builtins": "bool bytearray complex dict float frozenset int list range set slice str tuple",
+    "collections": "Counter",
+    "datetime": "date datetime time timedelta timezone",
+    "numpy": "dtype ndarray",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "torch": "Size device bfloat16 bool complex128 complex64 float16 float32 float64 int16 int32 int64 int8 uint8",
+    "types": "SimpleNamespace",
+}
+_FORMERLY = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray", "pathlib._local": "pathlib"}
 _Machine: Any = pickle._Unpickler  # the C one neither restricts opcodes nor survives a memo index of four billion
 
 
@@ -62,8 +82,21 @@ class _Dict(dict):
         super().__init__()
 
 
+class _DefaultDict(_Dict):
+    """Stands in for collections.defaultdict."""
+
+    def __init__(self, _: Any = None):
+        super().__init__()
+
+
 class _Inert:
-    """Stands in for argparse.Namespace, the training arguments some checkpoints carry."""
+    """Stands in for what `_INERT` lists: takes any arguments and keeps none."""
+
+    def __new__(cls, *_: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any):
+        pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +127,18 @@ class _Unpickler(_Machine):
             return _Storage(_DTYPES[name])
         allowed = {
             ("collections", "OrderedDict"): _Dict,
-            ("argparse", "Namespace"): _Inert,
+            ("collections", "defaultdict"): _DefaultDict,
             ("torch._utils", "_rebuild_tensor_v2"): self._storages.tensor,
             ("torch._utils", "_rebuild_parameter"): _parameter,
         }
-        if (module, name) not in allowed:
-            raise _RefusedError(
-                f"it asks for {module[:80]}.{name[:80]}, which is not needed for tensors; refused, and nothing was run"
-            )
-        return allowed[module, name]
+        if (module, name) in allowed:
+            return allowed[module, name]
+        if name in _INERT.get(_FORMERLY.get(module, module), "").split():
+            return _Inert
+        raise _RefusedError(
+            f"it asks for {module[:80]}.{name[:80]}, which is not needed for tensors; refused, and nothing was run. If you trust "
+            "the file, load it in PyTorch and torch.save the model's state_dict() alone"
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         return self._storages.open(pid)
@@ -120,11 +156,19 @@ class _Unpickler(_Machine):
         if not isinstance(self.stack[-1], _Dict | _Inert):
             raise _RefusedError("it gives a state to something that has none")
 
+    def load_empty_set(self) -> None:
+        self.append(_Inert())
+
+    def load_additems(self) -> None:
+        self.pop_mark()  # whose hashes nobody needs to compute
+
     def refuse(self) -> None:
         raise _RefusedError("it has a pickle instruction that is not needed for tensors; refused, and nothing was run")
 
     dispatch |= dict.fromkeys(set(dispatch) - {getattr(pickle, name)[0] for name in _OPCODES}, refuse)
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.EMPTY_SET[0]] = load_empty_set
+    dispatch[pickle.ADDITEMS[0]] = load_additems
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
@@ -218,19 +262,49 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, LazyTensor]:
+    found = _wrapped(content, set(), _MAX_WRAPPERS)
+    if found is None or _strays(found):  # what is beside a tensor or two may be the state dict, under a name of its own
+        inside = (
+            {name: value for name, value in content.items() if _tensors(value)} if isinstance(content, dict) else {}
+        )
+        candidates = [name for name, value in inside.items() if not _strays(value)]
+        if len(candidates) == 1:
+            found = inside[candidates[0]]
+        elif len(candidates) > 1:
+            raise CheckpointError(
+                f"{path}: holds several state dicts, {_named(candidates)}, and none has a name that natjax knows "
+                f"({', '.join(_WRAPPERS)}). In PyTorch, torch.save the one you want alone."
+            )
+    if found is None:
+        has = f"its entries are {_named(content)}" if isinstance(content, dict) else "it is no mapping at all"
+        raise CheckpointError(f"{path}: no state dict (a mapping of names to tensors) was found in it; {has}.")
+    if strays := _strays(found):
+        raise CheckpointError(f"{path}: its state dict has entries that are no tensors: {_named(strays)}.")
+    return found
+
+
+def _wrapped(content: Any, seen: set[int], depth: int) -> dict | None:
+    """Returns the first mapping with tensors in it that wrappers lead to; a mapping may hold itself."""
+    if not isinstance(content, dict) or not depth or id(content) in seen:
+        return None
+    seen.add(id(content))
     for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict) and content[wrapper]:
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not any(isinstance(value, LazyTensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict (a mapping of names to tensors).")
-    strays = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, LazyTensor))]
-    if strays:
-        raise CheckpointError(f"{path}: its state dict has entries that are no tensors: {strays[:3]}.")
-    tensors = {name.removeprefix(_PREFIX): value for name, value in content.items()}
-    if len(tensors) != len(content):
-        raise CheckpointError(f"{path}: has some tensors twice, with and without the prefix {_PREFIX!r}.")
-    return tensors
+        if (found := _wrapped(content.get(wrapper), seen, depth - 1)) is not None:
+            return found
+    return content if _tensors(content) else None
+
+
+def _tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, LazyTensor) for item in value.values())
+
+
+def _strays(content: dict) -> list:
+    return [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, LazyTensor))]
+
+
+def _named(names: Iterable) -> str:
+    shown = [repr(name)[:60] for name in itertools.islice(names, 6)]
+    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "") if shown else "none"
 
 
 def write_torch(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]) -> None:

@@ -1,5 +1,8 @@
 """Conversion on the goldens: bit-exact round trips, both dialects and containers, strictness, and what the files look like."""
 
+import argparse
+import collections
+import datetime
 import errno
 import json
 import math
@@ -168,17 +171,110 @@ def test_dilations_are_never_guessed(tmp_path):
     natjax_convert.convert(tmp_path / "nat.safetensors", tmp_path / "out")  # Hugging Face's names say that it is NAT
 
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "network.")
+WRAPPERS = {
+    "plain": lambda sd: sd,
+    **{
+        name: lambda sd, name=name: {"epoch": 3, name: sd}
+        for name in ("state_dict", "model", "net", "network", "weights")
+    },
+    "model_state_dict": lambda sd: {
+        "model_state_dict": sd,
+        "optimizer_state_dict": {"state": {0: {"step": 1.5}}},
+        "loss": 0.3,
+    },
+    "nested": lambda sd: {"checkpoint": 1, "state_dict": {"epoch": 1, "model": {"module": sd}}},
+    "a name of its own": lambda sd: {"generator": sd, "args": {"lr": 0.1}, "optimizer": {"state": {}}},
+    "an option of a wrapper's name": lambda sd: {"model": {"name": "nat_mini"}, "net": sd},
+    "beside tensors": lambda sd: {"loss": next(iter(sd.values())), "model_state_dict": sd},
+    "beside tensors, a name of its own": lambda sd: {"loss": next(iter(sd.values())), "best": sd},
+}
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "state_dict_ema", "model_ema"])
-def test_wrappers_and_prefix(tmp_path, wrapper):
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers(tmp_path, wrapper):
     torch = pytest.importorskip("torch")
-    tensors = {f"module.{name}": torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
-    other = {name: values + 1 for name, values in tensors.items()}
-    torch.save({"epoch": 3, "optimizer": {"state": {0: {"step": 1.5}}}, wrapper: tensors}, tmp_path / "a.pth")
+    tensors = {name: torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
+    torch.save(WRAPPERS[wrapper](tensors), tmp_path / "a.pth")
     assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
-    if wrapper.endswith("ema"):  # wins over the weights of the last step
-        torch.save({"model": other, wrapper: tensors}, tmp_path / "b.pth")
-        assert_same(read(tmp_path / "b.pth"), read(source("shilabs_nat")))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema", "ema"])
+def test_averaged_weights_win(tmp_path, averaged):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
+    others = {name: values + 1 for name, values in tensors.items()}
+    torch.save({"state_dict": others, "model": others, averaged: tensors}, tmp_path / "a.pth")
+    assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("write", [write_safetensors, write_torch])
+def test_prefixes(tmp_path, prefix, write):
+    """Those of DDP, torch.compile and Lightning, in any order and both containers; compiled layers have theirs inside."""
+    expected = read(source("shilabs_nat"))
+    write(
+        tmp_path / "x", {prefix + name.replace("blocks.0.", "blocks.0._orig_mod."): v for name, v in expected.items()}
+    )
+    assert_same(read(tmp_path / "x"), expected)
+
+
+def test_prefixes_that_make_tensors_the_same(tmp_path):
+    tensors = read(source("shilabs_nat"))
+    write_torch(tmp_path / "x.pth", tensors | {"module.norm.bias": tensors["norm.bias"]})
+    with pytest.raises(natjax.CheckpointError, match=r"twice, such as 'norm\.bias' and 'module\.norm\.bias'"):
+        read(tmp_path / "x.pth")
+
+
+def test_averaged_models_count(tmp_path):
+    tensors = read(source("shilabs_nat"))
+    averaged = {f"module.{name}": values for name, values in tensors.items()} | {"n_averaged": np.array(7)}
+    write_torch(tmp_path / "x.pth", averaged)
+    assert_same(read(tmp_path / "x.pth"), tensors)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"student": 1, "teacher": 1},
+            "several state dicts, 'student', 'teacher', and none has a name that natjax knows",
+        ),
+        ({"epoch": 3, "args": {"lr": 0.1}}, "no state dict .* was found in it; its entries are 'epoch', 'args'"),
+        ([1, 2], "no state dict .* was found in it; it is no mapping at all"),
+    ],
+)
+def test_what_holds_no_state_dict_says_what_it_holds(tmp_path, content, message):
+    torch = pytest.importorskip("torch")
+    if "student" in content:
+        content = {name: {"norm.bias": torch.zeros(3)} for name in content}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(natjax.CheckpointError, match=message):
+        read(tmp_path / "x.pth")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_training_leaves_beside_the_weights(tmp_path, protocol):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
+    beside = {
+        "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("out"), size=torch.Size([3, 4])),
+        "metrics": collections.defaultdict(list, {"top1": [np.float64(0.7), np.int64(3)], "best": np.bool_(1)}),
+        "device": torch.device("cpu"),
+        "dtype": torch.bfloat16,
+        "started": datetime.datetime(2022, 4, 14, tzinfo=datetime.UTC),
+        "random": np.random.default_rng(0).bytes(4) if protocol > 2 else None,
+        "state": np.arange(3),
+        "classes": {"cat", "dog"},
+        "order": collections.OrderedDict(a=1),
+        "decays": collections.Counter({30: 1}),
+    }
+    torch.save({**beside, "model": tensors}, tmp_path / "x.pth", pickle_protocol=protocol)
+    assert_same(read(tmp_path / "x.pth"), read(source("shilabs_nat")))
 
 
 def test_strict_errors_name_every_problem(tmp_path):

@@ -127,7 +127,7 @@ def test_changed_tensors(checkpoint, refuse):
         values = tensors.pop(name)
         change = rng.choice(["missing", "renamed", "shape", "extra", "integer", "empty"])
         if change == "renamed":
-            tensors[rng.choice([name[:-1], name.upper(), "module." + name, "\x1b[31m" + name, "\n"])] = values
+            tensors[rng.choice([name[:-1], name.upper(), "modul." + name, "\x1b[31m" + name, "\n"])] = values
         elif change == "shape":
             tensors[name] = rng.choice([values[None], values[..., :-1], values.reshape(-1)[:-1], np.float32(0)])
         elif change == "extra":

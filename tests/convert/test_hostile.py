@@ -71,6 +71,7 @@ class NumpyBomb:
 
 
 DEEP = 100_000
+INERT = b"ctorch\nSize\n"  # what is beside weights becomes a stand-in
 HOSTILE = {
     **{
         f"{module}.{name}": state_dict(calls(module, name, CANARY))
@@ -105,6 +106,15 @@ HOSTILE = {
     "newobj": state_dict(b"cbuiltins\nobject\n)\x81"),
     "newobj_ex": state_dict(ORDERED + b")}\x92"),
     "extension": b"\x82\x01.",
+    "a stand-in for a tensor": state_dict(INERT + b"(" + text(CANARY) + b"tR"),
+    "a stand-in that is called": state_dict(INERT + b")R(" + text(CANARY) + b"tR"),
+    "a stand-in with a state": state_dict(INERT + b")R}" + text("__class__") + ORDERED + b"sb"),
+    "a stand-in's attribute": state_dict(calls("torch", "Size.__base__", CANARY)),
+    "a class among stand-ins": state_dict(calls("pathlib", "os", CANARY)),
+    "a neighbour of stand-ins": state_dict(calls("builtins", "__import__", CANARY)),
+    "a name of two words": state_dict(calls("builtins", "int list", CANARY)),
+    "a wrapper that holds itself": b"\x80\x02}q\x00" + text("model") + b"h\x00s" + text("net") + b"h\x00s.",
+    "wrappers in wrappers": b"\x80\x02" + (b"}" + text("model")) * 20_000 + b"}" + b"s" * 20_000 + b".",
     "persistent id": state_dict(text("x") + b"Q"),
     "persistent id, old": b"Px\n.",
     "attributes of a tensor": state_dict(tensor() + b"}" + text("read") + ORDERED + b"sb"),
