@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -50,8 +51,9 @@ class NatConfig:
         layer_scale_init_value: initial layer scale; no layer scale where 0 or less.
         out_features: stages that a backbone returns, of `stage_names`, in order.
         out_indices: the same as indices. Giving one fills in the other; giving none means the last stage.
-        id2label: class names by class index. Giving it or `num_labels` fills in the other.
         num_labels: number of classes; 0 means no classifier.
+        id2label: class names by class index, which may be text ("0") as in JSON. Giving it or `num_labels` fills in the other.
+        label2id: class indices by class name; follows from `id2label`, and may be given instead of it or beside it.
         problem_type: which loss `labels` mean: "regression", "single_label_classification",
             "multi_label_classification"; None decides by `num_labels` and the labels' dtype.
         output_hidden_states: default of the argument of the same name when calling a model.
@@ -82,12 +84,15 @@ class NatConfig:
     out_indices: tuple[int, ...] | None = None
     num_labels: int | None = None
     id2label: Mapping[int, str] | None = None
+    label2id: Mapping[str, int] | None = None
     problem_type: str | None = None
     output_hidden_states: bool = False
     output_attentions: bool = False
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        names = (f.name for f in dataclasses.fields(self) if f.name not in ("extra", "id2label", "label2id"))
+        self._set(**{name: _plain(getattr(self, name)) for name in names})
         self._check_numbers()
         self._check_levels()
         self._align_labels()
@@ -129,11 +134,6 @@ class NatConfig:
         """Names a backbone's features go by: the stem, then every level."""
         return ("stem", *(f"stage{i}" for i in range(1, self.num_levels + 1)))
 
-    @property
-    def label2id(self) -> dict[str, int]:
-        """Class indices by class name."""
-        return {label: i for i, label in (self.id2label or {}).items()}
-
     def layer_dilations(self, level: int) -> tuple[int, ...]:
         """The dilation of every layer of a level."""
         return (1,) * self.depths[level] if self.dilations is None else self.dilations[level]
@@ -146,9 +146,9 @@ class NatConfig:
         """
         check_fields(NatConfig, changes)
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for one, other in (("out_features", "out_indices"), ("num_labels", "id2label")):
-            if one in changes or other in changes:
-                fields[one] = fields[other] = None
+        for together in (("out_features", "out_indices"), ("num_labels", "id2label", "label2id")):
+            if any(name in changes for name in together):
+                fields |= dict.fromkeys(together)
         if "depths" in changes:
             fields["out_features"] = fields["out_indices"] = None
         return NatConfig(**{**fields, **changes})
@@ -160,7 +160,6 @@ class NatConfig:
             del fields["dilations"]
         fields |= {
             "id2label": {str(i): label for i, label in (self.id2label or {}).items()},
-            "label2id": self.label2id,
             "model_type": self.model_type,
             "hidden_size": self.hidden_size,
             "num_layers": self.num_levels,
@@ -184,12 +183,11 @@ class NatConfig:
             raise ValueError(f"This configuration is of a {model_type!r} model; natjax reads 'nat' and 'dinat'.")
         names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         fields = {k: v for k, v in values.items() if k in names and not (k == "num_labels" and values.get("id2label"))}
+        fields.pop("label2id", None)  # follows from id2label
         if model_type == "nat":
             fields.pop("dilations", None)
         elif not fields.get("dilations"):
             raise ValueError("A 'dinat' configuration needs dilations, one per layer; got none.")
-        if isinstance(labels := fields.get("id2label"), Mapping):
-            fields["id2label"] = {_class_index(i): label for i, label in labels.items()} or None
         if "id2label" in fields and not fields["id2label"]:
             fields |= {"id2label": None, "num_labels": fields.get("num_labels", 0)}
         extra = {k: v for k, v in values.items() if k not in names and k not in _DERIVED}
@@ -274,18 +272,34 @@ class NatConfig:
         self._set(dilations=dilations)
 
     def _align_labels(self) -> None:
-        num_labels, id2label = self.num_labels, self.id2label
+        num_labels, id2label, label2id = self.num_labels, self.id2label, self.label2id
+        if id2label is None and label2id is not None:
+            if not isinstance(label2id, Mapping):
+                raise ValueError(f"label2id must map class names to indices; got {label2id!r}.")
+            id2label = {index: label for label, index in label2id.items()}
         if id2label is None:
             num_labels = 2 if num_labels is None else num_labels
             _expect_int("num_labels", num_labels, minimum=0, maximum=_MAX_SIZE)
             id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
-        if not isinstance(id2label, Mapping) or sorted(id2label) != list(range(len(id2label))):
-            raise ValueError("id2label must map every class index from 0 on to a name, with no gaps.")
+        if not isinstance(id2label, Mapping):
+            raise ValueError(f"id2label must map class indices to names; got {id2label!r}.")
+        id2label = {_class_index(index): _plain(label) for index, label in id2label.items()}
+        if sorted(id2label) != list(range(len(id2label))):
+            raise ValueError(
+                f"id2label must map every class index from 0 on to a name, with no gaps; got {sorted(id2label)[:10]}."
+            )
         if not all(isinstance(label, str) for label in id2label.values()):
             raise ValueError("id2label must map class indices to strings.")
         if num_labels is not None and num_labels != len(id2label):
             raise ValueError(f"num_labels ({num_labels}) and id2label ({len(id2label)} entries) disagree; give one.")
-        self._set(num_labels=len(id2label), id2label={i: id2label[i] for i in range(len(id2label))})
+        id2label = {i: id2label[i] for i in range(len(id2label))}
+        for label, index in (label2id or {}).items():
+            if id2label.get(_class_index(index)) != label:
+                raise ValueError(
+                    f"label2id says that {label!r} is class {index!r}, id2label does not; give one of them."
+                )
+        label2id = {label: i for i, label in id2label.items()}
+        self._set(num_labels=len(id2label), id2label=id2label, label2id=label2id)
 
     def _align_out_features(self) -> None:
         stages = self.stage_names
@@ -325,11 +339,19 @@ def check_fields(dataclass: Any, names: Iterable[str]) -> None:
             raise ValueError(f"{dataclass.__name__} has no field {name!r}. {hint}")
 
 
+def _plain(value: Any) -> Any:
+    """Returns numpy's and JAX's scalars and arrays as Python's numbers and lists."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _class_index(key: Any) -> int:
+    key = _plain(key)
     try:
-        return int(key)
+        return int(key) if isinstance(key, str) else operator.index(key)
     except (TypeError, ValueError):
-        raise ValueError(f"id2label's keys must be class indices; got {key!r}.") from None
+        raise ValueError(f"Classes must be numbered by integers, class indices; got {key!r}.") from None
 
 
 def _expect_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> None:

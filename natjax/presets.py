@@ -178,8 +178,11 @@ def get_config(name: str, **changes: Any) -> NatConfig:
     """
     if name not in PRESETS:
         raise ValueError(f"There is no model named {name!r}.{did_you_mean(str(name))} There are: {', '.join(PRESETS)}.")
-    if not {"num_labels", "id2label"} & set(changes):
+    if not {"num_labels", "id2label", "label2id"} & set(changes):
         changes["id2label"] = dict(enumerate(imagenet_1k()))
-    elif changes.get("num_labels") == _CLASSES_22K and "id2label" not in changes:
+    elif (
+        set(changes) & {"num_labels", "id2label", "label2id"} == {"num_labels"}
+        and changes["num_labels"] == _CLASSES_22K
+    ):
         changes["id2label"] = dict(enumerate(imagenet_22k()))
     return PRESETS[name].config.replace(**changes)

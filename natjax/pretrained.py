@@ -51,8 +51,8 @@ def from_pretrained(
 
     Args:
         model_class: `NatForImageClassification`, `NatModel` or `NatBackbone`.
-        source: a directory or file (see `natjax_convert.read_state_dict`), an id `owner/name` of the Hugging Face Hub, or an
-            open checkpoint.
+        source: a directory or file (see `natjax_convert.read_state_dict`), a run's folder, a preset's name, an id `owner/name`
+            of the Hugging Face Hub (see `natjax.hub.locate`), or an open checkpoint.
         config: instead of the one beside the weights; needed for original SHI-Labs files: `natjax.get_config("dinat_mini")`.
         dtype: compute dtype; None computes in float32.
         param_dtype: dtype of the parameters.
@@ -69,6 +69,11 @@ def from_pretrained(
         CheckpointError: there is no such checkpoint, or it does not fit the model.
         ValueError: a change is impossible.
     """
+    if "ignore_mismatched_sizes" in changes:
+        raise ValueError(
+            "ignore_mismatched_sizes is transformers'. Here replace_head=True starts with a new classifier, and "
+            "resize_biases=True interpolates relative positional biases; whatever else does not fit is an error."
+        )
     if isinstance(source, Checkpoint):
         checkpoint = source
     else:

@@ -159,6 +159,7 @@ def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[
     if not entry.names:
         return [], [f"{_shown_path(entry.path)}: checkpoints of this kind have no tensor for it"]
     shape = entry.tensor_shape
+    hint = " (replace_head=True starts with a new classifier)" if entry.path[0] == "classifier" else ""
     tensors, problems = [], []
     for name in entry.names:
         tensor = state_dict.get(name)
@@ -176,7 +177,7 @@ def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[
                     f"{name}: expected {shape}, got {tuple(tensor.shape)} (resize_biases=True interpolates)"
                 )
         else:
-            problems.append(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
+            problems.append(f"{name}: expected {shape}, got {tuple(tensor.shape)}{hint}")
     return tensors, problems
 
 

@@ -1,4 +1,4 @@
-"""Models by the names of their presets, with random weights."""
+"""Models by the names of their presets, with random weights or the published ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from natjax.presets import get_config
 def create_model(
     name: str,
     *,
+    pretrained: bool = False,
     model_class: type[NatPreTrainedModel] | None = None,
     dtype: Any = None,
     param_dtype: Any = "float32",
@@ -21,24 +22,33 @@ def create_model(
     rngs: nnx.Rngs | None = None,
     **changes: Any,
 ) -> NatPreTrainedModel:
-    """Makes a preset with random weights; `from_pretrained` loads published ones.
+    """Makes a preset.
 
     Args:
         name: of `list_models()`.
+        pretrained: whether it has the published weights, which the Hugging Face Hub has (see `natjax.hub.locate`), instead of
+            random ones. The classifier is a new one where `num_labels`, `id2label` or `label2id` is given.
         model_class: `NatForImageClassification` (default), `NatModel` or `NatBackbone`.
         dtype: compute dtype, see `NatForImageClassification`.
         param_dtype: dtype of the parameters.
         implementation: of neighborhood attention.
-        rngs: source of the weights; `nnx.Rngs(0)` by default.
+        rngs: source of random weights; `nnx.Rngs(0)` by default.
         **changes: fields of `NatConfig`, for instance `num_labels=10` or `drop_path_rate=0.0`.
 
     Raises:
         ValueError: there is no such preset, or the changes are impossible.
+        CheckpointError: the published weights cannot be had, or do not fit the changes.
     """
-    return (model_class or NatForImageClassification)(
-        get_config(name, **changes),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        implementation=implementation,
-        rngs=nnx.Rngs(0) if rngs is None else rngs,
-    )
+    model_class = model_class or NatForImageClassification
+    rngs = nnx.Rngs(0) if rngs is None else rngs
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+        "implementation": implementation,
+        "rngs": rngs,
+    }
+    config = get_config(name, **changes)
+    if not pretrained:
+        return model_class(config, **options)
+    replace_head = bool({"num_labels", "id2label", "label2id"} & set(changes))
+    return model_class.from_pretrained(name, replace_head=replace_head, **options, **changes)

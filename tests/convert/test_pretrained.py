@@ -55,9 +55,30 @@ def test_replace_head(classifier):
     assert 0 < float(abs(model.classifier.kernel[...]).max()) < 0.1
     assert float(abs(model.classifier.bias[...]).max()) == 0
     assert_equal(arrays(model)["nat"], arrays(classifier)["nat"])
-    with pytest.raises(natjax.CheckpointError, match=r"classifier\.weight: expected \(10, 64\), got \(5, 64\)"):
+    message = (
+        r"classifier\.weight: expected \(10, 64\), got \(5, 64\) \(replace_head=True starts with a new classifier\)"
+    )
+    with pytest.raises(natjax.CheckpointError, match=message):
         natjax.NatForImageClassification.from_pretrained(NAT, num_labels=10)
     assert natjax.NatForImageClassification.from_pretrained(NAT, replace_head=True, num_labels=0).classifier is None
+
+
+def test_what_transformers_calls_replacing_a_head():
+    with pytest.raises(ValueError, match=r"ignore_mismatched_sizes .*replace_head=True"):
+        natjax.NatForImageClassification.from_pretrained(NAT, ignore_mismatched_sizes=True, num_labels=10)
+
+
+def test_pretrained_presets(monkeypatch, classifier):
+    fake_hub(monkeypatch, lambda *_, **__: str(NAT))
+    model = natjax.create_model("nat_mini", pretrained=True)
+    assert_equal(arrays(model), arrays(classifier))
+    model = natjax.create_model("nat_mini", pretrained=True, id2label={"0": "cat", "1": "dog"}, drop_path_rate=0.5)
+    assert (model.config.label2id, model.config.drop_path_rate) == ({"cat": 0, "dog": 1}, 0.5)
+    assert_equal(arrays(model)["nat"], arrays(classifier)["nat"])
+    backbone = natjax.create_model("nat_mini", pretrained=True, model_class=natjax.NatModel)
+    assert_equal(arrays(backbone), arrays(classifier)["nat"])
+    with pytest.raises(ValueError, match="Did you mean nat_mini"):
+        natjax.create_model("nat_minni", pretrained=True)
 
 
 def test_resize_biases(classifier):

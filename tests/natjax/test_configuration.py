@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 import natjax
@@ -62,6 +63,14 @@ def test_derived_fields():
         ({"qkv_bias": 1}, "qkv_bias must be true or false; got 1"),
         ({"problem_type": "ranking"}, "problem_type must be None or one of.*got 'ranking'"),
         ({"id2label": {0: "a", 2: "b"}}, "id2label must map every class index"),
+        ({"id2label": {"x": "a"}}, "class indices; got 'x'"),
+        ({"id2label": {0.5: "a"}}, "class indices; got 0.5"),
+        ({"id2label": ["a", "b"]}, r"id2label must map class indices to names; got \['a', 'b'\]"),
+        ({"label2id": {"a": 0, "b": 2}}, r"no gaps; got \[0, 2\]"),
+        ({"label2id": {"a": 1}, "id2label": {0: "a"}}, "label2id says that 'a' is class 1, id2label does not"),
+        ({"label2id": {"a": 0}, "num_labels": 2}, r"num_labels \(2\) and id2label \(1 entries\) disagree"),
+        ({"depths": np.array([0, 1, 1, 1])}, "depths's entries must be an integer of at least 1; got 0"),
+        ({"embed_dim": np.float64(64)}, "embed_dim must be an integer.*got 64.0"),
         ({"id2label": {0: "a"}, "num_labels": 2}, r"num_labels \(2\) and id2label \(1 entries\) disagree"),
         ({"out_features": ("stage9",)}, "out_features must be among stem, stage1.*got.*stage9"),
         ({"out_features": ("stage2", "stage1")}, "out_features must be in the order of"),
@@ -101,3 +110,43 @@ def test_missing_file(tmp_path):
 def test_unknown_entries_are_kept():
     config = natjax.NatConfig.from_dict({"model_type": "nat", "finetuning_task": "digits"})
     assert config.to_dict()["finetuning_task"] == "digits"
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = natjax.NatConfig(
+        embed_dim=np.int64(64),
+        depths=np.array([3, 4, 6, 5]),
+        num_heads=[np.int32(2), 4, 8, 16],
+        dilations=[np.full(n, 2) for n in (3, 4, 6, 5)],
+        mlp_ratio=np.float32(3),
+        qkv_bias=np.bool_(True),
+        num_labels=np.int64(3),
+        out_indices=np.array([1, 2]),
+    )
+    plain = natjax.NatConfig(
+        dilations=[[2] * n for n in (3, 4, 6, 5)], num_labels=3, out_indices=(1, 2), depths=(3, 4, 6, 5)
+    )
+    assert config == plain
+    assert config.to_json() == plain.to_json()
+    assert type(config.embed_dim) is type(config.depths[0]) is int
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"id2label": {"0": "cat", "1": "dog"}},
+        {"id2label": {"1": "dog", "0": "cat"}, "label2id": {"cat": "0", "dog": "1"}},
+        {"id2label": {np.int64(0): np.str_("cat"), np.int64(1): "dog"}, "num_labels": 2},
+        {"label2id": {"dog": 1, "cat": 0}},
+    ],
+)
+def test_labels_as_hugging_face_has_them(labels):
+    for config in (
+        natjax.NatConfig(**labels),
+        natjax.NatConfig().replace(**labels),
+        natjax.get_config("nat_mini", **labels),
+    ):
+        assert config.id2label == {0: "cat", 1: "dog"}
+        assert config.label2id == {"cat": 0, "dog": 1}
+        assert config.num_labels == 2
+        assert config.replace(num_labels=3).label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
