@@ -1,8 +1,9 @@
-"""Parameters and FLOPs of a model's parts, counted from the declaration of its parameters: nothing is built or compiled.
+"""Parameters and operations of a model's parts, counted from the declaration of its parameters: nothing is built or compiled.
 
-FLOPs are the papers' (fvcore's convention): one per multiply-accumulate of convolutions, linear layers and attention
-products, one per score for the relative positional bias, five per element of a LayerNorm. The published 30.6 G of
-DiNAT-Large at 224 px are those of its 21841-class head; with 1000 classes they are 30.5 G.
+MACs are what the papers call FLOPs (fvcore's convention): multiply-accumulates of convolutions, linear layers and attention
+products, one per score for the relative positional bias, five per element of a LayerNorm. FLOPs here are floating point
+operations, two per MAC, in which speeds of devices are measured. The published 30.6 GMACs of DiNAT-Large at 224 px are those of
+its 21841-class head; with 1000 classes they are 30.5.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ class PartInfo:
         name: "stem", "level1" ..., "head".
         shape: (height, width, channels) the part works on.
         parameters: number of parameters.
-        flops: of one image.
+        macs: multiply-accumulates of one image.
     """
 
     name: str
     shape: tuple[int, int, int]
     parameters: int
-    flops: int
+    macs: int
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of one image: two per multiply-accumulate."""
+        return 2 * self.macs
 
 
 def count_parts(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> list[PartInfo]:
@@ -44,16 +50,21 @@ def count_parts(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> li
     for name, stride, dim in [("stem", 4, config.embed_dim), *levels, ("head", levels[-1][1], config.hidden_size)]:
         height, width = _map(image_size, stride)
         inside = [parameter for parameter in found if parameter.part == name]
-        flops = sum(_flops(parameter, config, image_size) for parameter in inside)
+        macs = sum(_macs(parameter, config, image_size) for parameter in inside)
         if name == "head":
-            flops += dim * height * width  # mean pooling
-        parts.append(PartInfo(name, (height, width, dim), sum(parameter.size for parameter in inside), flops))
+            macs += dim * height * width  # mean pooling
+        parts.append(PartInfo(name, (height, width, dim), sum(parameter.size for parameter in inside), macs))
     return parts
 
 
+def count_macs(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> int:
+    """Returns the multiply-accumulates of classifying one image of (height, width) pixels: the papers' "FLOPs"."""
+    return sum(part.macs for part in count_parts(config, image_size))
+
+
 def count_flops(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> int:
-    """Returns the FLOPs of classifying one image of (height, width) pixels."""
-    return sum(part.flops for part in count_parts(config, image_size))
+    """Returns the floating point operations of classifying one image of (height, width) pixels: two per multiply-accumulate."""
+    return 2 * count_macs(config, image_size)
 
 
 def _map(image_size: Sequence[int], stride: int) -> tuple[int, int]:
@@ -61,8 +72,8 @@ def _map(image_size: Sequence[int], stride: int) -> tuple[int, int]:
     return (math.ceil(image_size[0] / stride), math.ceil(image_size[1] / stride)) if stride else (1, 1)
 
 
-def _flops(parameter: Parameter, config: NatConfig, image_size: Sequence[int]) -> int:
-    """The FLOPs of the layer that a parameter belongs to, counted at its kernel, scale or positional bias."""
+def _macs(parameter: Parameter, config: NatConfig, image_size: Sequence[int]) -> int:
+    """The MACs of the layer that a parameter belongs to, counted at its kernel, scale or positional bias."""
     height, width = _map(image_size, parameter.stride)
     path = parameter.path
     channels = per_token = 0

@@ -32,7 +32,7 @@ class Preset:
         config: its architecture, with as many classes as ImageNet-1k; `get_config` adds their names.
         image_size: side, in pixels, of the images of the published figures.
         crop_pct: `image_size` as a part of the side that images are resized to before they are cropped to it.
-        gflops: published multiply-accumulates of one image, in units of 1e9.
+        gmacs: published multiply-accumulates of one image, in units of 1e9; the papers call them GFLOPs.
         top1: published ImageNet-1k top-1 accuracy in percent.
         hub_id: the published weights on the Hugging Face Hub.
         address: the authors' file of the same weights, a .pth.
@@ -42,7 +42,7 @@ class Preset:
     config: NatConfig
     image_size: int
     crop_pct: float
-    gflops: float
+    gmacs: float
     top1: float
     hub_id: str
     address: str
@@ -60,7 +60,7 @@ def _preset(
     mlp_ratio: float,
     drop_path_rate: float,
     *,
-    gflops: float,
+    gmacs: float,
     top1: float,
     hub: str,
     file: str,
@@ -85,7 +85,7 @@ def _preset(
         config=config,
         image_size=image_size,
         crop_pct=1.0 if image_size == 384 else 0.875,
-        gflops=gflops,
+        gmacs=gmacs,
         top1=top1,
         hub_id=f"{_HUB}/{hub}",
         address=_ADDRESSES[config.model_type] + file,
@@ -97,22 +97,22 @@ _BASE, _LARGE = (128, 18, 2.0, 0.5), (192, 18, 2.0, 0.35)
 _DILATIONS = (8, 4, 2, 1)  # of the dilated layers, by level
 
 PRESETS = {
-    "nat_mini": _preset(*_MINI, gflops=2.7, top1=81.8, hub="nat-mini-in1k-224", file="nat_mini.pth"),
-    "nat_tiny": _preset(*_TINY, gflops=4.3, top1=83.2, hub="nat-tiny-in1k-224", file="nat_tiny.pth"),
+    "nat_mini": _preset(*_MINI, gmacs=2.7, top1=81.8, hub="nat-mini-in1k-224", file="nat_mini.pth"),
+    "nat_tiny": _preset(*_TINY, gmacs=4.3, top1=83.2, hub="nat-tiny-in1k-224", file="nat_tiny.pth"),
     "nat_small": _preset(
-        *_SMALL, layer_scale=1e-5, gflops=7.8, top1=83.7, hub="nat-small-in1k-224", file="nat_small.pth"
+        *_SMALL, layer_scale=1e-5, gmacs=7.8, top1=83.7, hub="nat-small-in1k-224", file="nat_small.pth"
     ),
-    "nat_base": _preset(*_BASE, layer_scale=1e-5, gflops=13.7, top1=84.3, hub="nat-base-in1k-224", file="nat_base.pth"),
+    "nat_base": _preset(*_BASE, layer_scale=1e-5, gmacs=13.7, top1=84.3, hub="nat-base-in1k-224", file="nat_base.pth"),
     "dinat_mini": _preset(
-        *_MINI, dilations=_DILATIONS, gflops=2.7, top1=81.8, hub="dinat-mini-in1k-224", file="dinat_mini_in1k_224.pth"
+        *_MINI, dilations=_DILATIONS, gmacs=2.7, top1=81.8, hub="dinat-mini-in1k-224", file="dinat_mini_in1k_224.pth"
     ),
     "dinat_tiny": _preset(
-        *_TINY, dilations=_DILATIONS, gflops=4.3, top1=82.7, hub="dinat-tiny-in1k-224", file="dinat_tiny_in1k_224.pth"
+        *_TINY, dilations=_DILATIONS, gmacs=4.3, top1=82.7, hub="dinat-tiny-in1k-224", file="dinat_tiny_in1k_224.pth"
     ),
     "dinat_small": _preset(
         *_SMALL,
         dilations=_DILATIONS,
-        gflops=7.8,
+        gmacs=7.8,
         top1=83.8,
         hub="dinat-small-in1k-224",
         file="dinat_small_in1k_224.pth",
@@ -121,7 +121,7 @@ PRESETS = {
         *_BASE,
         layer_scale=1e-5,
         dilations=_DILATIONS,
-        gflops=13.7,
+        gmacs=13.7,
         top1=84.4,
         hub="dinat-base-in1k-224",
         file="dinat_base_in1k_224.pth",
@@ -129,7 +129,7 @@ PRESETS = {
     "dinat_large": _preset(
         *_LARGE,
         dilations=_DILATIONS,
-        gflops=30.6,
+        gmacs=30.6,
         top1=86.6,
         hub="dinat-large-in22k-in1k-224",
         file="dinat_large_in22k_in1k_224.pth",
@@ -138,7 +138,7 @@ PRESETS = {
         *_LARGE,
         dilations=(13, 6, 3, 1),
         image_size=384,
-        gflops=89.7,
+        gmacs=89.7,
         top1=87.4,
         hub="dinat-large-in22k-in1k-384",
         file="dinat_large_in22k_in1k_384.pth",
@@ -148,7 +148,7 @@ PRESETS = {
         dilations=_DILATIONS,
         kernel_size=11,
         image_size=384,
-        gflops=92.4,
+        gmacs=92.4,
         top1=87.5,
         hub="dinat-large-11x11-in22k-in1k-384",
         file="dinat_large_in22k_in1k_384_11x11.pth",

@@ -1,6 +1,6 @@
 """What this machine can do at best: float32 matrix products and convolutions at NAT-Tiny's own shapes, and bytes copied.
 
-Each is run by XLA and by PyTorch, in turn. FLOP here are two per multiply-accumulate; the papers' (and natjax.flops's) are
+Each is run by XLA and by PyTorch, in turn. FLOP here are two per multiply-accumulate; the papers' (natjax.flops's MACs) are
 one. Letters: B batch, H W height and width, C channels, M K N sides of a product.
 """
 

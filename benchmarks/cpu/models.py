@@ -17,7 +17,7 @@ from benchmarks.cpu import peers
 from benchmarks.harness import OUT_OF_TIME, Options, Report, Worker
 from benchmarks.timing import interleaved, spread
 from natjax import benchmarking, get_config
-from natjax.flops import count_flops
+from natjax.flops import count_macs
 
 SIDE = 224
 EAGER, COMPILED = ("hf natten", "sdpa"), ("sdpa compiled", "swin compiled", "convnext compiled")
@@ -85,7 +85,7 @@ def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callabl
 
 def row(entrant: str, preset: str, batch: int, times: list[float], natjax: list[float] | None) -> dict[str, Any]:
     """Returns an entrant's figures."""
-    middle, ours = statistics.median(times), count_flops(get_config(preset), (SIDE, SIDE)) / 1e9
+    middle, ours = statistics.median(times), count_macs(get_config(preset), (SIDE, SIDE)) / 1e9
     gflops = peers.GFLOPS.get(entrant.split()[0]) or ours
     ratio = natjax and middle / statistics.median(natjax)
     return {

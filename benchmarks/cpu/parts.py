@@ -111,7 +111,7 @@ def prepare(batch: int, parts: dict[str, Part]) -> dict[str, Any]:
         if level.downsample is not None:
             halved = (batch, side // 2, side // 2, 2 * dim)
             add(f"downsample {number} norm", "norm", number, 1, level.downsample.norm, halved)
-    pixels, flops = (batch, SIDE, SIDE, config.num_channels), 2 * batch * count_flops(config, (SIDE, SIDE))
+    pixels, flops = (batch, SIDE, SIDE, config.num_channels), batch * count_flops(config, (SIDE, SIDE))
     add("whole model", "whole", 0, 1, model, pixels, flops, lambda model, x: model(x).logits)
     return {"parts": len(parts)}
 

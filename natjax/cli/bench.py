@@ -1,17 +1,16 @@
 """`natjax bench`: how fast a model is on this device: compile time, latency, images and FLOP per second, memory.
 
-FLOP per second count two per multiply-accumulate, and a training step as three forward passes.
+FLOP are floating point operations, two per multiply-accumulate; a training step counts as three forward passes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, positive_seconds
-from natjax.cli._config import read_config
+from natjax.cli._config import input_size, read_config
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, print_json, print_table, printable
 
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("model", metavar="NAME|DIR", help="a name from `natjax list`, or a folder with a config.json")
     parser.add_argument(
-        "--image-size", type=image_side, metavar="N", help="in pixels (default: that of the published model, or 224)"
+        "--image-size", type=image_side, metavar="N", help="in pixels (default: that of the model's images)"
     )
     parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per run (default: 1)")
     add_dtype_argument(parser)
@@ -46,14 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
     from natjax import benchmarking
     from natjax.flops import count_flops
-    from natjax.presets import PRESETS
 
     config = read_config(args.model)
     if args.train and not config.num_labels:
         raise ValueError("The model has no classes to train on: its num_labels is 0; leave --train out.")
-    preset = None if Path(args.model).exists() else PRESETS.get(args.model)
-    side, batch = args.image_size or (preset.image_size if preset else 224), args.batch_size
-    flops = 2 * batch * count_flops(config, (side, side))
+    side, batch = args.image_size or max(input_size(args.model)), args.batch_size
+    flops = batch * count_flops(config, (side, side))
     too_large = (
         f"{args.model} does not fit into this device's memory with {batch} image(s) of {side} x {side} pixels; "
         "give a smaller --batch-size or --image-size."

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, image_side
-from natjax.cli._config import read_config
+from natjax.cli._config import input_size, read_config
 from natjax.cli._output import print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default="nat_tiny", metavar="NAME|DIR", help="whose levels to look at (default: nat_tiny)"
     )
-    parser.add_argument("--image-size", type=image_side, default=224, metavar="N", help="in pixels (default: 224)")
+    parser.add_argument(
+        "--image-size", type=image_side, metavar="N", help="in pixels (default: that of the model's images)"
+    )
     add_dtype_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -51,14 +53,15 @@ def run(args: argparse.Namespace) -> int:
     except RuntimeError as error:  # a driver that does not fit, say: just then versions are worth reading
         print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
         raise ImportError(f"JAX finds no device to run on: {error}") from error
-    levels = _levels(config, args.image_size, args.dtype)
+    size = (args.image_size, args.image_size) if args.image_size else input_size(args.model)
+    levels = _levels(config, size, args.dtype)
     if args.json:
         print_json({"versions": versions, "backend": jax.default_backend(), "devices": devices, "levels": levels})
         return 0
     print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
     print()
     print_table(["device", "platform", "kind"], [tuple(d.values()) for d in devices])
-    print(f"\nAttention of {printable(args.model)} at {args.image_size} x {args.image_size} pixels in {args.dtype}:")
+    print(f"\nAttention of {printable(args.model)} at {size[0]} x {size[1]} pixels in {args.dtype}:")
     rows = [
         (f"level {x['level']}", f"{x['tokens'][0]} x {x['tokens'][1]}", x["dilation"], x["implementation"])
         for x in levels
@@ -77,7 +80,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _levels(config: NatConfig, size: int, dtype: str) -> list[dict[str, Any]]:
+def _levels(config: NatConfig, size: tuple[int, int], dtype: str) -> list[dict[str, Any]]:
     """Returns what `natjax_kernels.explain` says of every level and dilation."""
     import jax
 
@@ -85,7 +88,7 @@ def _levels(config: NatConfig, size: int, dtype: str) -> list[dict[str, Any]]:
     from natjax_kernels import explain
 
     levels, kernel = [], config.kernel_size
-    for level, part in enumerate(count_parts(config, (size, size))[1:-1]):
+    for level, part in enumerate(count_parts(config, size)[1:-1]):
         heads = config.num_heads[level]
         for dilation in dict.fromkeys(config.layer_dilations(level)):
             sides = [max(side, kernel * dilation) for side in part.shape[:2]]  # as the model pads them

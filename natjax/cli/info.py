@@ -1,19 +1,18 @@
-"""`natjax info`: configuration, parameters and FLOPs of a model, next to what its authors published."""
+"""`natjax info`: configuration, parameters and operations of a model, next to what its authors published and where."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import image_size
-from natjax.cli._config import read_config
+from natjax.cli._config import find_preset, input_size, read_config
 from natjax.cli._output import print_json, print_table, printable
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
 
-HELP = "describe a model: levels, parameters, FLOPs"
+HELP = "describe a model: levels, parameters, operations, weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,38 +22,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=image_size,
         metavar="N|HxW",
-        help="in pixels (default: that of the published model, or 224)",
+        help="in pixels (default: that of the model's images)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the description."""
-    from natjax.flops import count_flops
-    from natjax.presets import PRESETS
+    from natjax.flops import count_macs
     from natjax_convert.shapes import count_parameters
 
     config = read_config(args.model)
-    preset = None if Path(args.model).exists() else PRESETS.get(args.model)
-    side = preset.image_size if preset else 224
-    size = args.image_size or (side, side)
-    parameters, flops, parts = count_parameters(config), count_flops(config, size), _parts(config, size)
-    published = {"image_size": [side, side], "gflops": preset.gflops, "top1": preset.top1} if preset else None
+    preset = find_preset(args.model)
+    size = args.image_size or input_size(args.model)
+    parameters, macs, parts = count_parameters(config), count_macs(config, size), _parts(config, size)
+    published = weights = None
+    if preset:
+        published = {"image_size": [preset.image_size] * 2, "gmacs": preset.gmacs, "top1": preset.top1}
+        weights = {"hub_id": preset.hub_id, "address": preset.address, "license": preset.license}
     if args.json:
-        facts = {"parameters": parameters, "image_size": list(size), "flops": flops, "parts": parts}
-        print_json({"model": args.model, **facts, "published": published, "config": config.to_dict()})
+        facts = {"parameters": parameters, "image_size": list(size), "macs": macs, "flops": 2 * macs, "parts": parts}
+        print_json(
+            {"model": args.model, **facts, "published": published, "weights": weights, "config": config.to_dict()}
+        )
         return 0
     print(
         f"{printable(args.model)}: {config.model_type}, {config.num_channels} channel(s), {config.num_labels} class(es)"
     )
     print(f"  window      {config.kernel_size} x {config.kernel_size} tokens")
     print(f"  parameters  {parameters:,} ({parameters / 1e6:.2f} M)")
-    print(f"  FLOPs       {flops / 1e9:.2f} G at {size[0]} x {size[1]} pixels")
+    print(f"  MACs        {macs / 1e9:.2f} G at {size[0]} x {size[1]} pixels (papers call them FLOPs)")
     if preset:
-        print(f"  published   {preset.gflops} GFLOPs at {side} x {side}, ImageNet-1k top-1 {preset.top1} %")
+        side = preset.image_size
+        print(f"  published   {preset.gmacs} GMACs at {side} x {side}, ImageNet-1k top-1 {preset.top1} %")
+        print(f"  weights     {preset.hub_id} (Hugging Face Hub; {preset.license} licence)")
+        print(f"              {preset.address}")
     print()
-    rows = [["" if value is None else _cell(value) for value in part.values()] for part in parts]
-    print_table([name.replace("_", " ") for name in parts[0]], rows, indent="  ")
+    columns = [name for name in parts[0] if name != "flops"]
+    rows = [["" if part[name] is None else _cell(part[name]) for name in columns] for part in parts]
+    print_table(["MACs" if name == "macs" else name for name in columns], rows, indent="  ")
     return 0
 
 
@@ -73,6 +79,7 @@ def _parts(config: NatConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
                 "heads": config.num_heads[level] if is_level else None,
                 "dilations": "/".join(map(str, dict.fromkeys(config.layer_dilations(level)))) if is_level else None,
                 "parameters": part.parameters,
+                "macs": part.macs,
                 "flops": part.flops,
             }
         )

@@ -27,16 +27,25 @@ def run(args: argparse.Namespace) -> int:
             "name": name,
             "parameters": count_parameters(PRESETS[name].config),
             "image_size": PRESETS[name].image_size,
-            "published_gflops": PRESETS[name].gflops,
+            "published_gmacs": PRESETS[name].gmacs,
             "published_top1": PRESETS[name].top1,
+            "hub_id": PRESETS[name].hub_id,
+            "address": PRESETS[name].address,
+            "license": PRESETS[name].license,
         }
         for name in names
     ]
     if args.json:
         print_json(models)
     elif models:
-        rows = [[f"{cell / 1e6:.1f} M" if key == "parameters" else cell for key, cell in m.items()] for m in models]
-        print_table(("name", "parameters", "pixels", "published GFLOPs", "published top-1 (%)"), rows)
+        rows = [
+            (m["name"], f"{m['parameters'] / 1e6:.1f} M", m["image_size"], m["published_gmacs"], m["published_top1"])
+            for m in models
+        ]
+        print_table(("name", "parameters", "pixels", "GMACs", "top-1 (%)"), rows)
+        print("\nGMACs (papers call them GFLOPs) and ImageNet-1k top-1 are the published ones.")
+        print("--model NAME takes the published weights from the Hugging Face Hub (MIT);")
+        print("natjax info NAME and natjax list --json say where they are.")
     if not models:
         complain(f"error: no model matches {args.pattern!r}; `natjax list` shows all")
     return 0 if models else 1

@@ -347,7 +347,10 @@ def test_info_of_a_preset(capsys):
     out = capsys.readouterr().out
     assert "parameters  19,984,174 (19.98 M)" in out
     assert "2.71 G at 224 x 224" in out
-    assert "published   2.7 GFLOPs" in out
+    assert "published   2.7 GMACs" in out
+    assert "shi-labs/nat-mini" not in out
+    assert "weights     shi-labs/dinat-mini-in1k-224 (Hugging Face Hub; MIT licence)" in out
+    assert "/dinat_mini_in1k_224.pth" in out
     assert "81.8 %" in out
     table = out.split("\n\n")[1].splitlines()
     assert table[2].split() == ["level1", "56", "x", "56", "64", "3", "2", "1/8", "200,182", "509,606,272"]
@@ -378,7 +381,7 @@ def test_info_as_json(fake, capsys):
     assert document["published"] is None
     assert NatConfig.from_dict(document["config"]) == CONFIG
     assert document["parts"][1]["tokens"] == [25, 13]
-    assert sum(part["flops"] for part in document["parts"]) == document["flops"]
+    assert sum(part["flops"] for part in document["parts"]) == document["flops"] == 2 * document["macs"]
     assert main(["info", "model/config.json"]) == 0
     assert main(["info", "nat_minni"]) == 1
     assert "Did you mean nat_mini?" in capsys.readouterr().err
@@ -386,7 +389,9 @@ def test_info_as_json(fake, capsys):
 
 def test_list(capsys):
     assert main(["list", "dinat_large*"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[1:4]] == [
         "dinat_large",
         "dinat_large_384",
         "dinat_large_384_11x11",
@@ -394,6 +399,8 @@ def test_list(capsys):
     assert main(["list", "--json"]) == 0
     mini = json.loads(capsys.readouterr().out)[0]
     assert (mini["name"], mini["image_size"], mini["published_top1"]) == ("nat_mini", 224, 81.8)
+    assert mini["hub_id"] == "shi-labs/nat-mini-in1k-224"
+    assert mini["address"] == "https://shi-labs.com/projects/nat/checkpoints/CLS/nat_mini.pth"
     assert main(["list", "resnet*"]) == 1
     assert capsys.readouterr().err == "natjax: error: no model matches 'resnet*'; `natjax list` shows all\n"
 

@@ -1,17 +1,19 @@
-"""FLOPs: the papers' table, and parts at sizes where maps are odd or smaller than the window."""
+"""Operations: the papers' table, and parts at sizes where maps are odd or smaller than the window."""
 
 import pytest
 
-from natjax.flops import count_flops, count_parts
+from natjax.flops import count_flops, count_macs, count_parts
 from natjax.presets import PRESETS
 
 _OTHER_HEAD = ("dinat_large",)  # the paper's figure is that of its 21841 classes
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in _OTHER_HEAD])
-def test_flops_agree_with_the_published_table(name):
+def test_macs_agree_with_the_published_table(name):
     preset = PRESETS[name]
-    assert count_flops(preset.config, (preset.image_size,) * 2) / 1e9 == pytest.approx(preset.gflops, abs=0.05)
+    size = (preset.image_size,) * 2
+    assert count_macs(preset.config, size) / 1e9 == pytest.approx(preset.gmacs, abs=0.05)
+    assert count_flops(preset.config, size) == 2 * count_macs(preset.config, size)
 
 
 PARTS = {
@@ -26,5 +28,6 @@ PARTS = {
 def test_parts(name, height, width):
     parts = count_parts(PRESETS[name].config, (height, width))
     assert [part.name for part in parts] == ["stem", "level1", "level2", "level3", "level4", "head"]
-    assert [part.flops for part in parts] == PARTS[name, height, width]
+    assert [part.macs for part in parts] == PARTS[name, height, width]
+    assert [part.flops for part in parts] == [2 * macs for macs in PARTS[name, height, width]]
     assert parts[2].shape == (-(-height // 8), -(-width // 8), 2 * PRESETS[name].config.embed_dim)
