@@ -8,7 +8,6 @@ output any more.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -19,7 +18,9 @@ from collections.abc import Sequence
 from natjax._version import __version__
 from natjax.cli import bench, classify, convert, demo, doctor, features, info, list_models, train
 from natjax.cli import eval as evaluate
+from natjax.cli._devices import explain_no_device
 from natjax.cli._output import complain
+from natjax.cli._parser import Parser
 
 _COMMANDS = {
     "classify": classify,
@@ -45,9 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: by argparse, after `--help` and `--version` (0) and on wrong usage (2).
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper):  # class and file names may lie outside of the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.refuse_unknown(unknown)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
@@ -64,8 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug or os.environ.get("NATJAX_TRACEBACK") == "1":
             traceback.print_exc()
             return _ended(1)
-        message = str(error) or type(error).__name__
-        if not isinstance(error, _EXPECTED):
+        no_device = explain_no_device(error)
+        message = no_device or str(error) or type(error).__name__
+        if not (no_device or isinstance(error, _EXPECTED)):
             message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
         complain(f"error: {message}")
         return _ended(1)
@@ -83,8 +90,8 @@ def _ended(code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="natjax",
         description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify images, extract features, "
         "look at models, train, convert checkpoints.",
@@ -95,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         subparser = commands.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_arguments(subparser)
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, parser=subparser)
     return parser
 
 

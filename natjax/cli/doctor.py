@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, image_side
 from natjax.cli._config import input_size, read_config
+from natjax.cli._devices import explain_no_device
 from natjax.cli._output import print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.model)
     try:
         devices = [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in jax.devices()]
-    except RuntimeError as error:  # a driver that does not fit, say: just then versions are worth reading
-        print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
-        raise ImportError(f"JAX finds no device to run on: {error}") from error
+    except Exception as error:  # a driver that does not fit, say: just then versions are worth reading
+        if args.json:
+            print_json({"versions": versions, "backend": None, "devices": [], "levels": []})
+        else:
+            print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
+        raise ImportError(explain_no_device(error) or f"JAX finds no device to run on: {error}") from error
     size = (args.image_size, args.image_size) if args.image_size else input_size(args.model)
     levels = _levels(config, size, args.dtype)
     if args.json:

@@ -89,6 +89,12 @@ def test_module_and_script_are_the_same_command():
     [
         ("", "required: COMMAND"),
         ("paint", "invalid choice: 'paint'"),
+        ("classfy x.png", "; did you mean classify?"),
+        ("convert a b --to shilab", "; did you mean shilabs?"),
+        ("info nat_mini --image-sise 8", "unrecognized arguments: --image-sise 8; did you mean --image-size?"),
+        ("bench nat_mini --batchsize=8", "unrecognized arguments: --batchsize=8; did you mean --batch-size?"),
+        ("list --jso", "unrecognized arguments: --jso; did you mean --json?"),
+        ("list nat* more", "unrecognized arguments: more"),
         ("classify", "required: IMAGE"),
         ("classify x.png --topk 0", "must be an integer of at least 1; got '0'"),
         ("classify x.png --batch-size many", "must be an integer of at least 1; got 'many'"),
@@ -331,6 +337,38 @@ def test_nobody_reads_the_output():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_closed_streams(closed, monkeypatch):
+    monkeypatch.setattr(sys, closed, None)
+    assert main(["list", "nat_mini"]) == 0
+    assert main(["list", "nothing"]) == 1
+    getattr(sys, closed).close()
+
+
+@pytest.mark.parametrize("why", ["", "no driver"])
+def test_no_device_of_the_platform_asked_for(why, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError(why) if why else AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", fail)
+    assert main(["doctor"]) == 1
+    out, err = capsys.readouterr()
+    assert re.search(rf"^jax +{re.escape(jax.__version__)}$", out, re.MULTILINE)
+    message = "natjax: error: JAX finds no device of the kind that the environment asks for, JAX_PLATFORMS=cuda"
+    message += f": {why}." if why else "."
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["devices"] == []
+    monkeypatch.setattr("natjax.cli.bench.input_size", fail)
+    assert main(["bench", "nat_mini"]) == 1
+    assert capsys.readouterr().err.startswith(message)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert main(["bench", "nat_mini"]) == 1
+    assert capsys.readouterr().err == f"natjax: error: JAX finds no device to run on{why and ': '}{why}\n"
 
 
 def test_progress_is_shown_on_terminals_only(fake, capsys, monkeypatch):

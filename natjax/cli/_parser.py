@@ -1,0 +1,35 @@
+"""The parser of the command line: argparse's, with the nearest name where one was mistyped."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+_INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser. Flags are not abbreviated, as a new flag could change what an abbreviation means."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with usage, message and, where a choice was mistyped, the nearest one."""
+        if found := _INVALID_CHOICE.search(message):
+            message += _near(found[1], re.findall(r"[\w-]+", found[2]))
+        super().error(message)
+
+    def refuse_unknown(self, arguments: list[str]) -> NoReturn:
+        """Ends the command as argparse does where it does not know arguments, with the flags that are nearest to them."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        hints = [_near(name.partition("=")[0], flags) for name in arguments if name.startswith("-")]
+        self.error(f"unrecognized arguments: {' '.join(arguments)}{''.join(hints)}")
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
