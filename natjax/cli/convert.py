@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._config import find_preset, read_config, read_processor
+from natjax.cli._config import read_config, read_processor
 from natjax.cli._output import complain, printable
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
-    from natjax.image_processing import NatImageProcessor
 
 HELP = "convert a checkpoint between formats"
 
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         args.dst,
         config=read_config(args.config),
         dilations=args.dilations,
-        processor=_processor(args.src, args.config),
+        processor=read_processor(args.config, for_weights=args.src),
         to=args.to,
         overwrite=args.overwrite,
     )
@@ -63,14 +61,6 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"  {report.tensors} tensors, {report.parameters:,} parameters, {report.seconds:.1f} s")
     return 0
-
-
-def _processor(src: str, config: str | None) -> NatImageProcessor | None:
-    """Returns the image processor that comes with --config. That of a preset yields to one beside SRC."""
-    folder = Path(src) if Path(src).is_dir() else Path(src).parent
-    if config is None or (find_preset(config) and (folder / PROCESSOR_NAME).is_file()):
-        return None
-    return read_processor(config)
 
 
 def _might_be_imagenet(config: NatConfig) -> bool:

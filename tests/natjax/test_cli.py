@@ -480,6 +480,12 @@ def test_convert_there_and_back(real, capsys, monkeypatch):
     assert "(hf classifier) -> file.pth (shilabs)" in out
     assert "holds weights alone: keep the config.json and preprocessor_config.json of model" in err
     assert main(["classify", "image.png", "--model", "file.pth", "--config", "model"]) == 0
+    (real / "elsewhere").mkdir()
+    (real / "elsewhere" / "file.pth").write_bytes((real / "file.pth").read_bytes())
+    capsys.readouterr()
+    for command in ("classify", "features"):  # both find the image processor that belongs to --config
+        assert main([command, "image.png", "--model", "elsewhere/file.pth", "--config", "model"]) == 0
+        assert capsys.readouterr().err == ""
     (real / "alone").mkdir()
     (real / "file.pth").rename(real / "alone" / "file.pth")
     assert main(["convert", "alone/file.pth", "back"]) == 1
