@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from natjax.cli._config import read_config, read_processor
 from natjax.cli._output import complain, printable
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
+from natjax.hub import locate
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
@@ -18,7 +19,9 @@ HELP = "convert a checkpoint between formats"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("src", metavar="SRC", help="checkpoint to read: a folder, .safetensors, .bin or .pth")
+    parser.add_argument(
+        "src", metavar="SRC", help="checkpoint to read: a folder, a run's folder, .safetensors, .bin, .pth or a name"
+    )
     parser.add_argument("dst", metavar="DST", help="folder (hf) or file such as x.pth (shilabs) to write")
     parser.add_argument("--to", choices=("hf", "shilabs"), help="format to write (default: what DST is named like)")
     parser.add_argument("--config", metavar="NAME|FILE", help="the model, where SRC has no config.json")
@@ -35,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from natjax_convert import convert
 
+    source = locate(args.src)
     report = convert(
-        args.src,
+        source,
         args.dst,
         config=read_config(args.config),
         dilations=args.dilations,
-        processor=read_processor(args.config, for_weights=args.src),
+        processor=read_processor(args.config, for_weights=source),
         to=args.to,
         overwrite=args.overwrite,
     )

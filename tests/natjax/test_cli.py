@@ -473,6 +473,16 @@ def test_a_real_model(real, capsys, monkeypatch):
         assert written["stage1"].shape == (1, 4, 4, 8)
 
 
+def test_convert_takes_what_other_commands_take_for_a_model(real, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(real / "model", tmp_path / "run" / "model")
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    assert main(["convert", "run", "file.pth"]) == 0
+    assert main(["convert", "digits", "digits.pth"]) == 0
+    assert main(["convert", "nat_mni", "there"]) == 1
+    assert "Did you mean nat_mini?" in capsys.readouterr().err
+
+
 def test_convert_there_and_back(real, capsys, monkeypatch):
     monkeypatch.chdir(real)
     assert main(["convert", "model", "file.pth"]) == 0
