@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,7 @@ class Progress:
 
     def __init__(self, total: int, unit: str):
         self._total, self._unit, self._start = total, unit, time.monotonic()
-        self._shown = False
+        self._width = 0  # of what is shown
 
     def update(self, done: int, total: int | None = None) -> None:
         """Shows that `done` items in all are done, of another total where that is known only now."""
@@ -48,11 +49,12 @@ class Progress:
         rate = done / max(time.monotonic() - self._start, 1e-6)
         minutes, seconds = divmod(round((self._total - done) / rate), 60)
         line = f"{done}/{self._total} {self._unit}, {rate:.1f}/s, {minutes}:{seconds:02d} left"
-        print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
-        self._shown = True
+        line = line[: max(1, shutil.get_terminal_size().columns - 1)]  # one that wraps would not be written over
+        print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
+        self._width = len(line)
 
     def clear(self) -> None:
         """Removes the line."""
-        if self._shown:
-            print(f"\r{'':60}\r", end="", file=sys.stderr, flush=True)
-            self._shown = False
+        if self._width:
+            print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
+            self._width = 0

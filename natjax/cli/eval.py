@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natjax.atomic import replacing
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
+from natjax.configuration import PROCESSOR_NAME
 from natjax.errors import CheckpointError, install_line
-from natjax.hub import locate
+from natjax.hub import RECIPE_NAME, locate
 
 if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor
@@ -23,15 +25,19 @@ if TYPE_CHECKING:
 HELP = "measure a model on the validation images of a data set"
 _HARDEST = 10  # classes that are shown
 _MAX_CORRUPT = 100
+_COLUMNS = ("class", "images", "recall", "precision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with val/ in it, or 'digits'")
     parser.add_argument(
-        "--model", metavar="M", help="a checkpoint or a run's folder (with --data digits by default their classifier)"
+        "--model",
+        metavar="M",
+        help="checkpoint: a run's folder, a path, a name of `natjax list` or a Hugging Face id; needed, but with --data digits "
+        "(digits is their classifier)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--json", action="store_true", help="print one JSON document, with every class")
     parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
     parser.add_argument(
         "--batch-size", type=positive_int, default=64, metavar="N", help="images per step, of all devices (default: 64)"
@@ -59,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
     is_main_process = jax.process_index() == 0
     if args.csv and is_main_process:
-        open(args.csv, "a").close()  # one that cannot be written is to be known before the evaluation, not after it
-    source = data.open_source(args.data, "val")
-    checkpoint = locate(_of_run(args.model) or (args.data if args.data == "digits" else None))
+        _check_writable(Path(args.csv))  # to be known before the evaluation, not after it
+    checkpoint = locate(args.model or (args.data if args.data == "digits" else None))
+    source = data.open_source(args.data, "val", **_split_of_run(checkpoint, args.data))
     net = NatForImageClassification.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
     if not names:
@@ -71,6 +77,14 @@ def run(args: argparse.Namespace) -> int:
     mean, std = _normalisation(processor)
     devices = mesh.make_mesh(args.mesh)
     mesh.check_batch(devices, args.batch_size)
+    if is_main_process:
+        for message in (
+            f"{len(source):,} images, {len(source.class_names)} classes; model {args.model or args.data}; preprocessing from "
+            + ("the checkpoint" if (_folder(checkpoint) / PROCESSOR_NAME).exists() else "ImageNet"),
+            *source.notes,
+            *data.remarks(source),
+        ):
+            complain(message)
     progress = Progress(len(source), "images")
     too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
     with explain_out_of_memory(too_large), jax.set_mesh(devices):
@@ -101,15 +115,38 @@ def run(args: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def _of_run(model: str | None) -> str | None:
-    """Returns where a run's model is, if that is what the argument names: the best so far where it has not ended."""
-    if model is None or not (Path(model) / "recipe.json").is_file():
-        return model
-    if not (Path(model) / "model").is_dir():
-        raise CheckpointError(
-            f"{model}: the run has no model before its first evaluation; go on with natjax train --resume."
-        )
-    return str(Path(model) / "model")
+def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
+    """Returns how the run that a model is of split its data, where it did and the data given have no split of their own."""
+    recipe, folder = checkpoint.parent / RECIPE_NAME, Path(data)
+    if not (recipe.is_file() and folder.is_dir()) or any((folder / name).is_dir() for name in ("val", "validation")):
+        return {}
+    from natjax_train.recipes import find_recipe
+
+    found = find_recipe(str(recipe))
+    if found.val_fraction is None:
+        return {}
+    complain(
+        f"{data}: has no val/; the images that the run held out are measured (val_fraction {found.val_fraction:g})"
+    )
+    return {"val_fraction": found.val_fraction, "seed": found.seed}
+
+
+def _folder(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+
+
+def _check_writable(path: Path) -> None:
+    """Checks that a table can be written, and leaves nothing behind.
+
+    Raises:
+        OSError: it cannot.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder is there; --csv writes a file.")
+    there = path.exists()
+    open(path, "a").close()
+    if not there:
+        path.unlink()
 
 
 def _labels(classes: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -150,18 +187,28 @@ def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str]) -> N
     rows = [(name, *found) for name, found in zip(names, metrics.per_class(), strict=True)]
     summary = {name: getattr(metrics, name) for name in ("top1", "top5", "loss", "images_per_second")}
     if args.json:
-        print_json({name: value if math.isfinite(value) else None for name, value in summary.items()})
+        classes = [{name: _finite(value) for name, value in zip(_COLUMNS, row, strict=True)} for row in rows]
+        numbers = {name: _finite(value) for name, value in summary.items()}
+        print_json(numbers | {"images": int(metrics.confusion.sum()), "classes": classes})
     else:
         _print(summary, rows, int(metrics.confusion.sum()))
     if args.csv:
         _write_csv(args.csv, rows)
 
 
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write_csv(path: str, rows: Iterable[Sequence[Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    # A name that is no UTF-8 is written with its bytes escaped, as it is printed: the file can be read by anything.
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
-        writer.writerow(("class", "images", "recall", "precision"))
-        writer.writerows(["" if value != value else value for value in row] for row in rows)  # NaN is no number
+        writer.writerow(_COLUMNS)
+        writer.writerows(["" if _finite(value) is None else value for value in row] for row in rows)
 
 
 def _print(summary: dict[str, float], rows: Sequence[Sequence[Any]], images: int) -> None:
@@ -170,4 +217,4 @@ def _print(summary: dict[str, float], rows: Sequence[Sequence[Any]], images: int
     hardest = sorted((row for row in rows if row[1]), key=lambda row: row[2])[:_HARDEST]
     print("\nThe classes it finds least of:" if len(rows) > _HARDEST else "")
     table = [(printable(name), count, f"{recall:.1%}", f"{found:.1%}") for name, count, recall, found in hardest]
-    print_table(("class", "images", "recall", "precision"), table)
+    print_table(_COLUMNS, table)

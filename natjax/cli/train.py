@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import signal
 from pathlib import Path
+from typing import Any
 
 from natjax.cli._arguments import add_process_arguments
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
 from natjax.errors import install_line
-from natjax_train.recipe import Recipe, field_help, override
+from natjax_train.fields import field_types
+from natjax_train.recipe import IMAGE_FIELDS, Recipe, field_help, override
 from natjax_train.recipes import RECIPES, find_recipe
 
 HELP = "train or fine-tune a model"
@@ -30,9 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="resume the run in RUN_DIR; start where there is none")
     add_process_arguments(parser)
     fields = parser.add_argument_group("recipe", "Each of these overrides a field of the recipe.")
+    kinds = field_types(Recipe)
     for name, text in field_help().items():
         names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        fields.add_argument(*names, dest=f"recipe_{name}", metavar="VALUE", help=text.replace("%", "%%"))
+        options: dict[str, Any] = {"dest": f"recipe_{name}", "help": text.replace("%", "%%")}
+        if kinds[name] in (bool, bool | None):  # --remat, --remat true; --no-remat, --remat false
+            fields.add_argument(*names, **options, metavar="VALUE", nargs="?", const="true")
+            no = dict.fromkeys(one.replace("--", "--no-", 1) for one in names)
+            fields.add_argument(*no, dest=f"recipe_{name}", action="store_const", const="false", help=argparse.SUPPRESS)
+        else:
+            fields.add_argument(*names, **options, metavar="VALUE")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
         from natjax_train import loop
     except ImportError as error:
         raise ImportError(f"Training needs more packages ({error}): {install_line('train')}.") from error
-    import jax
 
-    if jax.process_index() == 0:
+    def started(recipe: Recipe) -> None:
         print(recipe.to_json(), flush=True)  # JSON escapes what could steer a terminal
+
     try:
         with explain_out_of_memory(_TOO_LARGE.format(recipe=recipe)):
-            loop.train(recipe, args.data, args.out, resume=args.resume, report=complain)
+            loop.train(recipe, args.data, args.out, resume=args.resume, report=complain, started=started)
     except loop.PreemptedError as stopped:
         complain(str(stopped))
         return EXIT_PREEMPTED if stopped.signal == signal.SIGTERM else EXIT_INTERRUPTED
@@ -63,17 +72,31 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     """Returns the recipe with what the flags override: the run's own where one is resumed."""
     texts = {name: getattr(args, f"recipe_{name}") for name in field_help()}
     changes = {name: text for name, text in texts.items() if text is not None}
-    named = override(find_recipe(args.recipe), changes) if args.recipe else None
+    named = None
+    if args.recipe:
+        found = find_recipe(args.recipe)
+        named = override(found, changes)
+        if named.warmup_epochs != found.warmup_epochs and "warmup_epochs" not in changes:
+            complain(
+                f"warmup_epochs {found.warmup_epochs:g} does not fit into {named.epochs:g} epochs: "
+                f"{named.warmup_epochs:g}, the same part of the run, instead"
+            )
     saved = Path(args.out) / "recipe.json"
     if not (args.resume and saved.is_file()):
         if named is None:
             raise ValueError(f"--recipe is needed: a JSON file, or one of {', '.join(RECIPES)}.")
         return named
     recipe = override(find_recipe(str(saved)), changes)
-    if named and named != recipe:
-        differing = ", ".join(name for name in field_help() if getattr(named, name) != getattr(recipe, name))
+    differing = ", ".join(name for name in field_help() if named and _differs(name, named, recipe))
+    if differing:
         raise ValueError(
             f"The run goes on by {saved}, which differs from --recipe {args.recipe} in {differing}: leave --recipe out, or "
             "choose another folder for another run."
         )
     return recipe
+
+
+def _differs(name: str, named: Recipe, saved: Recipe) -> bool:
+    """Returns whether a field of a recipe is not that of the run; what it leaves open, the run has decided."""
+    asked = getattr(named, name)
+    return asked != getattr(saved, name) and not (name in IMAGE_FIELDS and asked is None)

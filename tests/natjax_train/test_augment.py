@@ -170,8 +170,9 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, re
 from jax.sharding import NamedSharding, PartitionSpec as P
 from natjax_train.augment import device
-from natjax_train.recipe import Recipe
-settings = Recipe(model="nat_mini", affine=1.0, erasing=0.5)
+from natjax_train.recipes import RECIPES
+import dataclasses
+settings = dataclasses.replace(RECIPES["nat_mini"], affine=1.0, erasing=0.5)
 images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8))
 batch = {"image": images, "label": jnp.arange(32) % 10}
 run = jax.jit(lambda key, batch: device.prepare(key, batch, settings, 10))

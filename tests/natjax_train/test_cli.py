@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import jax
 import pytest
 
 from natjax import cli
-from natjax_train import loop
+from natjax_train import loop, start
 from natjax_train.recipe import Recipe, field_help
 from natjax_train.recipes import RECIPES
 
@@ -23,7 +24,7 @@ def test_help_names_every_field(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(Recipe):
-        assert f"--{field.name.replace('_', '-')} VALUE" in text
+        assert re.search(rf"--{field.name.replace('_', '-')} (VALUE|\[VALUE\])", text)
         assert field.metadata["help"]
 
 
@@ -32,7 +33,7 @@ def test_help_without_docstrings():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in field_help():
-        assert f"--{name.replace('_', '-')} VALUE" in done.stdout
+        assert re.search(rf"--{name.replace('_', '-')} (VALUE|\[VALUE\])", done.stdout)
     assert "micro-batches of a step" in done.stdout
 
 
@@ -93,3 +94,38 @@ def test_out_of_memory(capsys, monkeypatch, tmp_path, said):
     names = ["batch_size (64)", "accumulate (2)", "--remat", "--dtype bfloat16"]
     assert [name in message for name in names] == [said.startswith("RESOURCE")] * 4
     assert (said in message) != said.startswith("RESOURCE")
+
+
+def test_flags_as_people_write_them(capsys, monkeypatch, tmp_path):
+    recipes = []
+    monkeypatch.setattr(loop, "train", lambda recipe, *arguments, **options: recipes.append(recipe))
+    for flags, expected in (
+        (["--remat"], (True, None)),
+        (["--remat", "true", "--no-crop"], (True, False)),
+        (["--no-remat", "--crop"], (False, True)),
+        (["--remat=false", "--crop", "none"], (False, None)),
+    ):
+        assert run(capsys, tmp_path, "--recipe", "finetune", *flags) == (0, "")
+        assert (recipes[-1].remat, recipes[-1].crop) == expected
+    code, message = run(capsys, tmp_path, "--recipe", "finetune", "--epochs", "2")
+    assert (code, recipes[-1].warmup_epochs) == (0, pytest.approx(0.2))
+    assert message == "natjax: warmup_epochs 3 does not fit into 2 epochs: 0.2, the same part of the run, instead\n"
+
+
+def test_the_same_command_resumes(capsys, monkeypatch, tmp_path):
+    decided = start.resolve(dataclasses.replace(RECIPES["finetune"], model="digits"))[0]
+    (tmp_path / "recipe.json").write_text(decided.to_json())
+    recipes = []
+    monkeypatch.setattr(loop, "train", lambda recipe, *arguments, **options: recipes.append(recipe))
+    same = ("--resume", "--recipe", "finetune", "--model", "digits")
+    assert run(capsys, tmp_path, *same) == (0, "")
+    assert recipes == [decided]
+
+
+def test_the_recipe_is_printed_once_all_was_found(capsys, tmp_path):
+    assert (
+        cli.main(["train", "--recipe", "digits", "--data", str(tmp_path / "no"), "--out", str(tmp_path / "run")]) == 1
+    )
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "no such folder" in printed.err

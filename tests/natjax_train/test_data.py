@@ -1,5 +1,6 @@
 """The input pipeline: sources, what happens to images, and batches that seed and step alone decide."""
 
+import dataclasses
 import io
 import json
 import math
@@ -17,10 +18,10 @@ from natjax.images import load_image
 from natjax_train.augment.host import random_resized_crop
 from natjax_train.data import Digits, ImageFolder, eval_loader, eval_processor, open_source, records, train_loader
 from natjax_train.data.transforms import decode, train_image
-from natjax_train.recipe import Recipe
+from natjax_train.recipes import RECIPES
 
-PLAIN = Recipe(
-    model="nat_mini",
+PLAIN = dataclasses.replace(
+    RECIPES["nat_mini"],
     auto_augment="",
     train_interpolation="bicubic",
     horizontal_flip=0.0,
@@ -28,7 +29,7 @@ PLAIN = Recipe(
     image_size=16,
     max_corrupt=2,
 )
-CROPS = Recipe(model="nat_mini", image_size=16)
+CROPS = dataclasses.replace(RECIPES["nat_mini"], image_size=16)
 
 
 def picture(seed, size=(24, 20), mode="RGB"):
@@ -282,7 +283,7 @@ def test_where_no_crop_fits_the_middle_is_taken():
 
 def test_flips():
     image = np.asarray(picture(2, size=(16, 16)))
-    settings = Recipe(model="nat_mini", auto_augment="", crop=False, horizontal_flip=0.3)
+    settings = dataclasses.replace(RECIPES["nat_mini"], auto_augment="", crop=False, horizontal_flip=0.3)
     flipped = [
         (train_image(image, np.random.default_rng(i), settings, 16, 3) == image[:, ::-1]).all() for i in range(200)
     ]

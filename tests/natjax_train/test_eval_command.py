@@ -1,6 +1,7 @@
 """`natjax eval`: digits, runs and folders, in two processes, what it prints and writes, and how it refuses."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from flax import nnx
 
 import natjax
 from natjax import demo
+from natjax.cli import eval as evaluate
 from natjax.cli import main
+from natjax_train.recipes import RECIPES
 
 CLASSES = [f"class {c}" for c in "abcdef"]
 
@@ -83,12 +86,14 @@ def test_digits(capsys, tmp_path):
     code, out, _ = run(capsys, "--data", "digits", "--json", "--csv", tmp_path / "classes.csv")
     found = json.loads(out)
     assert code == 0
-    assert list(found) == ["top1", "top5", "loss", "images_per_second"]
+    assert list(found) == ["top1", "top5", "loss", "images_per_second", "images", "classes"]
+    assert found["images"] == 360
     assert 0.985 <= found["top1"] <= found["top5"] <= 1
     assert 0 < found["loss"] < 0.1
     assert found["images_per_second"] > 0
     rows = read_csv(tmp_path / "classes.csv")
-    assert [row["class"] for row in rows] == list("0123456789")
+    assert [row["class"] for row in rows] == [row["class"] for row in found["classes"]] == list("0123456789")
+    assert [float(row["recall"]) for row in rows] == [row["recall"] for row in found["classes"]]
     counts = [int(row["images"]) for row in rows]
     assert sum(counts) == 360
     right = sum(count * float(row["recall"]) for count, row in zip(counts, rows, strict=True))
@@ -190,6 +195,43 @@ def test_a_table_that_cannot_be_written_is_known_before_the_evaluation(capsys, t
     code, out, err = run(capsys, "--data", "digits", "--csv", tmp_path / "missing" / "classes.csv")
     assert (code, out) == (1, "")
     assert "No such file or directory" in err
+
+
+def test_it_says_what_it_measures(capsys, tmp_path, model):
+    data = write_images(tmp_path, CLASSES[:2], 2)
+    (data / "train" / CLASSES[0]).mkdir(parents=True)
+    (data / "train" / CLASSES[1]).mkdir()
+    (data / "train" / CLASSES[2]).mkdir()
+    code, out, err = run(capsys, "--data", data, "--model", model, "--json")
+    assert code == 0
+    assert f"4 images, 3 classes; model {model}; preprocessing from the checkpoint" in err
+    assert f"Classes without validation images: {CLASSES[2]}." in err
+    found = json.loads(out)["classes"][2]
+    assert (found["class"], found["images"], found["recall"]) == (CLASSES[2], 0, None)
+
+
+def test_a_table_of_names_that_are_no_utf8(tmp_path):
+    path = tmp_path / "table.csv"
+    evaluate._write_csv(str(path), [("caf\udce9", 2, 0.5, float("nan")), ("dog", 1, 1.0, 0.5)])
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        "class,images,recall,precision",
+        "caf\\udce9,2,0.5,",
+        "dog,1,1.0,0.5",
+    ]
+
+
+def test_data_without_a_split(capsys, tmp_path, model):
+    data = write_images(tmp_path, CLASSES, 4) / "val"
+    code, _, err = run(capsys, "--data", data, "--model", model)
+    assert code == 1
+    assert "has no val/ or validation/" in err
+    assert "--val-fraction 0.1" in err
+    shutil.copytree(model, tmp_path / "run" / "model")
+    recipe = dataclasses.replace(RECIPES["finetune"], val_fraction=0.25, seed=3)
+    (tmp_path / "run" / "recipe.json").write_text(recipe.to_json())
+    code, out, err = run(capsys, "--data", data, "--model", tmp_path / "run", "--json")
+    assert (code, json.loads(out)["images"]) == (0, 6)
+    assert "the images that the run held out are measured" in err
 
 
 def test_refusals(capsys, tmp_path, model):

@@ -20,7 +20,7 @@ from natjax_convert import shapes
 from natjax_train import loop
 from natjax_train.augment.device import normalize
 from natjax_train.recipe import override
-from natjax_train.recipes import RECIPES
+from natjax_train.recipes import RECIPES, find_recipe
 from natjax_train.tasks import TASKS
 
 MODEL = {"num_channels": 1, "embed_dim": 8, "depths": [1], "num_heads": [1], "kernel_size": 3}
@@ -121,3 +121,55 @@ def test_a_second_task_is_a_class_and_an_entry(monkeypatch, tmp_path):
     loop.train(small_recipe(**changes), "digits", tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="begun with task regression, and cannot go on with classification"):
         loop.train(small_recipe(), "digits", tmp_path / "run", resume=True)
+
+
+def messages_of(tmp_path, **changes):
+    messages, recipes = [], []
+    loop.train(small_recipe(**changes), "digits", tmp_path / "run", report=messages.append, started=recipes.append)
+    return messages, recipes
+
+
+def test_a_run_says_what_it_starts_from(tmp_path):
+    messages, (recipe,) = messages_of(tmp_path, image_mean="none", image_std="none", crop_pct="none", crop="none")
+    assert messages[0] == (
+        "1,437 training and 360 validation images, 10 classes; random weights: custom; preprocessing as for ImageNet"
+    )
+    assert (recipe.image_mean, recipe.crop_pct, recipe.eval_crop) == ((0.5,), 0.875, True)
+    assert find_recipe(str(tmp_path / "run" / "recipe.json")) == recipe
+    processor = natjax.NatImageProcessor.from_pretrained(tmp_path / "run" / "model")
+    assert (processor.size, processor.crop_size) == ({"shortest_edge": 18}, {"height": 16, "width": 16})
+    messages = []
+    loop.train(recipe, "digits", tmp_path / "run", resume=True, report=messages.append)
+    assert messages[0] == "Goes on after step 3 of 3."
+    assert messages[1].endswith("10 classes; weights from its checkpoint; preprocessing from the run's recipe")
+
+
+def test_a_start_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
+    out = tmp_path / "runs" / "new"
+    for data in (tmp_path / "missing", "digits"):
+        with pytest.raises((ValueError, OSError)):
+            loop.train(small_recipe(model=str(tmp_path / "no" / "model" / "there")), str(data), out)
+    monkeypatch.setattr(loop, "make_training", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.train(small_recipe(), "digits", out)
+    assert not list(tmp_path.iterdir())
+    out.mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ZeroDivisionError):
+        loop.train(small_recipe(), "digits", out)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_folders_that_no_run_can_have(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"a run needs a folder, and .*file is a file"):
+            loop.train(small_recipe(), "digits", out)
+    with pytest.raises(ValueError, match="no UTF-8"):
+        loop.train(small_recipe(), "digits", tmp_path / "out\udce9")
+
+
+def test_curves_are_drawn_whatever_ends_a_run(tmp_path):
+    with pytest.raises(loop.NonFiniteError):
+        loop.train(small_recipe(learning_rate="1e38", clip_norm="none", epochs="0.1"), "digits", tmp_path / "run")
+    assert (tmp_path / "run" / "curves.png").exists()

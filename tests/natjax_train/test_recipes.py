@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -106,3 +107,25 @@ def test_find(tmp_path):
     assert find_recipe(str(tmp_path / "mine.json")) == recipe
     with pytest.raises(ValueError, match="Did you mean nat_mini"):
         find_recipe("nat-mini")
+
+
+def test_what_was_printed_can_be_given_back():
+    recipe = RECIPES["digits"]
+    changes = {name: json.dumps(value) for name, value in json.loads(recipe.to_json()).items()}
+    assert override(RECIPES["nat_mini"], changes) == recipe
+    changed = override(
+        RECIPES["nat_mini"], {"image_size": "null", "crop": "None", "interpolation": "none", "image_std": "none"}
+    )
+    assert (changed.image_size, changed.crop, changed.interpolation, changed.image_std) == (None,) * 4
+    with pytest.raises(ValueError, match=r"image_mean must be none or numbers with commas between; got '\[0.5'"):
+        override(recipe, {"image_mean": "[0.5"})
+    with pytest.raises(ValueError, match="val_fraction must be none or more than 0 and less than 1; got 1"):
+        override(recipe, {"val_fraction": "1"})
+
+
+def test_short_runs_warm_up_for_a_shorter_time():
+    assert override(RECIPES["finetune"], {"epochs": "2"}).warmup_epochs == pytest.approx(0.2)
+    assert override(RECIPES["finetune"], {"epochs": "5"}).warmup_epochs == 3
+    assert Recipe.from_json('{"model": "custom", "epochs": 3}').warmup_epochs == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="warmup_epochs must be at most epochs"):
+        Recipe.from_json('{"model": "custom", "epochs": 3, "warmup_epochs": 4}')

@@ -17,6 +17,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "not negative": (lambda value: value >= 0, "at least 0"),
     "positive": (lambda value: value > 0, "more than 0"),
     "fraction": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "part": (lambda value: 0 < value < 1, "more than 0 and less than 1"),
     "range": (lambda value: len(value) == 2 and 0 < value[0] <= value[1], "two numbers, 0 < least <= greatest"),
 }
 _MEANING: dict[Any, str] = {
@@ -72,17 +73,26 @@ def check(settings: Any) -> None:
         rules = field.metadata["rules"] or (("not negative",) if kind in (int, float) else ())
         for fine, expected in (_RULES[rule] for rule in rules):
             if value is not None and not fine(value):
-                optional = "none or " if isinstance(kind, types.UnionType) else ""
+                optional = "none or " if _is_optional(kind) else ""
                 raise ValueError(f"{field.name} must be {optional}{expected}; got {value!r}.")
         choices = field.metadata["choices"]
-        if choices and value not in choices:
+        if choices and value not in choices and not (value is None and _is_optional(kind)):
             raise ValueError(f"{field.name} must be {' or '.join(map(repr, choices))}; got {value!r}.")
 
 
+def _is_optional(kind: Any) -> bool:
+    return isinstance(kind, types.UnionType)
+
+
+def _without_none(kind: Any) -> Any:
+    """Returns the type that a field has where it is not None: `int` of `int | None`."""
+    return next(part for part in typing.get_args(kind) if part is not type(None)) if _is_optional(kind) else kind
+
+
 def _as_type(name: str, kind: Any, value: Any) -> Any:
-    if value is None and isinstance(kind, types.UnionType):
+    if value is None and _is_optional(kind):
         return None
-    plain = float if isinstance(kind, types.UnionType) else kind
+    plain = _without_none(kind)
     if plain is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if plain in (int, bool, str) and type(value) is plain:
@@ -91,26 +101,32 @@ def _as_type(name: str, kind: Any, value: Any) -> Any:
         return tuple(_as_type(name, float, entry) for entry in value)
     if typing.get_origin(plain) is Mapping and isinstance(value, Mapping):
         return dict(value)
-    raise ValueError(f"{name} must be {_MEANING[plain]}; got {value!r}.")
+    raise ValueError(f"{name} must be {_meaning(kind)}; got {value!r}.")
+
+
+def _meaning(kind: Any) -> str:
+    return ("none or " if _is_optional(kind) else "") + _MEANING[_without_none(kind)]
 
 
 def parse(name: str, kind: Any, text: str) -> Any:
-    """Returns the value that a text stands for: "none", "true", "0.1", "0.08,1", '{"kernel_size": 5}'.
+    """Returns the value that a text stands for: "none", "true", "0.1", "0.08,1", '{"kernel_size": 5}'; or what JSON has for it.
 
     Raises:
         ValueError: the text is nothing of this type.
     """
-    if isinstance(kind, types.UnionType):
-        return None if text.lower() == "none" else parse(name, float, text)
+    if _is_optional(kind) and text.strip().lower() in ("none", "null"):
+        return None
+    plain = _without_none(kind)
     try:
-        if kind is str:
-            return text
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if kind in (int, float):
-            return kind(text)
-        if typing.get_origin(kind) is tuple:
-            return tuple(float(entry) for entry in text.split(","))
+        if plain is str:
+            return json.loads(text) if len(text) > 1 and text[0] == text[-1] == '"' else text
+        if plain is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.strip().lower()]
+        if plain in (int, float):
+            return plain(text)
+        if typing.get_origin(plain) is tuple:
+            brackets = text.strip().startswith("[")
+            return tuple(float(entry) for entry in (json.loads(text) if brackets else text.split(",")))
         return json.loads(text)
-    except (KeyError, ValueError):
-        raise ValueError(f"{name} must be {_MEANING[kind]}; got {text!r}.") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{name} must be {_meaning(kind)}; got {text!r}.") from None

@@ -1,8 +1,8 @@
 """The training run: one loop, to be read from top to bottom.
 
 A run's folder holds recipe.json, config.json (the model's), metrics.jsonl, checkpoints/, from the first evaluation on model/, and
-at its end plots. All randomness derives from the seed and the step (or, in the data, the epoch and the index), so that an
-interrupted run resumes bit-exactly. What is learnt, and how it is scored, is the recipe's task.
+at its end, whatever ends it, curves.png. All randomness derives from the seed and the step (or, in the data, the epoch and
+the index), so that an interrupted run resumes bit-exactly. What is learnt, and how it is scored, is the recipe's task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from natjax.atomic import staging
 from natjax.configuration import NatConfig
 from natjax.errors import NatjaxError
 from natjax_train import data as data_
-from natjax_train import optim, plots
+from natjax_train import optim, plots, start
 from natjax_train.checkpoint import Checkpoints
 from natjax_train.evaluate import measure
 from natjax_train.interruption import InterruptedEvaluationError, noted_signals
@@ -42,7 +42,7 @@ from natjax_train.tasks import find_task
 __all__ = ["NonFiniteError", "PreemptedError", "train"]
 
 # What a resumed run may not change: it decides the weights and the order of the data.
-_UNCHANGED = ("task", "model", "batch_size", "seed")
+_UNCHANGED = ("task", "model", "batch_size", "seed", "val_fraction")
 
 
 class PreemptedError(NatjaxError):
@@ -64,6 +64,7 @@ def train(
     *,
     resume: bool = False,
     report: Callable[[str], None] = print,
+    started: Callable[[Recipe], None] = lambda recipe: None,
 ) -> Path:
     """Trains, and returns the folder of the exported model: that of the step the recipe selects.
 
@@ -73,6 +74,7 @@ def train(
         out: the run's folder.
         resume: whether to resume from the newest good checkpoint in it; starts where there is none.
         report: called with messages for people.
+        started: called with the run's recipe, with what it left open decided, once data and model were found.
 
     Raises:
         PreemptedError: SIGTERM or SIGINT came; the state was saved.
@@ -82,10 +84,18 @@ def train(
     """
     out = Path(out)
     is_main_process = jax.process_index() == 0
-    _check_folder(out, recipe, resume)
-    train_source, val_source = (
-        (data_.open_source(data, "train"), data_.open_source(data, "val")) if isinstance(data, str) else data
-    )
+    used = _check_folder(out, recipe, resume)
+    if isinstance(data, str):
+        train_source, val_source = (
+            data_.open_source(data, split, val_fraction=recipe.val_fraction, seed=recipe.seed)
+            for split in ("train", "val")
+        )
+    else:
+        train_source, val_source = data
+    data_.check_training(train_source)
+    preprocessing = "preprocessing from the run's recipe"
+    if not (used and start.is_resolved(recipe)):  # the checkpoint that a run started from may be gone
+        recipe, preprocessing = start.resolve(recipe)
     steps_per_epoch = len(train_source) // recipe.batch_size
     if not steps_per_epoch:
         raise ValueError(f"batch_size {recipe.batch_size} is more than the {len(train_source)} training images.")
@@ -94,7 +104,8 @@ def train(
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, recipe.batch_size, recipe.accumulate)
     task = find_task(recipe.task)(recipe, train_source.class_names)
-    processor = data_.eval_processor(recipe, recipe.image_size)
+    image_size, mean, std = start.resolved(recipe)
+    processor = data_.eval_processor(recipe, image_size)
     loading: dict[str, Any] = {
         "batch_size": recipe.batch_size,
         "workers": recipe.workers,
@@ -104,14 +115,16 @@ def train(
     }
     loader = data_.train_loader(
         train_source,
-        image_size=recipe.image_size,
-        num_channels=len(recipe.image_mean),
+        image_size=image_size,
+        num_channels=len(mean),
         augmentation=recipe,
         seed=recipe.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         **loading,
     )
+    with jax.set_mesh(mesh):
+        initial = None if used else task.initial_model()  # before the folder is made, which a failed start leaves alone
     with (
         sole_use(out) if is_main_process else contextlib.nullcontext(),
         jax.set_mesh(mesh),
@@ -120,9 +133,11 @@ def train(
         Checkpoints(out / "checkpoints", recipe.keep, report) as checkpoints,
         contextlib.ExitStack() as at_end,
     ):
-        begun = NatConfig.from_json_file(out / "config.json") if checkpoints.steps else None
-        model = task.initial_model() if begun is None else task.resumed_model(begun)
-        config = model.config
+        if checkpoints.steps:
+            model = task.resumed_model(NatConfig.from_json_file(out / "config.json"))
+        else:
+            model = initial or task.initial_model()
+        initial, config = None, model.config
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
         training = make_training(config, graphdef, params, task, recipe, steps_per_epoch)
         eval_step = make_eval_step(eval_graphdef, task)
@@ -138,9 +153,14 @@ def train(
             with staging(out) as folder:
                 (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
                 (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
+            started(recipe)
             if step:
                 report(f"Goes on after step {step} of {total}.")
+            begins = "weights from its checkpoint" if step else start.origin(recipe, config)
+            for message in _opening(train_source, val_source, begins, preprocessing):
+                report(message)
             log = Log(out, total, first_step=step, log_every=recipe.log_every)
+            at_end.callback(_draw_curves, out, task, report)  # also of a run that is interrupted or fails
             at_end.callback(log.close)
             report = log.beside(report)
         monitor = StepMonitor(recipe, state.params, batches, checkpoints, log, report)
@@ -154,8 +174,8 @@ def train(
                 lambda pixel_values: eval_step(_averaged(state), pixel_values),
                 val_source,
                 processor,
-                mean=recipe.image_mean,
-                std=recipe.image_std,
+                mean=mean,
+                std=std,
                 mesh=mesh,
                 through=interruption.during,
                 **loading,
@@ -171,9 +191,9 @@ def train(
         evaluation_missed = step > 0 and evaluation_due() and not checkpoints.has_score(step)
         while evaluation_missed or step < total:
             if not evaluation_missed:
-                start = time.perf_counter()
+                asked = time.perf_counter()
                 batch = put_batch(mesh, next(batches))
-                waited = time.perf_counter() - start
+                waited = time.perf_counter() - asked
                 with jax.transfer_guard("disallow"):  # a step needs nothing but what is on the devices
                     state, metrics = training.step(state, batch)
                 step += 1
@@ -210,18 +230,25 @@ def train(
             raise PreemptedError(total, total, error.signal) from None
         if log:
             log.close()
-            plots.curves(out / "metrics.jsonl", out / "curves.png", task.curves)
             task.plot(result, out)
             report(f"{out / 'model'}: the model of step {int(state.step)}, {result.headline()}.")
     return out / "model"
 
 
-def _check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
+def _check_folder(out: Path, recipe: Recipe, resume: bool) -> bool:
     """Checks that a run may begin or resume in the folder, before Orbax starts threads that complain about an early end.
 
+    Returns whether there is a run in it already.
+
     Raises:
-        ValueError: it may not.
+        ValueError: it may not begin or resume there.
     """
+    if blocked := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{out}: a run needs a folder, and {blocked} is a file; give another name.")
+    try:
+        os.fspath(out.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{out}: the folder's name is no UTF-8, and checkpoints cannot be written there.") from None
     used = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
     used_in_main = used
     if jax.process_count() > 1:
@@ -229,7 +256,7 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
     if used_in_main and not resume:
         raise ValueError(f"{out} holds a run already: go on with --resume, or choose another folder.")
     if not used:
-        return
+        return False
     begun = find_recipe(str(out / "recipe.json"))
     for name in _UNCHANGED:
         before, now = getattr(begun, name), getattr(recipe, name)
@@ -238,6 +265,27 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
                 f"The run was begun with {name} {before}, and cannot go on with {now}: leave it as it was, or choose another "
                 "folder for another run."
             )
+    return True
+
+
+def _opening(training: data_.Source, validation: data_.Source, begins: str, preprocessing: str) -> list[str]:
+    """Returns what a run says first: its images, model and preprocessing, and what is odd about the data."""
+    images = (
+        f"{len(training):,} training and {len(validation):,} validation images, {len(training.class_names)} classes"
+    )
+    return [
+        f"{images}; {begins}; {preprocessing}",
+        *training.notes,
+        *validation.notes,
+        *data_.remarks(validation),
+    ]
+
+
+def _draw_curves(out: Path, task: Any, report: Callable[[str], None]) -> None:
+    try:
+        plots.curves(out / "metrics.jsonl", out / "curves.png", task.curves)
+    except OSError as error:  # a full disk, say, which is no reason to lose the error that ended the run
+        report(f"{out / 'curves.png'} could not be drawn: {error.strerror or error}.")
 
 
 def _restored_or_initial(

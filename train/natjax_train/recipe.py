@@ -13,6 +13,10 @@ from natjax_train.augment.settings import DeviceSettings, EvalSettings, HostSett
 from natjax_train.fields import setting
 from natjax_train.tasks import TASKS
 
+# What a recipe may leave open: None stands for what the checkpoint's image processor does.
+IMAGE_FIELDS = ("image_size", "crop", "eval_crop", "crop_pct", "interpolation", "image_mean", "image_std")
+_CHECKPOINTS = "none is the checkpoint's"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(HostSettings, DeviceSettings, EvalSettings):
@@ -25,12 +29,35 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
     """
 
     model: str = setting(
-        'a preset\'s name for random weights (natjax list); "custom" for random weights of the architecture model_config; else a '
-        "checkpoint, local or of the Hugging Face Hub, to start from"
+        "a preset's name (natjax list), for random weights or, where pretrained is true, its published ones; "
+        '"custom" for random weights of the architecture model_config; else a checkpoint to start from: a path, a run\'s '
+        "folder, an id of the Hugging Face Hub"
     )
+    pretrained: bool = setting("whether a preset's name stands for its published weights", False)
     model_config: Mapping[str, Any] = setting("fields of NatConfig that differ from the model's own", {})
     task: str = setting(f"what is learnt: {' or '.join(TASKS)}", "classification")
-    image_size: int = setting("side of the square images", 224, "positive")
+    val_fraction: float | None = setting(
+        "part of each class's images that is held out for validation, of data without val/; none is off", None, "part"
+    )
+    # Where one of these is None, the checkpoint's image processor decides, and with random weights ImageNet's evaluation: see
+    # `start.begin`. The recipe that a run saves has them all.
+    image_size: int | None = setting(f"side of the square images; {_CHECKPOINTS}", None, "positive")
+    crop: bool | None = setting(
+        "whether to train on random resized crops; else images are resized whole; none is true, whatever evaluation does",
+        None,
+    )
+    eval_crop: bool | None = setting(
+        "whether evaluation crops the middle, else resizes images whole; none is as crop, and without that the checkpoint's",
+        None,
+    )
+    crop_pct: float | None = setting(
+        f"part of the resized image that evaluation sees; {_CHECKPOINTS}", None, "positive", "fraction"
+    )
+    interpolation: str | None = setting(
+        f"how evaluation resizes; {_CHECKPOINTS}", None, choices=("bicubic", "bilinear")
+    )
+    image_mean: tuple[float, ...] | None = setting(f"per channel, of pixels 0..1; {_CHECKPOINTS}", None)
+    image_std: tuple[float, ...] | None = setting(f"per channel; {_CHECKPOINTS}", None)
     epochs: float = setting("length of the run, without the cool-down", 300.0, "positive")
     batch_size: int = setting("images of a step, over all devices and micro-batches", 1024, "positive")
     learning_rate: float = setting(
@@ -95,7 +122,7 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote. What a document leaves out has its default, the warm-up one that fits its epochs.
 
         Raises:
             ValueError: it is no JSON object of a recipe's fields.
@@ -106,7 +133,8 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
         check_fields(cls, document)
         if "model" not in document:
             raise ValueError("A recipe needs a model; got none.")
-        return cls(**document)
+        usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
+        return cls(**_fitting_warmup(document, usual["warmup_epochs"], usual["epochs"]))
 
 
 def field_help() -> dict[str, str]:
@@ -118,11 +146,20 @@ def field_help() -> dict[str, str]:
 def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     """Returns the recipe with fields changed, given as text: "none", "true", "0.1", "0.08,1", '{"kernel_size": 5}'.
 
+    Where `epochs` is changed to less than the warm-up, which is not, the warm-up keeps its share of the epochs.
+
     Raises:
         ValueError: there is no such field, or its text does not mean what the field takes.
     """
     check_fields(Recipe, changes)
     kinds = fields.field_types(Recipe)
-    return dataclasses.replace(
-        recipe, **{name: fields.parse(name, kinds[name], text) for name, text in changes.items()}
-    )
+    values = {name: fields.parse(name, kinds[name], text) for name, text in changes.items()}
+    return dataclasses.replace(recipe, **_fitting_warmup(values, recipe.warmup_epochs, recipe.epochs))
+
+
+def _fitting_warmup(values: dict[str, Any], warmup: float, usual: float) -> dict[str, Any]:
+    """Returns the values with a warm-up that fits into their epochs, as long a part of them as `warmup` is of the `usual`."""
+    epochs = values.get("epochs", usual)
+    if "warmup_epochs" in values or not isinstance(epochs, int | float) or not 0 < epochs < warmup:
+        return values
+    return values | {"warmup_epochs": epochs * warmup / usual}

@@ -24,6 +24,8 @@ class ImageSettings:
 
     def __post_init__(self):
         fields.check(self)
+        if self.image_mean is None or self.image_std is None:  # of a recipe that leaves them to its checkpoint
+            return
         if len(self.image_mean) != len(self.image_std) or 0 in self.image_std:
             raise ValueError(
                 "image_mean and image_std must have one number per channel, the latter none that is 0; "
@@ -37,6 +39,9 @@ class EvalSettings(ImageSettings):
 
     interpolation: str = setting("how evaluation resizes", "bicubic", choices=("bicubic", "bilinear"))
     crop_pct: float = setting("part of the resized image that evaluation sees", 0.875, "positive", "fraction")
+    eval_crop: bool | None = setting(
+        "whether evaluation crops the middle; else images are resized whole; none is as crop says", None
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

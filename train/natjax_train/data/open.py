@@ -7,17 +7,21 @@ from pathlib import Path
 
 from natjax.errors import ImageError
 from natjax_train.data.sources import Digits, ImageFolder, Source, class_folders
+from natjax_train.data.split import split as split_folder
 
 SPLITS = {"train": ("train",), "val": ("val", "validation")}
 
 
-def open_source(spec: str | os.PathLike, split: str) -> Source:
+def open_source(spec: str | os.PathLike, split: str, *, val_fraction: float | None = None, seed: int = 0) -> Source:
     """Opens a split of a data set.
 
     Args:
         spec: "digits"; or a folder with `train` and `val` (or `validation`), each an image folder or records made by
             `natjax_train.data.records`.
         split: "train" or "val".
+        val_fraction: of an image folder without `val`: part of the images of every class that are held out for validation.
+            Its classes may lie in `train` or in the folder itself.
+        seed: of the choice of these.
 
     Raises:
         ImageError: there is no such data, or the classes of the two splits differ.
@@ -25,18 +29,31 @@ def open_source(spec: str | os.PathLike, split: str) -> Source:
     if split not in SPLITS:
         raise ValueError(f"split must be 'train' or 'val'; got {split!r}.")
     if str(spec) == "digits":
+        if val_fraction is not None:
+            raise ValueError("The digits have a validation split of their own: leave val_fraction out.")
         return Digits(split)
     if not Path(spec).is_dir():
-        raise ImageError(f"{spec}: no such folder; give one that holds train/ and val/, or 'digits'.")
+        what = "is a file" if Path(spec).exists() else "no such folder"
+        raise ImageError(f"{spec}: {what}; give a folder that holds train/ and val/, or 'digits'.")
     folder, training = (_split_folder(Path(spec), kind) for kind in (split, "train"))
-    if folder is None:
-        wanted = " or ".join(f"{name}/" for name in SPLITS[split])
-        raise ImageError(f"{spec} has no {wanted}: it should hold train/ and val/, each with one folder per class.")
-    # Evaluation numbers its classes as training does, even if some of them have no images there.
-    names = None if split == "train" or training is None else _class_names(training)
     # Imported here: `python -m natjax_train.data.records` warns if it is imported before.
     from natjax_train.data import records
 
+    if val_fraction is not None:
+        if validation := _split_folder(Path(spec), "val"):
+            raise ValueError(
+                f"{validation} is there: leave val_fraction out, which splits data that have no such folder."
+            )
+        whole = training or Path(spec)
+        if records.is_records(whole):
+            raise ImageError(
+                f"{whole}: val_fraction splits image folders, and these are records: split before packing."
+            )
+        return split_folder(ImageFolder(whole), whole, val_fraction, seed)[split]
+    if folder is None:
+        raise ImageError(_no_split(Path(spec), split, training))
+    # Evaluation numbers its classes as training does, even if some of them have no images there.
+    names = None if split == "train" or training is None else _class_names(training)
     if not records.is_records(folder):
         return ImageFolder(folder, names)
     source = records.Records(folder)
@@ -47,6 +64,20 @@ def open_source(spec: str | os.PathLike, split: str) -> Source:
 
 def _split_folder(directory: Path, split: str) -> Path | None:
     return next((directory / name for name in SPLITS[split] if (directory / name).is_dir()), None)
+
+
+def _no_split(directory: Path, split: str, training: Path | None) -> str:
+    found = class_folders(directory)
+    holds = f"; it holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
+    wanted = " or ".join(f"{name}/" for name in SPLITS[split])
+    what = f"{directory} has no {wanted}: it should hold train/ and val/, each with one folder per class{holds}."
+    if split == "train" and _split_folder(directory, "val"):
+        return what
+    beside = training or directory
+    return (
+        f"{what} natjax train --val-fraction 0.1 holds out a tenth of the images in {beside} for validation, and natjax eval "
+        "measures such a run on these."
+    )
 
 
 def _class_names(directory: Path) -> tuple[str, ...]:

@@ -105,6 +105,11 @@ class ImageFolder:
         self.class_counts = _counts(self._labels, self.class_names)
         self.notes = tuple(f"{self._directory}: {note}" for note in _notes(skipped, +deep))
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The classes of all images by number, int32 [images]."""
+        return self._labels
+
     def __len__(self) -> int:
         return len(self._labels)
 

@@ -58,11 +58,11 @@ def eval_processor(settings: EvalSettings, image_size: int) -> NatImageProcessor
     """Returns how images are prepared for evaluation: the shorter side to `image_size / crop_pct`, then the middle.
 
     Args:
-        settings: of evaluation; without `crop`, images are resized whole.
+        settings: of evaluation; without `eval_crop` (or, where that is None, `crop`), images are resized whole.
         image_size: side of the result.
     """
     shape: dict[str, Any] = {"size": image_size}
-    if settings.crop:
+    if settings.crop if settings.eval_crop is None else settings.eval_crop:
         shortest = {"shortest_edge": math.floor(image_size / settings.crop_pct)}
         shape = {"size": shortest, "do_center_crop": True, "crop_size": image_size}
     resample = int(RESAMPLING[settings.interpolation])

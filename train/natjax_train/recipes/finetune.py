@@ -3,7 +3,7 @@
     natjax train --recipe finetune --data photographs --out runs/finetuned
 
 Expected figure and time depend on the data. The rate falls by 0.8 per layer below the head, which keeps what the lower layers
-know.
+know. Images are prepared as the checkpoint's image processor says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from natjax_train.recipe import Recipe
 
 RECIPES = {
     "finetune": Recipe(
-        model="shi-labs/nat-mini-in1k-224",
+        model="nat_mini",
+        pretrained=True,
         epochs=30,
         batch_size=64,
         learning_rate=5e-4,

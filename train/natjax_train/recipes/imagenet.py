@@ -13,12 +13,21 @@ rate near zero at the end lets the weights settle, and this recipe averages none
 
 from __future__ import annotations
 
+from typing import Any
+
+from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 from natjax_train.recipe import Recipe
 
 _MODELS = tuple(f"{family}_{size}" for family in ("nat", "dinat") for size in ("mini", "tiny", "small", "base"))
+_IMAGES: dict[str, Any] = {
+    "crop": True,
+    "interpolation": "bicubic",
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
+}
 
 RECIPES = {
-    **{name: Recipe(model=name) for name in _MODELS},
+    **{name: Recipe(model=name, image_size=224, crop_pct=0.875, **_IMAGES) for name in _MODELS},
     "dinat_large_384": Recipe(  # from the weights of ImageNet-22k at 224 pixels
         model="shi-labs/dinat-large-in22k-224",
         model_config={
@@ -38,5 +47,6 @@ RECIPES = {
         mixup=0.0,
         cutmix=0.0,
         crop_pct=1.0,
+        **_IMAGES,
     ),
 }

@@ -6,6 +6,7 @@ Letters: B batch, H W image, C channels, L classes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ from jax.sharding import reshard
 
 from natjax.configuration import NatConfig
 from natjax.models import NatForImageClassification
-from natjax.presets import PRESETS, get_config
+from natjax.presets import get_config
 from natjax_convert import shapes
-from natjax_train import plots
+from natjax_train import plots, start
 from natjax_train.augment import device
 from natjax_train.recipe import Recipe
 
@@ -100,18 +101,15 @@ class Classification:
         recipe = self.recipe
         options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
         changes, labels = _changes(recipe), {"id2label": dict(enumerate(self._class_names))}
-        if recipe.model == "custom":
-            model = NatForImageClassification(NatConfig(**changes, **labels), **options)
-        elif recipe.model in PRESETS:
-            model = NatForImageClassification(get_config(recipe.model, **changes, **labels), **options)
+        checkpoint = start.open_checkpoint(recipe)
+        if checkpoint is None:
+            make = NatConfig if recipe.model == "custom" else functools.partial(get_config, recipe.model)
+            model = NatForImageClassification(make(**changes, **labels), **options)
         else:
-            options["resize_biases"] = True
-            model = NatForImageClassification.from_pretrained(recipe.model, **changes, **options)
-            if model.config.id2label != labels["id2label"]:
-                model = NatForImageClassification.from_pretrained(
-                    recipe.model, **changes, **labels, **options, replace_head=True
-                )
-        if len(recipe.image_mean) != model.config.num_channels:
+            if not start.keeps_head(checkpoint, labels["id2label"]):
+                changes, options = changes | labels, options | {"replace_head": True}
+            model = NatForImageClassification.from_pretrained(checkpoint, **changes, **options, resize_biases=True)
+        if recipe.image_mean and len(recipe.image_mean) != model.config.num_channels:
             raise ValueError(
                 f"image_mean must have one number for each of the model's {model.config.num_channels} channel(s); "
                 f"got {recipe.image_mean}."

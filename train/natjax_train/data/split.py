@@ -1,0 +1,75 @@
+"""A data set without a validation split, split by seed: the same part of every class is held out.
+
+Which images are held out depends on the seed and their names alone: on no machine, process or order of files, and an image that
+is added later moves few others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from natjax.errors import ImageError
+from natjax_train.data.sources import ImageFolder, Source
+
+
+class Part:
+    """Some of the images of a source.
+
+    Args:
+        source: the whole.
+        labels: of all its images.
+        indices: which of them, in order.
+        notes: about them, for people.
+    """
+
+    def __init__(self, source: Source, labels: np.ndarray, indices: Sequence[int], notes: tuple[str, ...]):
+        self._source, self._indices = source, np.array(indices, np.int64)
+        self.class_names, self.notes = source.class_names, notes
+        counts = np.bincount(labels[self._indices], minlength=len(self.class_names))
+        self.class_counts: tuple[int, ...] | None = tuple(counts.tolist())
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._indices[index])]
+
+    def name(self, index: int) -> str:
+        """Returns which image that is, for people."""
+        return self._source.name(int(self._indices[index]))
+
+
+def split(source: ImageFolder, directory: str | os.PathLike, fraction: float, seed: int) -> dict[str, Part]:
+    """Returns the parts "train" and "val" of an image folder.
+
+    Args:
+        source: the whole.
+        directory: its folder, to which the names of images are relative.
+        fraction: of every class that "val" gets, rounded, and at least one image.
+        seed: of the choice.
+
+    Raises:
+        ImageError: a class has a single image, which cannot be in both parts.
+    """
+    labels = source.labels
+    digests = [_digest(seed, os.path.relpath(source.name(i), directory)) for i in range(len(source))]
+    held_out: set[int] = set()
+    for label, name in enumerate(source.class_names):
+        members = sorted(np.flatnonzero(labels == label).tolist(), key=digests.__getitem__)
+        if len(members) == 1:
+            raise ImageError(f"{directory}: the class {name} has one image, which cannot be in both splits: add some.")
+        held_out.update(members[: max(1, min(len(members) - 1, round(fraction * len(members))))] if members else ())
+    indices = {"train": [i for i in range(len(source)) if i not in held_out], "val": sorted(held_out)}
+    note = f"{directory}: {len(held_out):,} of {len(source):,} images are held out for validation (val_fraction {fraction:g})"
+    notes = {"train": (*source.notes, note), "val": ()}
+    return {name: Part(source, labels, indices[name], notes[name]) for name in indices}
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:".encode() + os.fsencode(Path(name).as_posix())).digest()

@@ -1,0 +1,221 @@
+"""What a run starts from: random weights or a checkpoint, and the preprocessing of images that follows from it.
+
+What a recipe leaves open (None) of image size, crop, interpolation, mean and standard deviation, the checkpoint's image processor
+decides: a model sees images in training as those it knows. With random weights it is ImageNet's evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from natjax.configuration import PROCESSOR_NAME, NatConfig
+from natjax.errors import CheckpointError
+from natjax.hub import locate
+from natjax.image_processing import NatImageProcessor
+from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, get_config
+from natjax_convert import Checkpoint
+from natjax_train.recipe import IMAGE_FIELDS, Recipe
+
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+_OF_PROCESSOR = tuple(name for name in IMAGE_FIELDS if name != "crop")  # crop is of training alone
+
+_FLAGS = {  # that say what an image processor does not
+    "image_size": "--image-size N",
+    "eval_crop": "--crop true (or false)",
+    "crop_pct": "--crop-pct P",
+    "interpolation": "--interpolation bicubic (or bilinear)",
+    "image_mean": "--image-mean M",
+    "image_std": "--image-std S",
+}
+
+
+def open_checkpoint(recipe: Recipe) -> Checkpoint | None:
+    """Returns the checkpoint that a recipe's model starts from, or None where its weights are random.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    if recipe.model == "custom" or (recipe.model in PRESETS and not recipe.pretrained):
+        return None
+    return Checkpoint.open(locate(recipe.model))
+
+
+def is_resolved(recipe: Recipe) -> bool:
+    """Returns whether a recipe leaves nothing open, as one that a run has saved."""
+    # Recipes of natjax 0.1 have no eval_crop, which follows crop.
+    return all(getattr(recipe, name) is not None for name in IMAGE_FIELDS if name != "eval_crop")
+
+
+def resolved(recipe: Recipe) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Returns side, mean and standard deviation of the images of a recipe that leaves none of them open."""
+    if recipe.image_size is None or recipe.image_mean is None or recipe.image_std is None:
+        raise ValueError("The recipe leaves image_size, image_mean or image_std open.")
+    return recipe.image_size, recipe.image_mean, recipe.image_std
+
+
+def resolve(recipe: Recipe) -> tuple[Recipe, str]:
+    """Returns a recipe with what it leaves open decided, and in words where the preprocessing is from.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or what its image processor does cannot be had in training.
+        ValueError: the recipe's fields do not fit the model.
+    """
+    checkpoint = open_checkpoint(recipe)
+    architecture = NatConfig() if checkpoint is None else checkpoint.config
+    if checkpoint is None and recipe.model != "custom":
+        architecture = get_config(recipe.model)
+    num_channels = recipe.model_config.get("num_channels", architecture.num_channels)
+    own = None if checkpoint is None else _of_checkpoint(checkpoint, is_resolved(recipe))
+    usual = _imagenet(recipe.model, num_channels)
+    found = usual if own is None else own
+    crop = True if recipe.crop is None else recipe.crop
+    eval_crop = recipe.eval_crop if recipe.eval_crop is not None else recipe.crop
+    values: dict[str, Any] = {"crop": crop, "eval_crop": eval_crop}
+    for name in _OF_PROCESSOR:
+        given = eval_crop if name == "eval_crop" else getattr(recipe, name)
+        values[name] = found[name] if given is None else given
+    if not values["eval_crop"] and recipe.crop_pct is None:
+        values["crop_pct"] = 1.0
+    elif values["crop_pct"] is None:  # of a checkpoint that crops nothing
+        values["crop_pct"] = usual["crop_pct"]
+    impossible = {name: str(value) for name, value in values.items() if isinstance(value, _Impossible)}
+    if impossible:
+        flags = " ".join(_FLAGS[name] for name in _FLAGS if name in impossible)
+        reasons = " and ".join(dict.fromkeys(impossible.values()))
+        raise CheckpointError(
+            f"{recipe.model}: its {PROCESSOR_NAME} {reasons}. Say how to prepare images instead: {flags}."
+        )
+    return dataclasses.replace(recipe, **values), _words(recipe, checkpoint, own, values)
+
+
+def origin(recipe: Recipe, config: NatConfig) -> str:
+    """Returns in words where the weights of a run's model are from.
+
+    Args:
+        recipe: the run's.
+        config: the model's, with the classes of the data.
+    """
+    checkpoint = open_checkpoint(recipe)
+    if checkpoint is None:
+        return f"random weights: {recipe.model}"
+    if keeps_head(checkpoint, config.id2label or {}):
+        return "head kept"
+    before = checkpoint.config.num_labels if checkpoint.kind == "classifier" else 0
+    return f"head replaced ({before} -> {config.num_labels})" if before else f"new head ({config.num_labels})"
+
+
+def keeps_head(checkpoint: Checkpoint, id2label: Mapping[int, str]) -> bool:
+    """Returns whether a checkpoint has a head for exactly these classes."""
+    return checkpoint.kind == "classifier" and dict(checkpoint.config.id2label or {}) == dict(id2label)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Impossible:
+    """Stands for a field's value where an image processor does what training cannot, and says what that is."""
+
+    what: str
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def _imagenet(model: str, num_channels: int) -> dict[str, Any]:
+    preset = PRESETS.get(model)
+    grey = num_channels == 1
+    return {
+        "image_size": preset.image_size if preset else 224,
+        "eval_crop": True,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "image_mean": (0.5,) if grey else IMAGENET_MEAN,
+        "image_std": (0.5,) if grey else IMAGENET_STD,
+    }
+
+
+def _of_checkpoint(checkpoint: Checkpoint, lenient: bool) -> dict[str, Any] | None:
+    """Returns the fields that a checkpoint's image processor stands for; None where there is none.
+
+    Where nothing is to be taken from it (`lenient`), one that cannot be read counts as none.
+    """
+    text = checkpoint.processor_json()
+    if text is None:
+        return None
+    try:
+        return fields_of(NatImageProcessor.from_dict(json.loads(text)))
+    except ValueError as error:
+        if lenient:
+            return None
+        raise CheckpointError(f"{checkpoint.path}: its {PROCESSOR_NAME} cannot be used: {error}") from error
+
+
+def fields_of(processor: NatImageProcessor) -> dict[str, Any]:
+    """Returns the fields of a recipe that an image processor stands for.
+
+    A value is None where it does not matter, and an object whose text says why where training cannot do the same.
+    """
+    found = _geometry(processor)
+    found["interpolation"] = _INTERPOLATIONS.get(
+        processor.resample, _Impossible("resamples neither bilinearly nor bicubically")
+    )
+    mean, std = processor.image_mean, processor.image_std
+    if not processor.do_normalize:
+        mean, std = 0.0, 1.0
+    channels = processor.num_channels
+    found["image_mean"], found["image_std"] = (tuple(np.broadcast_to(x, channels).tolist()) for x in (mean, std))
+    if not (processor.do_rescale and math.isclose(processor.rescale_factor, 1 / 255)):
+        found["image_mean"] = found["image_std"] = _Impossible("does not rescale pixels to 0..1")
+    return found
+
+
+def _geometry(processor: NatImageProcessor) -> dict[str, Any]:
+    size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
+    if not processor.do_resize:
+        why = _Impossible("does not resize images")
+        return {"image_size": why, "eval_crop": why, "crop_pct": None}
+    if edge := size.get("shortest_edge"):
+        if crop is None:
+            why = _Impossible("keeps the aspect ratio of images, and a batch of training needs one size")
+            return {"image_size": why, "eval_crop": why, "crop_pct": None}
+        if crop["height"] != crop["width"]:
+            return {"image_size": _not_square(crop), "eval_crop": True, "crop_pct": None}
+        side = crop["height"]
+        pct = _part(side, edge) if side <= edge else _Impossible(f"crops {side} pixels out of {edge}")
+        return {"image_size": side, "eval_crop": True, "crop_pct": pct}
+    if crop is not None and crop != size:
+        why = _Impossible("resizes to a fixed size and then crops")
+        return {"image_size": why, "eval_crop": why, "crop_pct": None}
+    side = size["height"] if size["height"] == size["width"] else _not_square(size)
+    return {"image_size": side, "eval_crop": False, "crop_pct": None}
+
+
+def _not_square(size: Mapping[str, int]) -> _Impossible:
+    return _Impossible(
+        f"makes images of {size['height']} x {size['width']} pixels (height x width), and training makes squares"
+    )
+
+
+def _part(side: int, edge: int) -> float:
+    """Returns the part for which `math.floor(side / part)` is the edge."""
+    part = side / edge
+    while math.floor(side / part) < edge:
+        part = math.nextafter(part, 0)
+    return part
+
+
+def _words(recipe: Recipe, checkpoint: Checkpoint | None, own: dict[str, Any] | None, values: dict[str, Any]) -> str:
+    if own is None:
+        left_open = not is_resolved(recipe)
+        if not left_open:
+            return "preprocessing from the recipe"
+        why = "" if checkpoint is None else f", as the checkpoint has no {PROCESSOR_NAME}"
+        return f"preprocessing as for ImageNet{why}"
+    differing = [name for name in _OF_PROCESSOR if own[name] is not None and own[name] != values[name]]
+    if not differing:
+        return "preprocessing from the checkpoint"
+    return f"preprocessing from the checkpoint except {', '.join(differing)}, which the recipe says"
