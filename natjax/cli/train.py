@@ -20,7 +20,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, start again with --resume
 EXIT_INTERRUPTED = 130  # as shells say of Ctrl-C; saved as well
 _TOO_LARGE = (
     "A step does not fit into a device's memory. A smaller batch_size ({recipe.batch_size}) needs less; so do, with the same "
-    "batch, a larger accumulate ({recipe.accumulate}), --remat true and --dtype bfloat16, or more devices in the mesh."
+    "batch, a larger accumulate ({recipe.accumulate}), --remat and --dtype bfloat16, or more devices in the mesh."
 )
 
 

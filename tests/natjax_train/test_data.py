@@ -314,7 +314,9 @@ class _Still:
 @pytest.mark.parametrize(("workers", "kind"), [(3, "threads"), (2, "processes")])
 def test_workers_change_nothing(folder, workers, kind):
     source = open_source(folder, "train")
-    assert_same(take(loader(source, CROPS, workers=workers, worker_kind=kind), 7), take(loader(source, CROPS), 7))
+    batches = take(loader(source, CROPS, workers=workers, worker_kind=kind), 7)
+    assert_same(batches, take(loader(source, CROPS), 7))
+    assert {type(array) for batch in batches for array in batch.values()} == {np.ndarray}  # none in shared memory
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(0, "threads"), (3, "threads"), (2, "processes")])

@@ -138,6 +138,8 @@ def test_a_run_says_what_it_starts_from(tmp_path):
     assert find_recipe(str(tmp_path / "run" / "recipe.json")) == recipe
     processor = natjax.NatImageProcessor.from_pretrained(tmp_path / "run" / "model")
     assert (processor.size, processor.crop_size) == ({"shortest_edge": 18}, {"height": 16, "width": 16})
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "Data: digits, 1,437 training and 360 validation images of 10 classes: 0, 1, 2," in card
     messages = []
     loop.train(recipe, "digits", tmp_path / "run", resume=True, report=messages.append)
     assert messages[0] == "Goes on after step 3 of 3."

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from natjax.atomic import staging
+from natjax.atomic import replacing, staging
 from natjax.configuration import NatConfig
 from natjax.errors import NatjaxError
 from natjax_train import data as data_
@@ -33,6 +33,8 @@ from natjax_train.interruption import InterruptedEvaluationError, noted_signals
 from natjax_train.lock import sole_use
 from natjax_train.log import Log
 from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
+from natjax_train.model_card import FILE_NAME as CARD_NAME
+from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import Recipe
 from natjax_train.recipes import find_recipe
@@ -186,6 +188,13 @@ def train(
             if is_main_process:
                 nnx.merge(eval_graphdef, params).save_pretrained(out / "model", processor=processor)
 
+        def describe_model(step: int, result: Any) -> None:
+            if is_main_process:
+                name = data if isinstance(data, str) else None
+                text = model_card(recipe, name, train_source, val_source, result.row(), step)
+                with replacing(out / "model" / CARD_NAME) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+
         result = None
         # A run may have been stopped after a step and before its evaluation.
         evaluation_missed = step > 0 and evaluation_due() and not checkpoints.has_score(step)
@@ -213,6 +222,7 @@ def train(
                             log.evaluation(step, result)
                         if recipe.select == "last" or score >= checkpoints.best_score:
                             export_model(state)  # the run can be used, and looked at, before its end
+                            describe_model(step, result)
                 checkpoints.save(state, batches, recipe.to_json(), score)
                 monitor.restart_clock()  # evaluation and saving are not the steps' time
             if stop:
@@ -228,6 +238,7 @@ def train(
             result = result or evaluated(state)
         except InterruptedEvaluationError as error:
             raise PreemptedError(total, total, error.signal) from None
+        describe_model(int(state.step), result)
         if log:
             log.close()
             task.plot(result, out)

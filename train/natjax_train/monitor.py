@@ -108,4 +108,4 @@ class StepMonitor:
             self._checkpoints.wait()  # one that is being written counts only once it is there
         good = self._checkpoints.steps
         last = f"The last good checkpoint is of step {good[-1]}." if good else "There is no checkpoint yet."
-        raise NonFiniteError(f"{what} {last} A lower learning_rate, clip_norm or --skip_nonfinite true may help.")
+        raise NonFiniteError(f"{what} {last} A lower learning_rate, clip_norm or --skip-nonfinite may help.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
@@ -205,6 +206,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if self._processes:
             if not flags.FLAGS.is_parsed():  # Grain's workers look at flags, which only absl's own main functions parse
                 flags.FLAGS(["natjax"])
+            # Batches come through pipes. Shared memory would outlive a run that ends amid them, and containers have little of it.
+            without_shm = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, without_shm)
             options = grain.MultiprocessingOptions(num_workers=self._workers)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_signals)
         return iter(dataset)

@@ -1,0 +1,154 @@
+"""The model card of a run's export, `model/README.md`: base model, data, metrics, recipe and how to load it.
+
+The front matter is what the Hugging Face Hub reads. Nothing in a card tells where on its author's machine things were.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from natjax._version import __version__
+from natjax.errors import REPOSITORY
+from natjax.presets import PRESETS
+from natjax_train.data import Source
+from natjax_train.recipe import Recipe
+
+FILE_NAME = "README.md"
+_LABELS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "val_loss": "loss"}
+_MOST_CLASSES = 50  # that a card names
+
+
+def model_card(
+    recipe: Recipe,
+    data: str | None,
+    training: Source,
+    validation: Source,
+    metrics: Mapping[str, float],
+    step: int,
+) -> str:
+    """Returns the text of a card.
+
+    Args:
+        recipe: the run's.
+        data: the folder or name of the data; None where they have none.
+        training: the training images.
+        validation: those that the metrics are of.
+        metrics: by their names in metrics.jsonl, such as top1.
+        step: which the exported model is of.
+    """
+    name = "images" if data is None else PurePath(data).name or "images"
+    base = base_model(recipe)
+    front = {
+        "library_name": "natjax",
+        "pipeline_tag": "image-classification",
+        "tags": ["natjax", "image-classification", "neighborhood-attention"],
+        **({"base_model": base} if base else {}),
+        "model-index": [{"name": name, "results": [_result(name, metrics)]}],
+    }
+    if recipe.model == "custom" or (recipe.model in PRESETS and not recipe.pretrained):
+        started = f"random weights ({recipe.model})"
+    else:
+        started = base or _shortened(recipe.model)
+    rows = "\n".join(f"| {_LABELS.get(key, key)} | {_number(key, value)} |" for key, value in metrics.items())
+    return "\n".join(
+        (
+            "---",
+            *(f"{key}: {_json(value)}" for key, value in front.items()),
+            "---",
+            "",
+            f"# A classifier of {_text(name)}",
+            "",
+            f"Trained by [natjax]({REPOSITORY}) {__version__}, from {_text(started)}.",
+            "",
+            f"Data: {_text(name)}, {len(training):,} training and {len(validation):,} validation images of "
+            f"{len(training.class_names)} classes: {_classes(training.class_names)}.",
+            "",
+            f"On the validation images, after step {step}:",
+            "",
+            "| metric | value |",
+            "| --- | ---: |",
+            rows,
+            "",
+            "## Use",
+            "",
+            "```python",
+            "import natjax",
+            "",
+            'classify = natjax.pipeline("image-classification", "path/or/id/of/this/model")',
+            'print(classify("image.jpg"))',
+            "```",
+            "",
+            "transformers 4.40.2 with NATTEN loads the same files:",
+            "",
+            "```python",
+            "from transformers import AutoImageProcessor, AutoModelForImageClassification",
+            "",
+            'processor = AutoImageProcessor.from_pretrained("path/or/id/of/this/model")',
+            'model = AutoModelForImageClassification.from_pretrained("path/or/id/of/this/model")',
+            "```",
+            "",
+            "## Recipe",
+            "",
+            "`natjax train --recipe FILE` takes it:",
+            "",
+            "```json",
+            _recipe(recipe),
+            "```",
+            "",
+        )
+    )
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """Returns the id on the Hugging Face Hub of what a run started from, or None where that has none."""
+    if recipe.model in PRESETS:
+        return PRESETS[recipe.model].hub_id if recipe.pretrained else None
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", recipe.model)
+    return recipe.model if is_id and not Path(recipe.model).exists() else None
+
+
+def _result(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    found = [
+        {"type": "accuracy" if key == "top1" else key, "name": _LABELS.get(key, key), "value": round(value, 6)}
+        for key, value in metrics.items()
+    ]
+    return {
+        "task": {"type": "image-classification", "name": "Image classification"},
+        "dataset": {"type": "imagefolder", "name": name, "split": "validation"},
+        "metrics": found,
+    }
+
+
+def _number(key: str, value: float) -> str:
+    return f"{value:.2%}" if key in ("top1", "top5") else f"{value:.4f}"
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
+    return ", ".join(map(_text, names[:_MOST_CLASSES])) + more
+
+
+def _recipe(recipe: Recipe) -> str:
+    document = json.loads(recipe.to_json())
+    document["model"] = recipe.model if base_model(recipe) else _shortened(recipe.model)
+    return json.dumps(document, indent=2)
+
+
+def _shortened(model: str) -> str:
+    """Returns the last two parts of a path at most, which say which run it was."""
+    return "/".join(PurePath(model).parts[-2:]).lstrip("/")
+
+
+def _text(name: str) -> str:
+    """Returns a name as Markdown shows it: on one line, with what would be markup escaped, and in UTF-8."""
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain)
+
+
+def _json(value: Any) -> str:
+    """Returns a value in JSON, which YAML includes; lone surrogates, of names that are no UTF-8, are spelled out."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
