@@ -16,6 +16,7 @@ from natjax.presets import PRESETS, did_you_mean
 _HUB_FILES = (CONFIG_NAME, PROCESSOR_NAME, "*.safetensors", "*.safetensors.index.json")
 _HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 DIGITS = Path(__file__).parent / "demo" / "digits"  # the built-in classifier of handwritten digits
+CARD_NAME = "README.md"  # the model card
 RECIPE_NAME = "recipe.json"  # of the folder of a run of training, whose model is in the folder "model" in it
 
 
@@ -63,6 +64,58 @@ def locate(
     return _download(name, options)
 
 
+def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> str:
+    """Uploads a model to the Hugging Face Hub: configuration, weights, image processor and model card (README.md).
+
+    Args:
+        source: the model's folder, as `save_pretrained` writes it, or that of a run.
+        hub_id: `owner/name`; made where the Hub has none of this name.
+        private: whether others must not see it.
+
+    Returns:
+        Its address.
+
+    Raises:
+        CheckpointError: there is no such model, nobody is logged in, the Hub refuses, or it has a public model of this name
+            and a private one is asked for. The Hub takes all files at once or none.
+    """
+    if hub_id.count("/") != 1 or not all(hub_id.split("/")):
+        raise CheckpointError(f"{hub_id}: an id of the Hugging Face Hub is owner/name, such as jane/nat-flowers.")
+    if not os.path.isdir(source):
+        raise CheckpointError(f"{source}: no such folder; give the folder of a model or of a run.")
+    folder = _model_of(Path(source))
+    if not (folder / CONFIG_NAME).is_file() or not _has_weights(folder):
+        raise CheckpointError(
+            f"{folder}: no model in Hugging Face's format ({CONFIG_NAME} and model.safetensors), which `natjax convert` writes."
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(f"The Hugging Face Hub needs one more package: {install_line('hub')}") from error
+    if not huggingface_hub.get_token():
+        raise CheckpointError(
+            "Nobody is logged in at the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN to a token that may write "
+            "(https://huggingface.co/settings/tokens)."
+        )
+    try:
+        api = huggingface_hub.HfApi()
+        address = str(api.create_repo(hub_id, private=private, exist_ok=True))
+        is_public = not api.repo_info(hub_id).private
+        if not (private and is_public):
+            api.upload_folder(
+                repo_id=hub_id,
+                folder_path=folder,
+                allow_patterns=[*_HUB_FILES, *_HUB_TORCH_FILES, CARD_NAME],
+                commit_message="Model of natjax",
+            )
+            return address
+    except Exception as error:  # the hub's errors have no common base
+        raise CheckpointError(f"{hub_id}: cannot be pushed to the Hugging Face Hub: {error}") from error
+    raise CheckpointError(
+        f"{hub_id}: exists and is public; leave --private out, or choose another name. Nothing was uploaded."
+    )
+
+
 def weights_folder() -> Path:
     """Returns the folder in which presets' names find weights that were fetched by hand: `natjax convert` fills it.
 
@@ -77,11 +130,15 @@ def _model_of(path: Path) -> Path:
         return path
     if (path / "model").is_dir():
         return path / "model"
-    if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
+    if _has_weights(path):
         return path  # a model, with the recipe that made it beside it
     raise CheckpointError(
         f"{path}: the run has no model before its first evaluation; go on with natjax train --resume."
     )
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
 def _download(hub_id: str, options: dict[str, Any], preset: str | None = None) -> Path:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 from natjax._version import __version__
-from natjax.cli import bench, classify, convert, demo, doctor, features, info, list_models, train
+from natjax.cli import bench, classify, convert, demo, doctor, features, info, list_models, push, train
 from natjax.cli import eval as evaluate
 from natjax.cli._devices import explain_no_device
 from natjax.cli._output import complain
@@ -30,6 +30,7 @@ _COMMANDS = {
     "train": train,
     "eval": evaluate,
     "convert": convert,
+    "push": push,
     "demo": demo,
     "bench": bench,
     "doctor": doctor,
@@ -94,7 +95,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="natjax",
         description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify images, extract features, "
-        "look at models, train, convert checkpoints.",
+        "look at models, train, convert and share checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"natjax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -53,10 +54,13 @@ def read_config(model: str | None) -> NatConfig | None:
     return NatConfig.from_json_file(path)
 
 
-def read_processor(model: str | None) -> NatImageProcessor | None:
-    """Returns the image processor of what an argument of `read_config` names: its file's, or that of a preset's figures.
+def read_processor(model: str | None, *, for_weights: str | os.PathLike | None = None) -> NatImageProcessor | None:
+    """Returns the image processor of what an argument of `read_config` names, or None where there is none.
 
-    None where there is none.
+    Args:
+        model: see `read_config`; a preset has the processor of its published figures.
+        for_weights: weights that the argument says the architecture of. Where they have a processor beside them, None is
+            returned for a preset.
 
     Raises:
         ValueError: there is no such model, or its processor cannot be read.
@@ -66,6 +70,8 @@ def read_processor(model: str | None) -> NatImageProcessor | None:
     if model is None:
         return None
     if preset := find_preset(model):
+        if for_weights is not None and (_folder(Path(for_weights)) / PROCESSOR_NAME).is_file():
+            return None
         return NatImageProcessor.imagenet(preset.image_size, preset.crop_pct)
     folder = _folder(Path(model) if (Path(model) / PROCESSOR_NAME).is_file() else locate(model))
     return NatImageProcessor.from_pretrained(folder) if (folder / PROCESSOR_NAME).is_file() else None

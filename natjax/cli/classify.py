@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from natjax.cli._arguments import positive_int
-from natjax.cli._config import read_config
+from natjax.cli._config import read_config, read_processor
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_json, printable
 from natjax.hub import locate
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         "image-classification",
         checkpoint,
         config=read_config(args.config),
+        processor=read_processor(args.config, for_weights=checkpoint),
         batch_size=args.batch_size,
         top_k=args.topk,
         report=complain,

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._config import find_preset, read_config, read_processor
+from natjax.cli._config import read_config, read_processor
 from natjax.cli._output import complain, printable
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
+from natjax.hub import locate
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
-    from natjax.image_processing import NatImageProcessor
 
 HELP = "convert a checkpoint between formats"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("src", metavar="SRC", help="checkpoint to read: a folder, .safetensors, .bin or .pth")
+    parser.add_argument(
+        "src", metavar="SRC", help="checkpoint to read: a folder, a run's folder, .safetensors, .bin, .pth or a name"
+    )
     parser.add_argument("dst", metavar="DST", help="folder (hf) or file such as x.pth (shilabs) to write")
     parser.add_argument("--to", choices=("hf", "shilabs"), help="format to write (default: what DST is named like)")
     parser.add_argument("--config", metavar="NAME|FILE", help="the model, where SRC has no config.json")
@@ -37,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from natjax_convert import convert
 
+    source = locate(args.src)
     report = convert(
-        args.src,
+        source,
         args.dst,
         config=read_config(args.config),
         dilations=args.dilations,
-        processor=_processor(args.src, args.config),
+        processor=read_processor(args.config, for_weights=source),
         to=args.to,
         overwrite=args.overwrite,
     )
@@ -63,14 +65,6 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"  {report.tensors} tensors, {report.parameters:,} parameters, {report.seconds:.1f} s")
     return 0
-
-
-def _processor(src: str, config: str | None) -> NatImageProcessor | None:
-    """Returns the image processor that comes with --config. That of a preset yields to one beside SRC."""
-    folder = Path(src) if Path(src).is_dir() else Path(src).parent
-    if config is None or (find_preset(config) and (folder / PROCESSOR_NAME).is_file()):
-        return None
-    return read_processor(config)
 
 
 def _might_be_imagenet(config: NatConfig) -> bool:

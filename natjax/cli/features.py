@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from natjax.atomic import replacing
-from natjax.cli._config import read_config
+from natjax.cli._config import read_config, read_processor
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_table, printable
 from natjax.hub import locate
@@ -59,6 +59,7 @@ def _pipeline(args: argparse.Namespace, checkpoint: Path) -> Any:
             "image-feature-extraction",
             checkpoint,
             config=read_config(args.config),
+            processor=read_processor(args.config, for_weights=checkpoint),
             batch_size=args.batch_size,
             stages=stages,
             report=complain,

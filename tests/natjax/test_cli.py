@@ -473,6 +473,16 @@ def test_a_real_model(real, capsys, monkeypatch):
         assert written["stage1"].shape == (1, 4, 4, 8)
 
 
+def test_convert_takes_what_other_commands_take_for_a_model(real, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(real / "model", tmp_path / "run" / "model")
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    assert main(["convert", "run", "file.pth"]) == 0
+    assert main(["convert", "digits", "digits.pth"]) == 0
+    assert main(["convert", "nat_mni", "there"]) == 1
+    assert "Did you mean nat_mini?" in capsys.readouterr().err
+
+
 def test_convert_there_and_back(real, capsys, monkeypatch):
     monkeypatch.chdir(real)
     assert main(["convert", "model", "file.pth"]) == 0
@@ -480,6 +490,12 @@ def test_convert_there_and_back(real, capsys, monkeypatch):
     assert "(hf classifier) -> file.pth (shilabs)" in out
     assert "holds weights alone: keep the config.json and preprocessor_config.json of model" in err
     assert main(["classify", "image.png", "--model", "file.pth", "--config", "model"]) == 0
+    (real / "elsewhere").mkdir()
+    (real / "elsewhere" / "file.pth").write_bytes((real / "file.pth").read_bytes())
+    capsys.readouterr()
+    for command in ("classify", "features"):  # both find the image processor that belongs to --config
+        assert main([command, "image.png", "--model", "elsewhere/file.pth", "--config", "model"]) == 0
+        assert capsys.readouterr().err == ""
     (real / "alone").mkdir()
     (real / "file.pth").rename(real / "alone" / "file.pth")
     assert main(["convert", "alone/file.pth", "back"]) == 1

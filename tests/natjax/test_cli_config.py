@@ -19,6 +19,16 @@ def test_presets_have_the_processor_of_their_published_figures(name, side, edge)
     assert read_config(name) == natjax.get_config(name)
 
 
+def test_a_processor_beside_weights_is_rather_theirs_than_a_presets(tmp_path):
+    weights = tmp_path / "x.pth"
+    assert read_processor("nat_mini", for_weights=weights) == read_processor("nat_mini")
+    NatImageProcessor(size=48).save_pretrained(tmp_path)
+    assert read_processor("nat_mini", for_weights=weights) is None
+    NatImageProcessor(size=64).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(TINY.to_json())
+    assert read_processor(str(tmp_path / "other"), for_weights=weights) == NatImageProcessor(size=64)
+
+
 @pytest.mark.parametrize("where", ["model", "run/model"])
 def test_folders_and_runs(tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)

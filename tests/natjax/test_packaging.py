@@ -72,7 +72,8 @@ def test_how_natjax_is_installed_stands_in_one_place():
     stands = [
         str(path.relative_to(ROOT))
         for folder in PACKAGES.values()
-        for path in (ROOT / folder).rglob("*.py")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md")
         if re.search(r"pip install ['\"]?natjax", path.read_text(encoding="utf-8"))
     ]
     assert stands == [str(pathlib.Path("natjax", "errors.py"))]

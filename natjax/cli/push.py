@@ -1,0 +1,27 @@
+"""`natjax push`: uploads a model to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import argparse
+
+from natjax.cli._output import complain, printable
+
+HELP = "upload a model to the Hugging Face Hub"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    parser.add_argument("model", metavar="RUN|DIR", help="folder of a run or of a model")
+    parser.add_argument("hub_id", metavar="OWNER/NAME", help="where to; made where there is none")
+    parser.add_argument("--private", action="store_true", help="nobody else may see it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Uploads, and says where the model is."""
+    from natjax import hub
+
+    address = hub.push(args.model, args.hub_id, private=args.private)
+    if not (hub.locate(args.model) / hub.CARD_NAME).is_file():
+        complain(f"{printable(args.model)} has no {hub.CARD_NAME}: write a model card at {address}")
+    print(address)
+    return 0
