@@ -140,7 +140,10 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
 def field_help() -> dict[str, str]:
     """Returns what every field of a recipe means, by name: the run's own fields first, then those of augmentation."""
     texts = fields.help_texts(Recipe)
-    return {name: texts[name] for name in sorted(texts, key=lambda name: name not in Recipe.__annotations__)}
+    own = list(
+        Recipe.__annotations__
+    )  # in the order they are written down; what is redeclared has its place among them
+    return {name: texts[name] for name in dict.fromkeys((*own, *texts))}
 
 
 def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
