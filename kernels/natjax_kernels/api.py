@@ -66,12 +66,15 @@ def neighborhood_attention(
 ) -> Float[Array, "B *spatial N Dv"]:
     """Attention of every token to the `kernel_size` tokens around it, along one, two or three axes.
 
-    Windows shift inward at the borders, so every token has as many neighbours. The op works under jit, vmap, grad, remat
-    and sharded batches; it has no forward-mode derivative, and second derivatives with "xla" and "reference" only. Softmax is in
-    float32 (float64 for float64 inputs).
+    Windows shift inward at the borders, so every token has as many neighbours. A NaN or infinity reaches what sees it and nothing
+    else (with "triton", all tiles that load it: docs/kernels.md). Softmax is in float32 (float64 for float64 inputs).
+
+    The op works under jit, vmap, grad, remat, on sharded batches and heads, and in `jax.export` with a symbolic batch; it has no
+    forward-mode derivative, and second derivatives with "xla" and "reference" only.
 
     Args:
-        query: [B, X, N, D], [B, Y, X, N, D] or [B, Z, Y, X, N, D], float32, bfloat16, float16 or float64.
+        query: [B, X, N, D], [B, Y, X, N, D] or [B, Z, Y, X, N, D], float32, bfloat16, float16 or float64. Like key, value and
+            rpb an array of JAX or NumPy, or what holds one, as `nnx.Param` does.
         key: like query.
         value: like query, with any number of channels.
         kernel_size: neighbours along every axis (or one number for all), at least 2; `kernel_size * dilation` may not
@@ -89,6 +92,7 @@ def neighborhood_attention(
         [B, *spatial, N, Dv], of the inputs' dtype.
 
     Raises:
+        TypeError: query, key, value or rpb is no array.
         ValueError: an argument is impossible; the message names it, its value and what is expected.
         NotImplementedError: the named implementation cannot run this.
     """
@@ -105,7 +109,7 @@ def neighborhood_attention(
     )
     name, reason = _choose(implementation, problem)
     if implementation is None:
-        _log.debug("neighborhood_attention %s %s: %s, %s", query.shape, problem.window, name, reason)
+        _log.debug("neighborhood_attention %s %s: %s, %s", problem.query.shape, problem.window, name, reason)
     with jax.named_scope(f"neighborhood_attention_{name}"):
         out, _ = IMPLEMENTATIONS[name].attend(problem)
     return out
@@ -165,21 +169,35 @@ def neighborhood_attention_with_weights(
     return attend_with_weights(problem, dropout_rate=dropout_rate, dropout_key=dropout_key)
 
 
-def explain(query: Any, key: Any, value: Any, *, implementation: str | None = None, **options: Any) -> str:
+def explain(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    kernel_size: int | tuple[int, ...],
+    dilation: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    rpb: Any = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> str:
     """Says which implementation `neighborhood_attention` takes for these arguments on this machine, and why.
 
-    Args:
-        query: array or `jax.ShapeDtypeStruct`; key and value likewise.
-        key: see query.
-        value: see query.
-        implementation: as for the op.
-        **options: the other arguments of the op.
-
-    Raises:
-        ValueError: the op would.
-        NotImplementedError: the op would.
+    Arguments and errors are those of `neighborhood_attention`; arrays may be `jax.ShapeDtypeStruct`.
     """
-    name, reason = _choose(implementation, make_problem(query, key, value, **options))
+    problem = make_problem(
+        query,
+        key,
+        value,
+        kernel_size=kernel_size,
+        dilation=dilation,
+        stride=stride,
+        is_causal=is_causal,
+        rpb=rpb,
+        scale=scale,
+    )
+    name, reason = _choose(implementation, problem)
     return f"{name}: {reason}"
 
 

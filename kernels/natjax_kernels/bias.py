@@ -26,9 +26,8 @@ def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKE
     """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` where the key is no neighbour."""
     # The barriers, or XLA folds the rows of all tiles into one huge constant, or looks up every entry again for each of them.
     if rpb is None:
-        neighbours = functools.reduce(operator.and_, _spread([axis >= 0 for axis in relative]))
-        table = jnp.where(neighbours, jnp.zeros((), dtype), jnp.asarray(masked, dtype))
-        return jax.lax.optimization_barrier(table.reshape(table_shape(relative))[:, None])
+        table = jnp.where(_neighbours(relative), jnp.zeros((), dtype), jnp.asarray(masked, dtype))
+        return jax.lax.optimization_barrier(table[:, None])
     sides, end = rpb.shape[1:], math.prod(rpb.shape[1:])
     strides = [math.prod(sides[a + 1 :]) for a in range(len(sides))]
     places = [np.where(axis < 0, end, axis * stride) for axis, stride in zip(relative, strides, strict=True)]
@@ -37,6 +36,17 @@ def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKE
     flat = jax.lax.collapse(rpb.astype(dtype), 1)
     flat = jnp.pad(flat, ((0, 0), (0, 1)), constant_values=masked)  # one more, for what lies at or past the end
     return jax.lax.optimization_barrier(jnp.take(flat, entries, axis=1, mode="clip").swapaxes(0, 1))
+
+
+def neighbour_table(relative: Sequence[np.ndarray]):
+    """Returns which key is a neighbour of which query, of every class, [classes, 1, T, S]."""
+    return jax.lax.optimization_barrier(_neighbours(relative)[:, None])
+
+
+def _neighbours(relative: Sequence[np.ndarray]):
+    return jnp.reshape(
+        functools.reduce(operator.and_, _spread([axis >= 0 for axis in relative])), table_shape(relative)
+    )
 
 
 def _spread(parts: list[np.ndarray]) -> list:

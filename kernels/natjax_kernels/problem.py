@@ -100,9 +100,12 @@ def make_problem(
     """Checks the arguments of `natjax_kernels.neighborhood_attention` against NATTEN's constraints.
 
     Raises:
+        TypeError: query, key, value or rpb is no array.
         ValueError: an argument is impossible; the message names it, its value and what is expected.
     """
-    _check_tokens(query, key, value, rpb)
+    query, key, value = (as_array(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
+    rpb = None if rpb is None else as_array("rpb", rpb)
+    _check_tokens(query, key, value)
     spatial, heads = tuple(query.shape[1:-2]), query.shape[-2]
     window = make_window(len(spatial), kernel_size, dilation, stride, is_causal)
     for axis, (length, (k, d, *_)) in enumerate(zip(spatial, window.axes(), strict=True)):
@@ -115,11 +118,55 @@ def make_problem(
         _check_rpb(rpb, heads, window)
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    elif isinstance(scale, jax.core.Tracer | bool) or not isinstance(scale, numbers.Real):
-        raise ValueError(f"scale must be a Python number or None; got {scale!r}. For a traced one, scale the query.")
-    elif not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got {scale!r}.")
-    return Problem(query, key, value, rpb, window, float(scale))
+    return Problem(query, key, value, rpb, window, as_number("scale", scale))
+
+
+def as_array(name: str, x: Any) -> Any:
+    """Returns the JAX array of what a user passed as an array: one of JAX or NumPy, or what holds one, as `nnx.Param` does.
+
+    A `jax.ShapeDtypeStruct` remains one.
+
+    Raises:
+        TypeError: x is none of these.
+    """
+    if isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+        return x
+    if hasattr(x, "__jax_array__"):
+        return as_array(name, x.__jax_array__())
+    if isinstance(x, np.ndarray | np.generic):
+        if x.dtype.kind in "OSUMm":
+            raise TypeError(f"{name} must be an array of numbers; got one of dtype {x.dtype}.")
+        return jnp.asarray(x)
+    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    how = {"list": " Pass jnp.asarray(x).", "torch.Tensor": " Pass x.detach().cpu().numpy()."}.get(kind, "")
+    raise TypeError(f"{name} must be an array of JAX or NumPy; got {kind}.{how}")
+
+
+def check_known(name: str, shape: tuple) -> None:
+    """Checks that an array has no symbolic size (`jax.export`) but its batch.
+
+    Raises:
+        ValueError: it has.
+    """
+    if not all(isinstance(side, int) for side in shape[1:]):
+        raise ValueError(
+            f"{name} must have a known size along every axis but the batch, as windows are laid out when they are traced; "
+            f"got shape {shape}. With jax.export, make the batch alone symbolic, and one program for every size of the map."
+        )
+
+
+def as_number(name: str, x: Any) -> float:
+    """Returns a Python number of what a user passed as one: a number of Python or NumPy.
+
+    Raises:
+        ValueError: x is none, or not finite.
+    """
+    number = x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x
+    if isinstance(number, jax.core.Tracer | bool) or not isinstance(number, numbers.Real):
+        raise ValueError(f"{name} must be a Python number or None; got {x!r}. For a traced one, scale the query.")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite; got {x!r}.")
+    return float(number)
 
 
 def make_window(rank: int, kernel_size: Any, dilation: Any = 1, stride: Any = 1, is_causal: Any = False) -> Window:
@@ -157,15 +204,13 @@ def check_biased(window: Window) -> None:
             raise ValueError(f"rpb needs {needs}; got {got}. Leave rpb out (None; in a layer, False).")
 
 
-def _check_tokens(query, key, value, rpb) -> None:
-    for name, array in (("query", query), ("key", key), ("value", value), ("rpb", rpb)):
-        if not hasattr(array, "shape") and not (name == "rpb" and array is None):
-            raise ValueError(f"{name} must be an array; got {type(array).__name__}.")
+def _check_tokens(query, key, value) -> None:
     shape = tuple(query.shape)
     if len(shape) not in (4, 5, 6):
         raise ValueError(
             f"query must be [B, *spatial, N, D] with 1 to 3 spatial axes, so of rank 4 to 6; got shape {shape}."
         )
+    check_known("query", shape)
     if 0 in shape[1:]:
         raise ValueError(f"query must have at least one token, head and channel; got shape {shape}.")
     if tuple(key.shape) != shape:
@@ -191,7 +236,7 @@ def _check_rpb(rpb, heads: int, window: Window) -> None:
 
 
 def _per_axis(name: str, value: Any, rank: int, *, minimum: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
+    values = _entries(value, rank)
     if len(values) != rank:
         raise ValueError(f"{name} must be one integer or one per spatial axis ({rank}); got {value!r}.")
     for entry in values:
@@ -201,7 +246,12 @@ def _per_axis(name: str, value: Any, rank: int, *, minimum: int) -> tuple[int, .
 
 
 def _flags(name: str, value: Any, rank: int) -> tuple[bool, ...]:
-    values = tuple(value) if isinstance(value, tuple | list) else (value,) * rank
+    values = _entries(value, rank)
     if len(values) != rank or not all(isinstance(entry, bool | np.bool_) for entry in values):
         raise ValueError(f"{name} must be one bool or one per spatial axis ({rank}); got {value!r}.")
     return tuple(map(bool, values))
+
+
+def _entries(value: Any, rank: int) -> tuple:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * rank

@@ -9,23 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels.masked import product, scores
 from natjax_kernels.plan import Window, windows
 from natjax_kernels.problem import Problem
 
 
 def attend(problem: Problem):
-    """Computes output and log-sum-exp; see `natjax_kernels.problem`. Derivatives are JAX's own."""
+    """Computes output and log-sum-exp; see `natjax_kernels.problem`. Derivatives are JAX's own, but of masked products."""
     mask, relative = neighbours(problem.spatial, problem.window)
     batch, tokens, heads = problem.batch, problem.tokens, problem.heads
     q, k, v = (
-        x.reshape(batch, tokens, heads, x.shape[-1]).astype(problem.accumulator)
+        x.reshape(batch, tokens, heads, x.shape[-1]).swapaxes(1, 2).astype(problem.accumulator)
         for x in (problem.query, problem.key, problem.value)
-    )
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * problem.scale
+    )  # [B, N, tokens, D]
+    logits = scores(q, k, mask) * problem.scale
     if problem.rpb is not None:
         logits = logits + problem.rpb.astype(problem.accumulator).reshape(heads, -1)[:, relative]
     logits = jnp.where(mask, logits, -jnp.inf)
-    out = jnp.einsum("bnqk,bknd->bqnd", jax.nn.softmax(logits, axis=-1), v)
+    out = product(jax.nn.softmax(logits, axis=-1), v, mask).swapaxes(1, 2)
     out = out.reshape(batch, *problem.spatial, heads, out.shape[-1]).astype(problem.dtype)
     lse = jax.nn.logsumexp(logits, axis=-1).swapaxes(1, 2)  # [B, tokens, N]
     return out, lse.reshape(batch, *problem.spatial, heads)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flax import nnx
 
 from natjax.configuration import NatConfig
-from natjax.models.base import NatPreTrainedModel, check_pixel_values
+from natjax.models.base import NatPreTrainedModel, checked_pixel_values
 from natjax.models.nat import Encoder
 from natjax.nn.blocks import Embeddings
 from natjax.nn.layers import as_rngs, layer_norm
@@ -47,7 +47,7 @@ class NatBackbone(NatPreTrainedModel):
         rngs: nnx.Rngs | Array | None = None,
     ) -> NatBackboneOutput:
         """Computes feature maps. Arguments and errors are those of `NatModel`."""
-        check_pixel_values(pixel_values, self.config)
+        pixel_values = checked_pixel_values(pixel_values, self.config)
         want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)
         rngs = as_rngs(rngs)
         stem = self.embeddings(pixel_values, rngs=rngs)

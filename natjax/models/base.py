@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from natjax.configuration import NatConfig
+from natjax_kernels.problem import as_array, check_known
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -77,8 +78,8 @@ class NatPreTrainedModel(nnx.Module):
         )
 
 
-def check_pixel_values(pixel_values: Any, config: NatConfig) -> None:
-    """Checks a batch of images against a model.
+def checked_pixel_values(pixel_values: Any, config: NatConfig) -> jax.Array:
+    """Returns a batch of images as an array, checked against a model.
 
     Raises:
         TypeError: it is neither an array of JAX's nor one of NumPy's.
@@ -91,13 +92,16 @@ def check_pixel_values(pixel_values: Any, config: NatConfig) -> None:
         if kind.startswith("torch."):
             advice = "A tensor of PyTorch's, channels first, becomes one with tensor.permute(0, 2, 3, 1).numpy()."
         raise TypeError(f"pixel_values must be a JAX or NumPy array {expected}; got {kind}. {advice}")
-    shape, dtype = jnp.shape(pixel_values), jnp.result_type(pixel_values)
+    pixel_values = as_array("pixel_values", pixel_values)
+    shape, dtype = pixel_values.shape, pixel_values.dtype
     if len(shape) != 4 or shape[-1] != config.num_channels or 0 in shape[1:3]:
         hint = ""
         if len(shape) == 4 and shape[1] == config.num_channels:
             hint = " This looks like PyTorch's layout: move the channels last, x.transpose(0, 2, 3, 1)."
         raise ValueError(f"pixel_values must be {expected}; got shape {shape}.{hint}")
+    check_known("pixel_values", shape)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"pixel_values must be normalised floating point images; got {dtype}. natjax.NatImageProcessor makes them."
         )
+    return pixel_values

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from natjax.configuration import NatConfig
-from natjax.models.base import NatPreTrainedModel, check_pixel_values
+from natjax.models.base import NatPreTrainedModel, checked_pixel_values
 from natjax.nn.blocks import Embeddings, Level
 from natjax.nn.layers import as_rngs, layer_norm
 from natjax.outputs import NatModelOutput
@@ -86,9 +86,10 @@ class NatModel(NatPreTrainedModel):
             rngs: `nnx.Rngs` or a `jax.random.key` for dropouts; needed by a training view with any rate above 0.
 
         Raises:
+            TypeError: pixel_values is no array.
             ValueError: pixel_values has another rank, number of channels or kind of dtype.
         """
-        check_pixel_values(pixel_values, self.config)
+        pixel_values = checked_pixel_values(pixel_values, self.config)
         want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)
         rngs = as_rngs(rngs)
         stem = self.embeddings(pixel_values, rngs=rngs)

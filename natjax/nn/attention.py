@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, dropout, linear
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
-from natjax_kernels.problem import check_biased, make_window
+from natjax_kernels.problem import as_array, as_number, check_biased, check_known, make_window
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -96,7 +97,7 @@ class NeighborhoodAttention(nnx.Module):
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads; got dim={dim} and num_heads={num_heads}.")
         if num_spatial_dims is None:
-            num_spatial_dims = len(kernel_size) if isinstance(kernel_size, tuple | list) else 2
+            num_spatial_dims = np.size(kernel_size) if np.ndim(kernel_size) else 2
         if num_spatial_dims not in (1, 2, 3):
             raise ValueError(
                 f"num_spatial_dims (the length of kernel_size) must be 1, 2 or 3; got {num_spatial_dims!r}."
@@ -104,12 +105,12 @@ class NeighborhoodAttention(nnx.Module):
         for name, rate in (("attention_dropout", attention_dropout), ("projection_dropout", projection_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {rate}.")
-        self.dim, self.num_heads = dim, num_heads
+        self.dim, self.num_heads = dim, num_heads = int(dim), int(num_heads)
         window = make_window(num_spatial_dims, kernel_size, dilation, stride, is_causal)
         self.kernel_size, self.dilation = window.kernel_size, window.dilation
         self.stride, self.is_causal = window.stride, window.is_causal
-        self.scale, self.implementation = scale, implementation
-        self.attention_dropout, self.deterministic = attention_dropout, True
+        self.scale, self.implementation = None if scale is None else as_number("scale", scale), implementation
+        self.attention_dropout, self.deterministic = float(attention_dropout), True
         if rpb:
             check_biased(window)
         kernel_init = truncated_normal(0.02) if kernel_init is None else kernel_init
@@ -121,7 +122,7 @@ class NeighborhoodAttention(nnx.Module):
         else:
             self.rpb = nnx.data(None)
         self.output = linear(dim, dim, **options)
-        self.dropout = dropout(projection_dropout)
+        self.dropout = dropout(float(projection_dropout))
 
     def set_view(self, deterministic: bool | None = None):
         """Args of `nnx.view`:
@@ -157,14 +158,16 @@ class NeighborhoodAttention(nnx.Module):
             in which a map smaller than the window shows the padding.
 
         Raises:
+            TypeError: x is no array.
             ValueError: x does not fit the layer, or random numbers are missing.
             NotImplementedError: the named implementation cannot run this.
         """
-        rank = len(self.kernel_size)
+        rank, x = len(self.kernel_size), as_array("x", x)
         if x.ndim != rank + 2 or x.shape[-1] != self.dim or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"x must be floating point [batch, {rank} spatial axes, {self.dim}]; got {x.dtype} of shape {x.shape}."
             )
+        check_known("x", x.shape)
         rngs, spatial = as_rngs(rngs), x.shape[1:-1]
         missing = [max(0, k * d - n) for k, d, n in zip(self.kernel_size, self.dilation, spatial, strict=True)]
         if any(missing):

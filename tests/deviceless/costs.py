@@ -96,9 +96,9 @@ def predict(gpu: Gpu, shape_name: str) -> list[dict]:
         scores = chunk_trips * config.slots * config.chunk
         tokens = BATCH * plan.tokens * heads
         token_bytes, products = {
-            "fwd": (4 * 2 * channels + 4, 2),
-            "bwd_dq": ((3 + 2 + 1) * 2 * channels + 8, 3),
-            "bwd_dkv": (6 * 2 * channels + 8, 4),
+            "fwd": (4 * 2 * channels + 8, 2),
+            "bwd_dq": ((3 + 2 + 1) * 2 * channels + 12, 3),
+            "bwd_dkv": (6 * 2 * channels + 12, 4),
         }[name]
         halo_bytes = chunk_trips * config.chunk * 2 * 2 * channels + items * config.slots * 2 * 2 * channels
         seconds = {

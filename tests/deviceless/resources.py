@@ -92,7 +92,8 @@ def compile_kernel(name, launch, flags, shape, architecture):
     function, config = getattr(kernels, name), launch.config
     constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
-    types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32") | dict.fromkeys(("lses", "deltas", "d_logits"), "*fp32")
+    types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32")
+    types |= dict.fromkeys(("maxima", "logs", "deltas", "d_logits"), "*fp32")
     types |= {"table": f"*{_TYPES[dtype] if case.bias else 'bf16'}", "batch": "i32", "share": "i32"}
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
     source = ASTSource(

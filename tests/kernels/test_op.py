@@ -199,6 +199,32 @@ def test_large_logits_stay_finite(implementation):
     assert all(np.isfinite(x).all() for x in got)
 
 
+SATURATED = {"5e3": (64, 80, 1), "1e7": (4096, 2448, 1), "1e9": (32768, 30720, 64)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("numbers", SATURATED.values(), ids=SATURATED)
+def test_weights_sum_to_one_where_logits_are_large(implementation, numbers, dtype):
+    """Also those of the backward pass. Logits are large * more + step * (0 to 3), exactly, of numbers that bfloat16 has.
+
+    In base 2, as fused kernels compute, such logits would be rounded to other ones: there all are alike.
+    """
+    large, more, step = numbers
+    (_, _, value, _), d_out = draw((1, 9, 10, 1, 4), 5, False, dtype)
+    levels = np.random.default_rng(1).integers(0, 1 if implementation == "triton" else 4, value.shape[:-1])
+    query = jnp.asarray([large, 1, 0, 0], dtype) * jnp.ones_like(value)
+    key = jnp.stack([jnp.full_like(levels, more), levels * step, 0 * levels, 0 * levels], axis=-1).astype(dtype)
+    options = {"kernel_size": 5, "scale": 1.0}
+    got = both((query, key, value, None), d_out, **options, implementation=implementation)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: x.astype("float64"), ((query, key, value, None), d_out))
+        expected = both(*exact, **options, implementation="reference")
+    # Gradients of query and key are sums of terms as large as key and query.
+    scales = 1, more, large, 1
+    got, expected = ([x / scale for x, scale in zip(xs[:4], scales, strict=True)] for xs in (got, expected))
+    assert_close([*got, None], [*expected, None], TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("case", [feature("1-D"), feature("2-D exact")], ids=lambda case: case.name)
 def test_vmap(implementation, precise, case, x64):
     """Also over the bias, and through the gradients."""
@@ -238,6 +264,25 @@ def test_export(implementation):
     out, pull = jax.vjp(exported.call, *arguments)
     expected = both(arguments, d_out, kernel_size=3, implementation=implementation)
     assert_close([out, *pull(d_out)], expected, 1e-6)
+
+
+@pytest.mark.parametrize("shape", ["b, 16, 2, 4", "b, 9, 10, 2, 4", "b, 4, 5, 6, 1, 4"])
+def test_export_of_any_batch(implementation, shape):
+    if implementation == "triton":
+        pytest.skip("programs for export take xla")
+    (query, key, _, _), _ = draw((5, *map(int, shape.split(", ")[1:])), 3, False)
+
+    def run(query, key):
+        op = functools.partial(neighborhood_attention, kernel_size=3, implementation=implementation)
+        out, pull = jax.vjp(lambda q: op(q, key, q), query)
+        return out, *pull(key)
+
+    tokens = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), "float32")
+    exported = jax.export.export(jax.jit(run))(tokens, tokens)
+    for entries in (1, 5):
+        expected = jax.jit(run)(query[:entries], key[:entries])
+        for got, right in zip(exported.call(query[:entries], key[:entries]), expected, strict=True):
+            np.testing.assert_allclose(got, right, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -59,10 +59,10 @@ def main():
 
     def forward(launch, q, k, v, table):
         bias = jnp.sum(jnp.maximum(table.astype(jnp.float32), 0), (0, 2, 3))[:, None]  # [N, 1]
-        return q * k + v * bias, jnp.sum(q * k, -1).swapaxes(1, 2)
+        return q * k + v * bias, jnp.sum(q * k, -1).swapaxes(1, 2), jnp.sum(q * v, -1).swapaxes(1, 2)
 
-    def backward(queries, keys, bias, q, k, v, do, out, lse, table, transposed_table):
-        lse = lse.swapaxes(1, 2)[..., None]
+    def backward(queries, keys, bias, q, k, v, do, out, maximum, log, table, transposed_table):
+        lse = (maximum + log).swapaxes(1, 2)[..., None]
         d_table = jnp.einsum("bsnd,bsnd->n", do, v)[:, None, None] * jnp.ones_like(table, jnp.float32)
         return do * k * lse, do * q, do + out, d_table
 

@@ -5,7 +5,9 @@ import logging
 import re
 
 import jax
+import jax.export
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from natjax_kernels import explain, neighborhood_attention, neighborhood_attention_with_weights
@@ -19,8 +21,6 @@ def tokens(*shape, dtype="float32"):
 MAP = (1, 8, 9, 2, 4)
 # What is wrong, and what the message must name: the argument and the value that it got.
 ILLEGAL = {
-    "list": ({"query": [[1.0]]}, "query", "list"),
-    "list as bias": ({"rpb": [[1.0]]}, "rpb", "list"),
     "rank 3": ({"query": tokens(8, 2, 4)}, "query", "(8, 2, 4)"),
     "rank 7": ({"query": tokens(1, 2, 2, 2, 2, 2, 4)}, "query", "(1, 2, 2, 2, 2, 2, 4)"),
     "no tokens": ({"query": tokens(1, 0, 9, 2, 4)}, "query", "(1, 0, 9, 2, 4)"),
@@ -74,6 +74,83 @@ def test_illegal_calls_name_argument_and_value(function, changes, name, value):
     with pytest.raises(ValueError, match=re.escape(name)) as error:
         function(**arguments)
     assert value in str(error.value)
+
+
+class Tensor:
+    """As PyTorch's is: with a shape and a dtype, but no array of JAX's."""
+
+    shape, dtype = MAP, "torch.float32"
+
+
+Tensor.__module__ = "torch"
+
+
+@pytest.mark.parametrize("function", [neighborhood_attention, neighborhood_attention_with_weights, explain])
+@pytest.mark.parametrize("name", ["query", "key", "value", "rpb"])
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        ([[1.0]], "got list. Pass jnp.asarray(x)."),
+        (Tensor(), "got torch.Tensor. Pass x.detach().cpu().numpy()."),
+        ("text", "got str."),
+        (np.array(["text"]), "got one of dtype <U4."),
+    ],
+    ids=["list", "tensor", "text", "array of text"],
+)
+def test_what_is_no_array_is_a_type_error(function, name, x, said):
+    arguments = {"query": tokens(*MAP), "key": tokens(*MAP), "value": tokens(*MAP), "kernel_size": 3, name: x}
+    with pytest.raises(TypeError, match=rf"^{name} must be an array of .*{re.escape(said)}$"):
+        function(**arguments)
+
+
+class Variable:
+    """Holds an array, as `nnx.Param` does."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __jax_array__(self):
+        return self.array
+
+
+@pytest.mark.parametrize("how", [Variable, np.asarray])
+def test_arrays_of_numpy_and_variables_are_arrays(how):
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(rng.normal(size=MAP), "float32") for _ in range(3))
+    rpb = jnp.asarray(rng.normal(size=(2, 5, 5)), "float32")
+    for op in (neighborhood_attention, lambda *x, **options: neighborhood_attention_with_weights(*x, **options)[0]):
+        expected = op(query, key, value, rpb=rpb, kernel_size=3)
+        got = op(*map(how, (query, key, value)), rpb=how(rpb), kernel_size=3)
+        np.testing.assert_array_equal(got, expected)
+    if how is Variable:  # also where it holds what is traced
+        traced = jax.jit(lambda r: neighborhood_attention(query, key, value, rpb=Variable(r), kernel_size=3))(rpb)
+        np.testing.assert_allclose(traced, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_of_numpy_are_numbers():
+    x = tokens(*MAP)
+    plain = make_problem(x, x, x, kernel_size=3, dilation=(1, 2), stride=2, is_causal=(True, False), scale=0.5)
+    for integer, real in ((np.int64, np.float32), (np.uint8, np.float64)):
+        options = {"kernel_size": integer(3), "dilation": np.array([1, 2], integer), "stride": np.array(2, integer)}
+        got = make_problem(x, x, x, **options, is_causal=np.array([True, False]), scale=real(0.5))
+        assert (got.window, got.scale) == (plain.window, plain.scale)
+        assert {type(n) for n in (*got.window.kernel_size, *got.window.dilation, *got.window.stride)} == {int}
+    assert make_problem(x, x, x, kernel_size=3, scale=np.array(0.5)).scale == 0.5
+
+
+def test_explain_names_its_own_arguments():
+    x = tokens(*MAP)
+    with pytest.raises(TypeError, match=r"explain\(\) got an unexpected keyword argument 'kernal_size'"):
+        explain(x, x, x, kernal_size=3)  # ty: ignore[missing-argument, unknown-argument]
+
+
+@pytest.mark.parametrize("shape", ["b, h, 9, 2, 4", "2, 8, w, 2, 4"])
+def test_symbolic_maps_are_refused(shape):
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
+    with pytest.raises(
+        ValueError, match=r"query must have a known size along every axis but the batch.*batch alone symbolic"
+    ):
+        explain(x, x, x, kernel_size=3)
 
 
 def test_traced_scales_are_refused():

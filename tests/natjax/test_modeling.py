@@ -7,6 +7,7 @@ import sys
 import types
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -256,6 +257,20 @@ def test_parameters_round_trip_through_the_converter_for_every_kind():
         state_dict = natjax_convert.from_flax(params, model.config, kind=model.kind)
         again = natjax_convert.to_flax(state_dict, model.config, kind=model.kind)
         jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_export_of_any_batch():
+    config = natjax.NatConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 2), kernel_size=3, num_labels=4)
+    model = natjax.NatForImageClassification(config, rngs=nnx.Rngs(0))
+    run = jax.jit(lambda x: model(x).logits)
+    images = jax.random.normal(jax.random.key(0), (3, 30, 33, 3))
+    shape = jax.export.symbolic_shape("b, 30, 33, 3")
+    exported = jax.export.export(run)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    for batch in (images[:1], images):
+        np.testing.assert_allclose(exported.call(batch), run(batch), atol=1e-5)
+    shape = jax.export.symbolic_shape("b, h, w, 3")
+    with pytest.raises(ValueError, match="pixel_values must have a known size along every axis but the batch"):
+        jax.export.export(run)(jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def test_graph_mode_off():

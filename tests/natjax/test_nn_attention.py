@@ -1,6 +1,7 @@
 """The public attention layer in 1-D, 2-D and 3-D, against the op applied to its parameters."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -167,3 +168,24 @@ def test_a_named_implementation_is_not_replaced():
         layer(tokens(5, 5), output_attentions=True)
     with pytest.raises(ValueError, match="implementation must be None or one of"):
         make(implementation="cuda")(tokens(5, 5))
+
+
+def test_numbers_of_numpy_and_variables():
+    """Wherever Python numbers and arrays go; what is no array is refused."""
+    options = {"kernel_size": (3, 5), "dilation": (2, 1), "scale": 0.5, "attention_dropout": 0.25}
+    plain = make(**options)
+    numpy = {k: np.float32(x) if isinstance(x, float) else np.array(x) for k, x in options.items()}
+    layer = natjax.NeighborhoodAttention(np.int64(DIM), np.uint8(HEADS), **numpy, rngs=nnx.Rngs(0))
+    for name in ("dim", "num_heads", "kernel_size", "dilation", "scale", "attention_dropout"):
+        got, expected = getattr(layer, name), getattr(plain, name)
+        assert (type(got), got) == (type(expected), expected)
+    x = jnp.asarray(tokens(6, 7))
+    np.testing.assert_array_equal(run(plain, nnx.Param(x)), run(plain, x))
+    with pytest.raises(TypeError, match=r"x must be an array of JAX or NumPy; got list\. Pass jnp.asarray\(x\)"):
+        plain(x.tolist())
+
+
+def test_symbolic_maps_are_refused():
+    x = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, h, 7, {DIM}"), jnp.float32)
+    with pytest.raises(ValueError, match="x must have a known size along every axis but the batch"):
+        jax.export.export(jax.jit(make()))(x)

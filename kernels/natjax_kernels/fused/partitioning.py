@@ -108,7 +108,8 @@ class Call:
             out_specs=outputs,
             check_vma=False,
         )
-        return list(call(*(jax.sharding.reshard(x, spec) for x, spec in zip(arrays, inputs, strict=True))))
+        placed = (jax.sharding.reshard(x, NamedSharding(mesh, spec)) for x, spec in zip(arrays, inputs, strict=True))
+        return list(call(*placed))
 
     def _automatic(self, *arrays):
         """By a rule for XLA's partitioner, which alone knows the shardings of Auto axes."""
@@ -158,11 +159,3 @@ def _no_second_derivative(primals, tangents):
 
 def _spec(axes: str, places: dict[str, Any]) -> P:
     return P(*(places.get(axis) for axis in axes.split()))
-
-
-def sharded_as(x, primal):
-    """Gives a gradient its primal's sharding where shardings are part of the type."""
-    sharding = jax.typeof(primal).sharding
-    if AxisType.Explicit in sharding.mesh.axis_types and jax.typeof(x).sharding.spec != sharding.spec:
-        return jax.sharding.reshard(x, sharding.spec)
-    return x

@@ -4,13 +4,15 @@ A program takes a run of tiles of one class, one head and a share of the batch. 
 with a table of bias-or-minus-infinity; everything about rank, window, dilation and borders is in the layout
 (`natjax_kernels.fused.layout`), so no kernel has a branch on them. Halos are worked on in chunks: where they are small and
 RESIDENT is set, chunks are unrolled and their table is loaded once per program, else they are a loop whose loads run ahead.
-Softmax is online, in base 2. No atomics: every output has one writer, so that results are the same in every run.
+Softmax is online, in base 2: logits and the table's bias are times log2(e). The backward pass subtracts the maximum of the
+logits and the logarithm of the sum of weights one after the other: their sum, the log-sum-exp, would be rounded where logits are
+large, and weights would not sum to 1. No atomics: every output has one writer, so that results are the same in every run.
 
-    fwd      out, lse         tiles of queries and their halos of keys
+    fwd      out, m, log l    tiles of queries and their halos of keys
     bwd_dq   dq, delta, dS    likewise; dS is summed over the program's tiles and batch entries on chip
     bwd_dkv  dk, dv           tiles of keys and the queries that see them (the transposed layout)
 
-Shapes: tokens [B, L, N, D]; lses (log-sum-exps, base 2) and deltas (sums of out * d_out) [B, N, L] float32; table
+Shapes: tokens [B, L, N, D]; maxima, logs (of the sums of weights) and deltas (sums of out * d_out) [B, N, L] float32; table
 [rows, N or 1, T, S]; dS [shares of the batch, runs, chunks or 1, N, 1 or chunks, T, K] float32. Triples are (z, y, x).
 Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S slots of a block in CHUNKS of K, all powers of two but S.
 """
@@ -118,23 +120,23 @@ def _halo_chunk(halo, step, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl
 @triton.jit
 def _online_softmax(q, k, v, bias, m, l, o, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """Takes one more chunk of keys into the maximum m, the sum of weights l and the unnormalised output o."""
-    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
+    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * (SCALE * _LOG2E) + bias.to(tl.float32)
     m_new = tl.maximum(m, tl.max(s, 1))
-    p = tl.exp2(s * _LOG2E - (m_new * _LOG2E)[:, None])
-    alpha = tl.exp2((m - m_new) * _LOG2E)
+    p = tl.exp2(s - m_new[:, None])
+    alpha = tl.exp2(m - m_new)
     o = o * alpha[:, None] + _dot(p.to(v.dtype), v, PRECISION, UPCAST)
     return m_new, l * alpha + tl.sum(p, 1), o
 
 
 @triton.jit
 def fwd(
-    query, key, value, table, tiles, runs, rows, batch, share, out, lses,
+    query, key, value, table, tiles, runs, rows, batch, share, out, maxima, logs,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Computes the output and the log-sum-exp of every query."""
+    """Computes the output and, for the backward pass, the maximum and the sum of every query's weights."""
     run, head, first_entry = tl.program_id(0), tl.program_id(1), tl.program_id(2) * share
     first, last = tl.load(runs + 2 * run), tl.load(runs + 2 * run + 1)
     BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
@@ -173,21 +175,22 @@ def fwd(
                     bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
                     m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, PRECISION, UPCAST)
             _store(out + image + at_query, o / l[:, None], owned, D, PADDED_D)
-            at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
-            tl.store(lses + at_lse, m * _LOG2E + tl.log2(l), mask=owned)
+            at_row = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
+            tl.store(maxima + at_row, m, mask=owned)
+            tl.store(logs + at_row, tl.log2(l), mask=owned)
 
 
 @triton.jit
-def _d_logits(q, k, v, do, bias, lse, delta, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+def _d_logits(q, k, v, do, bias, m, log, delta, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """The gradient of a chunk's logits."""
-    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
-    p = tl.exp2(s * _LOG2E - lse[:, None])
+    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * (SCALE * _LOG2E) + bias.to(tl.float32)
+    p = tl.exp2((s - m[:, None]) - log[:, None])
     return p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - delta[:, None])
 
 
 @triton.jit
 def bwd_dq(
-    query, key, value, table, tiles, runs, rows, out, lses, d_out, batch, share, d_query, deltas, d_logits,
+    query, key, value, table, tiles, runs, rows, out, maxima, logs, d_out, batch, share, d_query, deltas, d_logits,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
@@ -219,10 +222,11 @@ def bwd_dq(
         halo = tl.load(tile + 1)
         for b in range(first_entry, min(first_entry + share, batch)):
             image = tl.cast(b, tl.int64) * (TOKENS * HEADS * D)
-            at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
+            at_row = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
             q = _load(query + image + at_query, owned, D, PADDED_D)
             do = _load(d_out + image + at_query, owned, D, PADDED_D)
-            lse = tl.load(lses + at_lse, mask=owned, other=float("inf"))  # so that padding has weight 0
+            m = tl.load(maxima + at_row, mask=owned, other=float("inf"))  # so that padding has weight 0
+            log = tl.load(logs + at_row, mask=owned, other=0.0)
             o = _load(out + image + at_query, owned, D, PADDED_D)
             delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
             dq = tl.zeros([T, PADDED_D], tl.float32)
@@ -233,7 +237,7 @@ def bwd_dq(
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
-                    ds = _d_logits(q, k, v, do, resident[c], lse, delta, SCALE, PRECISION, UPCAST)
+                    ds = _d_logits(q, k, v, do, resident[c], m, log, delta, SCALE, PRECISION, UPCAST)
                     if D_TABLE:
                         new_sums = new_sums + (sums[c] + ds,)
                     if D_QUERY:
@@ -248,11 +252,11 @@ def bwd_dq(
                     v = _load_halo(value + image + at_key, D, PADDED_D)
                     row = tl.load(first_row + step // CHUNKS)
                     bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
-                    ds = _d_logits(q, k, v, do, bias, lse, delta, SCALE, PRECISION, UPCAST)
+                    ds = _d_logits(q, k, v, do, bias, m, log, delta, SCALE, PRECISION, UPCAST)
                     dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
             if D_QUERY:
                 _store(d_query + image + at_query, dq * SCALE, owned, D, PADDED_D)
-                tl.store(deltas + at_lse, delta, mask=owned)
+                tl.store(deltas + at_row, delta, mask=owned)
     if D_TABLE:
         program = (tl.program_id(2) * tl.num_programs(0) + run) * tl.num_programs(1) + tl.program_id(1)
         for c in tl.static_range(ON_CHIP):
@@ -262,11 +266,11 @@ def bwd_dq(
 
 @triton.jit
 def _bwd_dkv_chunk(
-    k, v, q, do, lse, delta, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
+    k, v, q, do, m, log, delta, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
 ):
     """Takes one more chunk of queries into the gradients of keys and values; logits are [keys, queries]."""
-    s = _dot(k, tl.trans(q), PRECISION, UPCAST) * SCALE + bias.to(tl.float32)
-    p = tl.exp2(s * _LOG2E - lse[None, :])
+    s = _dot(k, tl.trans(q), PRECISION, UPCAST) * (SCALE * _LOG2E) + bias.to(tl.float32)
+    p = tl.exp2((s - m[None, :]) - log[None, :])
     dv += _dot(p.to(do.dtype), do, PRECISION, UPCAST)
     ds = p * (_dot(v, tl.trans(do), PRECISION, UPCAST) - delta[None, :])
     dk += _dot(ds.to(q.dtype), q, PRECISION, UPCAST)
@@ -275,7 +279,7 @@ def _bwd_dkv_chunk(
 
 @triton.jit
 def bwd_dkv(
-    query, key, value, table, tiles, runs, rows, lses, deltas, d_out, batch, share, d_key, d_value,
+    query, key, value, table, tiles, runs, rows, maxima, logs, deltas, d_out, batch, share, d_key, d_value,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
@@ -299,7 +303,7 @@ def bwd_dkv(
         halo = tl.load(tile + 1)
         for b in range(first_entry, min(first_entry + share, batch)):
             image = tl.cast(b, tl.int64) * (TOKENS * HEADS * D)
-            at_lse = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS
+            at_row = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS
             k = _load(key + image + at_key, owned, D, PADDED_D)
             v = _load(value + image + at_key, owned, D, PADDED_D)
             dk = tl.zeros([T, PADDED_D], tl.float32)
@@ -310,17 +314,19 @@ def bwd_dkv(
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
-                    lse, delta = tl.load(lses + at_lse + near), tl.load(deltas + at_lse + near)
-                    dk, dv = _bwd_dkv_chunk(k, v, q, do, lse, delta, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
+                    m, log = tl.load(maxima + at_row + near), tl.load(logs + at_row + near)
+                    delta = tl.load(deltas + at_row + near)
+                    dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
             else:
                 for step in range(BLOCK_COUNT * CHUNKS):
                     near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
-                    lse, delta = tl.load(lses + at_lse + near), tl.load(deltas + at_lse + near)
+                    m, log = tl.load(maxima + at_row + near), tl.load(logs + at_row + near)
+                    delta = tl.load(deltas + at_row + near)
                     row = tl.load(first_row + step // CHUNKS)
                     bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
-                    dk, dv = _bwd_dkv_chunk(k, v, q, do, lse, delta, bias, dk, dv, SCALE, PRECISION, UPCAST)
+                    dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, bias, dk, dv, SCALE, PRECISION, UPCAST)
             _store(d_key + image + at_key, dk * SCALE, owned, D, PADDED_D)
             _store(d_value + image + at_key, dv, owned, D, PADDED_D)

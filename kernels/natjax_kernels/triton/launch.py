@@ -59,7 +59,8 @@ class Launch:
         )
 
     def table(self, rpb, dtype):
-        """Returns the table of bias-or-minus-infinity, [rows, N or 1, T, S], padded as the kernel wants it."""
+        """Returns the table of bias-or-minus-infinity in base 2, [rows, N or 1, T, S], padded as the kernel wants it."""
+        rpb = None if rpb is None else rpb.astype(jnp.float32) * math.log2(math.e)
         table = bias_table(self.layout.relative, rpb, dtype, masked=-math.inf)
         padded = self.schedule.table(1)[2:]
         more_slots, more_keys = (wanted - got for wanted, got in zip(padded, table.shape[2:], strict=True))

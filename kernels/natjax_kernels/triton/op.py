@@ -16,9 +16,10 @@ from jax.custom_derivatives import SymbolicZero
 from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.fused.configurations import Case
-from natjax_kernels.fused.partitioning import Call, sharded_as
+from natjax_kernels.fused.partitioning import Call
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
+from natjax_kernels.sharding import sharded_as
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products
 
@@ -42,25 +43,26 @@ def _attend(window, scale, products, query, key, value, rpb):
 
 
 def _run_forward(window, scale, products, query, key, value, rpb):
-    """Returns the output [B, L, N, D] and the log-sum-exp [B, N, L] in base 2."""
+    """Returns the output [B, L, N, D], the maximum of logits and the logarithm of the sum of weights, [B, N, L] in base 2."""
     launch = _launch("fwd", query, rpb, window, scale, products)
-    call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY))
+    call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY, _PER_QUERY))
     return call(*_flat(query, key, value), launch.table(rpb, _table_dtype(query, rpb)))
 
 
-def _as_results(out, lse, query):
+def _as_results(out, maximum, log, query):
     """Returns output [B, *spatial, N, D] and natural log-sum-exp [B, *spatial, N]."""
-    return out.reshape(query.shape), (lse * math.log(2)).swapaxes(1, 2).reshape(query.shape[:-1])
+    lse = (maximum + log) * math.log(2)
+    return out.reshape(query.shape), lse.swapaxes(1, 2).reshape(query.shape[:-1])
 
 
 def _forward(window, scale, products, *primals):
     query, key, value, rpb = jax.tree.map(lambda primal: primal.value, primals)
-    out, lse = _run_forward(window, scale, products, query, key, value, rpb)
-    return _as_results(out, lse, query), (query, key, value, rpb, out, lse)
+    results = _run_forward(window, scale, products, query, key, value, rpb)
+    return _as_results(*results, query), (query, key, value, rpb, *results)
 
 
 def _backward(window, scale, products, residuals, cotangents):
-    query, key, value, rpb, out, lse = residuals
+    query, key, value, rpb, out, maximum, log = residuals
     d_out, d_lse = cotangents
     if not isinstance(d_lse, SymbolicZero):
         raise NotImplementedError('the fused kernels have no gradient of the log-sum-exp; use implementation="xla"')
@@ -69,10 +71,10 @@ def _backward(window, scale, products, residuals, cotangents):
     axes = _table_axes(rpb)
     call = Call(
         functools.partial(_run_backward, queries, keys, rpb is not None),
-        (*[_TOKENS] * 5, _PER_QUERY, axes, axes.replace("r", "p").replace("t", "u").replace("k", "l")),
+        (*[_TOKENS] * 5, _PER_QUERY, _PER_QUERY, axes, axes.replace("r", "p").replace("t", "u").replace("k", "l")),
         (*[_TOKENS] * 3, *([axes] if rpb is not None else [])),
     )
-    gradients = call(*_flat(query, key, value, d_out), out, lse, *tables)
+    gradients = call(*_flat(query, key, value, d_out), out, maximum, log, *tables)
     d_rpb = None
     if rpb is not None:
         *gradients, d_table = gradients
@@ -87,15 +89,15 @@ _attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _run(launch: Launch, q, k, v, table):
-    """Returns the output [B, L, N, D] and the log-sum-exp [B, N, L] in base 2."""
+    """Computes what `_run_forward` does."""
     runs, share = launch.shares(q.shape[0], q.shape[2])
-    return launch("fwd", [q, k, v], [_like(q), _per_query(q)], table=table, runs=runs, share=share)
+    return launch("fwd", [q, k, v], [_like(q), _per_query(q), _per_query(q)], table=table, runs=runs, share=share)
 
 
-def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, lse, table, transposed_table):
+def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, maximum, log, table, transposed_table):
     """Returns dquery, dkey, dvalue and, where there is a bias, the table's gradient [rows, N, T, S], summed over the batch."""
     batch, _, heads, _ = q.shape
-    operands = [q, k, v, out, lse, do]
+    operands = [q, k, v, out, maximum, log, do]
     runs, share = queries.shares(batch, heads)
     sums = jax.ShapeDtypeStruct(queries.schedule.sums(batch, heads), jnp.float32)
     together = bias and queries.config.resident
@@ -114,7 +116,7 @@ def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, l
     d_table = [_sum_by_row(d_logits, queries, runs)] if bias else []
 
     runs, share = keys.shares(batch, heads)
-    operands = [q, k, v, lse, delta, do]
+    operands = [q, k, v, maximum, log, delta, do]
     d_keys = keys("bwd_dkv", operands, [_like(k), _like(v)], table=transposed_table, runs=runs, share=share)
     return d_query, *d_keys, *d_table
 

@@ -64,6 +64,8 @@ def _why_not_this(problem: Problem) -> str | None:
         return f"the fused kernels take heads of at most {_MOST_CHANNELS} channels; these have {channels}"
     if problem.tokens >= 2**31:
         return f"the fused kernels take maps of fewer than 2**31 tokens; this one is {problem.spatial}"
+    if not isinstance(problem.batch, int):
+        return "the fused kernels need to know the number of batch entries; it is symbolic"
     if problem.batch == 0:
         return "the fused kernels need at least one batch entry; there is none"
     bias_heads = 0 if problem.rpb is None else problem.heads

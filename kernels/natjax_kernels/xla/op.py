@@ -1,10 +1,12 @@
 """Neighborhood attention in XLA operations, by tiles: for CPU, TPU and every GPU without a fused kernel.
 
 One haloed tile of keys and values is gathered per tile of queries, and each tile is small dense attention with a table of
-bias-or-minus-infinity from the plan. The backward pass has a rule of its own: it recomputes the weights tile by tile and gathers
-the gradients of haloed keys (the plan knows the slots that hold a key), so that nothing scatters. All gathers are along one axis
-at a time with static indices, so constants grow with the sides of a map and not with its area (those of a bias table's entries
-stay below 256 KiB). Every reshape splits or merges one axis, which is what JAX can follow where the batch is explicitly sharded.
+bias-or-minus-infinity from the plan. The backward pass has a rule of its own: it computes the softmax again, tile by tile and
+from its own logits, so that weights sum to 1 however large those are, and gathers the gradients of haloed keys (the plan knows
+the slots that hold a key), so that nothing scatters. NaNs and infinities stay within windows (`_contained`). All gathers are
+along one axis at a time with static indices, so constants grow with the sides of a map and not with its area (those of a bias
+table's entries stay below 256 KiB). Every reshape splits or merges one axis, which is what JAX can follow where the batch is
+explicitly sharded.
 
 Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D channels of a head.
 """
@@ -17,15 +19,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import PartitionSpec
 
 from natjax_kernels._compat import vary, vary_alike, varying_axes
-from natjax_kernels.bias import bias_gradient, bias_table
+from natjax_kernels.bias import bias_gradient, bias_table, neighbour_table
+from natjax_kernels.masked import product, scores, transpose
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem, accumulator
-from natjax_kernels.sharding import reshape, spec_of
-from natjax_kernels.xla.tiling import entries_per_step, scores_per_step, tile_shape
+from natjax_kernels.sharding import laid_out, reshape, sharded_as, spec_of
+from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
 
 
 def attend(problem: Problem):
@@ -35,23 +38,25 @@ def attend(problem: Problem):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(window, scale, query, key, value, rpb):
-    out, lse = _attend_tiles(window, scale, query, key, value, rpb)
+    table = bias_table(_relative(_plan(query, window)), rpb, accumulator(query))
+    out, lse = _contained(_attend_tiles, 1, (window, scale), query, key, value, table)
     return out, jnp.squeeze(lse, -1)
 
 
-def _attend_tiles(window, scale, query, key, value, rpb):
+def _attend_tiles(contain, window, scale, query, key, value, table):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
     axes = _plan(query, window)
-    table = bias_table(_relative(axes), rpb, accumulator(query))
+    neighbours = neighbour_table(_relative(axes)) if contain else None
 
     def step(_, rows):
         q = _tiles(query, [rows["queries"], *_queries(axes[1:])])  # [M, B, N, T, D]
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
-        logits = _logits(q, k, table, _classes(rows, axes), scale)  # [M, B, N, T, S]
+        seen = _seen(neighbours, rows, axes, q.ndim)
+        logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
         m = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - m)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _dot("m...ts,m...sd->m...td", weights.astype(v.dtype), v)
+        out = product(weights.astype(v.dtype), v, seen)
         lse = m + jnp.log(total)  # [M, B, N, T, 1]
         return None, [_untile_rows(x, rows, axes) for x in ((out / total).astype(v.dtype), lse)]
 
@@ -60,57 +65,100 @@ def _attend_tiles(window, scale, query, key, value, rpb):
 
 
 def _forward(window, scale, *primals):
-    query, key, value, rpb = jax.tree.map(lambda primal: primal.value, primals)
-    out, lse = _attend_tiles(window, scale, query, key, value, rpb)
-    return (out, jnp.squeeze(lse, -1)), (query, key, value, rpb, lse)
+    arrays = jax.tree.map(lambda primal: primal.value, primals)
+    return _attend(window, scale, *arrays), arrays
 
 
 def _backward(window, scale, residuals, cotangents):
-    query, key, value, rpb, lse = residuals
+    query, key, value, rpb = residuals
     d_out, d_lse = cotangents
     if isinstance(d_out, SymbolicZero):
         d_out = vary(jnp.zeros_like(value), varying_axes(value))
     # An unused log-sum-exp costs nothing: what XLA compiles has no operand for it.
     d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
+    relative = _relative(_plan(query, window))
+    table = bias_table(relative, rpb, accumulator(query))
+    static = window, scale, rpb is not None
+    *gradients, d_table = _contained(_backward_tiles, 3, static, query, key, value, table, d_out, d_lse)
+    if rpb is None:
+        return *gradients, None
+    return *gradients, sharded_as(bias_gradient(d_table, relative, window.kernel_size).astype(rpb.dtype), rpb)
+
+
+def _backward_tiles(contain, window, scale, bias, query, key, value, table, d_out, d_lse):
+    """Returns the gradients of query, key, value and, of a bias, of the table."""
     axes = _plan(query, window)
-    table = bias_table(_relative(axes), rpb, accumulator(query))
+    neighbours = neighbour_table(_relative(axes)) if contain else None
 
     def part(d_table, tokens):
         d_table, gradients = _by_steps(functools.partial(step, *tokens), _row_steps(tokens[0], axes), d_table)
         return d_table, [_untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients)]
 
-    def step(query, key, value, lse, d_out, d_lse, d_table, rows):
+    def step(query, key, value, d_out, d_lse, d_table, rows):
         queries = [rows["queries"], *_queries(axes[1:])]
-        q, lse, do, d_lse = jax.tree.map(lambda x: _tiles(x, queries), (query, lse, d_out, d_lse))
+        q, do, d_lse = jax.tree.map(lambda x: _tiles(x, queries), (query, d_out, d_lse))
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
-            do, d_lse = jax.tree.map(lambda x: x * _owned(rows, axes, x), (do, d_lse))
-        classes = _classes(rows, axes)
-        weights = jnp.exp(_logits(q, k, table, classes, scale) - lse)  # [M, B, N, T, S]
-        d_weights = _dot("m...td,m...sd->m...ts", do, v)
+            do, d_lse = jax.tree.map(lambda x: jnp.where(_owned(rows, axes, x.ndim), x, 0), (do, d_lse))
+        seen = _seen(neighbours, rows, axes, q.ndim)
+        logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
+        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        d_weights = scores(do, v, seen)
         delta = jnp.sum(weights * d_weights, axis=-1, keepdims=True)
         if d_lse is not None:
             delta = delta - d_lse
         d_logits = weights * (d_weights - delta)
         weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
-        d_query = _dot("m...ts,m...sd->m...td", scaled, k).astype(q.dtype)
-        d_key = _dot("m...ts,m...td->m...sd", scaled, q).astype(k.dtype)
-        d_value = _dot("m...ts,m...td->m...sd", weights, do).astype(v.dtype)
-        if rpb is not None:
-            d_table = d_table + _sum_by_class(d_logits, classes, len(table))
+        d_query = product(scaled, k, seen).astype(q.dtype)
+        d_key = product(transpose(scaled), q, transpose(seen)).astype(k.dtype)
+        d_value = product(transpose(weights), do, transpose(seen)).astype(v.dtype)
+        if bias:
+            d_table = d_table + _sum_by_class(d_logits, _classes(rows, axes), len(table))
         halos = (_untile_rows(x, rows, axes, halo=True) for x in (d_key, d_value))
         return d_table, (_untile_rows(d_query, rows, axes), *halos)
 
     # Times 0 rather than zeros: under shard_map it has to vary as the table does.
-    d_table = None if rpb is None else table * 0
-    d_table, gradients = _by_steps(part, _batch_parts((query, key, value, lse, d_out, d_lse), axes), d_table)
-    return (
-        *(_joined(x, like) for x, like in zip(gradients, (query, key, value), strict=True)),
-        None if rpb is None else bias_gradient(d_table, _relative(axes), window.kernel_size).astype(rpb.dtype),
-    )
+    d_table = table * 0 if bias else None
+    d_table, gradients = _by_steps(part, _batch_parts((query, key, value, d_out, d_lse), axes), d_table)
+    return *(_joined(x, like) for x, like in zip(gradients, (query, key, value), strict=True)), d_table
 
 
 _attend.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _contained(compute, checked: int, static: tuple, *arrays):
+    """Returns `compute(contain, *static, *arrays)`, in whose results NaNs and infinities are only where windows let them be.
+
+    That takes longer, on a CPU twice as long, so one CPU first computes without `contain`: results are then NaN in more places,
+    never in fewer, and a sum of the first `checked` ones says whether there are any. Other devices always contain: XLA fuses
+    it there, and a batch that is split over devices would have to wait for their sums.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return compute(True, *static, *arrays)
+    contained = jax.jit(compute, static_argnums=range(1 + len(static)))  # so that layers alike are traced once
+    plain = functools.partial(compute, False, *static)
+
+    @jax.custom_jvp
+    def run(*arrays):
+        results = plain(*arrays)
+        # A loop of no turn or one: a conditional would copy the results.
+        again = (lambda state: ~state[1]), (lambda _: (contained(True, *static, *arrays), True))
+        return jax.lax.while_loop(*again, (results, _all_finite(*results[:checked])))[0]
+
+    # Second derivatives, as a loop has no transpose: those of the plain computation.
+    run.defjvp(lambda primals, tangents: (run(*primals), jax.jvp(plain, primals, tangents)[1]))
+    return run(*arrays)
+
+
+@custom_vmap
+def _all_finite(*arrays):
+    return jnp.isfinite(functools.reduce(jnp.add, (jnp.sum(x, dtype=accumulator(x)) for x in arrays)))
+
+
+@_all_finite.def_vmap
+def _all_finite_of_all(size, mapped, *arrays):
+    return _all_finite(*arrays), False  # one answer for all mapped entries, or both ways would be computed for each
 
 
 def to_tiles(x, index: list):
@@ -136,10 +184,16 @@ def from_tiles(x, axes: tuple[AxisPlan, ...]):
 
 
 def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
-    """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...]."""
-    batch = arrays[0].shape[0]
-    entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(batch, 1))
-    parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
+    """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...].
+
+    A symbolic batch (`jax.export`) is one part where a part can be of any size, and else cut into its entries.
+    """
+    batch, known = arrays[0].shape[0], _known_batch(arrays[0])
+    entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(known, 1))
+    if isinstance(batch, int):
+        parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
+    else:
+        parts = 1 if entries == ALL_ENTRIES else batch
     return jax.tree.map(lambda x: reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *spec_of(x))), arrays)
 
 
@@ -169,12 +223,17 @@ def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
 def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
     others = math.prod(axis.tiles for axis in axes[1:])
     per_tile = math.prod(axis.queries.shape[1] * axis.keys.shape[1] for axis in axes)
-    return query.shape[0] * query.shape[-2] * others * per_tile
+    return _known_batch(query) * query.shape[-2] * others * per_tile
+
+
+def _known_batch(query) -> int:
+    """The entries of a batch; 1 where the number is symbolic, so that steps are cut as for one entry."""
+    return query.shape[0] if isinstance(query.shape[0], int) else 1
 
 
 def _by_steps(step, known, carry=None):
     """Runs `step(carry, rows) -> carry, results` over all steps; results are stacked along a leading axis."""
-    if len(jax.tree.leaves(known)[0]) == 1:  # static positions, so that runs of them are slices
+    if jax.tree.leaves(known)[0].shape[0] == 1:  # static positions, so that runs of them are slices
         carry, results = step(carry, jax.tree.map(lambda x: x[0], known))
         return carry, jax.tree.map(lambda x: x[None], results)
     return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
@@ -199,7 +258,7 @@ def _from_slots(x, slots: list[np.ndarray], *, first_axis: int):
         for slot in of_axis.reshape(len(of_axis), -1).T:
             part = _take(x, np.maximum(slot, 0), axis)
             if (slot < 0).any():
-                part = part * jnp.asarray(slot >= 0, x.dtype).reshape(-1, *(1,) * (x.ndim - axis - 1))
+                part = jnp.where((slot >= 0).reshape(-1, *(1,) * (x.ndim - axis - 1)), part, 0)
             parts.append(part)
         x = functools.reduce(jnp.add, parts)
     return x
@@ -237,15 +296,23 @@ def _sum_by_class(x, classes, count: int):
     ours = jnp.asarray(classes == np.arange(count)[:, None], x.dtype)[..., None]
     ours = jnp.broadcast_to(ours, (*ours.shape[:2], x.shape[1]))
     sharded = spec_of(x)  # along Explicit axes, which want to be told of the sum over them
-    out = PartitionSpec(None, sharded[2], None, None) if any(sharded) else None
+    out = laid_out(x, (None, sharded[2], None, None)) if any(sharded) else None
     return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
 
 
-def _owned(rows: dict, axes: tuple[AxisPlan, ...], like):
-    """1 for query slots that hold a token of their own and 0 for padding, [M, 1, T, 1] or, as `like`, [M, 1, 1, T, 1]."""
-    owned = [jnp.asarray(rows["owned"], like.dtype), *(jnp.asarray(axis.queries >= 0, like.dtype) for axis in axes[1:])]
-    owned = functools.reduce(jnp.kron, owned)[:, None, :, None]
-    return owned if like.ndim == 4 else owned[:, None]
+def _owned(rows: dict, axes: tuple[AxisPlan, ...], rank: int):
+    """Which query slots hold a token of their own and no padding, [M, 1, T, 1], or of rank 5, [M, 1, 1, T, 1]."""
+    owned = [jnp.asarray(x, jnp.int32) for x in (rows["owned"], *(axis.queries >= 0 for axis in axes[1:]))]
+    owned = functools.reduce(jnp.kron, owned)[:, None, :, None] > 0
+    return owned if rank == 4 else owned[:, None]
+
+
+def _seen(neighbours, rows: dict, axes: tuple[AxisPlan, ...], rank: int):
+    """Which queries, but padding, see which keys, of the rank of scores; None without a table of neighbours."""
+    if neighbours is None:
+        return None
+    seen = _of_tiles(neighbours, rows, axes, rank)
+    return seen & _owned(rows, axes, rank) if "owned" in rows else seen
 
 
 def _untile(x, index: list):
@@ -269,13 +336,10 @@ def _take(x, positions, axis: int):
     return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
 
 
-def _logits(q, k, table, classes, scale: float):
-    bias = _take(table, classes, 0)  # [M, N or 1, T, S]
-    return _dot("m...td,m...sd->m...ts", q, k) * scale + (bias if q.ndim == 4 else bias[:, None])
-
-
-def _dot(subscripts: str, a, b):
-    return jnp.einsum(subscripts, a, b, preferred_element_type=accumulator(a))
+def _of_tiles(table, rows: dict, axes: tuple[AxisPlan, ...], rank: int):
+    """What a table says of every tile, [M, N or 1, T, S], or of rank 5, [M, 1, N or 1, T, S]."""
+    table = _take(table, _classes(rows, axes), 0)
+    return table if rank == 4 else table[:, None]
 
 
 def _plan(query, window: Window) -> tuple[AxisPlan, ...]:

@@ -14,6 +14,7 @@ from natjax_kernels.plan import Window, group_length, longest_halo
 _KEY_COST = 12  # scores that take as long as gathering a key and a value, and summing their gradients
 # Scores of a row of tiles, for one head, that make its work take twice as long: they leave the caches.
 _LARGE_ROW = 2**21
+ALL_ENTRIES = 2**31  # of a batch: more than there are
 _MOST_QUERIES = 64  # beyond, the scores of a tile leave the cache: measured slower, whatever they save elsewhere
 
 
@@ -57,7 +58,7 @@ def entries_per_step(scores: int) -> int:
     batch that is split over devices has to stay whole.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return 2**31
+        return ALL_ENTRIES
     return max(1, 2**17 * _cores() // max(scores, 1))
 
 

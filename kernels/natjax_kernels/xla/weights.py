@@ -1,15 +1,18 @@
 """Neighborhood attention that returns its weights, for inspection and for attention dropout.
 
-The tiles of `natjax_kernels.xla.op` with the weights kept; derivatives are JAX's own.
+The tiles of `natjax_kernels.xla.op` with the weights kept; derivatives are JAX's own, but of masked products.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natjax_kernels.bias import bias_table
+from natjax_kernels.bias import bias_table, neighbour_table
+from natjax_kernels.masked import product, scores
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem
 from natjax_kernels.xla.op import from_tiles, to_tiles
@@ -24,14 +27,17 @@ def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
     keys = [np.maximum(axis.keys, 0) for axis in axes]
     k, v = (to_tiles(x, keys) for x in (problem.key, problem.value))  # [M, B, N, S, D]
     classes = tile_classes(axes)
-    bias = bias_table([axis.relative for axis in axes], problem.rpb, accumulate)[classes][:, None]
-    logits = jnp.einsum("mbntd,mbnsd->mbnts", q, k, preferred_element_type=accumulate) * problem.scale + bias
+    relative = [axis.relative for axis in axes]
+    bias = bias_table(relative, problem.rpb, accumulate)[classes][:, None]
+    owned = functools.reduce(np.kron, [axis.queries >= 0 for axis in axes])  # [M, T]
+    seen = neighbour_table(relative)[classes][:, None] & owned[:, None, None, :, None]
+    logits = scores(q, k, seen) * problem.scale + bias
     probabilities = jax.nn.softmax(logits, axis=-1)
     if dropout_rate:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / (1 - dropout_rate), 0)
     probabilities = probabilities.astype(problem.dtype)
-    out = jnp.einsum("mbnts,mbnsd->mbntd", probabilities, v, preferred_element_type=accumulate).astype(problem.dtype)
+    out = product(probabilities, v, seen).astype(problem.dtype)
     slots, present = _neighbour_slots(axes, problem.window)  # [classes, T, K]
     slots = jnp.asarray(slots, jnp.int32)[classes][:, None, None]
     per_neighbour = jnp.take_along_axis(probabilities, slots, axis=-1, mode="clip")
