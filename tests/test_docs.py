@@ -1,0 +1,219 @@
+"""Runs every code block of the README and the docs, in a folder that has what they speak of: photographs, data sets, weights.
+
+Bash runs the shell blocks, but only writes down their commands; the test then runs these in its own process. The published
+weights are random ones of a tiny NAT under the published names, and `natjax train` takes a few steps.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tomllib
+import types
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import natjax
+import natjax_convert
+from natjax import presets
+from natjax.cli import main
+from natjax.errors import REPOSITORY
+from natjax_train import loop
+
+pytestmark = pytest.mark.once
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "natjax/demo/README.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+)
+TOOLS = ("natjax", "pip", "python", "make", "git", "srun", "ssh")
+TINY = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "kernel_size": 3, "mlp_ratio": 1.0}
+SHORT = [
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--image-size",
+    "32",
+    "--workers",
+    "0",
+    "--warmup-epochs",
+    "0",
+    "--cooldown-epochs",
+    "0",
+    "--mesh",
+]
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page):
+    """Yields language, code and first line of a page's blocks of code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for match in _FENCE.finditer(text):
+        if match[1] in ("python", "sh"):
+            yield match[1], match[2], text.count("\n", 0, match.start()) + 2
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))])
+def test_blocks_run(page, world):
+    for language, code, line in blocks(page):
+        print(f"{page}:{line}")
+        if language == "python":
+            exec(compile("\n" * (line - 1) + code, str(ROOT / page), "exec"), {"__name__": "__main__"})
+        else:
+            for tool, *arguments in commands(code):
+                RUN[tool](arguments)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_stand_in_blocks_that_are_run(page):
+    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    assert not re.findall(rf"^    (?:{'|'.join(TOOLS)}|for) .*", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
+    assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
+
+
+def commands(code):
+    """Yields the commands that bash would start for this code: name and arguments."""
+    log = pathlib.Path("commands")
+    log.write_text("")
+    subprocess.run(["bash", "-euc", code], env={**os.environ, "PATH": f"bin:{os.environ['PATH']}"}, check=True)
+    for command in log.read_bytes().split(b"\0\0")[:-1]:
+        yield os.fsdecode(command).split("\0")
+
+
+def run_natjax(arguments):
+    trains = arguments[0] == "train"
+    if trains:
+        arguments = [*arguments, *SHORT, f"data={jax.device_count()}"]
+        for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
+            if flag in arguments:
+                del arguments[arguments.index(flag) : arguments.index(flag) + 2]
+    assert main(arguments) == 0, arguments
+
+
+def run_pip(arguments):
+    """Looks whether the extras of natjax exist and its address is the one that errors name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in arguments:
+        match = re.fullmatch(r"(?:natjax|\.)(?:\[([\w,]+)\])?(?: @ git\+(.*))?", requirement)
+        if match:
+            assert set((match[1] or "").split(",")) - {""} <= set(project["optional-dependencies"]), requirement
+            assert requirement.startswith(".") or match[2] == REPOSITORY, requirement
+        if requirement.startswith("requirements") or requirement.endswith(".txt"):
+            assert (ROOT / requirement).is_file(), requirement
+
+
+def run_make(arguments):
+    target = next(argument for argument in arguments if "=" not in argument)
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
+
+
+def run_python(arguments):
+    """Runs the packing of records; of what takes long or needs further packages, only looks whether it is there."""
+    if arguments[:2] == ["-m", "natjax_train.data.records"]:
+        records = importlib.import_module(arguments[1])
+        sys.argv = ["records", *arguments[2:]]
+        assert records.main() == 0
+    elif arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1]), arguments
+    else:
+        script = runpy.run_path(str(ROOT / arguments[0]))
+        assert callable(script["main"]), arguments
+        if arguments[0] == "examples/photographs.py":
+            for split in ("train", "val"):
+                make_images(pathlib.Path(arguments[2]) / split, channels=1)
+
+
+def run_git(arguments):
+    assert arguments == ["clone", REPOSITORY]
+
+
+def run_on_a_host(arguments):
+    """Runs what srun and ssh start, leaving out their own arguments."""
+    start = arguments.index("natjax")
+    RUN[arguments[start]](arguments[start + 1 :])
+
+
+RUN = {
+    "natjax": run_natjax,
+    "pip": run_pip,
+    "make": run_make,
+    "python": run_python,
+    "git": run_git,
+    "srun": run_on_a_host,
+    "ssh": run_on_a_host,
+}
+
+
+def make_images(folder, channels=3, classes=2, images=8):
+    rng = np.random.default_rng(0)
+    for name in range(classes):
+        (folder / f"class {name}").mkdir(parents=True)
+        for i in range(images):
+            pixels = rng.integers(0, 256, (32, 40, channels), np.uint8)
+            PIL.Image.fromarray(pixels.squeeze()).save(folder / f"class {name}" / f"{i}.jpg")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Makes the folder, and goes there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NATJAX_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    for tool in TOOLS:
+        stub = tmp_path / "bin" / tool
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text(
+            '#!/bin/sh\n{ printf "%s" "${0##*/}"; for a; do printf "\\0%s" "$a"; done; printf "\\0\\0"; } >> commands\n'
+        )
+        stub.chmod(0o755)
+    for name in ("cat.jpg", "photo.jpg"):
+        PIL.Image.new("RGB", (40, 32), "orange").save(name)
+    for folder in ("flowers/train", "flowers/val", "imagenet/train", "imagenet/val"):
+        make_images(tmp_path / folder)
+    make_images(tmp_path / "photos")
+    for name, preset in presets.PRESETS.items():
+        dilations = None if preset.config.dilations is None else ((1,),) * 4
+        config = preset.config.replace(**TINY, dilations=dilations)
+        monkeypatch.setitem(presets.PRESETS, name, dataclasses.replace(preset, config=config))
+    mini = natjax.create_model("nat_mini")
+    mini.save_pretrained("weights/nat_mini", processor=natjax.NatImageProcessor.imagenet(32))
+    shutil.copytree("weights/nat_mini", "shi-labs/nat-mini-in1k-224")  # a local folder goes before the Hub
+    natjax_convert.convert("weights/nat_mini", "nat_mini.pth")
+    shutil.copytree(ROOT / "natjax/demo/digits", "natjax/demo/digits")
+    hub = types.ModuleType("huggingface_hub")
+    hub.HfApi = lambda *a, **k: types.SimpleNamespace(
+        create_repo=lambda *a, **k: "https://hub/you/flowers", upload_folder=lambda *a, **k: "https://hub/you/flowers"
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    train = loop.train
+    trained = {}
+
+    def train_once(recipe, data, out, **options):
+        """Trains the first of runs of one recipe and one data set; the others get its folder."""
+        key = recipe.model in presets.PRESETS, str(data)
+        if key not in trained:
+            trained[key] = train(recipe, data, out, **options)
+        elif not pathlib.Path(out).exists():
+            shutil.copytree(trained[key].parent, out)
+        return pathlib.Path(out) / "model"
+
+    monkeypatch.setattr(loop, "train", train_once)
