@@ -17,7 +17,6 @@ import sys
 import tomllib
 import types
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -40,21 +39,11 @@ PAGES = (
 )
 TOOLS = ("natjax", "pip", "python", "make", "git", "srun", "ssh")
 TINY = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "kernel_size": 3, "mlp_ratio": 1.0}
-SHORT = [
-    "--epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--image-size",
-    "32",
-    "--workers",
-    "0",
-    "--warmup-epochs",
-    "0",
-    "--cooldown-epochs",
-    "0",
-    "--mesh",
-]
+# What makes a command short. The last of several equal flags counts.
+SHORT = {
+    "train": "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --warmup-epochs 0 --cooldown-epochs 0 --mesh data=1",
+    "bench": "--seconds 0.1 --image-size 32",
+}
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -100,12 +89,10 @@ def commands(code):
 
 
 def run_natjax(arguments):
-    trains = arguments[0] == "train"
-    if trains:
-        arguments = [*arguments, *SHORT, f"data={jax.device_count()}"]
-        for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
-            if flag in arguments:
-                del arguments[arguments.index(flag) : arguments.index(flag) + 2]
+    arguments = [*arguments, *SHORT.get(arguments[0], "").split()]
+    for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
+        if flag in arguments:
+            del arguments[arguments.index(flag) : arguments.index(flag) + 2]
     assert main(arguments) == 0, arguments
 
 
