@@ -18,7 +18,9 @@ _BAR = 24
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_image_arguments(parser)
-    parser.add_argument("--topk", type=positive_int, default=5, metavar="K", help="classes per image (default: 5)")
+    parser.add_argument(
+        "--top-k", "--topk", type=positive_int, default=5, metavar="K", help="classes per image (default: 5)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         config=read_config(args.config),
         processor=read_processor(args.config, for_weights=checkpoint),
         batch_size=args.batch_size,
-        top_k=args.topk,
+        top_k=args.top_k,
         report=complain,
     )
     names = pipe.model.config.id2label
