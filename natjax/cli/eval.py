@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     names = list((net.config.id2label or {}).values())
     if not names:
         raise CheckpointError(f"{checkpoint}: the model has no classes to tell apart.")
-    labels = np.array(_labels(source.class_names, names), np.int32)
+    places, matching = data.match_classes(source.class_names, names)
+    labels = np.array(places, np.int32)
     processor = load_processor(checkpoint, net.config.num_channels, complain)
     mean, std = _normalisation(processor)
     devices = mesh.make_mesh(args.mesh)
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             + ("the checkpoint" if (_folder(checkpoint) / PROCESSOR_NAME).exists() else "ImageNet"),
             *source.notes,
             *data.remarks(source),
+            *((matching,) if matching else ()),
         ):
             complain(message)
     progress = Progress(len(source), "images")
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     progress.clear()
     skipped = len(source) - int(metrics.confusion.sum())
     if is_main_process:
-        _tell(args, metrics, names)
+        _tell(args, metrics, names, [matching] if matching else [])
         if skipped:
             complain(f"{skipped} image(s) could not be read and are not counted")
     return 1 if skipped else 0
@@ -149,21 +151,6 @@ def _check_writable(path: Path) -> None:
         path.unlink()
 
 
-def _labels(classes: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Returns which of the model's classes those of the data are: by their names or, where those differ, in order."""
-    places = {name: i for i, name in enumerate(names)}
-    if len(places) == len(names) and places.keys() >= set(classes):
-        return [places[name] for name in classes]
-    if len(classes) != len(names):
-        raise ValueError(
-            f"The data has {len(classes)} classes ({', '.join(classes[:3])}, ...), the model {len(names)} "
-            f"({', '.join(names[:3])}, ...), and their names differ; name the class folders as the model's classes."
-        )
-    if list(classes) != list(names):
-        complain("the classes of data and model differ in name and are taken to be the same in this order")
-    return list(range(len(names)))
-
-
 def _normalisation(processor: NatImageProcessor) -> tuple[Sequence[float], Sequence[float]]:
     """Returns mean and standard deviation per channel, of pixels 0..1: the device scales and normalises."""
     scaled = math.isclose(processor.rescale_factor, 1 / 255)
@@ -183,13 +170,14 @@ def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict
         yield {**batch, "label": labels[batch["label"]]}
 
 
-def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str]) -> None:
+def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warnings: Sequence[str]) -> None:
     rows = [(name, *found) for name, found in zip(names, metrics.per_class(), strict=True)]
     summary = {name: getattr(metrics, name) for name in ("top1", "top5", "loss", "images_per_second")}
     if args.json:
         classes = [{name: _finite(value) for name, value in zip(_COLUMNS, row, strict=True)} for row in rows]
         numbers = {name: _finite(value) for name, value in summary.items()}
-        print_json(numbers | {"images": int(metrics.confusion.sum()), "classes": classes})
+        doubts = {"warnings": list(warnings)} if warnings else {}
+        print_json(numbers | {"images": int(metrics.confusion.sum()), "classes": classes} | doubts)
     else:
         _print(summary, rows, int(metrics.confusion.sum()))
     if args.csv:

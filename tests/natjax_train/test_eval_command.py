@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import natjax
 from natjax import demo
 from natjax.cli import eval as evaluate
 from natjax.cli import main
+from natjax_train.data import match_classes
 from natjax_train.recipes import RECIPES
 
 CLASSES = [f"class {c}" for c in "abcdef"]
@@ -179,15 +181,58 @@ def test_runs_folder(capsys, tmp_path):
     assert json.loads(out)["top1"] >= 0.985
 
 
+@pytest.mark.parametrize(
+    ("classes", "names", "expected", "said"),
+    [
+        (["cat", "dog"], ["emu", "dog", "cat"], [2, 1], None),
+        (["caf\u00e9"], ["dog", "cafe\u0301"], [1], None),
+        (["CAT", "DOG", "EMU"], ["emu", "cat", "dog"], [1, 2, 0], "whatever case.*: CAT is cat"),
+        (["great_white-shark"], ["cat", "great white shark"], [1], "whatever case"),
+        (
+            ["goldfish", "tench"],
+            ["tench, Tinca tinca", "goldfish, Carassius"],
+            [1, 0],
+            "synonyms: goldfish is goldfish, C",
+        ),
+        (["a", "b"], ["LABEL_0", "LABEL_1"], [0, 1], "no names of their own .*in order"),
+        (["x", "x"], ["x", "x"], [0, 1], None),
+        ([f"n{i:08}" for i in range(1000)], list(map(str, range(1000))), list(range(1000)), "WordNet ids"),
+    ],
+)
+def test_classes_are_matched_by_name(classes, names, expected, said):
+    found, words = match_classes(classes, names)
+    assert found == expected
+    assert (words is None) == (said is None)
+    assert said is None or re.search(said, words)
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["n0", "n1"], ["cat", "dog"]),
+        (["cat", "emu"], ["cat", "dog"]),
+        (["a"], ["LABEL_0", "LABEL_1"]),
+        (["Cat", "cat_"], ["cat", "dog"]),
+        (["crane", "hen"], ["crane, a bird", "crane, a machine", "hen"]),
+    ],
+)
+def test_names_that_do_not_say_which_class_is_which(classes, names):
+    with pytest.raises(
+        ValueError, match=f"data's {len(classes)} classes .{classes[0]}.*model's {len(names)} .{names[0]}"
+    ):
+        match_classes(classes, names)
+
+
 def test_classes_of_other_names(capsys, tmp_path, model):
-    data = write_images(tmp_path, [f"n{i}" for i in range(6)], 2)
-    code, _, err = run(capsys, "--data", data, "--model", model)
+    data = write_images(tmp_path / "loose", [name.upper().replace(" ", "_") for name in CLASSES], 2)
+    code, out, err = run(capsys, "--data", data, "--model", model, "--json")
+    (warning,) = json.loads(out)["warnings"]
     assert code == 0
-    assert "taken to be the same in this order" in err
-    shutil.rmtree(data / "val" / "n0")
-    code, _, err = run(capsys, "--data", data, "--model", model)
-    assert code == 1
-    assert "The data has 5 classes (n1, n2, n3, ...), the model 6" in err
+    assert warning in err
+    assert "CLASS_A is class a" in warning
+    code, out, err = run(capsys, "--data", write_images(tmp_path / "other", ["n1", "n2"], 1), "--model", model)
+    assert (code, out) == (1, "")
+    assert "The names of the data's 2 classes (n1; n2) are not among those of the model's 6 (class a; " in err
 
 
 def test_a_table_that_cannot_be_written_is_known_before_the_evaluation(capsys, tmp_path, monkeypatch):

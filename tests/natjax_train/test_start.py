@@ -15,6 +15,7 @@ from natjax_train import start
 from natjax_train.data import eval_processor
 from natjax_train.recipe import Recipe
 from natjax_train.recipes import RECIPES
+from natjax_train.tasks.classification import Classification
 
 OPEN = Recipe(model="custom", auto_augment="")
 COLOUR = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
@@ -118,6 +119,16 @@ def test_origin(checkpoint):
     named = dataclasses.replace(OPEN, model=str(checkpoint))
     assert words(named, "cat", "dog") == "head kept"
     assert words(named, "cat", "dog", "cow") == "head replaced (2 -> 3)"
+
+
+def test_a_head_is_kept_whatever_form_of_unicode_its_names_have(tmp_path):
+    config = natjax.NatConfig(
+        embed_dim=8, depths=(1,), num_heads=(1,), kernel_size=3, id2label={0: "cafe\u0301", 1: "tea"}
+    )
+    natjax.NatForImageClassification(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    recipe = dataclasses.replace(OPEN, model=str(tmp_path))
+    assert start.keeps_head(start.open_checkpoint(recipe), {0: "caf\u00e9", 1: "tea"})
+    Classification(recipe, ["caf\u00e9", "tea"]).resumed_model(config)  # raises where the classes are others
 
 
 def test_a_presets_published_weights(tmp_path, monkeypatch):

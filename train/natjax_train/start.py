@@ -20,6 +20,7 @@ from natjax.hub import locate
 from natjax.image_processing import NatImageProcessor
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, get_config
 from natjax_convert import Checkpoint
+from natjax_train.data.sources import composed
 from natjax_train.recipe import IMAGE_FIELDS, Recipe
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
@@ -111,8 +112,9 @@ def origin(recipe: Recipe, config: NatConfig) -> str:
 
 
 def keeps_head(checkpoint: Checkpoint, id2label: Mapping[int, str]) -> bool:
-    """Returns whether a checkpoint has a head for exactly these classes."""
-    return checkpoint.kind == "classifier" and dict(checkpoint.config.id2label or {}) == dict(id2label)
+    """Returns whether a checkpoint has a head for exactly these classes; names are compared in composed form."""
+    own, wanted = ({i: composed(name) for i, name in (x or {}).items()} for x in (checkpoint.config.id2label, id2label))
+    return checkpoint.kind == "classifier" and own == wanted
 
 
 @dataclasses.dataclass(frozen=True)

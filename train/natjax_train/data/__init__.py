@@ -1,5 +1,6 @@
 """The input pipeline: sources of images, what happens to them, and batches in a reproducible order."""
 
+from natjax_train.data.classes import match_classes
 from natjax_train.data.open import open_source
 from natjax_train.data.pipeline import Batches, eval_loader, train_loader
 from natjax_train.data.plausible import check_training, remarks
@@ -14,6 +15,7 @@ __all__ = [
     "check_training",
     "eval_loader",
     "eval_processor",
+    "match_classes",
     "open_source",
     "remarks",
     "train_loader",

@@ -24,6 +24,7 @@ from natjax.presets import get_config
 from natjax_convert import shapes
 from natjax_train import plots, start
 from natjax_train.augment import device
+from natjax_train.data.sources import composed
 from natjax_train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Classification:
             ValueError: the data have other classes than the run.
         """
         names, own = list((config.id2label or {}).values()), list(self._class_names)
-        if names != own:
+        if list(map(composed, names)) != list(map(composed, own)):
             raise ValueError(
                 f"The data's {len(own)} classes ({', '.join(own[:5])}, ...) are not the run's {len(names)} "
                 f"({', '.join(names[:5])}, ...): resume with the same data, or choose another folder for another run."
