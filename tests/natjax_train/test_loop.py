@@ -19,7 +19,7 @@ import natjax
 from natjax_convert import shapes
 from natjax_train import loop
 from natjax_train.augment.device import normalize
-from natjax_train.recipe import override
+from natjax_train.recipe import IMAGE_FIELDS, override
 from natjax_train.recipes import RECIPES, find_recipe
 from natjax_train.tasks import TASKS
 
@@ -144,6 +144,15 @@ def test_a_run_says_what_it_starts_from(tmp_path):
     loop.train(recipe, "digits", tmp_path / "run", resume=True, report=messages.append)
     assert messages[0] == "Goes on after step 3 of 3."
     assert messages[1].endswith("10 classes; weights from its checkpoint; preprocessing from the run's recipe")
+    left_open = dict.fromkeys(IMAGE_FIELDS)
+    kept = []
+    again = dataclasses.replace(recipe, **left_open)
+    loop.train(again, "digits", tmp_path / "run", resume=True, report=messages.append, started=kept.append)
+    assert kept == [recipe]
+    for name, value in (("image_mean", (0.2,)), ("image_size", 8), ("crop", False), ("crop_pct", 0.5)):
+        other = dataclasses.replace(recipe, **left_open | {name: value})
+        with pytest.raises(ValueError, match=f"The run was begun with {name} .* cannot go on with "):
+            loop.train(other, "digits", tmp_path / "run", resume=True)
 
 
 def test_a_start_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):

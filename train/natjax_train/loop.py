@@ -8,6 +8,7 @@ the index), so that an interrupted run resumes bit-exactly. What is learnt, and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -36,14 +37,14 @@ from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
 from natjax_train.model_card import FILE_NAME as CARD_NAME
 from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
-from natjax_train.recipe import Recipe
+from natjax_train.recipe import IMAGE_FIELDS, Recipe
 from natjax_train.recipes import find_recipe
 from natjax_train.step import Training, TrainState, make_eval_step, make_training, split_model
 from natjax_train.tasks import find_task
 
 __all__ = ["NonFiniteError", "PreemptedError", "train"]
 
-# What a resumed run may not change: it decides the weights and the order of the data.
+# What a resumed run may not change, beside the preprocessing of images: it decides the weights and the order of the data.
 _UNCHANGED = ("task", "model", "batch_size", "seed", "val_fraction")
 
 
@@ -87,6 +88,9 @@ def train(
     out = Path(out)
     is_main_process = jax.process_index() == 0
     used = _check_folder(out, recipe, resume)
+    if used:  # what its weights have learnt to see
+        kept = {name: value for name in IMAGE_FIELDS if (value := getattr(used, name)) is not None}
+        recipe = dataclasses.replace(recipe, **kept)
     if isinstance(data, str):
         train_source, val_source = (
             data_.open_source(data, split, val_fraction=recipe.val_fraction, seed=recipe.seed)
@@ -246,10 +250,10 @@ def train(
     return out / "model"
 
 
-def _check_folder(out: Path, recipe: Recipe, resume: bool) -> bool:
+def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
     """Checks that a run may begin or resume in the folder, before Orbax starts threads that complain about an early end.
 
-    Returns whether there is a run in it already.
+    Returns the recipe of the run that is in it already, or None.
 
     Raises:
         ValueError: it may not begin or resume there.
@@ -267,16 +271,19 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> bool:
     if used_in_main and not resume:
         raise ValueError(f"{out} holds a run already: go on with --resume, or choose another folder.")
     if not used:
-        return False
+        return None
     begun = find_recipe(str(out / "recipe.json"))
-    for name in _UNCHANGED:
+    if begun.eval_crop is None:  # of natjax 0.1
+        begun = dataclasses.replace(begun, eval_crop=begun.crop)
+    for name in (*_UNCHANGED, *IMAGE_FIELDS):
         before, now = getattr(begun, name), getattr(recipe, name)
-        if before != now:
+        left_open = name in IMAGE_FIELDS and None in (before, now)
+        if before != now and not left_open:
             raise ValueError(
                 f"The run was begun with {name} {before}, and cannot go on with {now}: leave it as it was, or choose another "
                 "folder for another run."
             )
-    return True
+    return begun
 
 
 def _opening(training: data_.Source, validation: data_.Source, begins: str, preprocessing: str) -> list[str]:
