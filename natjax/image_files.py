@@ -58,9 +58,10 @@ def entries(folder: str | os.PathLike) -> list[os.DirEntry[str]]:
     """Returns what a folder holds, in the order of the names.
 
     Raises:
-        natjax.ImageError: it cannot be read.
+        natjax.ImageError: it cannot be read, or names its files without letting them be opened.
     """
     try:
+        os.stat(os.path.join(folder, "."))  # a folder may be listed and yet not be entered
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)
     except OSError as error:

@@ -19,7 +19,6 @@ from natjax.errors import CheckpointError, install_line
 from natjax.hub import RECIPE_NAME, locate
 
 if TYPE_CHECKING:
-    from natjax.image_processing import NatImageProcessor
     from natjax_train.tasks.classification import Metrics
 
 HELP = "measure a model on the validation images of a data set"
@@ -51,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints; returns 1 where images could not be read."""
     try:
-        from natjax_train import data, evaluate, mesh, step
+        from natjax_train import data, evaluate, mesh, start, step
         from natjax_train.tasks.classification import Classification
     except ImportError as error:
         raise ImportError(f"Evaluation needs more packages ({error}): {install_line('train')}.") from error
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     places, matching = data.match_classes(source.class_names, names)
     labels = np.array(places, np.int32)
     processor = load_processor(checkpoint, net.config.num_channels, complain)
-    mean, std = _normalisation(processor)
+    mean, std = start.normalisation(processor)
     devices = mesh.make_mesh(args.mesh)
     mesh.check_batch(devices, args.batch_size)
     if is_main_process:
@@ -149,20 +148,6 @@ def _check_writable(path: Path) -> None:
     open(path, "a").close()
     if not there:
         path.unlink()
-
-
-def _normalisation(processor: NatImageProcessor) -> tuple[Sequence[float], Sequence[float]]:
-    """Returns mean and standard deviation per channel, of pixels 0..1: the device scales and normalises."""
-    scaled = math.isclose(processor.rescale_factor, 1 / 255)
-    if not (processor.do_rescale and processor.do_normalize and scaled):
-        raise ValueError(
-            "Evaluation rescales images with 1/255 and normalises them; the model's image processor does something "
-            f"else: {processor}."
-        )
-    import numpy as np
-
-    mean, std = (np.broadcast_to(x, processor.num_channels) for x in (processor.image_mean, processor.image_std))
-    return mean.tolist(), std.tolist()
 
 
 def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict[str, Any]]:

@@ -141,3 +141,17 @@ def test_folders_that_cannot_be_read_are_errors(tmp_path, monkeypatch):
         find_images(tmp_path)
     with pytest.raises(ImageError, match=r"nothing: the folder cannot be read"):
         find_images(tmp_path / "nothing")
+
+
+def test_folders_that_can_be_listed_and_not_entered_are_errors(tmp_path, monkeypatch):
+    files(tmp_path, "listed/1.png")
+    stat = os.stat
+
+    def denied(path, **options):  # as for mode 0444, which root may enter
+        if os.path.dirname(path).endswith("listed"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", denied)
+    with pytest.raises(ImageError, match=r"listed: the folder cannot be read: Permission denied"):
+        find_images(tmp_path)

@@ -284,7 +284,25 @@ def test_refusals(capsys, tmp_path, model):
     assert code == 1
     assert "no such folder" in err
     strange = shutil.copytree(model, tmp_path / "strange")
-    natjax.NatImageProcessor(size=32, do_normalize=False).save_pretrained(strange)
-    code, _, err = run(capsys, "--data", write_images(tmp_path, CLASSES, 1), "--model", strange)
+    natjax.NatImageProcessor(size={"shortest_edge": 32}).save_pretrained(strange)
+    code, _, err = run(capsys, "--data", write_images(tmp_path, CLASSES, 2), "--model", strange)
     assert code == 1
-    assert "does something else" in err
+    assert re.search(r"one size; the model's image processor makes some of 32 x \d+ and \d+ x \d+ pixels", err)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": 120.0, "image_std": (50.0, 60.0, 70.0)},
+        {"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0},
+        {"rescale_factor": 0.00392157},
+    ],
+)
+def test_whatever_a_processor_does_to_pixels(capsys, tmp_path, model, changes):
+    other = shutil.copytree(model, tmp_path / "other")
+    natjax.NatImageProcessor(size=32, **changes).save_pretrained(other)
+    data = write_images(tmp_path, CLASSES, 1)
+    code, out, _ = run(capsys, "--data", data, "--model", other, "--json")
+    assert code == 0
+    assert json.loads(out)["loss"] == pytest.approx(expected(other, data, CLASSES)[1], rel=1e-5)

@@ -75,8 +75,7 @@ def test_what_is_given_wins_and_is_said(checkpoint):
         ({"size": {"shortest_edge": 32}}, "keeps the aspect ratio .* --image-size", {"image_size": 32, "crop": True}),
         ({"do_resize": False}, "does not resize .* --image-size", {"image_size": 32, "crop": True}),
         ({"resample": 0}, "neither bilinearly nor bicubically. .* --interpolation", {"interpolation": "bilinear"}),
-        ({"do_rescale": False}, "does not rescale .* --image-mean", COLOUR),
-        ({"rescale_factor": 1 / 127.5}, "does not rescale .* --image-mean", COLOUR),
+        ({"rescale_factor": 0}, "multiplies pixels with 0. .* --image-mean", COLOUR),
     ],
 )
 def test_what_training_cannot_do_asks_for_a_flag(checkpoint, processor, message, remedy):
@@ -85,9 +84,26 @@ def test_what_training_cannot_do_asks_for_a_flag(checkpoint, processor, message,
     assert start.is_resolved(resolved(checkpoint, processor, **remedy)[0])
 
 
-def test_no_normalisation_is_that_by_nothing(checkpoint):
-    recipe, _ = resolved(checkpoint, {"do_normalize": False})
-    assert (recipe.image_mean, recipe.image_std) == ((0, 0, 0), (1, 1, 1))
+@pytest.mark.parametrize(
+    ("processor", "mean", "std"),
+    [
+        ({"do_normalize": False}, 0, 1),
+        ({"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0}, 0.5, 0.5),
+        ({"do_rescale": False, "image_mean": 51.0, "image_std": 102.0}, 0.2, 0.4),
+        ({"rescale_factor": 0.00392157}, 0.5, 0.5),
+    ],
+)
+def test_scale_and_normalisation_are_a_mean_and_a_standard_deviation(checkpoint, processor, mean, std):
+    recipe, words = resolved(checkpoint, processor)
+    assert (recipe.image_mean, recipe.image_std) == (pytest.approx((mean,) * 3), pytest.approx((std,) * 3))
+    assert words == "preprocessing from the checkpoint"
+
+
+def test_a_part_to_crop_is_a_crop(checkpoint):
+    recipe, words = resolved(checkpoint, {"size": 40}, crop_pct=0.9)
+    assert (recipe.eval_crop, recipe.crop_pct, eval_processor(recipe, 40).size) == (True, 0.9, {"shortest_edge": 44})
+    assert words == "preprocessing from the checkpoint except eval_crop, crop_pct 0.9, which the recipe says"
+    assert resolved(checkpoint, {"size": 40}, crop_pct=1.0)[0].eval_crop is False
 
 
 def test_without_a_processor(checkpoint):

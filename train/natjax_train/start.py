@@ -77,6 +77,8 @@ def resolve(recipe: Recipe) -> tuple[Recipe, str]:
     found = usual if own is None else own
     crop = True if recipe.crop is None else recipe.crop
     eval_crop = recipe.eval_crop if recipe.eval_crop is not None else recipe.crop
+    if eval_crop is None and recipe.crop_pct is not None and recipe.crop_pct < 1:
+        eval_crop = True  # who says how much evaluation is to see wants it to crop
     values: dict[str, Any] = {"crop": crop, "eval_crop": eval_crop}
     for name in _OF_PROCESSOR:
         given = eval_crop if name == "eval_crop" else getattr(recipe, name)
@@ -165,14 +167,31 @@ def fields_of(processor: NatImageProcessor) -> dict[str, Any]:
     found["interpolation"] = _INTERPOLATIONS.get(
         processor.resample, _Impossible("resamples neither bilinearly nor bicubically")
     )
-    mean, std = processor.image_mean, processor.image_std
-    if not processor.do_normalize:
-        mean, std = 0.0, 1.0
-    channels = processor.num_channels
-    found["image_mean"], found["image_std"] = (tuple(np.broadcast_to(x, channels).tolist()) for x in (mean, std))
-    if not (processor.do_rescale and math.isclose(processor.rescale_factor, 1 / 255)):
-        found["image_mean"] = found["image_std"] = _Impossible("does not rescale pixels to 0..1")
+    try:
+        found["image_mean"], found["image_std"] = normalisation(processor)
+    except ValueError as error:
+        found["image_mean"] = found["image_std"] = _Impossible(str(error))
     return found
+
+
+def normalisation(processor: NatImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation per channel, of pixels 0..1, that do what a processor does to pixels 0..255.
+
+    Whatever a processor multiplies pixels with, x * factor normalised is (x / 255 - mean / scale) / (std / scale) where the
+    scale is 255 * factor.
+
+    Raises:
+        ValueError: it makes all pixels alike.
+    """
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    if scale == 0:
+        raise ValueError("multiplies pixels with 0")
+    if math.isclose(scale, 1, rel_tol=1e-5):  # 0.00392157 is 1 / 255 as some write it
+        scale = 1.0
+    channels = processor.num_channels
+    of_mean, of_std = ((np.broadcast_to(x, channels) / scale).tolist() for x in (mean, std))
+    return tuple(of_mean), tuple(of_std)
 
 
 def _geometry(processor: NatImageProcessor) -> dict[str, Any]:
@@ -220,4 +239,6 @@ def _words(recipe: Recipe, checkpoint: Checkpoint | None, own: dict[str, Any] | 
     differing = [name for name in _OF_PROCESSOR if own[name] is not None and own[name] != values[name]]
     if not differing:
         return "preprocessing from the checkpoint"
+    if values["eval_crop"] and own["crop_pct"] is None:  # of a checkpoint that crops nothing
+        differing.append(f"crop_pct {values['crop_pct']:g}")
     return f"preprocessing from the checkpoint except {', '.join(differing)}, which the recipe says"

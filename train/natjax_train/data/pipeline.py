@@ -109,6 +109,12 @@ class _EvalBatches:
                     unreadable[index] = _reason(error)
             images.append(image)
             labels.append(label)
+        if len(sizes := {image.shape[:2] for image in images if image is not None}) > 1:
+            few = " and ".join(f"{height} x {width}" for height, width in sorted(sizes)[:2])
+            raise ImageError(
+                f"Images of a batch must have one size; the model's image processor makes some of {few} pixels (height x "
+                "width). Give its preprocessor_config.json a size of height and width, or do_center_crop with a crop_size."
+            )
         blank = next((np.zeros_like(image) for image in images if image is not None), None)
         if blank is None:  # of the right size, with nothing to see
             channels = self._processor.num_channels
