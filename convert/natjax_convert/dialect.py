@@ -151,6 +151,12 @@ class Dialect:
         return [prefix + f"{name}.".split("{")[0] for name in templates]
 
     @functools.cached_property
+    def start(self) -> re.Pattern:
+        """Finds where, behind a prefix, the names of a model start in that of one of its tensors."""
+        keys = "|".join(signature.keys[0] for signature in self.kinds.values())
+        return re.compile(rf"(?:\A|(?<=\.))(?:{keys.replace('{model_type}', '(?:' + '|'.join(_MODEL_TYPES) + ')')})")
+
+    @functools.cached_property
     def _rows(self) -> list[tuple[re.Pattern, Joined | Stacked]]:
         return [
             (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", re.escape(row))), _tuple(names))

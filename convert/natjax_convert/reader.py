@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
+from typing import Any
 
 from natjax.errors import CheckpointError
 from natjax_convert.safetensors_file import read_safetensors
+from natjax_convert.selection import select
 from natjax_convert.state_dict import FileTensors, LazyTensor
 from natjax_convert.torch_zip import read_torch
 
@@ -20,7 +21,6 @@ WEIGHT_FILES = (  # of a directory, in the order in which they are looked for
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _MAX_INDEX_BYTES = 2**24
-_WRAPPER_MODULES = re.compile(r"\A(?:(?:module|_orig_mod|model|net|network)\.)+")  # which no dialect's names start with
 
 
 def read_state_dict(path: str | os.PathLike) -> FileTensors:
@@ -31,10 +31,12 @@ def read_state_dict(path: str | os.PathLike) -> FileTensors:
             `WEIGHT_FILES`.
 
     Returns:
-        Every tensor by name; errors about them name the path. A file of torch may hold its state dict under a name: that of
-        averaged weights where there are any (`state_dict_ema`, `model_ema`), else `state_dict`, `model_state_dict`, `model`,
-        `net` and others, one in the other where need be, or any name where it is the only state dict. What DDP ("module."),
-        torch.compile ("_orig_mod."), Lightning ("model.") and the like put before names is dropped.
+        The model's tensors by name; errors about them name the path. A file may hold them under an entry (`state_dict`, `model`,
+        ...) or behind a prefix of their names (DDP's "module.", Lightning's "model.", any other) and other tensors beside them.
+        What is recognised as a NAT or DiNAT is taken, averaged weights ("ema", "averaged", "shadow") before others.
+
+    Warns:
+        UserWarning: there is more than the model: what was taken and what was left out.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe or of an unknown kind.
@@ -45,22 +47,11 @@ def read_state_dict(path: str | os.PathLike) -> FileTensors:
         if not found:
             raise CheckpointError(f"{path}: no weights in this directory; expected one of {', '.join(WEIGHT_FILES)}.")
         file = found[0]
-    return FileTensors(path, _unprefixed(path, _read_file(file)))
+    content = _read_file(file)
+    return FileTensors(path, {} if content == {} else select(file, content))
 
 
-def _unprefixed(path: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Returns tensors by the names that the model itself gave them."""
-    named = {name: _WRAPPER_MODULES.sub("", name).replace("_orig_mod.", "") for name in tensors}
-    if len(set(named.values())) < len(named):
-        by_name: dict[str, str] = {}
-        one, other = next((name, by_name[new]) for name, new in named.items() if by_name.setdefault(new, name) != name)
-        raise CheckpointError(f"{path}: has some tensors twice, such as {other!r} and {one!r}.")
-    if any(named[name] != name for name in tensors):
-        named.pop("n_averaged", None)  # torch's AveragedModel counts
-    return {new: tensors[name] for name, new in named.items()}
-
-
-def _read_file(path: Path, *, index: bool = True) -> dict[str, LazyTensor]:
+def _read_file(path: Path, *, index: bool = True) -> Any:
     try:
         with open(path, "rb") as file:
             head = file.read(len(_LEGACY_TORCH))
@@ -97,7 +88,9 @@ def _read_sharded(path: Path) -> dict[str, LazyTensor]:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.strip("."):
             raise CheckpointError(f"{path}: names the shard {shard!r}; expected the name of a file beside the index.")
         content = _read_file(path.with_name(shard), index=False)
-        tensors |= {name: tensor for name, tensor in content.items() if weight_map.get(name) == shard}
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path.with_name(shard)}: no mapping of names to tensors was found in it.")
+        tensors |= {n: t for n, t in content.items() if isinstance(t, LazyTensor) and weight_map.get(n) == shard}
     if missing := sorted(set(weight_map) - set(tensors)):
         raise CheckpointError(f"{path}: {len(missing)} tensors are not in the shards that it names: {missing[:3]}.")
     return tensors

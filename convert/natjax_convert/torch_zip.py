@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import math
 import mmap
 import pickle
@@ -17,7 +16,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,12 +27,6 @@ from natjax.errors import CheckpointError
 from natjax_convert.state_dict import LazyTensor
 
 _MAX_PICKLE_BYTES = 2**21  # DiNAT-Large's, with the state of an optimiser, has 2**19
-# Under which names checkpoints hold a state dict, in the order in which they are looked for: averaged weights first.
-_WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
-    *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights"),
-)
-_MAX_WRAPPERS = 8  # one in the other
 
 _DTYPES = {
     "DoubleStorage": np.dtype("f8"),
@@ -237,11 +230,11 @@ class _Storages:
         return np.ndarray(shape, dtype, self._data, start + offset * dtype.itemsize, steps)
 
 
-def read_torch(path: Path) -> dict[str, LazyTensor]:
-    """Opens a zip file of torch.save; see `natjax_convert.read_state_dict`.
+def read_torch(path: Path) -> Any:
+    """Opens a zip file of torch.save and returns what it holds, mostly a mapping, with every tensor a `LazyTensor`.
 
     Raises:
-        CheckpointError: it is damaged, holds no state dict, or asks for anything but tensors.
+        CheckpointError: it is damaged or asks for what a checkpoint does not need.
     """
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
@@ -258,53 +251,7 @@ def read_torch(path: Path) -> dict[str, LazyTensor]:
         raise CheckpointError(f"{path}: not a usable checkpoint: {error}.") from None
     except Exception as error:  # a damaged zip or pickle fails in every way there is
         raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).") from error
-    return _state_dict(path, content)
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, LazyTensor]:
-    found = _wrapped(content, set(), _MAX_WRAPPERS)
-    if found is None or _strays(found):  # what is beside a tensor or two may be the state dict, under a name of its own
-        inside = (
-            {name: value for name, value in content.items() if _tensors(value)} if isinstance(content, dict) else {}
-        )
-        candidates = [name for name, value in inside.items() if not _strays(value)]
-        if len(candidates) == 1:
-            found = inside[candidates[0]]
-        elif len(candidates) > 1:
-            raise CheckpointError(
-                f"{path}: holds several state dicts, {_named(candidates)}, and none has a name that natjax knows "
-                f"({', '.join(_WRAPPERS)}). In PyTorch, torch.save the one you want alone."
-            )
-    if found is None:
-        has = f"its entries are {_named(content)}" if isinstance(content, dict) else "it is no mapping at all"
-        raise CheckpointError(f"{path}: no state dict (a mapping of names to tensors) was found in it; {has}.")
-    if strays := _strays(found):
-        raise CheckpointError(f"{path}: its state dict has entries that are no tensors: {_named(strays)}.")
-    return found
-
-
-def _wrapped(content: Any, seen: set[int], depth: int) -> dict | None:
-    """Returns the first mapping with tensors in it that wrappers lead to; a mapping may hold itself."""
-    if not isinstance(content, dict) or not depth or id(content) in seen:
-        return None
-    seen.add(id(content))
-    for wrapper in _WRAPPERS:
-        if (found := _wrapped(content.get(wrapper), seen, depth - 1)) is not None:
-            return found
-    return content if _tensors(content) else None
-
-
-def _tensors(value: Any) -> bool:
-    return isinstance(value, dict) and any(isinstance(item, LazyTensor) for item in value.values())
-
-
-def _strays(content: dict) -> list:
-    return [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, LazyTensor))]
-
-
-def _named(names: Iterable) -> str:
-    shown = [repr(name)[:60] for name in itertools.islice(names, 6)]
-    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "") if shown else "none"
+    return content
 
 
 def write_torch(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import pathlib
+import re
 import shutil
 
 import ml_dtypes
@@ -172,6 +173,16 @@ def test_dilations_are_never_guessed(tmp_path):
 
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "network.")
+PREFIXES += (
+    "_forward_module.",
+    "_fsdp_wrapped_module.",
+    "backbone.",
+    "encoder.",
+    "student.",
+    "ema_model.",
+    "base_model.model.",
+)
+PREFIXES += ("state_dict.", "a.name.of.its.own.")
 WRAPPERS = {
     "plain": lambda sd: sd,
     **{
@@ -186,6 +197,7 @@ WRAPPERS = {
     "nested": lambda sd: {"checkpoint": 1, "state_dict": {"epoch": 1, "model": {"module": sd}}},
     "a name of its own": lambda sd: {"generator": sd, "args": {"lr": 0.1}, "optimizer": {"state": {}}},
     "an option of a wrapper's name": lambda sd: {"model": {"name": "nat_mini"}, "net": sd},
+    "beside a scalar": lambda sd: {"ema": {"decay": next(iter(sd.values())).sum()}, "state_dict": sd},
     "beside tensors": lambda sd: {"loss": next(iter(sd.values())), "model_state_dict": sd},
     "beside tensors, a name of its own": lambda sd: {"loss": next(iter(sd.values())), "best": sd},
 }
@@ -200,14 +212,83 @@ def test_wrappers(tmp_path, wrapper):
     assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
 
 
+AVERAGED = {
+    "state_dict_ema": lambda raw, ema: {"state_dict": raw, "model": raw, "state_dict_ema": ema},
+    "model_ema": lambda raw, ema: {"state_dict": raw, "model_ema": ema},
+    "ema": lambda raw, ema: {"state_dict": raw, "ema": ema},
+    "model_ema_state_dict": lambda raw, ema: {"model_state_dict": raw, "model_ema_state_dict": ema},
+    "ema_model_state_dict": lambda raw, ema: {"model_state_dict": raw, "ema_model_state_dict": ema},
+    "ema.shadow": lambda raw, ema: {"model": raw, "ema": {"shadow": ema, "num_updates": 5}},
+    "ema_model.*": lambda raw, ema: {
+        **{f"online_model.{name}": value for name, value in raw.items()},
+        **{f"ema_model.{name}": value for name, value in ema.items()},
+    },
+    "state_dict.model_ema.module.*": lambda raw, ema: {
+        "state_dict": {
+            **{f"model.{name}": value for name, value in raw.items()},
+            **{f"model_ema.module.{name}": value for name, value in ema.items()},
+        }
+    },
+}
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema", "ema"])
+@pytest.mark.parametrize("averaged", AVERAGED)
 def test_averaged_weights_win(tmp_path, averaged):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
     others = {name: values + 1 for name, values in tensors.items()}
-    torch.save({"state_dict": others, "model": others, averaged: tensors}, tmp_path / "a.pth")
-    assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
+    torch.save(AVERAGED[averaged](others, tensors), tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match=rf"took the averaged weights '{re.escape(averaged)}'; left out: weights '"):
+        assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
+
+
+BESIDE = {  # the model, what is beside it, what is said of that
+    "model.": (["criterion.weight", "train_acc.total"], r"2 more entries \('criterion\.weight', 'train_acc\.total'\)"),
+    "net.": (["loss_fn.pos_weight"], "1 more entries"),
+    "model.module.": (["model.criterion.weight"], "1 more entries"),
+    "backbone.": (["neck.weight"], "1 more entries"),
+}
+
+
+@pytest.mark.parametrize("prefix", BESIDE)
+@pytest.mark.parametrize("write", [write_safetensors, write_torch])
+def test_what_is_beside_the_model_is_left_out_and_named(tmp_path, prefix, write):
+    expected = read(source("shilabs_nat"))
+    beside, said = BESIDE[prefix]
+    tensors = {prefix + name: values for name, values in expected.items()}
+    write(tmp_path / "x", tensors | dict.fromkeys(beside, np.zeros(3, np.float32)))
+    with pytest.warns(UserWarning, match=rf"took the weights '{re.escape(prefix)}\*'; left out: {said}"):
+        assert_same(read(tmp_path / "x"), expected)
+
+
+def test_of_several_models_the_one_with_a_known_name_is_taken(tmp_path):
+    expected = read(source("shilabs_nat"))
+    other = {name: values + 1 for name, values in expected.items()}
+    for student in ("model.", "net.", "student."):
+        groups = {student: expected, "teacher.": other}
+        write_torch(tmp_path / "x.pth", {prefix + n: v for prefix, group in groups.items() for n, v in group.items()})
+        if student == "student.":
+            with pytest.raises(natjax.CheckpointError, match=r"several state dicts, 'student\.\*', 'teacher\.\*'"):
+                read(tmp_path / "x.pth")
+        else:
+            with pytest.warns(UserWarning, match=r"left out: weights 'teacher\.\*'"):
+                assert_same(read(tmp_path / "x.pth"), expected)
+
+
+def test_a_head_beside_its_trunk_belongs_to_the_model(tmp_path):
+    expected = read(source("shilabs_nat"))
+    write_torch(
+        tmp_path / "x.pth", {n if n.startswith("head.") else f"backbone.{n}": values for n, values in expected.items()}
+    )
+    assert_same(read(tmp_path / "x.pth"), expected)
+
+
+@pytest.mark.parametrize("extra", ["criterion.weight", "levels.9.extra"])
+def test_without_a_prefix_nothing_is_left_out(tmp_path, extra):
+    write_torch(tmp_path / "x.pth", read(source("shilabs_nat")) | {extra: np.zeros(3, np.float32)})
+    with pytest.raises(natjax.CheckpointError, match=f"{extra}: not part of the model"):
+        natjax_convert.convert(tmp_path / "x.pth", tmp_path / "out", **options("shilabs_nat"))
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -216,7 +297,11 @@ def test_prefixes(tmp_path, prefix, write):
     """Those of DDP, torch.compile and Lightning, in any order and both containers; compiled layers have theirs inside."""
     expected = read(source("shilabs_nat"))
     write(
-        tmp_path / "x", {prefix + name.replace("blocks.0.", "blocks.0._orig_mod."): v for name, v in expected.items()}
+        tmp_path / "x",
+        {
+            prefix + name.replace("blocks.0.", "blocks.0._orig_mod._checkpoint_wrapped_module."): v
+            for name, v in expected.items()
+        },
     )
     assert_same(read(tmp_path / "x"), expected)
 

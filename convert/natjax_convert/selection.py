@@ -1,0 +1,206 @@
+"""Which of the tensors in a file are the model: under which entry of it, and behind which prefix of their names."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from natjax.errors import CheckpointError
+from natjax_convert.dialect import Found
+from natjax_convert.names import DIALECTS
+from natjax_convert.state_dict import LazyTensor
+
+# Names that checkpoints give to a model, as entries or as prefixes, in the order in which they are preferred.
+_KNOWN = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights"),
+)
+_AVERAGED = re.compile(r"(?<![a-z])(?:ema|swa)|(?:ema|swa)(?![a-z])|averaged|shadow", re.IGNORECASE)
+_WITHIN = re.compile(r"\b_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\.")
+_WRAPPER_MODULES = re.compile(r"\A(?:(?:module|model|net|network)\.)+")  # which no dialect's names start with
+_COUNTERS = {"n_averaged"}  # of torch's AveragedModel
+_MAX_DEPTH = 8  # of entries in entries
+_MAX_MAPPINGS = 1000
+_MAX_PREFIXES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """Tensors that may be the model.
+
+    Attributes:
+        entries: that lead to their mapping.
+        prefix: that is before all of their names.
+        tensors: by the names that the model itself gave them, and those that they have in the file.
+        found: what they are, or None where they are of no NAT or DiNAT.
+        strays: names of what is no tensor among them.
+        beside: names of what else is in their mapping.
+    """
+
+    entries: tuple[str, ...]
+    prefix: str
+    tensors: dict[str, list[str]]
+    found: Found | None
+    strays: list
+    beside: list
+
+    @property
+    def averaged(self) -> bool:
+        return any(map(_AVERAGED.search, (*self.entries, self.prefix)))
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """Sorts those with known names to the front; those with names that nobody knows are the same."""
+        steps = (*self.entries, *self.prefix.split(".")[:-1])
+        ranks = [_KNOWN.index(step) if step in _KNOWN else len(_KNOWN) for step in steps]
+        unknown = ranks.index(len(_KNOWN)) + 1 if len(_KNOWN) in ranks else len(ranks)
+        return tuple(ranks[:unknown])
+
+    def __str__(self) -> str:
+        return repr(".".join((*self.entries, *([f"{self.prefix}*"] if self.prefix else ())))[:60])
+
+
+def select(path: Path, content: Any) -> dict[str, LazyTensor]:
+    """Returns the model among the tensors of a file, by the names that the model itself gave them.
+
+    Those that are recognised as a NAT or DiNAT come first, averaged weights before others, then those under a name of `_KNOWN`;
+    where none is recognised, the most tensors.
+
+    Args:
+        path: of the file, for messages.
+        content: what the file holds: a mapping of names to tensors, or one of names to anything.
+
+    Warns:
+        UserWarning: there is more than the model: what was taken and what was left out.
+
+    Raises:
+        CheckpointError: there is no state dict, there are several, or some of its entries are no tensors.
+    """
+    mappings = list(itertools.islice(_mappings(content), _MAX_MAPPINGS))
+    candidates = [(each, mapping) for entries, mapping in mappings for each in _candidates(entries, mapping)]
+    if not candidates:
+        has = f"its entries are {_named(content)}" if isinstance(content, dict) else "it is no mapping at all"
+        raise CheckpointError(f"{path}: no state dict (a mapping of names to tensors) was found in it; {has}.")
+    models = [(each, mapping) for each, mapping in candidates if each.found]
+    if models:
+        largest = max(len(each.tensors) for each, _ in models)
+        # Averages of a few tensors alone are not the model.
+        order = {id(each): (not (each.averaged and 2 * len(each.tensors) > largest), each.rank) for each, _ in models}
+    else:
+        order = {id(each): (-len(each.tensors), each.rank) for each, _ in candidates}
+    best = min(order.values())
+    chosen = [(each, mapping) for each, mapping in models or candidates if order[id(each)] == best]
+    if len(chosen) > 1:
+        raise CheckpointError(
+            f"{path}: holds several state dicts, {', '.join(str(each) for each, _ in chosen[:5])}, and none has a name that "
+            f"natjax knows ({', '.join(_KNOWN)}). In PyTorch, torch.save the one you want alone."
+        )
+    [(model, mapping)] = chosen
+    if model.strays:
+        raise CheckpointError(f"{path}: its state dict has entries that are no tensors: {_named(model.strays)}.")
+    if twice := next((names for names in model.tensors.values() if len(names) > 1), None):
+        raise CheckpointError(f"{path}: has some tensors twice, such as {twice[0]!r} and {twice[1]!r}.")
+    _say_what_is_left_out(path, model, [each for each, _ in models if each is not model])
+    return {name: mapping[names[0]] for name, names in model.tensors.items()}
+
+
+def _say_what_is_left_out(path: Path, model: _Candidate, others: list[_Candidate]) -> None:
+    left_out = [f"{'averaged ' if each.averaged else ''}weights {each}" for each in others[:5]]
+    if model.beside:
+        left_out.append(f"{len(model.beside)} more entries ({_named(model.beside)})")
+    if left_out:
+        taken = f"{'averaged ' if model.averaged else ''}weights {model}" if model.entries or model.prefix else "model"
+        warnings.warn(f"{path}: took the {taken}; left out: {', '.join(left_out)}.", stacklevel=4)
+
+
+def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """All mappings with tensors in them, outer ones first; a mapping may hold itself."""
+    seen, waiting = {id(content)}, collections.deque[tuple[tuple[str, ...], Any]]([((), content)])
+    while waiting:
+        entries, mapping = waiting.popleft()
+        if not isinstance(mapping, dict):
+            continue
+        if any(isinstance(name, str) and isinstance(value, LazyTensor) for name, value in mapping.items()):
+            yield entries, mapping
+        for name, value in mapping.items():
+            inside = isinstance(name, str) and isinstance(value, dict) and len(entries) < _MAX_DEPTH
+            if inside and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append(((*entries, name), value))
+
+
+def _candidates(entries: tuple[str, ...], mapping: dict) -> list[_Candidate]:
+    """The models in a mapping, one for each prefix; where there is none, all that is in it."""
+    tensors = {name: _WITHIN.sub("", name) for name, value in mapping.items() if _is_tensor(name, value)}
+    strays = [name for name, value in mapping.items() if not _is_tensor(name, value)]
+    prefixes = sorted(_prefixes(tensors.values()), key=len, reverse=True)
+    groups: dict[str | None, dict[str, str]] = collections.defaultdict(dict)
+    for name, inner in tensors.items():
+        prefix = next((prefix for prefix in prefixes if inner.startswith(prefix)), None)
+        groups[prefix][name] = inner[len(prefix or "") :]
+    models = {prefix: _recognise(group.values()) for prefix, group in groups.items() if prefix is not None}
+    largest = max((len(groups[prefix]) for prefix, found in models.items() if found), default=0)
+    models = {prefix: found for prefix, found in models.items() if found and 2 * len(groups[prefix]) > largest}
+    if not models or list(models) == [""]:  # a tensor that the model does not know is then an error
+        by_name = _by_name({name: _WRAPPER_MODULES.sub("", inner) for name, inner in tensors.items()})
+        if any(name != names[0] for name, names in by_name.items()):
+            by_name.pop("n_averaged", None)
+        return [_Candidate(entries, "", by_name, _recognise(by_name), strays, [])]
+    found = []
+    for prefix, kind in models.items():
+        others = {name: inner for name, inner in tensors.items() if not any(name in groups[p] for p in models)}
+        group = groups[prefix] | (others if not prefix else _heads(kind, groups[prefix], others))
+        beside = [name for name in (*others, *strays) if name not in group and name not in _COUNTERS]
+        inside = [name for name in beside if not prefix or (isinstance(name, str) and name.startswith(prefix))]
+        inside = [name for name in inside if name in strays]
+        beside = [name for name in beside if name not in inside]
+        found.append(_Candidate(entries, prefix, _by_name(group), kind, inside, beside))
+    return found
+
+
+def _heads(found: Found, group: dict[str, str], others: dict[str, str]) -> dict[str, str]:
+    """Returns the tensors of the head where it is not behind the prefix, but beside the trunk."""
+    heads = tuple(found.dialect.beginnings("classifier", "")) if found.kind == "classifier" else ()
+    if not heads or any(name.startswith(heads) for name in group.values()):
+        return {}
+    return {name: inner for name, inner in others.items() if inner.startswith(heads)}
+
+
+def _prefixes(names: Iterable[str]) -> set[str]:
+    """Returns what is before the names of a dialect."""
+    prefixes = {match.string[: match.start()] for name in names for match in _starts(name)}
+    return prefixes if len(prefixes) <= _MAX_PREFIXES else set()
+
+
+def _starts(name: str) -> Iterator[re.Match]:
+    for dialect in DIALECTS.values():
+        if match := dialect.start.search(name):
+            yield match
+            return
+
+
+def _recognise(names: Iterable[str]) -> Found | None:
+    names = list(names)
+    return next((found for dialect in DIALECTS.values() if (found := dialect.recognise(names))), None)
+
+
+def _by_name(tensors: dict[str, str]) -> dict[str, list[str]]:
+    by_name: dict[str, list[str]] = {}
+    for name, inner in tensors.items():
+        by_name.setdefault(inner, []).append(name)
+    return by_name
+
+
+def _is_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, LazyTensor)
+
+
+def _named(names: Iterable) -> str:
+    shown = [repr(name)[:60] for name in itertools.islice(names, 6)]
+    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "") if shown else "none"
