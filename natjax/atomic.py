@@ -55,12 +55,20 @@ def staging(destination: str | os.PathLike) -> Generator[Path]:
 def replacing(path: str | os.PathLike) -> Generator[Path]:
     """A temporary path beside `path`, to be written by the caller; renamed to `path` once it is complete and on disk.
 
-    Where anything fails, `path` stays as it was and the temporary file is removed.
+    Where anything fails, `path` stays as it was and the temporary file is removed. A link stays a link: its target is replaced.
+    What is neither file nor folder, such as a pipe or /dev/stdout, is written to at the end.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, "complete")
+            with open(folder + "/complete", "rb") as source, open(path, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-# A placeholder: the public address is not decided. pyproject.toml has it as well. natjax is on no package index; when it is,
-# `install_line` is the only code to change.
-REPOSITORY = "https://github.com/natjax/natjax"
-
 
 class NatjaxError(Exception):
     """Base of natjax's own errors: the message says what was got, what was expected and what to do."""
@@ -20,5 +16,9 @@ class ImageError(NatjaxError, ValueError):
 
 
 def install_line(extra: str) -> str:
-    """Returns the command that installs natjax with one of its extras: "train", "hub" or "gpu"."""
-    return f"pip install 'natjax[{extra}] @ git+{REPOSITORY}' (in a clone: pip install '.[{extra}]')"
+    """Returns the command that installs natjax with one of its extras: "train", "hub" or "gpu".
+
+    natjax is on no package index and its public address is not decided, so it is installed from a clone. This is the only code to
+    change at release: an address that is somebody else's must never stand here.
+    """
+    return f"pip install '.[{extra}]' in a clone of natjax"

@@ -138,7 +138,7 @@ def _model_of(path: Path) -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    return any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
 def _download(hub_id: str, options: dict[str, Any], preset: str | None = None) -> Path:
@@ -156,7 +156,13 @@ def _download(hub_id: str, options: dict[str, Any], preset: str | None = None) -
         if not any(found.glob("*.safetensors")):
             huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_TORCH_FILES), **options)
     except Exception as error:  # the hub's errors have no common base
-        raise CheckpointError(f"{hub_id}: cannot be had from the Hugging Face Hub: {error}{by_hand}") from error
+        missing = "" if preset else "no such file or directory here, and "
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "LocalEntryNotFound" in type(error).__name__ or "Connect" in type(error).__name__ + reason:
+            reason = "there is no connection to it"
+        raise CheckpointError(
+            f"{hub_id}: {missing}cannot be downloaded from the Hugging Face Hub: {reason.rstrip('.')}.{by_hand}"
+        ) from None  # the hub's own tracebacks are long and say no more
     return found
 
 

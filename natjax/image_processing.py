@@ -171,9 +171,12 @@ class NatImageProcessor:
             channels = pixels.shape[-1]
             if channels == 1 and self.num_channels == 3:
                 pixels, channels = np.repeat(pixels, 3, axis=-1), 3
+            if channels == 3 and self.num_channels == 1 and pixels.dtype == np.uint8:  # as for a Pillow image
+                pixels, channels = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None], 1
             if channels != self.num_channels:
                 raise ImageError(
-                    f"An image array needs {self.num_channels} channel(s) first or last; got {as_array(image).shape}."
+                    f"An image array needs {self.num_channels} channel(s) first or last; got {as_array(image).shape}. "
+                    "Colours of uint8, 0..255, become grey for a model of grey images."
                 )
         self._check_range(pixels)
         return pixels

@@ -40,7 +40,7 @@ _BEGINNINGS = {
     b"\xff\xd8\xff": "it is damaged JPEG",
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MAX, _TIFF_PLANES, _TIFF_FORMAT = 258, 262, 281, 284, 339  # tags
 
 
 def readable_formats() -> list[str]:
@@ -144,12 +144,16 @@ def _eight_bits(image: PIL.Image.Image, origin: PIL.Image.Image, name: str) -> P
     tags = getattr(origin, "tag_v2", {})
     if tags.get(_TIFF_PLANES) == 2 and max(tags.get(_TIFF_BITS, (8,))) > 8 and len(image.getbands()) > 1:
         raise ImageError(f"{name}: colours of 16 bits in planes of their own, which Pillow misreads. Save it as PNG.")
+    if 2 in tags.get(_TIFF_FORMAT, ()) and max(tags.get(_TIFF_BITS, (8,))) == 8:
+        raise ImageError(f"{name}: signed pixels of 8 bits, which Pillow misreads. Save them as 0..255.")
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)
     sixteen = image.mode.startswith("I;16") and origin.format != "FITS"  # whose integers have a sign
     if sixteen or (image.mode == "I" and origin.format in ("PNG", "PPM")):
         bits = min(16, *tags.get(_TIFF_BITS, (16,)))
+        if most := max(tags.get(_TIFF_MAX, (0,))):  # 12 bits in words of 16, say
+            bits = max(8, min(bits, int(most).bit_length()))
         if tags.get(_TIFF_PHOTOMETRIC) == 0:  # white is zero, which Pillow minds in 8 bits only
             pixels = 2**bits - 1 - pixels
         return PIL.Image.fromarray((pixels >> (bits - 8)).clip(0, 255).astype(np.uint8))

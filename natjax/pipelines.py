@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from flax import nnx
 
 from natjax import models
@@ -32,6 +33,7 @@ from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
 from natjax.image_arrays import split_images
 from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
+from natjax.images import load_image
 from natjax.nn.xla import compiler_options
 from natjax_convert import Checkpoint
 from natjax_kernels import default_implementation
@@ -134,6 +136,8 @@ def _check_arguments(batch_size: Any, top_k: Any, dtype: Any, implementation: An
         floating = False
     if not floating:
         raise ValueError(f"dtype must be floating point, such as 'bfloat16', or None; got {dtype!r}.")
+    if dtype is not None and jnp.dtype(dtype).itemsize > 4 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(f"dtype {dtype!r} needs jax.config.update('jax_enable_x64', True); None computes in float32.")
     with default_implementation(implementation):  # raises if there is none of this name
         pass
 
@@ -159,8 +163,8 @@ def _stage_names(stages: str | Sequence[str], known: tuple[str, ...]) -> tuple[s
     Raises:
         ValueError: there is none, or it names others.
     """
-    asked = known if stages == "all" else (stages,) if isinstance(stages, str) else tuple(stages)
-    if not asked or not set(asked) <= set(known):
+    asked = known if stages == "all" else (stages,) if isinstance(stages, str) else stages
+    if not isinstance(asked, Iterable) or not (asked := tuple(asked)) or not set(asked) <= set(known):
         raise ValueError(f"stages must be 'all' or of {', '.join(known)}; got {stages!r}.")
     return tuple(name for name in known if name in asked)
 
@@ -258,6 +262,10 @@ class _ImagePipeline:
             size = min(size, 1 << (len(images) - 1).bit_length()) if images else size
         for index, image in enumerate(images):
             try:
+                if isinstance(
+                    image, PIL.Image.Image
+                ):  # upright by its EXIF orientation, as files are and Hugging Face's pipelines do
+                    image = load_image(image, "L" if self.processor.num_channels == 1 else "RGB")
                 pixels = self.processor(image)
                 if len(pixels) != 1:
                     raise ImageError(f"One image was expected here; got {len(pixels)}.")

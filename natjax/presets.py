@@ -157,7 +157,9 @@ PRESETS = {
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """Returns the names of the presets, those that match a shell pattern such as "dinat_*" where one is given."""
+    """Returns the names of the presets: those that match a pattern ("dinat_*") or contain a text ("tiny"), or all."""
+    if pattern is not None and not any(letter in pattern for letter in "*?["):
+        pattern = f"*{pattern}*"
     return [name for name in PRESETS if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 

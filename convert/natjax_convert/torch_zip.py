@@ -297,7 +297,12 @@ def _integer(value: int) -> bytes:
 
 
 def _small(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:  # which is also the most that is decompressed
+    entry = archive.getinfo(name)
+    if (
+        entry.compress_type != zipfile.ZIP_STORED
+    ):  # torch compresses nothing; a bomb unfolds before its size is looked at
+        raise _RefusedError(f"its {name.split('/')[-1]} is compressed, which torch.save never does")
+    if entry.file_size > _MAX_PICKLE_BYTES:
         raise _RefusedError(f"its {name.split('/')[-1]} is too large for a state dict")
     return archive.read(name)
 

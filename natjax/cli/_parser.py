@@ -31,5 +31,5 @@ class Parser(argparse.ArgumentParser):
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else ""

@@ -27,7 +27,7 @@ def create_model(
     Args:
         name: of `list_models()`.
         pretrained: whether it has the published weights, which the Hugging Face Hub has (see `natjax.hub.locate`), instead of
-            random ones. The classifier is a new one where `num_labels`, `id2label` or `label2id` is given.
+            random ones. The classifier is a new one where the number or the names of the classes are other ones.
         model_class: `NatForImageClassification` (default), `NatModel` or `NatBackbone`.
         dtype: compute dtype, see `NatForImageClassification`.
         param_dtype: dtype of the parameters.
@@ -37,7 +37,7 @@ def create_model(
 
     Raises:
         ValueError: there is no such preset, or the changes are impossible.
-        CheckpointError: the published weights cannot be had, or do not fit the changes.
+        CheckpointError: the published weights cannot be loaded, or do not fit the changes.
     """
     model_class = model_class or NatForImageClassification
     rngs = nnx.Rngs(0) if rngs is None else rngs
@@ -50,5 +50,9 @@ def create_model(
     config = get_config(name, **changes)
     if not pretrained:
         return model_class(config, **options)
-    replace_head = bool({"num_labels", "id2label", "label2id"} & set(changes))
+    published = get_config(name)
+    named = {"id2label", "label2id"} & set(changes) and config.id2label != published.id2label
+    replace_head = bool(named) or config.num_labels != published.num_labels
+    if replace_head:
+        changes["id2label"] = config.id2label
     return model_class.from_pretrained(name, replace_head=replace_head, **options, **changes)

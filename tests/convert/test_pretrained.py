@@ -1,5 +1,6 @@
 """from_pretrained: heads, biases, kinds, the Hugging Face Hub (a stand-in), and, with -m hub, the published weights."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -75,6 +76,12 @@ def test_pretrained_presets(monkeypatch, classifier):
     model = natjax.create_model("nat_mini", pretrained=True, id2label={"0": "cat", "1": "dog"}, drop_path_rate=0.5)
     assert (model.config.label2id, model.config.drop_path_rate) == ({"cat": 0, "dog": 1}, 0.5)
     assert_equal(arrays(model)["nat"], arrays(classifier)["nat"])
+    monkeypatch.setitem(
+        presets.PRESETS, "nat_mini", dataclasses.replace(presets.PRESETS["nat_mini"], config=classifier.config)
+    )
+    monkeypatch.setattr(presets, "imagenet_1k", lambda: [*classifier.config.id2label.values()])
+    model = natjax.create_model("nat_mini", pretrained=True, num_labels=classifier.config.num_labels)
+    assert_equal(arrays(model), arrays(classifier))  # as many classes as the head has: it is kept
     backbone = natjax.create_model("nat_mini", pretrained=True, model_class=natjax.NatModel)
     assert_equal(arrays(backbone), arrays(classifier)["nat"])
     with pytest.raises(ValueError, match="Did you mean nat_mini"):
@@ -171,7 +178,10 @@ def test_hub_offline(monkeypatch):
         raise ConnectionError("offline")
 
     fake_hub(monkeypatch, download)
-    with pytest.raises(natjax.CheckpointError, match="owner/name: cannot be had from the Hugging Face Hub: offline"):
+    with pytest.raises(
+        natjax.CheckpointError,
+        match="owner/name: no such file or directory here, and cannot be downloaded from the Hugging Face Hub: there is no connection",
+    ):
         hub.locate("owner/name")
 
 

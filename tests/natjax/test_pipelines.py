@@ -223,3 +223,18 @@ def test_what_does_not_fit(folder, tmp_path):
         natjax.pipeline("image-classification", tmp_path)
     with pytest.warns(UserWarning, match="as for ImageNet"):
         assert natjax.pipeline("image-feature-extraction", tmp_path).processor.do_center_crop
+
+
+def test_pillow_images_are_turned_upright_as_files_are(folder, classify):
+    image = PIL.Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3))
+    image.getexif()[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=image.getexif())
+    upright = classify(np.asarray(image.transpose(PIL.Image.Transpose.ROTATE_270)))
+    assert classify(file.getvalue()) == classify(PIL.Image.open(file)) == upright
+
+
+def test_colours_become_grey_for_a_grey_model():
+    pipe, colours = natjax.pipeline("image-classification", "digits"), np.zeros((8, 8, 3), np.uint8)
+    colours[2:6, 3:5] = 200, 180, 90
+    assert pipe(colours) == pipe(PIL.Image.fromarray(colours))

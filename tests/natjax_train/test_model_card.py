@@ -57,7 +57,7 @@ def test_no_place_on_this_machine_is_told():
 def test_any_names():
     text = card(RECIPES["digits"], classes=("caf\udce9", "a|b", "*\nc", "\U0001f600"), data="caf\udce9 \U0001f600")
     text.encode("utf-8")
-    assert front_matter(text)["model-index"][0]["name"] == "caf\\udce9 \U0001f600"
+    assert front_matter(text)["model-index"][0]["name"] == "natjax-caf\\udce9 \U0001f600"
     assert r"caf\\udce9, a\|b, \*\\nc" in text
     assert "and 50 more" in card(RECIPES["digits"], classes=tuple(map(str, range(100))))
 

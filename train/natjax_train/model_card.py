@@ -6,13 +6,13 @@ The front matter is what the Hugging Face Hub reads. Nothing in a card tells whe
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from natjax._version import __version__
-from natjax.errors import REPOSITORY
 from natjax.presets import PRESETS
 from natjax_train.data import Source
 from natjax_train.recipe import Recipe
@@ -40,14 +40,14 @@ def model_card(
         metrics: by their names in metrics.jsonl, such as top1.
         step: which the exported model is of.
     """
-    name = "images" if data is None else PurePath(data).name or "images"
+    name = _printable("images" if data is None else PurePath(data).name or "images")
     base = base_model(recipe)
     front = {
         "library_name": "natjax",
         "pipeline_tag": "image-classification",
         "tags": ["natjax", "image-classification", "neighborhood-attention"],
         **({"base_model": base} if base else {}),
-        "model-index": [{"name": name, "results": [_result(name, metrics)]}],
+        "model-index": [{"name": f"natjax-{name}", "results": [_result(name, metrics)]}],
     }
     if recipe.model == "custom" or (recipe.model in PRESETS and not recipe.pretrained):
         started = f"random weights ({recipe.model})"
@@ -62,7 +62,7 @@ def model_card(
             "",
             f"# A classifier of {_text(name)}",
             "",
-            f"Trained by [natjax]({REPOSITORY}) {__version__}, from {_text(started)}.",
+            f"Trained by natjax {__version__}, from {_text(started)}.",
             "",
             f"Data: {_text(name)}, {len(training):,} training and {len(validation):,} validation images of "
             f"{len(training.class_names)} classes: {_classes(training.class_names)}.",
@@ -113,8 +113,9 @@ def base_model(recipe: Recipe) -> str | None:
 
 def _result(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
     found = [
-        {"type": "accuracy" if key == "top1" else key, "name": _LABELS.get(key, key), "value": round(value, 6)}
+        {"type": "accuracy" if key == "top1" else key, "name": _LABELS.get(key, key), "value": float(f"{value:.6f}")}
         for key, value in metrics.items()
+        if math.isfinite(value)
     ]
     return {
         "task": {"type": "image-classification", "name": "Image classification"},
@@ -144,11 +145,15 @@ def _shortened(model: str) -> str:
 
 
 def _text(name: str) -> str:
-    """Returns a name as Markdown shows it: on one line, with what would be markup escaped, and in UTF-8."""
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain)
+    """Returns a name as Markdown shows it: what would be markup is escaped."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _printable(name))
+
+
+def _printable(name: str) -> str:
+    """Returns a name on one line and in UTF-8: what cannot be printed is spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _json(value: Any) -> str:
-    """Returns a value in JSON, which YAML includes; lone surrogates, of names that are no UTF-8, are spelled out."""
-    return re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+    """Returns a value in JSON, which YAML includes; small numbers have a point, without which YAML takes them for text."""
+    return re.sub(r"(?<=: )(\d+)(e-\d+)(?=[,}])", r"\1.0\2", json.dumps(value, ensure_ascii=False))
