@@ -52,8 +52,7 @@ def locate(
     if name == "digits":
         return DIGITS
     if name in PRESETS:
-        kept = weights_folder() / name
-        return kept if kept.is_dir() else _download(PRESETS[name].hub_id, options, name)
+        return locate_preset(name, **options)
     if "://" in name:
         raise CheckpointError(f"{name}: natjax loads from no address. Download the file, and give its path.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
@@ -114,6 +113,20 @@ def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> st
     raise CheckpointError(
         f"{hub_id}: exists and is public; leave --private out, or choose another name. Nothing was uploaded."
     )
+
+
+def locate_preset(name: str, **options: Any) -> Path:
+    """Returns the local path of a preset's published weights, fetched by hand or from the Hub, whatever lies in the current folder.
+
+    Args:
+        name: of the preset.
+        **options: `revision`, `local_files_only` and `cache_dir`, see `locate`.
+
+    Raises:
+        CheckpointError: they cannot be loaded; the message says what to do.
+    """
+    kept = weights_folder() / name
+    return kept if kept.is_dir() else _download(PRESETS[name].hub_id, options, name)
 
 
 def weights_folder() -> Path:

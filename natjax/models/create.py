@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 
+from natjax.hub import locate_preset
 from natjax.models.base import NatPreTrainedModel
 from natjax.models.classification import NatForImageClassification
 from natjax.presets import get_config
@@ -55,4 +56,4 @@ def create_model(
     replace_head = bool(named) or config.num_labels != published.num_labels
     if replace_head:
         changes["id2label"] = config.id2label
-    return model_class.from_pretrained(name, replace_head=replace_head, **options, **changes)
+    return model_class.from_pretrained(locate_preset(name), replace_head=replace_head, **options, **changes)

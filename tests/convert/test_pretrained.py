@@ -180,7 +180,7 @@ def test_hub_offline(monkeypatch):
     fake_hub(monkeypatch, download)
     with pytest.raises(
         natjax.CheckpointError,
-        match="owner/name: no such file or directory here, and cannot be downloaded from the Hugging Face Hub: there is no connection",
+        match="owner/name: no such file or directory here, and cannot be downloaded from the Hugging Face Hub: there is no conn",
     ):
         hub.locate("owner/name")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pathlib
 import shutil
 
 import pytest
@@ -156,3 +158,14 @@ def test_a_presets_published_weights(tmp_path, monkeypatch):
     recipe, words = start.resolve(RECIPES["finetune"])
     saved = json.loads((MODEL_DIR / "preprocessor_config.json").read_text())
     assert (list(recipe.image_mean), words) == (saved["image_mean"], "preprocessing from the checkpoint")
+
+
+def test_published_weights_are_no_folder_of_that_name(tmp_path, monkeypatch):
+    """As of a run that is called like the model it starts from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NATJAX_WEIGHTS", str(tmp_path / "weights"))
+    shutil.copytree(MODEL_DIR, "weights/nat_mini")
+    os.mkdir("nat_mini")
+    pathlib.Path("nat_mini", "recipe.json").write_text("{}")
+    checkpoint = start.open_checkpoint(dataclasses.replace(RECIPES["finetune"], model="nat_mini"))
+    assert checkpoint.path == tmp_path / "weights" / "nat_mini"

@@ -71,7 +71,10 @@ def _has_begun(directory: Path) -> bool:
 def _remove(directory: Path, names: list[str], folders: list[Path]) -> None:
     for name in names:
         path = directory / name
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # Windows removes no open file; the error that ended the run is the one to show
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else is in it
         for folder in folders:
             folder.rmdir()

@@ -16,7 +16,7 @@ import numpy as np
 
 from natjax.configuration import PROCESSOR_NAME, NatConfig
 from natjax.errors import CheckpointError
-from natjax.hub import locate
+from natjax.hub import locate, locate_preset
 from natjax.image_processing import NatImageProcessor
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, get_config
 from natjax_convert import Checkpoint
@@ -44,7 +44,8 @@ def open_checkpoint(recipe: Recipe) -> Checkpoint | None:
     """
     if recipe.model == "custom" or (recipe.model in PRESETS and not recipe.pretrained):
         return None
-    return Checkpoint.open(locate(recipe.model))
+    is_preset = recipe.model in PRESETS  # not a folder of that name, such as the run's own
+    return Checkpoint.open(locate_preset(recipe.model) if is_preset else locate(recipe.model))
 
 
 def is_resolved(recipe: Recipe) -> bool:
