@@ -116,7 +116,7 @@ def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> st
 
 
 def locate_preset(name: str, **options: Any) -> Path:
-    """Returns the local path of a preset's published weights, fetched by hand or from the Hub, whatever lies in the current folder.
+    """Returns the local path of a preset's published weights, by hand or from the Hub, whatever lies in the current folder.
 
     Args:
         name: of the preset.

@@ -180,6 +180,13 @@ def test_folders_that_no_run_can_have(tmp_path):
         loop.train(small_recipe(), "digits", tmp_path / "out\udce9")
 
 
+def test_a_model_in_the_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a model and no run, whose config\.json would be replaced"):
+        loop.train(small_recipe(), "digits", tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
 def test_curves_are_drawn_whatever_ends_a_run(tmp_path):
     with pytest.raises(loop.NonFiniteError):
         loop.train(small_recipe(learning_rate="1e38", clip_norm="none", epochs="0.1"), "digits", tmp_path / "run")

@@ -120,7 +120,8 @@ def test_without_a_processor(checkpoint):
 
 
 def test_random_weights():
-    assert start.resolve(Recipe(model="dinat_large_384"))[0].image_size == 384
+    large = start.resolve(Recipe(model="dinat_large_384"))[0]
+    assert (large.image_size, large.crop_pct) == (384, 1.0)
     grey, words = start.resolve(dataclasses.replace(OPEN, model_config={"num_channels": 1}))
     assert (grey.image_mean, grey.image_std, words) == ((0.5,), (0.5,), "preprocessing as for ImageNet")
     assert start.resolve(RECIPES["nat_mini"]) == (

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from natjax.atomic import replacing, staging
-from natjax.configuration import NatConfig
+from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import NatjaxError
 from natjax_train import data as data_
 from natjax_train import optim, plots, start
@@ -139,6 +139,8 @@ def train(
         Checkpoints(out / "checkpoints", recipe.keep, report) as checkpoints,
         contextlib.ExitStack() as at_end,
     ):
+        if is_main_process and not used and _holds_run(out):  # between the first look and the lock
+            raise ValueError(f"{out}: another run has begun there meanwhile; choose another folder.")
         if checkpoints.steps:
             model = task.resumed_model(NatConfig.from_json_file(out / "config.json"))
         else:
@@ -250,6 +252,10 @@ def train(
     return out / "model"
 
 
+def _holds_run(out: Path) -> bool:
+    return (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
+
+
 def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
     """Checks that a run may begin or resume in the folder, before Orbax starts threads that complain about an early end.
 
@@ -264,7 +270,11 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
         os.fspath(out.absolute()).encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{out}: the folder's name is no UTF-8, and checkpoints cannot be written there.") from None
-    used = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
+    used = _holds_run(out)
+    if not used and (out / CONFIG_NAME).exists() and not (out / "recipe.json").exists():
+        raise ValueError(
+            f"{out} holds a model and no run, whose {CONFIG_NAME} would be replaced: choose another folder."
+        )
     used_in_main = used
     if jax.process_count() > 1:
         used_in_main = bool(multihost_utils.broadcast_one_to_all(np.asarray(used)))

@@ -136,7 +136,7 @@ def _imagenet(model: str, num_channels: int) -> dict[str, Any]:
     return {
         "image_size": preset.image_size if preset else 224,
         "eval_crop": True,
-        "crop_pct": 0.875,
+        "crop_pct": preset.crop_pct if preset else 0.875,
         "interpolation": "bicubic",
         "image_mean": (0.5,) if grey else IMAGENET_MEAN,
         "image_std": (0.5,) if grey else IMAGENET_STD,
