@@ -71,10 +71,27 @@ def test_plain_lines(tmp_path):
     log.close()
     first, second, evaluation = stream.getvalue().splitlines()
     assert first.startswith("step 2/8  loss 0.7500  lr 1.0e-03  eta 0m0")
-    assert first.endswith("  67 img/s  wait 25%")
+    assert first.endswith("  100 img/s  wait 25%")  # of step 2 alone
     assert second.startswith("step 4/8  loss 0.2917  lr 1.0e-03  eta 0m0")
     assert second.endswith("  171 img/s  wait 25%")
     assert evaluation == "evaluation after step 5: top-1 87.50%  top-5 100.00%  loss 0.5000  of 2 images  321 images/s"
+
+
+def test_only_steps_count_as_their_time(tmp_path, monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    stream = io.StringIO()
+    log = Log(tmp_path, 10, log_every=1, stream=stream)
+    for step, seconds, pause in ((1, 300, 0), (2, 2, 100), (3, 2, 0)):  # compiled for, then an evaluation
+        clock += seconds
+        log.step(step, loss=1.0, lr=0.1, images_per_second=8 / seconds, data_wait=0.0)
+        clock += pause
+        log.restart_clock()
+    log.close()
+    first, second, third = stream.getvalue().splitlines()
+    assert first.endswith("eta -  - img/s  wait -")
+    assert second.endswith("eta 0m16s  4 img/s  wait 0%")
+    assert third.endswith("eta 0m14s  4 img/s  wait 0%")
 
 
 def test_live_line(tmp_path):

@@ -134,6 +134,7 @@ def test_a_run_says_what_it_starts_from(tmp_path):
     assert messages[0] == (
         "1,437 training and 360 validation images, 10 classes; random weights: custom; preprocessing as for ImageNet"
     )
+    assert messages[1].startswith("compiling the training step; this can take minutes on a CPU")
     assert (recipe.image_mean, recipe.crop_pct, recipe.eval_crop) == ((0.5,), 0.875, True)
     assert find_recipe(str(tmp_path / "run" / "recipe.json")) == recipe
     processor = natjax.NatImageProcessor.from_pretrained(tmp_path / "run" / "model")
@@ -142,7 +143,7 @@ def test_a_run_says_what_it_starts_from(tmp_path):
     assert "Data: digits, 1,437 training and 360 validation images of 10 classes: 0, 1, 2," in card
     messages = []
     loop.train(recipe, "digits", tmp_path / "run", resume=True, report=messages.append)
-    assert messages[0] == "Goes on after step 3 of 3."
+    assert messages[0] == "Resuming after step 3 of 3."
     assert messages[1].endswith("10 classes; weights from its checkpoint; preprocessing from the run's recipe")
     left_open = dict.fromkeys(IMAGE_FIELDS)
     kept = []

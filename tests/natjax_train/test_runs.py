@@ -214,7 +214,7 @@ def test_damage(start, undisturbed, tmp_path):
     code, messages = finish(start(out, "--resume"))
     assert code == 0, messages
     assert f"The checkpoint of step {newest} is damaged" in messages
-    assert f"Goes on after step {newest - 1} of 30" in messages
+    assert f"Resuming after step {newest - 1} of 30" in messages
     assert losses(out) == losses(undisturbed)
 
 
@@ -266,7 +266,7 @@ def test_another_number_of_processes(start, undisturbed, tmp_path):
     messages = [finish(host)[1] for host in hosts]
     code, last = finish(start(out, "--resume"))
     assert code == 0, last
-    assert all("Goes on after step" in message for message in (messages[0], last))
+    assert all("Resuming after step" in message for message in (messages[0], last))
     assert "damaged" not in messages[0] + last
     assert losses(out) == pytest.approx(losses(undisturbed), abs=2e-5)
 
@@ -301,7 +301,7 @@ def test_sigterm_before_an_evaluation(start, tmp_path):
     assert finish(process)[0] == -signal.SIGKILL
     code, messages = finish(start(tmp_path / "run", "--resume", **settings))
     assert code == 0, messages
-    assert "Goes on after step" in messages
+    assert "Resuming after step" in messages
     top1, whole = ([line["top1"] for line in lines(tmp_path / run) if "top1" in line] for run in ("run", "whole"))
     assert top1 == whole
     assert len(top1) == len(losses(tmp_path / "run"))

@@ -50,7 +50,9 @@ class Log:
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
         self._recent = collections.deque(maxlen=log_every)
-        self._began: tuple[int, float] | None = None  # the first step, which is compiled for, and when it was done
+        # The steps after the first, which is compiled for, and their time, without what was done between them.
+        self._timed, self._seconds = 0, 0.0
+        self._before: float | None = None  # when the last step was done, or what came after it
         self._shown, self._width = 0.0, 0
         path = Path(run_dir) / "metrics.jsonl"
         self._evaluated = _rewind(path, first_step)
@@ -72,17 +74,26 @@ class Log:
         """
         found = {"loss": loss, "lr": lr, "images_per_second": images_per_second, "data_wait": data_wait, **others}
         self._write(step, found)
-        self._recent.append((loss, 1 / images_per_second, data_wait / images_per_second))
         now = time.monotonic()
-        self._began = self._began or (step, now)
+        counts = self._before is not None
+        self._recent.append((loss, counts / images_per_second, counts * data_wait / images_per_second, counts))
+        if self._before is not None:
+            self._timed += 1
+            self._seconds += now - self._before
+        self._before = now
         if self._live:
             if now - self._shown >= _SECONDS_BETWEEN_UPDATES or step == self._total:
                 self._shown = now
-                text = _fitting(self._line(step, lr, now), shutil.get_terminal_size().columns - 1)
+                text = _fitting(self._line(step, lr), shutil.get_terminal_size().columns - 1)
                 print(f"\r{text:<{self._width}}", end="", file=self._stream, flush=True)
                 self._width = len(text)
         elif step % self._log_every == 0 or step == self._total:
-            print(self._line(step, lr, now), file=self._stream, flush=True)
+            print(self._line(step, lr), file=self._stream, flush=True)
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last step, such as an evaluation, out of the time that steps take."""
+        if self._before is not None:
+            self._before = time.monotonic()
 
     def evaluation(self, step: int, result: Result) -> None:
         """Logs an evaluation that was done after a step; in metrics.jsonl once, however often a kill has it done again."""
@@ -125,14 +136,13 @@ class Log:
             for name, value in found.items():
                 self._board.add_scalar(name, value, step)
 
-    def _line(self, step: int, lr: float, now: float) -> str:
-        losses, seconds, waits = (sum(values) for values in zip(*self._recent, strict=True))
-        assert self._began is not None
-        first, then = self._began
-        left = "-" if step == first else _duration((now - then) / (step - first) * (self._total - step))
+    def _line(self, step: int, lr: float) -> str:
+        losses, seconds, waits, counted = (sum(values) for values in zip(*self._recent, strict=True))
+        left = _duration(self._seconds / self._timed * (self._total - step)) if self._timed else "-"
+        speed, wait = (f"{counted / seconds:.0f}", f"{waits / seconds:.0%}") if counted else ("-", "-")
         return (  # the least important last; in 80 columns, also of runs of some hundred thousand steps
             f"step {step:{len(str(self._total))}}/{self._total}  loss {losses / len(self._recent):.4f}  lr {lr:.1e}  "
-            f"eta {left}  {len(self._recent) / seconds:.0f} img/s  wait {waits / seconds:.0%}"
+            f"eta {left}  {speed} img/s  wait {wait}"
         )
 
 

@@ -47,6 +47,9 @@ __all__ = ["NonFiniteError", "PreemptedError", "train"]
 # What a resumed run may not change, beside the preprocessing of images: it decides the weights and the order of the data.
 _UNCHANGED = ("task", "model", "batch_size", "seed", "val_fraction")
 
+_COMPILING = "compiling the training step; this can take minutes on a CPU"
+_KEPT = "with JAX_COMPILATION_CACHE_DIR=FOLDER in the environment, the next run has it from there"
+
 
 class PreemptedError(NatjaxError):
     """SIGTERM or SIGINT came; the run was saved and can be resumed.
@@ -163,7 +166,7 @@ def train(
                 (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
             started(recipe)
             if step:
-                report(f"Goes on after step {step} of {total}.")
+                report(f"Resuming after step {step} of {total}.")
             begins = "weights from its checkpoint" if step else start.origin(recipe, config)
             for message in _opening(train_source, val_source, begins, preprocessing):
                 report(message)
@@ -204,6 +207,8 @@ def train(
         result = None
         # A run may have been stopped after a step and before its evaluation.
         evaluation_missed = step > 0 and evaluation_due() and not checkpoints.has_score(step)
+        if is_main_process and step < total:
+            report(_COMPILING if getattr(jax.config, "jax_compilation_cache_dir", None) else f"{_COMPILING}; {_KEPT}")
         while evaluation_missed or step < total:
             if not evaluation_missed:
                 asked = time.perf_counter()

@@ -49,12 +49,14 @@ class StepMonitor:
         self._skipped_in_a_row = 0
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         self._names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-        self._pending: tuple[int, dict[str, jax.Array], float, float] | None = None
-        self.restart_clock()
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._clock, self._waited = time.perf_counter(), 0.0  # since the last step was done
 
     def restart_clock(self) -> None:
         """Leaves what was done since the last step, such as an evaluation, out of the next one's time."""
-        self._clock = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), 0.0
+        if self._log:
+            self._log.restart_clock()
 
     def add(self, step: int, found: dict[str, jax.Array], waited: float) -> None:
         """Takes a step's metrics, which may not be computed yet, and `waited` seconds for its data; looks at the one before.
@@ -62,10 +64,9 @@ class StepMonitor:
         Raises:
             NonFiniteError: the step before is not finite, and may not be skipped.
         """
+        self._waited += waited
         self.flush()
-        seconds = time.perf_counter() - self._clock
-        self.restart_clock()
-        self._pending = (step, found, waited, seconds)
+        self._pending = (step, found)
 
     def flush(self) -> None:
         """Looks at the last step.
@@ -75,8 +76,11 @@ class StepMonitor:
         """
         if self._pending is None:
             return
-        (step, found, waited, seconds), self._pending = self._pending, None
+        (step, found), self._pending = self._pending, None
         host = jax.device_get(found)  # waits for the step
+        now = time.perf_counter()
+        seconds, waited = max(now - self._clock, 1e-9), self._waited
+        self._clock, self._waited = now, 0.0
         loss, rate, norm = (float(host[name]) for name in ("loss", "lr", "grad_norm"))
         if not (np.isfinite(loss) and np.isfinite(norm)):
             self._skipped_in_a_row += 1
