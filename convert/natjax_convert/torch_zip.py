@@ -39,28 +39,51 @@ _DTYPES = {
     "CharStorage": np.dtype("i1"),
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
+    "ComplexFloatStorage": np.dtype("c8"),
+    "ComplexDoubleStorage": np.dtype("c16"),
+    "UntypedStorage": np.dtype("V1"),
 }
 _OPCODES = re.findall(
     r"\w+",
     "PROTO FRAME STOP MARK MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS NONE NEWTRUE NEWFALSE "
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES",
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_LIST NONE NEWTRUE NEWFALSE BININT "
+    "BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES",
 )
 # What training leaves beside the weights. Each of these becomes an empty stand-in; what a class or function of another name would
 # have become is refused, as a file that asks for one may be hostile.
 _INERT = {
     "_codecs": "encode",  # of the bytes of the ones below
     "argparse": "Namespace",
-    "builtins": "bool bytearray complex dict float frozenset int list range set slice str tuple",
-    "collections": "Counter",
+    "builtins": "Ellipsis bool bytearray bytes complex dict float frozenset int list range set slice str tuple xrange",
+    "collections": "ChainMap Counter deque",
     "datetime": "date datetime time timedelta timezone",
-    "numpy": "dtype ndarray",
+    "decimal": "Decimal",
+    "numpy": "bool bool_ complex128 complex64 dtype float16 float32 float64 int16 int32 int64 int8 ndarray str_ uint16 uint32 "
+    "uint64 uint8",
     "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy._core.numeric": "_frombuffer",
+    "numpy.random._mt19937": "MT19937",
+    "numpy.random._pcg64": "PCG64 PCG64DXSM",
+    "numpy.random._philox": "Philox",
+    "numpy.random._pickle": "__bit_generator_ctor __generator_ctor __randomstate_ctor",
+    "numpy.random._sfc64": "SFC64",
+    "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
     "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
-    "torch": "Size device bfloat16 bool complex128 complex64 float16 float32 float64 int16 int32 int64 int8 uint8",
+    "torch": "Size device bfloat16 bool complex128 complex32 complex64 float16 float32 float64 float4_e2m1fn_x2 float8_e4m3fn "
+    "float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu int16 int32 int64 int8 uint16 uint32 uint64 uint8",
+    "torch._C": "Generator",
+    "torch._utils": "_rebuild_sparse_tensor _rebuild_tensor_v3",  # tensors of kinds that no model's weights are
+    "torch.serialization": "_get_layout",
     "types": "SimpleNamespace",
+    "uuid": "UUID",
 }
-_FORMERLY = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray", "pathlib._local": "pathlib"}
+_FORMERLY = {
+    "__builtin__": "builtins",
+    "numpy.core.multiarray": "numpy._core.multiarray",
+    "numpy.core.numeric": "numpy._core.numeric",
+    "pathlib._local": "pathlib",
+    "torch.storage": "torch",
+}
 _Machine: Any = pickle._Unpickler  # the C one neither restricts opcodes nor survives a memo index of four billion
 
 
@@ -91,6 +114,9 @@ class _Inert:
     def __init__(self, *_: Any):
         pass
 
+    def __repr__(self) -> str:
+        return "(no name)"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
@@ -116,7 +142,7 @@ class _Unpickler(_Machine):
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
+        if _FORMERLY.get(module, module) == "torch" and name in _DTYPES:
             return _Storage(_DTYPES[name])
         allowed = {
             ("collections", "OrderedDict"): _Dict,
@@ -137,12 +163,26 @@ class _Unpickler(_Machine):
         return self._storages.open(pid)
 
     def load_setitem(self) -> None:
-        _check_keys(self.stack[-2:-1])
+        self.stack[-2:-1] = map(_key, self.stack[-2:-1])
         _Machine.load_setitem(self)
 
     def load_setitems(self) -> None:
-        _check_keys(self.stack[::2])
+        self.stack[::2] = map(_key, self.stack[::2])
         _Machine.load_setitems(self)
+
+    def load_append(self) -> None:
+        items = [self.stack.pop()]
+        self._extend(items)
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        self._extend(items)
+
+    def _extend(self, items: list) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+        elif not isinstance(self.stack[-1], _Inert):  # which keeps nothing
+            raise _RefusedError("it appends to something that is no list")
 
     def load_build(self) -> None:
         self.stack.pop()  # module versions of an OrderedDict, arguments of a run: nobody needs them
@@ -155,6 +195,15 @@ class _Unpickler(_Machine):
     def load_additems(self) -> None:
         self.pop_mark()  # whose hashes nobody needs to compute
 
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(_Inert())
+
+    def load_bytearray8(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.read(min(size, _MAX_PICKLE_BYTES + 1))  # Python's own makes room for as many bytes as it is told to
+        self.append(_Inert())
+
     def refuse(self) -> None:
         raise _RefusedError("it has a pickle instruction that is not needed for tensors; refused, and nothing was run")
 
@@ -162,6 +211,10 @@ class _Unpickler(_Machine):
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.EMPTY_SET[0]] = load_empty_set
     dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.APPEND[0]] = load_append
+    dispatch[pickle.APPENDS[0]] = load_appends
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
 
@@ -260,7 +313,7 @@ def write_torch(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]) -> N
     Raises:
         KeyError: a dtype that torch has no storage for.
     """
-    storages = {dtype: name for name, dtype in _DTYPES.items()}
+    storages = {dtype: name for name, dtype in _DTYPES.items() if name != "UntypedStorage"}
     order, out = list(tensors), io.BytesIO()
     out.write(pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK)
     for number, name in enumerate(order):
@@ -317,7 +370,7 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
 
-def _check_keys(keys: list) -> None:
+def _key(key: Any) -> Any:
+    """Returns a key of a mapping, or something in its place where nobody needs it and hashing it may not be safe."""
     # Hashing a deeply nested tuple would overrun the C stack, and large numbers can be made to collide.
-    if not all(isinstance(key, str) or (isinstance(key, int) and 0 <= key < 2**31) for key in keys):
-        raise _RefusedError("it has a mapping whose keys are neither names nor indices")
+    return key if isinstance(key, str) or (isinstance(key, int) and 0 <= key < 2**31) else _Inert()

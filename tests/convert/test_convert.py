@@ -7,8 +7,10 @@ import errno
 import json
 import math
 import pathlib
+import random
 import re
 import shutil
+import uuid
 
 import ml_dtypes
 import numpy as np
@@ -342,7 +344,7 @@ def test_what_holds_no_state_dict_says_what_it_holds(tmp_path, content, message)
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_what_training_leaves_beside_the_weights(tmp_path, protocol):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
@@ -357,6 +359,33 @@ def test_what_training_leaves_beside_the_weights(tmp_path, protocol):
         "classes": {"cat", "dog"},
         "order": collections.OrderedDict(a=1),
         "decays": collections.Counter({30: 1}),
+        "idx_to_class": {
+            np.int64(0): "cat",
+            np.str_("dog"): 1,
+            None: 2,
+            -1: 3,
+            0.5: 4,
+            (1, (2,)): 5,
+            10**700: 6,
+            b"x": 7,
+        },
+        "history": [
+            collections.deque([0.1, 0.2], maxlen=5),
+            collections.deque([1]),
+            range(3),
+            frozenset([1]),
+            bytearray(b"x"),
+        ],
+        "generators": [np.random.default_rng(0), np.random.RandomState(0), np.random.get_state(), random.getstate()],
+        "other tensors": {
+            **{
+                str(dtype): torch.zeros(3, dtype=dtype)
+                for dtype in (torch.uint16, torch.float8_e4m3fn, torch.complex64)
+            },
+            "sparse": torch.eye(2).to_sparse(),
+        },
+        "other dtypes": [torch.float8_e5m2, torch.uint16, np.float32, np.dtype("f4"), torch.strided],
+        "id": uuid.UUID(int=1),
     }
     torch.save({**beside, "model": tensors}, tmp_path / "x.pth", pickle_protocol=protocol)
     assert_same(read(tmp_path / "x.pth"), read(source("shilabs_nat")))
