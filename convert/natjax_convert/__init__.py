@@ -1,7 +1,8 @@
 """PyTorch checkpoints of NAT and DiNAT to Flax parameters and back, without PyTorch."""
 
-from natjax_convert.checkpoint import Checkpoint, find_config, infer_config
+from natjax_convert.checkpoint import Checkpoint, find_config
 from natjax_convert.convert import Report, convert
+from natjax_convert.inference import infer_config
 from natjax_convert.params import entries, from_flax, to_flax
 from natjax_convert.reader import read_state_dict
 from natjax_convert.rpb import resize_rpb

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig
 from natjax.errors import CheckpointError
-from natjax_convert.dialect import Dialect, Found, parameter_shape
+from natjax_convert.dialect import Dialect, Found
+from natjax_convert.inference import fitting_presets, infer_config
 from natjax_convert.names import detect
 from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
-from natjax_convert.shapes import Kind, ParameterPath, config_from_shapes
-from natjax_convert.state_dict import StateDict, unusable
+from natjax_convert.shapes import Kind
+from natjax_convert.state_dict import StateDict
 
 Dilations = Sequence[Sequence[int]] | Literal["none"]
 
@@ -111,39 +112,15 @@ def find_config(
         return NatConfig.from_json_file(beside)
     found = found or detect(state_dict)
     if dilations is None and found.model_type != "nat":
+        presets = fitting_presets(state_dict, found)
+        fit = f"; they fit {', '.join(presets)}" if presets else ""
+        config_name = presets[0] if presets else CONFIG_NAME
         raise CheckpointError(
-            f"{src}: has no config.json beside it, and its tensors do not tell NAT from DiNAT (dilations are in none of "
-            "them). Give the configuration (--config nat_mini, --config dinat_mini, --config FILE) or the dilations "
-            "(--dilations none for NAT)."
+            f"{src}: has no {CONFIG_NAME} beside it, and its tensors do not tell NAT from DiNAT (dilations are in none of "
+            f"them{fit}). Say which it is: convert it first, `natjax convert FILE DIR --config {config_name}` (or another name "
+            f"of `natjax list`, or --dilations none for NAT), and use DIR. In Python, give config=."
         )
     return infer_config(state_dict, dilations=None if dilations == "none" else dilations, found=found)
-
-
-def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found | None = None) -> NatConfig:
-    """Infers the configuration of a model from the shapes of its tensors.
-
-    Args:
-        state_dict: tensors by name, in any dialect.
-        dilations: of every layer, by level; they are in no tensor. None means NAT.
-        found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
-
-    Raises:
-        CheckpointError: tensors are missing, or their shapes are those of no NAT.
-    """
-    dialect, _, prefix, _ = found or detect(state_dict)
-    try:
-        return config_from_shapes(lambda path: _shape_in(state_dict, dialect, prefix, path), dilations)
-    except (LookupError, ValueError) as error:
-        raise unusable(state_dict, f"The tensors' shapes are those of no NAT or DiNAT: {error}") from error
-
-
-def _shape_in(state_dict: StateDict, dialect: Dialect, prefix: str, path: ParameterPath) -> tuple[int, ...]:
-    """The shape of a parameter, by that of its first tensor; a LookupError where it has none."""
-    names = dialect.names(path, prefix)
-    tensor_shape = tuple(state_dict[names[0]].shape)
-    if 0 in tensor_shape:  # an empty tensor can have any shape without a byte to show for it
-        raise LookupError(f"{names[0]} is empty")
-    return parameter_shape(path, names, tensor_shape)
 
 
 def _folder(path: Path) -> Path:

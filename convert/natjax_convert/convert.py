@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _OTHER_SUFFIXES = (".safetensors", ".npz", ".h5", ".hdf5", ".onnx", ".msgpack", ".pkl", ".zip", ".json")
+_OTHER_SUFFIXES += (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 _ARCHITECTURES = {"classifier": "ForImageClassification", "model": "Model", "backbone": "Backbone"}
 
 
@@ -69,7 +70,7 @@ def convert(
     Args:
         src: directory or file in any format that `read_state_dict` takes.
         dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs": a .pth, which
-            has weights alone).
+            has weights alone). A name that ends in a slash is that of a directory.
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
         processor: prepares images for the model; by default the one beside the source, or else ImageNet's.
@@ -80,9 +81,10 @@ def convert(
         CheckpointError: the source is unusable or does not fit its configuration, or the destination exists, has a name that does
             not fit what is to be written or cannot be written; it is left as it was.
     """
-    start, src, dst = time.perf_counter(), Path(src), Path(dst)
+    start, named_folder = time.perf_counter(), os.fspath(dst).endswith(("/", os.sep))
+    src, dst = Path(src), Path(dst)
     if to is None:
-        to = "shilabs" if not dst.is_dir() and dst.suffix.lower() in _TORCH_SUFFIXES else "hf"
+        to = "shilabs" if not (named_folder or dst.is_dir()) and dst.suffix.lower() in _TORCH_SUFFIXES else "hf"
     if to not in DIALECTS:
         raise CheckpointError(f"Checkpoints are converted to {' or '.join(map(repr, DIALECTS))}; got {to!r}.")
     as_directory = DIALECTS[to].directory
@@ -90,7 +92,11 @@ def convert(
         raise CheckpointError(f"{dst}: exists. Choose another destination, or overwrite (--overwrite).")
     if dst.exists() and dst.is_dir() != as_directory:
         raise CheckpointError(f"{dst}: expected a {'directory' if as_directory else 'file'} to write {to!r} format to.")
-    if not dst.exists():
+    if named_folder and not as_directory:
+        raise CheckpointError(
+            f"{dst}{os.sep}: a folder, and the format {to!r} is one file; leave out the last {os.sep}."
+        )
+    if not dst.exists() and not named_folder:
         _check_name(dst, to, as_directory)
     checkpoint = Checkpoint.open(src, config=config, dilations=dilations)
     config, kind = checkpoint.config, checkpoint.kind
@@ -136,6 +142,8 @@ def _check_name(dst: Path, to: str, as_directory: bool) -> None:
         CheckpointError: it is not.
     """
     suffix = dst.suffix.lower()
+    if dst.name.lower() in _TORCH_SUFFIXES + _OTHER_SUFFIXES:
+        raise CheckpointError(f"{dst}: an ending without a name; give a file such as nat{dst.name} or a folder.")
     if as_directory and suffix in _TORCH_SUFFIXES:
         raise CheckpointError(
             f"{dst}: the name of a file, and the format {to!r} is a folder. Give a folder, or leave out the format for a file of "
@@ -144,10 +152,16 @@ def _check_name(dst: Path, to: str, as_directory: bool) -> None:
     if as_directory and suffix in _OTHER_SUFFIXES:
         raise CheckpointError(
             f"{dst}: natjax writes no such file by itself. Give a folder, into which model.safetensors and its "
-            f"{CONFIG_NAME} are written, or a file of the original format: {dst.with_suffix('.pth').name}."
+            f"{CONFIG_NAME} are written, or a file of the original format: {_stem(dst)}.pth."
         )
     if not as_directory and suffix not in _TORCH_SUFFIXES:
         raise CheckpointError(f"{dst}: the format {to!r} is one file; give a name such as {dst.name}.pth.")
+
+
+def _stem(path: Path) -> str:
+    while path.suffix.lower() in _TORCH_SUFFIXES + _OTHER_SUFFIXES:
+        path = path.with_suffix("")
+    return path.name
 
 
 def _imagenet(config: NatConfig) -> NatImageProcessor:

@@ -12,7 +12,9 @@ import numpy as np
 
 from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError
+from natjax.presets import PRESETS
 from natjax_convert.dialect import Entry, Found
+from natjax_convert.inference import fitting_presets
 from natjax_convert.names import DIALECTS, detect
 from natjax_convert.rpb import resize_rpb
 from natjax_convert.shapes import Kind, ParameterPath, parameters
@@ -87,7 +89,9 @@ def to_flax(
         )
     if sum(config.depths) > len(state_dict):
         raise unusable(
-            state_dict, f"{len(state_dict)} tensors are too few for the configuration's {sum(config.depths)} layers."
+            state_dict,
+            f"{len(state_dict)} tensors are too few for the configuration's {sum(config.depths)} layers."
+            f"{_other_presets(state_dict, config, found)}",
         )
     modules = (*_SPARE[kind], *(("classifier",) if without_head else ()))
     spare = tuple(name for module in modules for name in found.dialect.beginnings(module, found.prefix))
@@ -109,6 +113,7 @@ def to_flax(
     left_over = [name for name in state_dict if name not in used and not name.startswith(spare)]
     if problems or left_over:
         about = f" The checkpoint is of a {found.kind}, the model is a {kind}." if found.kind != kind else ""
+        about += _other_presets(state_dict, config, found)
         raise unusable(state_dict, _misfit(problems, left_over, about))
     if identities:
         stages = ", ".join(dict.fromkeys(identities))
@@ -179,6 +184,14 @@ def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[
         else:
             problems.append(f"{name}: expected {shape}, got {tuple(tensor.shape)}{hint}")
     return tensors, problems
+
+
+def _other_presets(state_dict: StateDict, config: NatConfig, found: Found) -> str:
+    """Returns a sentence with the presets that the tensors fit, where the configuration is that of none of them."""
+    names = fitting_presets(state_dict, found)
+    if not names or parameters(config, "model") == parameters(PRESETS[names[0]].config, "model"):
+        return ""
+    return f" The tensors fit {', '.join(names)}."
 
 
 def _misfit(problems: list[str], left_over: list[str], about: str = "") -> str:

@@ -79,10 +79,12 @@ def _read_sharded(path: Path) -> dict[str, LazyTensor]:
     try:
         if path.stat().st_size > _MAX_INDEX_BYTES:
             raise ValueError("it is too large for an index")
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(path.read_text(encoding="utf-8")).get("weight_map")
+        if weight_map is None:
+            raise ValueError("it has no weight_map. Give the weights, or the folder that holds them")
         shards = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not the index of a sharded checkpoint: {error}.") from error
+        raise CheckpointError(f"{path}: a JSON file, but not the index of a sharded checkpoint: {error}.") from error
     tensors: dict[str, LazyTensor] = {}
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.strip("."):

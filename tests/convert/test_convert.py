@@ -460,6 +460,47 @@ def test_dialects_have_every_parameter(dialect, name):
             np.testing.assert_array_equal(entry.join(tensors), parameter)
 
 
+def preset_tensors(name):
+    """A file's worth of a preset's tensors, which take no memory."""
+    return {
+        tensor: np.broadcast_to(np.float32(0), entry.tensor_shape)
+        for entry in natjax_convert.entries(PRESETS[name].config, dialect="shilabs")
+        for tensor in entry.names
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fit"), [("nat_tiny", "nat_mini, dinat_mini"), ("dinat_base", "nat_mini, dinat_mini")]
+)
+def test_the_presets_that_fit_are_named(wrong, fit):
+    with pytest.raises(natjax.CheckpointError, match=rf"The tensors fit {fit}\."):
+        natjax_convert.to_flax(preset_tensors("nat_mini"), PRESETS[wrong].config, lazy=True)
+    with pytest.raises(natjax.CheckpointError) as caught:
+        natjax_convert.to_flax(preset_tensors("nat_mini"), PRESETS["nat_mini"].config.replace(num_labels=3), lazy=True)
+    assert "The tensors fit" not in str(caught.value)
+
+
+def test_without_a_configuration_the_presets_that_fit_are_named():
+    with pytest.raises(
+        natjax.CheckpointError, match=r"they fit nat_base, dinat_base\b.*natjax convert FILE DIR --config nat_base"
+    ):
+        natjax_convert.find_config("x.pth", preset_tensors("dinat_base"))
+
+
+def test_dilations_that_do_not_fit(tmp_path):
+    with pytest.raises(
+        natjax.CheckpointError, match="The dilations do not fit the model: dilations need one entry per layer"
+    ):
+        natjax_convert.convert(source("shilabs_nat"), tmp_path / "out", dilations=[[1]])
+
+
+def test_a_configuration_is_no_checkpoint(tmp_path):
+    with pytest.raises(
+        natjax.CheckpointError, match=r"config\.json: a JSON file, .* no weight_map\. Give the weights, or the folder"
+    ):
+        natjax_convert.convert(GOLDENS / "hf_nat" / "config.json", tmp_path / "out")
+
+
 def test_model_types_do_not_mix(tmp_path):
     config = natjax.NatConfig.from_json_file(GOLDENS / "hf_nat" / "config.json")
     with pytest.raises(natjax.CheckpointError, match="do not belong together"):
@@ -512,6 +553,8 @@ def test_the_name_of_the_destination_says_what_is_written(tmp_path):
     assert (tmp_path / "x.pth").is_file()
     assert natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "nat.v1").to == "hf"
     assert (tmp_path / "nat.v1").is_dir()
+    assert natjax_convert.convert(GOLDENS / "hf_nat", f"{tmp_path}/d1.pth/").to == "hf"
+    assert (tmp_path / "d1.pth").is_dir()
     natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "X.PT")
     assert_same(read(tmp_path / "x.pth"), read(tmp_path / "X.PT"))
 
@@ -523,11 +566,15 @@ def test_the_name_of_the_destination_says_what_is_written(tmp_path):
         ("out", "shilabs", r"'shilabs' is one file; give a name such as out\.pth"),
         ("nat.safetensors", None, r"no such file by itself.* or a file of the original format: nat\.pth"),
         ("nat.onnx", "hf", "no such file by itself"),
+        ("x.tar.gz", None, r"no such file by itself.* x\.pth"),
+        (".pth", None, r"an ending without a name; give a file such as nat\.pth"),
+        (".safetensors", "shilabs", "an ending without a name"),
+        ("d1.pth/", "shilabs", r"d1\.pth/: a folder, and the format 'shilabs' is one file"),
     ],
 )
 def test_names_that_contradict_the_format(tmp_path, name, to, message):
     with pytest.raises(natjax.CheckpointError, match=message):
-        natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / name, to=to)
+        natjax_convert.convert(GOLDENS / "hf_nat", f"{tmp_path}/{name}", to=to)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,63 @@
+"""What the shapes of tensors say of the model: its configuration, and the presets that it may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from natjax.configuration import NatConfig
+from natjax.errors import CheckpointError
+from natjax.presets import PRESETS
+from natjax_convert.dialect import Dialect, Found, parameter_shape
+from natjax_convert.names import detect
+from natjax_convert.shapes import Parameter, ParameterPath, config_from_shapes, parameters
+from natjax_convert.state_dict import StateDict, unusable
+
+
+def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found | None = None) -> NatConfig:
+    """Infers the configuration of a model from the shapes of its tensors.
+
+    Args:
+        state_dict: tensors by name, in any dialect.
+        dilations: of every layer, by level; they are in no tensor. None means NAT.
+        found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
+
+    Raises:
+        CheckpointError: tensors are missing, their shapes are those of no NAT, or the dilations do not fit.
+    """
+    dialect, _, prefix, _ = found or detect(state_dict)
+    try:
+        config = config_from_shapes(lambda path: _shape_in(state_dict, dialect, prefix, path))
+    except (LookupError, ValueError) as error:
+        raise unusable(state_dict, f"The tensors' shapes are those of no NAT or DiNAT: {error}") from error
+    if dilations is None:
+        return config
+    try:
+        return config.replace(dilations=dilations)
+    except ValueError as error:
+        raise unusable(state_dict, f"The dilations do not fit the model: {error}") from error
+
+
+def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
+    """Returns the names of the presets that have tensors of these shapes, whatever their number of classes."""
+    try:
+        config = infer_config(state_dict, found=found)
+    except CheckpointError:
+        return []
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if _trunk(preset.config) == _trunk(config) and found.model_type in (None, preset.config.model_type)
+    ]
+
+
+def _trunk(config: NatConfig) -> list[Parameter]:
+    return parameters(config, "model")
+
+
+def _shape_in(state_dict: StateDict, dialect: Dialect, prefix: str, path: ParameterPath) -> tuple[int, ...]:
+    """The shape of a parameter, by that of its first tensor; a LookupError where it has none."""
+    names = dialect.names(path, prefix)
+    tensor_shape = tuple(state_dict[names[0]].shape)
+    if 0 in tensor_shape:  # an empty tensor can have any shape without a byte to show for it
+        raise LookupError(f"{names[0]} is empty")
+    return parameter_shape(path, names, tensor_shape)
