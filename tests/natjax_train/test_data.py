@@ -130,8 +130,9 @@ def test_what_a_folder_holds_is_counted_and_said(folder):
     source = open_source(folder, "train")
     assert source.class_counts == (6, 6, 6, 0)
     assert sorted(source.notes) == [
+        f"{train}: 1 image beside the class folders belongs to no class and is left out",
         f"{train}: images of subfolders are pooled in their class folder: 1 in class 2",
-        f"{train}: skipped 2 hidden folders, 1 file beside the class folders, 1 .txt file, 1 hidden file, "
+        f"{train}: skipped 2 hidden folders, 1 .txt file, 1 hidden file, "
         "1 .heic file (pip install pillow-heif reads them)",
     ]
     assert not any("/." in source.name(i).removeprefix(str(folder)) for i in range(len(source)))
@@ -201,6 +202,24 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
     assert open_source(packed, "train").class_counts is None  # as of older versions
     for kind in ("threads", "processes"):
         assert_same(take(loader(source, workers=2, worker_kind=kind), 4), take(loader(source), 4))
+
+
+@pytest.mark.parametrize(
+    ("source", "directory", "message"),
+    [
+        (".", "../packed", "are train, val, which are none"),
+        ("train", "train/packed", "lies in the folder to be packed"),
+        ("empty", "packed", "Classes without training images: cow"),
+    ],
+)
+def test_what_is_not_packed(folder, monkeypatch, capsys, source, directory, message):
+    if source == "empty":
+        shutil.copytree(folder / "train", folder / "empty")
+        (folder / "empty" / "cow").mkdir()
+    monkeypatch.setattr(sys, "argv", ["records", str(folder / source), str(folder / directory)])
+    assert records.main() == 1
+    assert message in capsys.readouterr().err
+    assert not (folder / directory).exists()
 
 
 @pytest.mark.parametrize("count", ["0", "-1"])

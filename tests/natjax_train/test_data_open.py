@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 
 import numpy as np
@@ -9,7 +10,7 @@ import PIL.Image
 import pytest
 
 from natjax.errors import ImageError
-from natjax_train.data import check_training, open_source, remarks
+from natjax_train.data import check_splits, check_training, open_source, remarks
 
 
 @pytest.fixture
@@ -95,3 +96,52 @@ def test_classes_without_validation_images():
     source = Sized(class_names=("cat", "dog"), class_counts=(3, 0))
     assert remarks(source) == ["Classes without validation images: dog. What is measured says nothing of them."]
     assert remarks(Sized(class_names=("cat", "dog"), class_counts=None)) == []
+
+
+def test_names_that_differ_by_case_or_spaces():
+    (said,) = remarks(Sized(class_names=("Cat", "cat", "polar bear", "polar_bear"), class_counts=None))
+    assert said.startswith(
+        "Classes whose names differ only by case or spaces: 'Cat' and 'cat', 'polar bear' and 'polar_"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_splits_that_share_images(folder):
+    for name in ("cat", "dog"):
+        (folder / name).rename((folder / "train").mkdir(exist_ok=True) or folder / "train" / name)
+    (folder / "val").symlink_to(folder / "train")
+    training, validation = (open_source(folder, split) for split in ("train", "val"))
+    with pytest.raises(ImageError, match=r"train and .*val are one folder"):
+        check_splits(training, validation)
+    (folder / "val").unlink()
+    write(folder / "val" / "cat", 2)
+    (folder / "val" / "cat" / "linked.png").symlink_to(folder / "train" / "cat" / "0.png")
+    (folder / "val" / "dog").symlink_to(folder / "train" / "dog")
+    validation = open_source(folder, "val")
+    check_splits(training, validation)
+    assert remarks(validation, training)[0].startswith("4 of the 6 validation images are training images too")
+    assert remarks(training, validation)[0].startswith("4 of the 13 ")
+
+
+def test_folders_that_are_not_used_are_said(folder):
+    for split in ("train", "val", "validation"):
+        for name in ("cat", "dog"):
+            write(folder / split / name, 1)
+    for i in range(2):
+        PIL.Image.new("L", (8, 8)).save(folder / "train" / f"{i}.png")
+    assert open_source(folder, "val").notes == (f"{folder} has val/ and validation/: val/ is used",)
+    note = f"{folder / 'train'}: 2 images beside the class folders belong to no class and are left out"
+    assert open_source(folder, "train").notes == (note,)
+
+
+def test_splits_that_cannot_be_read(folder, monkeypatch):
+    is_dir = type(folder).is_dir
+
+    def denied(path, **options):
+        if path.name == "val":
+            raise PermissionError(13, "Permission denied", path)
+        return is_dir(path, **options)
+
+    monkeypatch.setattr(type(folder), "is_dir", denied)
+    with pytest.raises(ImageError, match=r"val: the folder cannot be read: Permission denied\.$"):
+        open_source(folder, "val")

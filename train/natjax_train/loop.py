@@ -102,6 +102,7 @@ def train(
     else:
         train_source, val_source = data
     data_.check_training(train_source)
+    data_.check_splits(train_source, val_source)
     preprocessing = "preprocessing from the run's recipe"
     if not (used and start.is_resolved(recipe)):  # the checkpoint that a run started from may be gone
         recipe, preprocessing = start.resolve(recipe)
@@ -310,7 +311,7 @@ def _opening(training: data_.Source, validation: data_.Source, begins: str, prep
         f"{images}; {begins}; {preprocessing}",
         *training.notes,
         *validation.notes,
-        *data_.remarks(validation),
+        *data_.remarks(validation, training),
     ]
 
 

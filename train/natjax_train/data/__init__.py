@@ -3,7 +3,7 @@
 from natjax_train.data.classes import match_classes
 from natjax_train.data.open import open_source
 from natjax_train.data.pipeline import Batches, eval_loader, train_loader
-from natjax_train.data.plausible import check_training, remarks
+from natjax_train.data.plausible import check_splits, check_training, remarks
 from natjax_train.data.sources import Digits, ImageFolder, Source
 from natjax_train.data.transforms import eval_processor
 
@@ -12,6 +12,7 @@ __all__ = [
     "Digits",
     "ImageFolder",
     "Source",
+    "check_splits",
     "check_training",
     "eval_loader",
     "eval_processor",

@@ -54,16 +54,27 @@ def open_source(spec: str | os.PathLike, split: str, *, val_fraction: float | No
         raise ImageError(_no_split(Path(spec), split, training))
     # Evaluation numbers its classes as training does, even if some of them have no images there.
     names = None if split == "train" or training is None else _class_names(training)
-    if not records.is_records(folder):
-        return ImageFolder(folder, names)
-    source = records.Records(folder)
+    source = records.Records(folder) if records.is_records(folder) else ImageFolder(folder, names)
     if names is not None and source.class_names != names:
         raise ImageError(f"The records in {folder} are of other classes than those in {training}.")
+    if others := _split_folders(Path(spec), split)[1:]:
+        source.notes = (*source.notes, f"{spec} has {folder.name}/ and {others[0].name}/: {folder.name}/ is used")
     return source
 
 
 def _split_folder(directory: Path, split: str) -> Path | None:
-    return next((directory / name for name in SPLITS[split] if (directory / name).is_dir()), None)
+    return next(iter(_split_folders(directory, split)), None)
+
+
+def _split_folders(directory: Path, split: str) -> list[Path]:
+    return [directory / name for name in SPLITS[split] if _is_folder(directory / name)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # Python 3.13 and older raise where a parent cannot be entered
+        raise ImageError(f"{path}: the folder cannot be read: {error.strerror or error}.") from None
 
 
 def _no_split(directory: Path, split: str, training: Path | None) -> str:

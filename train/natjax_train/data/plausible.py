@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import re
+from collections import defaultdict
+
 from natjax.errors import ImageError
-from natjax_train.data.sources import Source
+from natjax_train.data.sources import ImageFolder, Source
 
 _NAMED = 5  # classes that a message names
 _NO_CLASSES = {
@@ -16,7 +21,20 @@ def check_training(source: Source) -> None:
     """Checks the classes of the training images.
 
     Raises:
-        ImageError: there are fewer than two, they are splits of a data set rather than classes, or some have no images.
+        ImageError: see `check_classes`; or some have no images.
+    """
+    check_classes(source)
+    if empty := _empty(source):
+        raise ImageError(
+            f"Classes without training images: {empty}. Add images to their folders or remove these, in train/ and val/."
+        )
+
+
+def check_classes(source: Source) -> None:
+    """Checks the classes of images that are to be told apart.
+
+    Raises:
+        ImageError: there are fewer than two, or they are splits of a data set rather than classes.
     """
     names = source.class_names
     where = f" The first image is {source.name(0)}." if len(source) else ""
@@ -27,22 +45,68 @@ def check_training(source: Source) -> None:
     )
     if len(names) < 2:
         raise ImageError(
-            f"The training images have one class, {', '.join(names)}, and there is nothing to learn from that; a classifier "
+            f"The images have one class, {', '.join(names)}, and there is nothing to learn from that; a classifier "
             f"needs two or more, each with a folder of its own.{deeper}"
         )
     if all(name.lower() in _NO_CLASSES for name in names):
-        raise ImageError(f"The classes of the training images are {', '.join(names)}, which are none.{deeper}")
-    if empty := _empty(source):
+        raise ImageError(f"The classes of the images are {', '.join(names)}, which are none.{deeper}")
+
+
+def check_splits(training: Source, validation: Source) -> None:
+    """Checks that the validation images are others than the training images.
+
+    Raises:
+        ImageError: both splits are one folder.
+    """
+    if not (isinstance(training, ImageFolder) and isinstance(validation, ImageFolder)):
+        return
+    if training.directory.resolve() == validation.directory.resolve():
         raise ImageError(
-            f"Classes without training images: {empty}. Add images to their folders or remove these, in train/ and val/."
+            f"{training.directory} and {validation.directory} are one folder: the model would be measured on the images that "
+            "it learns. Give validation images of their own, or leave val/ out and let --val-fraction 0.1 hold out a tenth."
         )
 
 
-def remarks(validation: Source) -> list[str]:
-    """Returns what is odd about the classes of the validation images, in sentences."""
+def remarks(validation: Source, training: Source | None = None) -> list[str]:
+    """Returns what is odd about validation images, and what they have in common with training images, in sentences."""
+    found = []
     if missing := _empty(validation):
-        return [f"Classes without validation images: {missing}. What is measured says nothing of them."]
-    return []
+        found.append(f"Classes without validation images: {missing}. What is measured says nothing of them.")
+    alike = defaultdict(list)
+    for name in validation.class_names:
+        alike["".join(re.sub(r"[_-]", " ", name.casefold()).split())].append(name)
+    if twice := [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]:
+        more = f", and {len(twice) - _NAMED} more" if len(twice) > _NAMED else ""
+        found.append(
+            f"Classes whose names differ only by case or spaces: {', '.join(twice[:_NAMED])}{more}. Are they one class?"
+        )
+    if training is not None and (shared := _shared(training, validation)):
+        found.append(
+            f"{len(shared):,} of the {len(validation):,} validation images are training images too, as links lead to the same "
+            f"files ({shared[0]}): what is measured is too good by that."
+        )
+    return found
+
+
+def _shared(training: Source, validation: Source) -> list[str]:
+    """Returns the names of validation images that are files of the training images, by whatever links."""
+    if not (isinstance(training, ImageFolder) and isinstance(validation, ImageFolder)):
+        return []
+
+    @functools.cache  # there are few folders
+    def resolved(folder: str) -> str:
+        return os.path.realpath(folder)
+
+    def file(name: str, is_link: bool) -> str:
+        folder, last = os.path.split(name)
+        return os.path.realpath(name) if is_link else os.path.join(resolved(folder), last)
+
+    names = [validation.name(i) for i in range(len(validation))]
+    links = list(map(os.path.islink, names))
+    pooled = any(links)
+    # A million training images are asked whether they are links only where validation images are.
+    learnt = {file(name, pooled and os.path.islink(name)) for name in map(training.name, range(len(training)))}
+    return [name for name, is_link in zip(names, links, strict=True) if file(name, is_link) in learnt]
 
 
 def _empty(source: Source) -> str:

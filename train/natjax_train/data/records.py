@@ -23,6 +23,7 @@ import numpy as np
 
 from natjax.atomic import replacing
 from natjax.errors import ImageError, NatjaxError
+from natjax_train.data.plausible import check_classes, check_training, remarks
 from natjax_train.data.sources import ImageFolder, Source, composed
 
 INDEX = "index.json"
@@ -30,8 +31,15 @@ _FORMAT = "natjax records 1"
 
 
 def is_records(directory: str | os.PathLike) -> bool:
-    """Returns whether a folder holds records."""
-    return (Path(directory) / INDEX).is_file()
+    """Returns whether a folder holds records.
+
+    Raises:
+        ImageError: the folder cannot be read.
+    """
+    try:
+        return (Path(directory) / INDEX).is_file()
+    except OSError as error:
+        raise ImageError(f"{directory}: the folder cannot be read: {error.strerror or error}.") from None
 
 
 class Records:
@@ -60,7 +68,7 @@ class Records:
         for name, _ in self._shards:
             if not (self._directory / name).is_file():
                 raise ImageError(f"{self._directory} lacks the shard {name}; copy it again or pack the images anew.")
-        self.notes = ()
+        self.notes: tuple[str, ...] = ()
         self._ends = list(itertools.accumulate(count for _, count in self._shards))
         self._readers: dict[int, Any] = {}
 
@@ -164,8 +172,12 @@ def main() -> int:
     parser.add_argument("--images-per-shard", type=int, default=10_000, metavar="N")
     args = parser.parse_args()
     try:
+        if Path(args.directory).resolve().is_relative_to(Path(args.source).resolve()):
+            raise ImageError(f"{args.directory} lies in the folder to be packed, {args.source}; give one elsewhere.")
         source = ImageFolder(args.source)
-        for note in source.notes:
+        is_validation = Path(args.source).resolve().name in ("val", "validation")  # where a class may be without images
+        (check_classes if is_validation else check_training)(source)
+        for note in (*source.notes, *remarks(source)):
             print(f"natjax: {note}", file=sys.stderr)
         write(source, args.directory, images_per_shard=args.images_per_shard, report=print)
     except (NatjaxError, OSError, ImportError) as error:

@@ -63,47 +63,51 @@ class ImageFolder:
         directory: holds the folders of the classes.
         class_names: what the classes must be; None takes them from the folders.
 
+    Attributes:
+        directory: as given.
+
     Raises:
         ImageError: there is no such folder, it has no classes, other ones or one twice, holds no images or cannot be read.
     """
 
     def __init__(self, directory: str | os.PathLike, class_names: Sequence[str] | None = None):
-        self._directory = Path(directory)
-        if not self._directory.is_dir():
-            raise ImageError(f"{self._directory} is no folder.")
-        folders, skipped = _scan(self._directory)
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise ImageError(f"{self.directory} is no folder.")
+        folders, skipped = _scan(self.directory)
+        loose = skipped.pop("image", 0)
         if not folders:
-            raise ImageError(f"{self._directory} has no folders in it; it should have one for each class.")
+            raise ImageError(f"{self.directory} has no folders in it; it should have one for each class.")
         self.class_names = tuple(folders if class_names is None else class_names)
         numbers = {composed(name): i for i, name in enumerate(self.class_names)}
         if unknown := [name for name in folders if name not in numbers]:
-            raise ImageError(f"{self._directory} has classes that training has not: {', '.join(unknown[:_NAMED])}.")
+            raise ImageError(f"{self.directory} has classes that training has not: {', '.join(unknown[:_NAMED])}.")
         # No class takes the images of another one, or of another split, by a link.
-        visited = set(map(image_files.folder_id, (self._directory, *self._directory.resolve().parents)))
+        visited = set(map(image_files.folder_id, (self.directory, *self.directory.resolve().parents)))
         for folder in folders.values():
-            key = image_files.folder_id(self._directory / folder)
+            key = image_files.folder_id(self.directory / folder)
             if key in visited:
                 raise ImageError(
-                    f"{self._directory / folder} leads to the folder of another class or to one above; each class needs its own."
+                    f"{self.directory / folder} leads to the folder of another class or to one above; each class needs its own."
                 )
             visited.add(key)
         # One array of bytes and one of numbers: a list of a million strings is slow to hand to a process.
         paths, labels, deep = [], [], Counter()
         for name, folder in folders.items():
-            found = image_files.find_images(self._directory / folder, visited)
+            found = image_files.find_images(self.directory / folder, visited)
             skipped += found.skipped
-            for path in map(os.fsencode, (os.path.relpath(path, self._directory) for path in found.paths)):
+            for path in map(os.fsencode, (os.path.relpath(path, self.directory) for path in found.paths)):
                 paths.append(path)
                 labels.append(numbers[name])
                 deep[name] += path.count(os.fsencode(os.sep)) > 1
         if not paths:
             also = f"; skipped {image_files.describe(skipped)}" if skipped else ""
             raise ImageError(
-                f"{self._directory} has no images in its folders (.jpg, .png, .tif, .webp or else that Pillow reads){also}."
+                f"{self.directory} has no images in its folders (.jpg, .png, .tif, .webp or else that Pillow reads){also}."
             )
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
         self.class_counts = _counts(self._labels, self.class_names)
-        self.notes = tuple(f"{self._directory}: {note}" for note in _notes(skipped, +deep))
+        self.notes = tuple(f"{self.directory}: {note}" for note in _notes(skipped, loose, +deep))
 
     @property
     def labels(self) -> np.ndarray:
@@ -118,7 +122,7 @@ class ImageFolder:
 
     def name(self, index: int) -> str:
         """Returns the path of an image."""
-        return str(self._directory / os.fsdecode(self._paths[index]))
+        return str(self.directory / os.fsdecode(self._paths[index]))
 
 
 class Digits:
@@ -176,10 +180,11 @@ def _scan(directory: Path) -> tuple[dict[str, str], Counter[str]]:
     """Returns a folder's class folders by the composed names of the classes, in order, and what else it holds, by kind."""
     folders: dict[str, str] = {}
     skipped: Counter[str] = Counter()
+    suffixes = image_files.image_suffixes()
     for entry in image_files.entries(directory):
-        kind = image_files.kind_of(entry, ())
+        kind = image_files.kind_of(entry, suffixes)
         if kind != "folder":
-            skipped[kind if kind.startswith("hidden") else "file beside the class folders"] += 1
+            skipped[kind if kind == "image" or kind.startswith("hidden") else "file beside the class folders"] += 1
         elif (name := composed(entry.name)) in folders:
             raise ImageError(
                 f"{directory} has two folders for the class {name}, which differ in their Unicode form only "
@@ -194,7 +199,10 @@ def _counts(labels: np.ndarray, class_names: Sequence[str]) -> tuple[int, ...]:
     return tuple(np.bincount(labels, minlength=len(class_names)).tolist())
 
 
-def _notes(skipped: Counter[str], deep: Counter[str]) -> Iterator[str]:
+def _notes(skipped: Counter[str], loose: int, deep: Counter[str]) -> Iterator[str]:
+    if loose:
+        what, belong, are = ("image", "belongs", "is") if loose == 1 else ("images", "belong", "are")
+        yield f"{loose:,} {what} beside the class folders {belong} to no class and {are} left out"
     if skipped:
         yield f"skipped {image_files.describe(skipped)}"
     if deep:
