@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
     """Returns how the run that a model is of split its data, where it did and the data given have no split of their own."""
-    recipe, folder = checkpoint.parent / RECIPE_NAME, Path(data)
+    recipe, folder = _folder(checkpoint).parent / RECIPE_NAME, Path(data)
     if not (recipe.is_file() and folder.is_dir()) or any((folder / name).is_dir() for name in ("val", "validation")):
         return {}
     from natjax_train.recipes import find_recipe
@@ -164,13 +164,18 @@ def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warn
         doubts = {"warnings": list(warnings)} if warnings else {}
         print_json(numbers | {"images": int(metrics.confusion.sum()), "classes": classes} | doubts)
     else:
-        _print(summary, rows, int(metrics.confusion.sum()))
+        _print(metrics, rows, int(metrics.confusion.sum()))
     if args.csv:
         _write_csv(args.csv, rows)
+        complain(f"{args.csv}: wrote images, recall and precision of {len(rows)} classes")
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"  # the precision of a class that nothing was taken for
 
 
 def _write_csv(path: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -184,10 +189,11 @@ def _write_csv(path: str, rows: Iterable[Sequence[Any]]) -> None:
         writer.writerows(["" if _finite(value) is None else value for value in row] for row in rows)
 
 
-def _print(summary: dict[str, float], rows: Sequence[Sequence[Any]], images: int) -> None:
-    print(f"{images} images, {summary['images_per_second']:.1f} images/s")
-    print(f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}, loss {summary['loss']:.4f}")
+def _print(metrics: Metrics, rows: Sequence[Sequence[Any]], images: int) -> None:
+    print(f"{images} images, {metrics.images_per_second:.1f} images/s")
+    scores = "".join(f"{name} {value:.2%}, " for name, value in metrics.accuracies().items())
+    print(f"{scores}loss {metrics.loss:.4f}")
     hardest = sorted((row for row in rows if row[1]), key=lambda row: row[2])[:_HARDEST]
     print("\nThe classes it finds least of:" if len(rows) > _HARDEST else "")
-    table = [(printable(name), count, f"{recall:.1%}", f"{found:.1%}") for name, count, recall, found in hardest]
+    table = [(printable(name), count, _percent(recall), _percent(found)) for name, count, recall, found in hardest]
     print_table(_COLUMNS, table)

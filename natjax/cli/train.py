@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise ImportError(f"Training needs more packages ({error}): {install_line('train')}.") from error
 
     def started(recipe: Recipe) -> None:
-        print(recipe.to_json(), flush=True)  # JSON escapes what could steer a terminal
+        print(_on_one_line(recipe.to_json()), flush=True)  # JSON escapes what could steer a terminal
 
     try:
         with explain_out_of_memory(_TOO_LARGE.format(recipe=recipe)):
@@ -66,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
         complain(str(stopped))
         return EXIT_PREEMPTED if stopped.signal == signal.SIGTERM else EXIT_INTERRUPTED
     return 0
+
+
+def _on_one_line(text: str) -> str:
+    """Returns a JSON document in which every list of numbers or names has a line of its own, instead of one per entry."""
+    return re.sub(r"\[\n([^][{}]*?)\n *\]", lambda match: f"[{' '.join(match[1].split())}]", text)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -78,8 +84,8 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         named = override(found, changes)
         if named.warmup_epochs != found.warmup_epochs and "warmup_epochs" not in changes:
             complain(
-                f"warmup_epochs {found.warmup_epochs:g} does not fit into {named.epochs:g} epochs: "
-                f"{named.warmup_epochs:g}, the same part of the run, instead"
+                f"warm-up shortened from {found.warmup_epochs:g} to {named.warmup_epochs:.2g} epochs, the same part of a run "
+                f"of {named.epochs:g} (--warmup-epochs says otherwise)"
             )
     saved = Path(args.out) / "recipe.json"
     if not (args.resume and saved.is_file()):

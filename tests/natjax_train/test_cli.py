@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import jax
 import pytest
 
 from natjax import cli
+from natjax.cli import train
 from natjax_train import loop, start
 from natjax_train.recipe import Recipe, field_help
 from natjax_train.recipes import RECIPES
@@ -45,6 +47,7 @@ def test_help_without_docstrings():
         (["--recipe", "digits", "--epochs", "many"], "epochs must be a finite number; got 'many'"),
         (["--recipe", "digits", "--batch-size=0"], "batch_size must be more than 0; got 0"),
         (["--recipe", "digits", "--processes", "2"], "needs coordinator"),
+        (["--recipe", "digits", "--batch-size", "2000"], "the 1437 training images: give --batch-size 1437 or less."),
     ],
 )
 def test_errors(capsys, tmp_path, arguments, message):
@@ -109,7 +112,10 @@ def test_flags_as_people_write_them(capsys, monkeypatch, tmp_path):
         assert (recipes[-1].remat, recipes[-1].crop) == expected
     code, message = run(capsys, tmp_path, "--recipe", "finetune", "--epochs", "2")
     assert (code, recipes[-1].warmup_epochs) == (0, pytest.approx(0.2))
-    assert message == "natjax: warmup_epochs 3 does not fit into 2 epochs: 0.2, the same part of the run, instead\n"
+    assert (
+        message
+        == "natjax: warm-up shortened from 3 to 0.2 epochs, the same part of a run of 2 (--warmup-epochs says otherwise)\n"
+    )
 
 
 def test_the_same_command_resumes(capsys, monkeypatch, tmp_path):
@@ -120,6 +126,13 @@ def test_the_same_command_resumes(capsys, monkeypatch, tmp_path):
     same = ("--resume", "--recipe", "finetune", "--model", "digits")
     assert run(capsys, tmp_path, *same) == (0, "")
     assert recipes == [decided]
+
+
+def test_lists_are_printed_on_a_line():
+    text = RECIPES["dinat_mini"].to_json()
+    shown = train._on_one_line(text)
+    assert json.loads(shown) == json.loads(text)
+    assert '"crop_scale": [0.08, 1.0],' in shown
 
 
 def test_the_recipe_is_printed_once_all_was_found(capsys, tmp_path):

@@ -114,7 +114,7 @@ def test_reasons_are_told(tmp_path, workers):
     for _ in range(4):
         next(batches)
     batches.close()
-    beginning = r" cannot be read; it is left out. The reason: "
+    beginning = r" cannot be read, skipped: "
     reasons = {text.split(beginning)[0][-6:]: text.split(beginning)[1] for text in said}
     assert reasons.keys() == {"03.png", "04.png", "06.png"}
     assert reasons["03.png"] == "not an image that Pillow can read."

@@ -21,6 +21,7 @@ from natjax.cli import eval as evaluate
 from natjax.cli import main
 from natjax_train.data import match_classes
 from natjax_train.recipes import RECIPES
+from natjax_train.tasks.classification import Metrics
 
 CLASSES = [f"class {c}" for c in "abcdef"]
 
@@ -265,6 +266,20 @@ def test_a_table_of_names_that_are_no_utf8(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("count", "top5"), [(5, ""), (6, "top-5 100.00%, ")])
+def test_what_says_nothing_is_not_printed(capsys, count, top5):
+    confusion = np.zeros((count, count), np.int64)
+    confusion[:, 0] = 1  # all are taken for the first class
+    metrics = Metrics(loss=1.0, top1=1 / count, top5=1.0, images_per_second=2.0, confusion=confusion)
+    rows = [(str(i), *found) for i, found in enumerate(metrics.per_class())]
+    evaluate._print(metrics, rows, count)
+    out = capsys.readouterr().out
+    assert f"top-1 {1 / count:.2%}, {top5}loss 1.0000" in out
+    assert "nan" not in out
+    assert out.splitlines()[-1].split()[1:] == ["1", "100.0%", f"{1 / count:.1%}"]
+    assert out.splitlines()[-2].split()[1:] == ["1", "0.0%", "-"]
+
+
 def test_data_without_a_split(capsys, tmp_path, model):
     data = write_images(tmp_path, CLASSES, 4) / "val"
     code, _, err = run(capsys, "--data", data, "--model", model)
@@ -277,6 +292,10 @@ def test_data_without_a_split(capsys, tmp_path, model):
     code, out, err = run(capsys, "--data", data, "--model", tmp_path / "run", "--json")
     assert (code, json.loads(out)["images"]) == (0, 6)
     assert "the images that the run held out are measured" in err
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    code, out, err = run(capsys, "--data", data, "--model", weights, "--json", "--csv", tmp_path / "classes.csv")
+    assert (code, json.loads(out)["images"]) == (0, 6)
+    assert f"{tmp_path / 'classes.csv'}: wrote images, recall and precision of 6 classes" in err
 
 
 def test_refusals(capsys, tmp_path, model):

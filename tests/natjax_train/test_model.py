@@ -49,7 +49,7 @@ def test_checkpoint_keeps_its_head_for_its_classes():
 
 
 def test_channels():
-    with pytest.raises(ValueError, match="image_mean must have one number for each of the model's 1"):
+    with pytest.raises(ValueError, match=r'model.s 1 channel.*add "num_channels": 3 to --model-config'):
         initial_model(dataclasses.replace(RECIPES["digits"], image_mean=(0.5,) * 3, image_std=(0.5,) * 3), DIGITS)
 
 

@@ -62,6 +62,14 @@ def test_overrides():
     assert RECIPES["nat_mini"].epochs == 300
 
 
+def test_a_model_config_may_be_a_file(tmp_path):
+    path = tmp_path / "model.json"
+    path.write_text('{"kernel_size": 5}')
+    assert override(RECIPES["nat_mini"], {"model_config": str(path)}).model_config == {"kernel_size": 5}
+    with pytest.raises(ValueError, match=r"a JSON object or the name of its file; got '.*missing\.json'"):
+        override(RECIPES["nat_mini"], {"model_config": str(tmp_path / "missing.json")})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -397,8 +397,8 @@ def test_images_that_cannot_be_read(run, tmp_path):
     out, options = tmp_path / "run", {"epochs": 2, "eval_every": 1}
     code, messages = run(out, f"--data={tmp_path / 'data'}", **options)
     assert code == 0, messages
-    assert messages.count("train/cat/07.png cannot be read; it is left out.") == 1
-    assert "val/dog/03.png cannot be read; it is left out." in messages
+    assert messages.count("train/cat/07.png cannot be read, skipped: ") == 1
+    assert "val/dog/03.png cannot be read, skipped: " in messages
     assert "of 11 images" in messages
     assert lines(out)[-2]["unreadable"] == 1
     (tmp_path / "data" / "train" / "cat" / "07.png").unlink()

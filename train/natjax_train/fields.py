@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ _MEANING: dict[Any, str] = {
     int: "a whole number",
     float: "a finite number",
     tuple[float, ...]: "numbers with commas between",
-    Mapping[str, Any]: "a JSON object",
+    Mapping[str, Any]: "a JSON object or the name of its file",
 }
 
 
@@ -127,6 +128,9 @@ def parse(name: str, kind: Any, text: str) -> Any:
         if typing.get_origin(plain) is tuple:
             brackets = text.strip().startswith("[")
             return tuple(float(entry) for entry in (json.loads(text) if brackets else text.split(",")))
+        if not text.lstrip().startswith("{") and os.path.isfile(text):
+            with open(text, encoding="utf-8") as file:
+                return json.load(file)
         return json.loads(text)
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{name} must be {_meaning(kind)}; got {text!r}.") from None

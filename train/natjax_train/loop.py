@@ -108,7 +108,10 @@ def train(
         recipe, preprocessing = start.resolve(recipe)
     steps_per_epoch = len(train_source) // recipe.batch_size
     if not steps_per_epoch:
-        raise ValueError(f"batch_size {recipe.batch_size} is more than the {len(train_source)} training images.")
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is more than the {len(train_source)} training images: give --batch-size "
+            f"{len(train_source)} or less."
+        )
     total = optim.total_steps(recipe, steps_per_epoch)
     eval_every = max(1, round(recipe.eval_every * steps_per_epoch))
     mesh = make_mesh(recipe.mesh)
@@ -165,12 +168,12 @@ def train(
             with staging(out) as folder:
                 (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
                 (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
-            started(recipe)
             if step:
                 report(f"Resuming after step {step} of {total}.")
             begins = "weights from its checkpoint" if step else start.origin(recipe, config)
             for message in _opening(train_source, val_source, begins, preprocessing):
                 report(message)
+            started(recipe)
             log = Log(out, total, first_step=step, log_every=recipe.log_every)
             at_end.callback(_draw_curves, out, task, report)  # also of a run that is interrupted or fails
             at_end.callback(log.close)

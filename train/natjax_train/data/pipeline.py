@@ -170,7 +170,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         for index, reason in zip(batch.pop("unreadable").tolist(), batch.pop("reasons").tolist(), strict=True):
             self._reasons[index] = reason
             if self._report and index not in self.unreadable:
-                self._report(f"{self._source.name(index)} cannot be read; it is left out. The reason: {reason}.")
+                self._report(f"{self._source.name(index)} cannot be read, skipped: {reason}.")
             self.unreadable.add(index)
         if len(self.unreadable) > self._max_corrupt:
             found = {index: self._reasons.get(index, "") for index in self.unreadable}

@@ -60,10 +60,19 @@ class Metrics:
 
     def text(self) -> str:
         """Returns the numbers for people."""
-        return (
-            f"top-1 {self.top1:.2%}  top-5 {self.top5:.2%}  loss {self.loss:.4f}  of {self.confusion.sum()} images"
-            f"  {self.images_per_second:.0f} images/s"
+        scores = [f"{name} {value:.2%}" for name, value in self.accuracies().items()]
+        return "  ".join(
+            (
+                *scores,
+                f"loss {self.loss:.4f}",
+                f"of {self.confusion.sum()} images",
+                f"{self.images_per_second:.0f} images/s",
+            )
         )
+
+    def accuracies(self) -> dict[str, float]:
+        """Returns top-1, and top-5 where there are more than five classes, for people."""
+        return {"top-1": self.top1} | ({"top-5": self.top5} if len(self.confusion) > 5 else {})
 
     def headline(self) -> str:
         """Returns the score for people."""
@@ -111,9 +120,11 @@ class Classification:
                 changes, options = changes | labels, options | {"replace_head": True}
             model = NatForImageClassification.from_pretrained(checkpoint, **changes, **options, resize_biases=True)
         if recipe.image_mean and len(recipe.image_mean) != model.config.num_channels:
+            channels, given = model.config.num_channels, len(recipe.image_mean)
+            either = f'add "num_channels": {given} to --model-config, or ' if given in (1, 3) else ""
             raise ValueError(
-                f"image_mean must have one number for each of the model's {model.config.num_channels} channel(s); "
-                f"got {recipe.image_mean}."
+                f"image_mean must have one number for each of the model's {channels} channel(s); got {recipe.image_mean}: "
+                f"{either}give --image-mean and --image-std with {channels}."
             )
         return model
 
