@@ -89,11 +89,14 @@ def select(path: Path, content: Any) -> dict[str, LazyTensor]:
         raise CheckpointError(f"{path}: no state dict (a mapping of names to tensors) was found in it; {has}.")
     models = [(each, mapping) for each, mapping in candidates if each.found]
     if models:
-        largest = max(len(each.tensors) for each, _ in models)
-        # Averages of a few tensors alone are not the model.
-        order = {id(each): (not (each.averaged and 2 * len(each.tensors) > largest), each.rank) for each, _ in models}
+        partial = {  # averages of a part of the tensors alone are not the model
+            id(each)
+            for each, _ in models
+            if each.averaged and any(each.tensors.keys() < other.tensors.keys() for other, _ in models)
+        }
+        order = {id(each): (id(each) in partial, not each.averaged, each.rank) for each, _ in models}
     else:
-        order = {id(each): (-len(each.tensors), each.rank) for each, _ in candidates}
+        order = {id(each): (-len(each.tensors), False, each.rank) for each, _ in candidates}
     best = min(order.values())
     chosen = [(each, mapping) for each, mapping in models or candidates if order[id(each)] == best]
     if len(chosen) > 1:
@@ -106,17 +109,29 @@ def select(path: Path, content: Any) -> dict[str, LazyTensor]:
         raise CheckpointError(f"{path}: its state dict has entries that are no tensors: {_named(model.strays)}.")
     if twice := next((names for names in model.tensors.values() if len(names) > 1), None):
         raise CheckpointError(f"{path}: has some tensors twice, such as {twice[0]!r} and {twice[1]!r}.")
-    _say_what_is_left_out(path, model, [each for each, _ in models if each is not model])
+    others = [f"{'averaged ' if each.averaged else ''}weights {each}" for each, _ in models if each is not model]
+    _say_what_is_left_out(path, model, others + ([] if model.averaged else _nameless(content)))
     return {name: mapping[names[0]] for name, names in model.tensors.items()}
 
 
-def _say_what_is_left_out(path: Path, model: _Candidate, others: list[_Candidate]) -> None:
-    left_out = [f"{'averaged ' if each.averaged else ''}weights {each}" for each in others[:5]]
-    if model.beside:
-        left_out.append(f"{len(model.beside)} more entries ({_named(model.beside)})")
+def _say_what_is_left_out(path: Path, model: _Candidate, others: list[str]) -> None:
+    left_out = others[:5]
+    if count := len(model.beside):
+        left_out.append(f"{count} more {'entry' if count == 1 else 'entries'} ({_named(model.beside)})")
     if left_out:
         taken = f"{'averaged ' if model.averaged else ''}weights {model}" if model.entries or model.prefix else "model"
         warnings.warn(f"{path}: took the {taken}; left out: {', '.join(left_out)}.", stacklevel=4)
+
+
+def _nameless(content: dict) -> list[str]:
+    """Says which entries hold averaged weights as lists, in the order of an optimiser, which nothing tells the names of."""
+    return [
+        f"averaged weights without names {str(name)[:60]!r}"
+        for name, value in content.items()
+        if isinstance(name, str) and _AVERAGED.search(name)
+        for inner in (value.values() if isinstance(value, dict) else [value])
+        if isinstance(inner, list | tuple) and any(isinstance(item, LazyTensor) for item in inner)
+    ]
 
 
 def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], dict]]:

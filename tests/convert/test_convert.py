@@ -245,11 +245,26 @@ def test_averaged_weights_win(tmp_path, averaged):
         assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("part", ["no head", "no names"])
+def test_averages_that_are_no_model_are_left_out_and_named(tmp_path, part):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(values) for name, values in read(source("shilabs_nat")).items()}
+    others = {name: values + 1 for name, values in tensors.items() if not name.startswith("head")}
+    ema = others if part == "no head" else {"decay": 0.9, "shadow_params": list(others.values())}
+    torch.save({"state_dict": tensors, "ema": ema}, tmp_path / "a.pth")
+    said = "took the weights 'state_dict'; left out: averaged weights" + (
+        " without names" if part == "no names" else ""
+    )
+    with pytest.warns(UserWarning, match=f"{said} 'ema'"):
+        assert_same(read(tmp_path / "a.pth"), read(source("shilabs_nat")))
+
+
 BESIDE = {  # the model, what is beside it, what is said of that
     "model.": (["criterion.weight", "train_acc.total"], r"2 more entries \('criterion\.weight', 'train_acc\.total'\)"),
-    "net.": (["loss_fn.pos_weight"], "1 more entries"),
-    "model.module.": (["model.criterion.weight"], "1 more entries"),
-    "backbone.": (["neck.weight"], "1 more entries"),
+    "net.": (["loss_fn.pos_weight"], "1 more entry"),
+    "model.module.": (["model.criterion.weight"], "1 more entry"),
+    "backbone.": (["neck.weight"], "1 more entry"),
 }
 
 
