@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+_LONG_USAGE = 10  # lines
 _INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
@@ -21,11 +22,13 @@ class Parser(argparse.ArgumentParser):
         """Ends the command with usage, message and, where a choice was mistyped, the nearest one."""
         if found := _INVALID_CHOICE.search(message):
             message += _near(found[1], re.findall(r"[\w-]+", found[2]))
+        if self.format_usage().count("\n") > _LONG_USAGE:  # which would push the message out of sight
+            self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists all flags.\n")
         super().error(message)
 
     def refuse_unknown(self, arguments: list[str]) -> NoReturn:
         """Ends the command as argparse does where it does not know arguments, with the flags that are nearest to them."""
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--") and "_" not in flag]
         hints = [_near(name.partition("=")[0], flags) for name in arguments if name.startswith("-")]
         self.error(f"unrecognized arguments: {' '.join(arguments)}{''.join(hints)}")
 

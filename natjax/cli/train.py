@@ -12,7 +12,7 @@ from natjax.cli._arguments import add_process_arguments
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
 from natjax.errors import install_line
-from natjax_train.fields import field_types
+from natjax_train.fields import field_types, metavar
 from natjax_train.recipe import IMAGE_FIELDS, Recipe, field_help, override
 from natjax_train.recipes import RECIPES, find_recipe
 
@@ -32,17 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="resume the run in RUN_DIR; start where there is none")
     add_process_arguments(parser)
-    fields = parser.add_argument_group("recipe", "Each of these overrides a field of the recipe.")
+    fields = parser.add_argument_group(
+        "recipe", "Each of these overrides a field of the recipe; --no-FLAG is --FLAG false."
+    )
     kinds = field_types(Recipe)
     for name, text in field_help().items():
-        names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        options: dict[str, Any] = {"dest": f"recipe_{name}", "help": text.replace("%", "%%")}
-        if kinds[name] in (bool, bool | None):  # --remat, --remat true; --no-remat, --remat false
-            fields.add_argument(*names, **options, metavar="VALUE", nargs="?", const="true")
-            no = dict.fromkeys(one.replace("--", "--no-", 1) for one in names)
+        options: dict[str, Any] = {"dest": f"recipe_{name}", "metavar": metavar(kinds[name])}
+        is_flag = kinds[name] in (bool, bool | None)  # --remat, --remat true; --no-remat, --remat false
+        if is_flag:
+            options |= {"nargs": "?", "const": "true"}
+        fields.add_argument(f"--{name.replace('_', '-')}", **options, help=text.replace("%", "%%"))
+        if "_" in name:  # as the field is called
+            fields.add_argument(f"--{name}", **options, help=argparse.SUPPRESS)
+        if is_flag:
+            no = dict.fromkeys((f"--no-{name.replace('_', '-')}", f"--no-{name}"))
             fields.add_argument(*no, dest=f"recipe_{name}", action="store_const", const="false", help=argparse.SUPPRESS)
-        else:
-            fields.add_argument(*names, **options, metavar="VALUE")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ def test_help_names_every_field(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(Recipe):
-        assert re.search(rf"--{field.name.replace('_', '-')} (VALUE|\[VALUE\])", text)
+        assert re.search(rf"--{field.name.replace('_', '-')} (N|X|X,...|TEXT|JSON|\[true\|false\])", text)
         assert field.metadata["help"]
 
 
@@ -35,7 +35,7 @@ def test_help_without_docstrings():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in field_help():
-        assert re.search(rf"--{name.replace('_', '-')} (VALUE|\[VALUE\])", done.stdout)
+        assert re.search(rf"--{name.replace('_', '-')} (N|X|X,...|TEXT|JSON|\[true\|false\])", done.stdout)
     assert "micro-batches of a step" in done.stdout
 
 

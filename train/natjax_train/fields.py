@@ -29,6 +29,14 @@ _MEANING: dict[Any, str] = {
     tuple[float, ...]: "numbers with commas between",
     Mapping[str, Any]: "a JSON object or the name of its file",
 }
+_METAVARS = {
+    str: "TEXT",
+    bool: "true|false",
+    int: "N",
+    float: "X",
+    tuple[float, ...]: "X,...",
+    Mapping[str, Any]: "JSON",
+}
 
 
 def setting(text: str, default: Any = dataclasses.MISSING, *rules: str, choices: tuple[str, ...] = ()) -> Any:
@@ -50,6 +58,16 @@ def field_types(cls: Any) -> dict[str, Any]:
     """Returns the type of every field, by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def metavar(kind: Any) -> str:
+    """Returns what the help calls the value of a field of this type."""
+    plain = (
+        next(arg for arg in typing.get_args(kind) if arg is not types.NoneType)
+        if isinstance(kind, types.UnionType)
+        else kind
+    )
+    return _METAVARS[plain]
 
 
 def help_texts(cls: Any) -> dict[str, str]:
