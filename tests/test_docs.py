@@ -182,9 +182,8 @@ def world(tmp_path, monkeypatch):
     for tool in TOOLS:
         stub = tmp_path / "bin" / tool
         stub.parent.mkdir(exist_ok=True)
-        stub.write_text(
-            '#!/bin/sh\n{ printf "%s" "${0##*/}"; for a; do printf "\\0%s" "$a"; done; printf "\\0\\0"; } >> commands\n'
-        )
+        # One write for each command, as some run side by side.
+        stub.write_text("""#!/bin/sh\nprintf '%s\\0' "${0##*/}" "$@" '' >> commands\n""")
         stub.chmod(0o755)
     for name in ("cat.jpg", "photo.jpg"):
         PIL.Image.new("RGB", (40, 32), "orange").save(name)
