@@ -1,9 +1,10 @@
-"""Class names of ImageNet-1k and ImageNet-22k, by class index; README.md beside this file says where they are from."""
+"""Class names: ImageNet-1k and ImageNet-22k by class index (see README.md here), and how names compare."""
 
 from __future__ import annotations
 
 import functools
 import gzip
+import unicodedata
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
@@ -20,3 +21,8 @@ def imagenet_22k() -> tuple[str, ...]:
     """Returns the 21841 names, in the order of their WordNet ids."""
     packed = (_FOLDER / "imagenet-22k.txt.gz").read_bytes()
     return tuple(gzip.decompress(packed).decode("utf-8").splitlines())
+
+
+def composed(name: str) -> str:
+    """Returns a class's name in Unicode's composed form (NFC): macOS and some archives keep "é" as "e" and an accent."""
+    return unicodedata.normalize("NFC", name)

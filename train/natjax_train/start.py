@@ -18,9 +18,9 @@ from natjax.configuration import PROCESSOR_NAME, NatConfig
 from natjax.errors import CheckpointError
 from natjax.hub import locate, locate_preset
 from natjax.image_processing import NatImageProcessor
+from natjax.labels import composed
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, get_config
 from natjax_convert import Checkpoint
-from natjax_train.data.sources import composed
 from natjax_train.recipe import IMAGE_FIELDS, Recipe
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from natjax_train.data.sources import composed
+from natjax.labels import composed
 
 _NAMED = 3  # classes of either side that a message names
 _UNNAMED = re.compile(r"LABEL_\d+")  # what Hugging Face calls classes without names

@@ -23,8 +23,9 @@ import numpy as np
 
 from natjax.atomic import replacing
 from natjax.errors import ImageError, NatjaxError
+from natjax.labels import composed
 from natjax_train.data.plausible import check_classes, check_training, remarks
-from natjax_train.data.sources import ImageFolder, Source, composed
+from natjax_train.data.sources import ImageFolder, Source
 
 INDEX = "index.json"
 _FORMAT = "natjax records 1"

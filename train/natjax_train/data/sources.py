@@ -8,7 +8,6 @@ files, so that worker processes can take them.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from natjax import image_files
 from natjax.errors import ImageError
+from natjax.labels import composed
 
 _NAMED = 5  # classes that a message names
 
@@ -169,11 +169,6 @@ def class_folders(directory: Path) -> tuple[str, ...]:
         ImageError: the folder cannot be read, or names two folders alike.
     """
     return tuple(_scan(directory)[0])
-
-
-def composed(name: str) -> str:
-    """Returns a name in Unicode's composed form (NFC): macOS and some archives keep "é" as "e" and an accent."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _scan(directory: Path) -> tuple[dict[str, str], Counter[str]]:

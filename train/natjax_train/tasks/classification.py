@@ -19,12 +19,12 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from natjax.configuration import NatConfig
+from natjax.labels import composed
 from natjax.models import NatForImageClassification
 from natjax.presets import get_config
 from natjax_convert import shapes
 from natjax_train import plots, start
 from natjax_train.augment import device
-from natjax_train.data.sources import composed
 from natjax_train.recipe import Recipe
 
 if TYPE_CHECKING:
