@@ -56,10 +56,10 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
     block = _BOXES[len(tile)] if keys > 1024 else None
     chunk = 32 if case.dtype == "float32" or case.head_dim > 64 else 64
     wide, wide_floats = case.head_dim > 64, _wide_floats(case)
-    hopper, blackwell = case.capability // 10 == 9, case.capability // 10 == 10
+    blackwell = case.capability // 10 == 10
     rows, stages = 8 if wide_floats else 16, 2  # rows of a tile per warp
+    halved = True
     if case.kernel == "bwd_dkv":  # four products of a chunk at once
-        halved = wide or wide_floats or not hopper
         if wide or (blackwell and case.dtype != "float32"):
             rows = 4 if wide_floats else 8
     elif case.kernel == "fwd":
