@@ -182,7 +182,7 @@ class NatImageProcessor:
         return pixels
 
     def _check_range(self, pixels: np.ndarray) -> None:
-        """Refuses pixels that cannot be meant, and warns of those that probably are not. Eight bits are always in range."""
+        """Refuses impossible pixels, and warns of improbable ones. Eight bits are always in range."""
         if pixels.dtype == np.uint8:
             return
         low, high = pixels.min(), pixels.max()

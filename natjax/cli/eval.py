@@ -194,6 +194,6 @@ def _print(metrics: Metrics, rows: Sequence[Sequence[Any]], images: int) -> None
     scores = "".join(f"{name} {value:.2%}, " for name, value in metrics.accuracies().items())
     print(f"{scores}loss {metrics.loss:.4f}")
     hardest = sorted((row for row in rows if row[1]), key=lambda row: row[2])[:_HARDEST]
-    print("\nThe classes it finds least of:" if len(rows) > _HARDEST else "")
+    print("\nThe classes of lowest recall:" if len(rows) > _HARDEST else "")
     table = [(printable(name), count, _percent(recall), _percent(found)) for name, count, recall, found in hardest]
     print_table(_COLUMNS, table)

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("model", metavar="RUN|DIR", help="folder of a run or of a model")
     parser.add_argument("hub_id", metavar="OWNER/NAME", help="where to; made where there is none")
-    parser.add_argument("--private", action="store_true", help="nobody else may see it")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
 
 
 def run(args: argparse.Namespace) -> int:

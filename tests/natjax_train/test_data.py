@@ -207,7 +207,7 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
 @pytest.mark.parametrize(
     ("source", "directory", "message"),
     [
-        (".", "../packed", "are train, val, which are none"),
+        (".", "../packed", "are train, val, which name no classes"),
         ("train", "train/packed", "lies in the folder to be packed"),
         ("empty", "packed", "Classes without training images: cow"),
     ],

@@ -1,4 +1,4 @@
-"""Data that are split by seed, and data that cannot be meant."""
+"""Data that are split by seed, and implausible data."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Sized(types.SimpleNamespace):
     [
         ({"class_names": ("cats",)}, "one class, cats, .* needs two or more"),
         ({"class_names": ("train",)}, "one class, train, .* one folder too deep.*first image is here/x.png"),
-        ({"class_names": ("Train", "valid")}, "are Train, valid, which are none.* one folder too deep"),
+        ({"class_names": ("Train", "valid")}, "are Train, valid, which name no classes.* one folder too deep"),
         ({"class_names": ("all",), "notes": ("images of subfolders are pooled",)}, "one folder too deep"),
         ({"class_names": tuple("abcdefgh"), "class_counts": (0,) * 7 + (1,)}, "images: a, b, c, d, e and 2 more. Add"),
     ],

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, of which a run that fails before its first step leaves nothing."""
+"""One run at a time in a folder. A run that fails before its first step leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def train(
                 if evaluation_due() and not stop:
                     try:
                         result = evaluated(state)
-                    except InterruptedEvaluationError as error:  # who stops a run may not wait for long
+                    except InterruptedEvaluationError as error:  # the system that stops a run waits for seconds only
                         stop = error.signal
                     else:
                         score = result.score

@@ -65,7 +65,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, str]:
     """Returns a recipe with what it leaves open decided, and in words where the preprocessing is from.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or what its image processor does cannot be had in training.
+        CheckpointError: there is no such checkpoint, or its image processor does what training cannot do.
         ValueError: the recipe's fields do not fit the model.
     """
     checkpoint = open_checkpoint(recipe)

@@ -1,4 +1,4 @@
-"""Whether classes and splits are what they look like: data that cannot be meant are refused, and what is odd is said."""
+"""Whether classes and splits are what they look like: implausible data are refused, and what is odd is said."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_classes(source: Source) -> None:
             f"needs two or more, each with a folder of its own.{deeper}"
         )
     if all(name.lower() in _NO_CLASSES for name in names):
-        raise ImageError(f"The classes of the images are {', '.join(names)}, which are none.{deeper}")
+        raise ImageError(f"The classes of the images are {', '.join(names)}, which name no classes.{deeper}")
 
 
 def check_splits(training: Source, validation: Source) -> None:
