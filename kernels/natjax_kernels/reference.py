@@ -12,10 +12,20 @@ import numpy as np
 from natjax_kernels.masked import product, scores
 from natjax_kernels.plan import Window, windows
 from natjax_kernels.problem import Problem
+from natjax_kernels.sharding import spec_of, within_auto_axes
 
 
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`. Derivatives are JAX's own, but of masked products."""
+
+    def compute(*arrays):
+        return _attend(Problem(*arrays, problem.window, problem.scale))
+
+    spec = spec_of(problem.query)
+    return within_auto_axes(compute, (spec, spec[:-1]), *problem.arrays)
+
+
+def _attend(problem: Problem):
     mask, relative = neighbours(problem.spatial, problem.window)
     batch, tokens, heads = problem.batch, problem.tokens, problem.heads
     q, k, v = (

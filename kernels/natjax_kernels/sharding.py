@@ -5,8 +5,10 @@ Shardings name their mesh: it is that of the arrays, and need not be the one of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 
 def spec_of(x: jax.Array) -> tuple:
@@ -33,3 +35,17 @@ def sharded_as(x: jax.Array, primal: jax.Array) -> jax.Array:
 def laid_out(x: jax.Array, spec: tuple) -> NamedSharding | None:
     """Returns the sharding of axes that lie where `spec` says on the mesh of x; None where none is sharded."""
     return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec)) if any(spec) else None
+
+
+def within_auto_axes(compute: Callable, specs: tuple, *arrays):
+    """Returns `compute(*arrays)`, whose results lie as `specs` say; XLA lays out what is between: Explicit axes are Auto inside.
+
+    For derivatives of JAX's own: those of its gathers need `jax.set_mesh` where axes are Explicit (jax 0.12).
+    """
+    sharded = next((x for x in jax.tree.leaves(arrays) if any(spec_of(x))), None)
+    if sharded is None:
+        return compute(*arrays)
+    mesh = jax.typeof(sharded).sharding.mesh
+    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    shardings = tuple(NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs)
+    return auto_axes(compute, axes=explicit, out_sharding=shardings)(*arrays)

@@ -15,12 +15,22 @@ from natjax_kernels.bias import bias_table, neighbour_table
 from natjax_kernels.masked import product, scores
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem
+from natjax_kernels.sharding import spec_of, within_auto_axes
 from natjax_kernels.xla.op import from_tiles, to_tiles
 from natjax_kernels.xla.tiling import tile_shape
 
 
 def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
     """See `natjax_kernels.neighborhood_attention_with_weights`."""
+
+    def compute(*arrays):
+        return _attend(Problem(*arrays, problem.window, problem.scale), dropout_rate, dropout_key)
+
+    batch, *spatial, heads, _ = spec_of(problem.query)
+    return within_auto_axes(compute, (spec_of(problem.query), (batch, heads, *spatial, None)), *problem.arrays)
+
+
+def _attend(problem: Problem, dropout_rate: float, dropout_key):
     axes = plan(problem.spatial, problem.window, tile_shape(problem.spatial, problem.window))
     accumulate = problem.accumulator
     q = to_tiles(problem.query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
