@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import sys
 import time
 import warnings
 
@@ -10,6 +11,8 @@ import pytest
 
 import natjax
 import natjax_convert
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for golden_checkpoints
 
 NAT = pathlib.Path(__file__).parents[1] / "goldens" / "hf_nat"
 SECONDS = 1.0  # of this thread's processor time: other processes must not make it fail

@@ -1,7 +1,20 @@
-"""What the tests of models share: no implicit promotion of dtypes."""
+"""What the tests share: no implicit promotion of dtypes, and a fake model for the command line."""
+
+import pathlib
+import sys
+import types
 
 import jax
+import PIL.Image
 import pytest
+
+import natjax_convert
+from natjax import models
+from natjax.image_processing import NatImageProcessor
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for fake_model
+
+from fake_model import CONFIG, FakeModel
 
 
 @pytest.fixture(autouse=True)
@@ -9,3 +22,19 @@ def strict_promotion():
     """A float32 that slips into a bfloat16 model is an error here instead of a slower model."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """Puts the fake in place of natjax's models and returns a folder of images and a checkpoint `model`."""
+    for name in ("NatForImageClassification", "NatModel", "NatBackbone"):
+        monkeypatch.setattr(models, name, FakeModel)
+    monkeypatch.setattr(natjax_convert.Checkpoint, "open", lambda path, **_: types.SimpleNamespace(config=CONFIG))
+    monkeypatch.setattr(FakeModel, "config", CONFIG, raising=False)
+    NatImageProcessor(size=8).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(CONFIG.to_json())
+    (tmp_path / "images").mkdir()
+    for i in range(5):
+        PIL.Image.new("RGB", (20 + i, 20), (60 * i,) * 3).save(tmp_path / "images" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,54 @@
+"""The golden checkpoints, and how tests read, change and compare them."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+import natjax_convert
+from natjax_convert.safetensors_file import write_safetensors
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+CLASSIFIERS = ("hf_nat", "hf_nat_layer_scale", "hf_dinat")
+BACKBONES = tuple(f"{name}_backbone" for name in CLASSIFIERS)
+SHI_LABS = ("shilabs_nat", "shilabs_dinat_layer_scale")
+
+
+def read(path):
+    return {name: np.asarray(tensor) for name, tensor in natjax_convert.read_state_dict(path).items()}
+
+
+def source(name):
+    return GOLDENS / name / "checkpoint.pth" if name in SHI_LABS else GOLDENS / name
+
+
+def options(name):
+    """What converting a golden needs besides its weights."""
+    if name not in SHI_LABS:
+        return {}
+    dilations = json.loads((GOLDENS / name / "provenance.json").read_text())["args"].get("dilations")
+    return {"dilations": dilations or "none"}
+
+
+def assert_same(one, other):
+    assert set(one) == set(other)
+    for name, values in one.items():
+        assert values.dtype == other[name].dtype
+        assert values.shape == other[name].shape, name
+        assert values.tobytes() == other[name].tobytes(), name
+
+
+def write(path, tensors):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, tensors)
+    return path
+
+
+def golden(tmp_path, change, name="hf_nat"):
+    """A directory with a golden whose tensors `change` has changed."""
+    tensors = read(GOLDENS / name)
+    tensors = change(tensors) or tensors
+    shutil.copytree(GOLDENS / name, tmp_path / "changed", ignore=lambda *_: ["model.safetensors", "pytorch_model.bin"])
+    write(tmp_path / "changed" / "model.safetensors", tensors)
+    return tmp_path / "changed"
