@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from fake_model import CONFIG
+from flax import nnx
 
 from natjax import models
 from natjax.cli import main
