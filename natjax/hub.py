@@ -13,7 +13,8 @@ from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, install_line
 from natjax.presets import PRESETS, did_you_mean
 
-_HUB_FILES = (CONFIG_NAME, PROCESSOR_NAME, "*.safetensors", "*.safetensors.index.json")
+_HUB_SETTINGS = (CONFIG_NAME, PROCESSOR_NAME)
+_HUB_FILES = (*_HUB_SETTINGS, "*.safetensors", "*.safetensors.index.json")
 _HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 DIGITS = Path(__file__).parent / "demo" / "digits"  # the built-in classifier of handwritten digits
 CARD_NAME = "README.md"  # the model card
@@ -26,6 +27,7 @@ def locate(
     revision: str | None = None,
     local_files_only: bool = False,
     cache_dir: str | os.PathLike | None = None,
+    weights: bool = True,
 ) -> Path:
     """Returns the local path of a checkpoint.
 
@@ -36,6 +38,7 @@ def locate(
         revision: of the Hub: branch, tag or commit.
         local_files_only: whether the Hub's cache must do.
         cache_dir: the Hub's cache.
+        weights: whether what is on the Hub is downloaded with its weights; else configuration and image processor alone.
 
     Raises:
         CheckpointError: there is none; the message says what to do.
@@ -52,7 +55,7 @@ def locate(
     if name == "digits":
         return DIGITS
     if name in PRESETS:
-        return locate_preset(name, **options)
+        return locate_preset(name, weights=weights, **options)
     if "://" in name:
         raise CheckpointError(f"{name}: natjax loads from no address. Download the file, and give its path.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
@@ -60,7 +63,7 @@ def locate(
             f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub or name of "
             f"`natjax list` either.{did_you_mean(name)}"
         )
-    return _download(name, options)
+    return _download(name, options, weights=weights)
 
 
 def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> str:
@@ -115,18 +118,19 @@ def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> st
     )
 
 
-def locate_preset(name: str, **options: Any) -> Path:
+def locate_preset(name: str, *, weights: bool = True, **options: Any) -> Path:
     """Returns the local path of a preset's published weights, by hand or from the Hub, whatever lies in the current folder.
 
     Args:
         name: of the preset.
+        weights: see `locate`.
         **options: `revision`, `local_files_only` and `cache_dir`, see `locate`.
 
     Raises:
         CheckpointError: they cannot be loaded; the message says what to do.
     """
     kept = weights_folder() / name
-    return kept if kept.is_dir() else _download(PRESETS[name].hub_id, options, name)
+    return kept if kept.is_dir() else _download(PRESETS[name].hub_id, options, weights=weights, preset=name)
 
 
 def weights_folder() -> Path:
@@ -154,7 +158,7 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
-def _download(hub_id: str, options: dict[str, Any], preset: str | None = None) -> Path:
+def _download(hub_id: str, options: dict[str, Any], *, weights: bool, preset: str | None = None) -> Path:
     """Returns the local copy of what the Hub has under an id, which may be that of a preset's weights."""
     by_hand = "" if preset is None else _by_hand(preset)
     try:
@@ -165,8 +169,12 @@ def _download(hub_id: str, options: dict[str, Any], preset: str | None = None) -
             f"{preset or hub_id}: {what}. To load them from the Hub, {install_line('hub')}.{by_hand}"
         ) from error
     try:
-        found = Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_FILES), **options))
-        if not any(found.glob("*.safetensors")):
+        found = Path(
+            huggingface_hub.snapshot_download(
+                hub_id, allow_patterns=list(_HUB_FILES if weights else _HUB_SETTINGS), **options
+            )
+        )
+        if weights and not any(found.glob("*.safetensors")):
             huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_TORCH_FILES), **options)
     except Exception as error:  # the hub's errors have no common base
         missing = "" if preset else "no such file or directory here, and "

@@ -264,7 +264,8 @@ class NatImageProcessor:
         Raises:
             natjax.CheckpointError: the file is missing, is not JSON or describes another processor.
         """
-        path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+        options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
+        path = locate(source, weights=False, **options)
         if path.is_file() and (path.suffix != ".json" or path.name == CONFIG_NAME):
             path = path.parent  # of weights or the architecture
         file = path / PROCESSOR_NAME if path.is_dir() else path
@@ -281,8 +282,11 @@ class NatImageProcessor:
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Writes preprocessor_config.json into a directory, which is made where it is missing."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        Path(directory, PROCESSOR_NAME).write_text(text, encoding="utf-8")
+        Path(directory, PROCESSOR_NAME).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Returns the text of a preprocessor_config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def imagenet(cls, image_size: int = 224, crop_pct: float = 0.875, num_channels: int = 3) -> NatImageProcessor:

@@ -18,7 +18,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,9 +31,10 @@ from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
 from natjax.image_arrays import split_images
-from natjax.image_processing import PROCESSOR_NAME, NatImageProcessor
+from natjax.image_processing import NatImageProcessor
 from natjax.images import load_image
 from natjax.nn.xla import compiler_options
+from natjax.processors import check_channels, load_processor
 from natjax_convert import Checkpoint
 from natjax_kernels import default_implementation
 
@@ -58,7 +58,8 @@ def pipeline(
         task: "image-classification" or "image-feature-extraction".
         model: a checkpoint, see `natjax.hub.locate`; there is no default. "digits" is a small classifier of handwritten digits.
         config: the architecture, where there is none beside the weights.
-        processor: prepares the images; by default the one beside the checkpoint, or ImageNet's where there is none.
+        processor: prepares the images; by default the one beside the checkpoint, or else that of the preset of this architecture,
+            or ImageNet's, which is reported.
         batch_size: images per step.
         top_k: of "image-classification": classes per image, as many as there are at most; None means all.
         stages: of "image-feature-extraction": names of `NatConfig.stage_names`, one name or "all", for feature maps of these
@@ -112,12 +113,7 @@ def pipeline(
             net = models.NatBackbone.from_pretrained(checkpoint, out_features=names, **options)
         make = functools.partial(ImageFeatureExtraction, stages=names)
     if processor is None:
-        processor = load_processor(path, net.config.num_channels, report)
-    elif processor.num_channels != net.config.num_channels:
-        raise ValueError(
-            f"{path}: the model takes {net.config.num_channels} channel(s), the processor makes {processor.num_channels}; "
-            "its image_mean and image_std decide that, with one entry per channel."
-        )
+        processor = load_processor(checkpoint, report or _warn)
     return make(net, processor, batch_size=batch_size, report=report)
 
 
@@ -169,30 +165,6 @@ def _stage_names(stages: str | Sequence[str], known: tuple[str, ...]) -> tuple[s
     return tuple(name for name in known if name in asked)
 
 
-def load_processor(
-    checkpoint: Path, num_channels: int, report: Callable[[str], None] | None = None
-) -> NatImageProcessor:
-    """Returns the image processor beside a checkpoint, or ImageNet's where there is none, which is reported.
-
-    Raises:
-        CheckpointError: it makes another number of channels than the model takes.
-    """
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if (folder / PROCESSOR_NAME).exists():
-        processor = NatImageProcessor.from_pretrained(folder)
-    else:
-        (report or _warn)(
-            f"{checkpoint} comes without a {PROCESSOR_NAME}: preparing images as for ImageNet (224 pixels, crop 0.875)"
-        )
-        processor = NatImageProcessor.imagenet(num_channels=num_channels)
-    if processor.num_channels != num_channels:
-        raise CheckpointError(
-            f"{checkpoint}: the model takes {num_channels} channel(s), its {PROCESSOR_NAME} makes {processor.num_channels}; "
-            "image_mean and image_std decide that, with one entry per channel."
-        )
-    return processor
-
-
 class _ImagePipeline:
     """What both tasks share. Subclasses choose from a model's outputs, and say what a result looks like.
 
@@ -205,6 +177,7 @@ class _ImagePipeline:
     def __init__(
         self, model: Any, processor: NatImageProcessor, *, batch_size: int, report: Callable[[str], None] | None
     ):
+        check_channels(processor, model.config)
         self.model, self.processor, self.batch_size = model, processor, _check_count("batch_size", batch_size)
         self._report = report or _warn
         graphdef, self._state = nnx.split(model)

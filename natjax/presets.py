@@ -16,6 +16,7 @@ from natjax.configuration import NatConfig
 from natjax.labels import imagenet_1k, imagenet_22k
 
 _CLASSES_22K = 21841
+_ARCHITECTURE = ("embed_dim", "depths", "num_heads", "kernel_size", "dilations", "mlp_ratio", "qkv_bias", "hidden_act")
 _HUB = "shi-labs"
 _ADDRESSES = {  # of the authors' folders of checkpoints
     "nat": "https://shi-labs.com/projects/nat/checkpoints/CLS/",
@@ -154,6 +155,15 @@ PRESETS = {
         file="dinat_large_in22k_in1k_384_11x11.pth",
     ),
 }
+
+
+def preset_of(config: NatConfig) -> Preset | None:
+    """Returns the preset of a model's architecture, whatever its channels, classes and regularisation, or None."""
+
+    def architecture(config: NatConfig) -> tuple[Any, ...]:
+        return *(getattr(config, name) for name in _ARCHITECTURE), config.layer_scale_init_value > 0
+
+    return next((preset for preset in PRESETS.values() if architecture(preset.config) == architecture(config)), None)
 
 
 def list_models(pattern: str | None = None) -> list[str]:

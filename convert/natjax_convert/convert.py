@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _OTHER_SUFFIXES = (".safetensors", ".npz", ".h5", ".hdf5", ".onnx", ".msgpack", ".pkl", ".zip", ".json")
 _OTHER_SUFFIXES += (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+Origin = Literal["given", "source", "default", "none"]
 _ARCHITECTURES = {"classifier": "ForImageClassification", "model": "Model", "backbone": "Backbone"}
 
 
@@ -42,7 +43,8 @@ class Report:
         tensors: number of tensors written.
         parameters: number of parameters.
         seconds: time taken.
-        default_processor: whether ImageNet's image processor was written, as there is none beside the source.
+        processor: the image processor that was written: "given", that of the "source", the "default" where there is none
+            beside the source, or "none", as in a .pth and for models that take neither 1 nor 3 channels.
     """
 
     source: str
@@ -52,7 +54,7 @@ class Report:
     tensors: int
     parameters: int
     seconds: float
-    default_processor: bool = False
+    processor: Origin
 
 
 def convert(
@@ -73,7 +75,8 @@ def convert(
             has weights alone). A name that ends in a slash is that of a directory.
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
-        processor: prepares images for the model; by default the one beside the source, or else ImageNet's.
+        processor: prepares images for the model; by default the one beside the source, or else that of the preset of this
+            architecture, or ImageNet's (224 pixels, crop 0.875).
         to: dialect to write, "hf" or "shilabs"; by default what the name of the destination says.
         overwrite: whether an existing destination may be replaced (file by file; other files in it stay).
 
@@ -101,15 +104,13 @@ def convert(
     checkpoint = Checkpoint.open(src, config=config, dilations=dilations)
     config, kind = checkpoint.config, checkpoint.kind
     params = checkpoint.to_flax(lazy=True)
-    beside = checkpoint.processor_json() if processor is None else None
+    origin, preprocessing = _preprocessing(checkpoint, processor) if as_directory else ("none", None)
     converted = from_flax(params, config, kind=kind, dialect=to)
     if as_directory:
         with staging(dst) as directory:
             write_model(directory, converted, config, kind)
-            if beside is None:
-                (processor or _imagenet(config)).save_pretrained(directory)
-            else:
-                (directory / PROCESSOR_NAME).write_text(beside, encoding="utf-8")
+            if preprocessing is not None:
+                (directory / PROCESSOR_NAME).write_text(preprocessing, encoding="utf-8")
     else:
         with staging(dst.parent) as directory:
             write_torch(directory / dst.name, converted)
@@ -121,8 +122,20 @@ def convert(
         parameters=count_parameters(config, kind),
         seconds=time.perf_counter() - start,
         to=to,
-        default_processor=as_directory and processor is None and beside is None,
+        processor=origin,
     )
+
+
+def _preprocessing(checkpoint: Checkpoint, given: NatImageProcessor | None) -> tuple[Origin, str | None]:
+    """Returns where the image processor of a conversion is from, and its text."""
+    from natjax.processors import default_processor
+
+    if given is not None:
+        return "given", given.to_json()
+    if (text := checkpoint.processor_json()) is not None:
+        return "source", text
+    default = default_processor(checkpoint.config)
+    return ("none", None) if default is None else ("default", default.to_json())
 
 
 def write_model(directory: Path, tensors: StateDict, config: NatConfig, kind: Kind) -> None:
@@ -162,9 +175,3 @@ def _stem(path: Path) -> str:
     while path.suffix.lower() in _TORCH_SUFFIXES + _OTHER_SUFFIXES:
         path = path.with_suffix("")
     return path.name
-
-
-def _imagenet(config: NatConfig) -> NatImageProcessor:
-    from natjax.image_processing import NatImageProcessor
-
-    return NatImageProcessor.imagenet(num_channels=1 if config.num_channels == 1 else 3)

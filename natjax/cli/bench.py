@@ -10,7 +10,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, positive_seconds
-from natjax.cli._config import input_size, read_config
+from natjax.cli._config import MODEL_HELP, input_size, read_model
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, print_json, print_table, printable
 
@@ -22,7 +22,7 @@ HELP = "measure how fast a model is on this device"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("model", metavar="NAME|DIR", help="a name from `natjax list`, or a folder with a config.json")
+    parser.add_argument("model", metavar="NAME|DIR", help=MODEL_HELP)
     parser.add_argument(
         "--image-size", type=image_side, metavar="N", help="in pixels (default: that of the model's images)"
     )
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from natjax import benchmarking
     from natjax.flops import count_flops
 
-    config = read_config(args.model)
+    config, processor = read_model(args.model)
     if args.train and not config.num_labels:
         raise ValueError("The model has no classes to train on: its num_labels is 0; leave --train out.")
-    side, batch = args.image_size or max(input_size(args.model)), args.batch_size
+    side, batch = args.image_size or max(input_size(config, processor)), args.batch_size
     flops = batch * count_flops(config, (side, side))
     too_large = (
         f"{args.model} does not fit into this device's memory with {batch} image(s) of {side} x {side} pixels; "

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from natjax.cli._arguments import positive_int
-from natjax.cli._config import read_config, read_processor
+from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_json, printable
 from natjax.hub import locate
@@ -32,11 +32,12 @@ def run(args: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     checkpoint = locate(args.model)
     paths = find_images(args.images, skipped)
+    config, processor = read_given(args.config)
     pipe: Any = pipeline(
         "image-classification",
         checkpoint,
-        config=read_config(args.config),
-        processor=read_processor(args.config, for_weights=checkpoint),
+        config=config,
+        processor=processor,
         batch_size=args.batch_size,
         top_k=args.top_k,
         report=complain,

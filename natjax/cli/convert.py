@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._config import read_config, read_processor
+from natjax.cli._config import read_given
 from natjax.cli._output import complain, printable
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.hub import locate
@@ -36,15 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
+    from natjax.processors import describe_default
     from natjax_convert import convert
 
     source = locate(args.src)
+    config, processor = read_given(args.config)
     report = convert(
         source,
         args.dst,
-        config=read_config(args.config),
+        config=config,
+        processor=processor,
         dilations=args.dilations,
-        processor=read_processor(args.config, for_weights=source),
         to=args.to,
         overwrite=args.overwrite,
     )
@@ -53,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"  {config.model_type}, {config.num_labels} class(es), depths {'-'.join(map(str, config.depths))}")
     if report.to == "shilabs":
         complain(f"a .pth holds weights alone: keep the {CONFIG_NAME} and {PROCESSOR_NAME} of {src}")
-    if report.default_processor:
+    elif report.processor in ("default", "none"):
+        default = describe_default(config)
+        wrote = f"wrote one that prepares images {default}; replace it if the model was trained otherwise"
         complain(
-            f"{src} comes without a {PROCESSOR_NAME}: wrote ImageNet's (224 pixels, crop 0.875); replace it if the model was "
-            "trained otherwise"
+            f"{src} comes without a {PROCESSOR_NAME}: {wrote if report.processor == 'default' else f'wrote none, as {default}'}"
         )
     if report.kind == "classifier" and _might_be_imagenet(config):
         complain(

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, image_side
-from natjax.cli._config import input_size, read_config
+from natjax.cli._config import input_size, read_model
 from natjax.cli._devices import explain_no_device
 from natjax.cli._output import print_json, print_table, printable
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-    config = read_config(args.model)
+    config, processor = read_model(args.model)
     try:
         devices = [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in jax.devices()]
     except Exception as error:  # a driver that does not fit, say: just then versions are worth reading
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
         raise ImportError(explain_no_device(error) or f"JAX finds no device to run on: {error}") from error
-    size = (args.image_size, args.image_size) if args.image_size else input_size(args.model)
+    size = (args.image_size, args.image_size) if args.image_size else input_size(config, processor)
     levels = _levels(config, size, args.dtype)
     if args.json:
         print_json({"versions": versions, "backend": jax.default_backend(), "devices": devices, "levels": levels})

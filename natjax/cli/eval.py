@@ -14,7 +14,6 @@ from natjax.atomic import replacing
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
-from natjax.configuration import PROCESSOR_NAME
 from natjax.errors import CheckpointError, install_line
 from natjax.hub import RECIPE_NAME, locate
 
@@ -59,28 +58,32 @@ def run(args: argparse.Namespace) -> int:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from natjax.models import NatForImageClassification
-    from natjax.pipelines import load_processor
+    from natjax.processors import load_processor
+    from natjax_convert import Checkpoint
 
     mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
     is_main_process = jax.process_index() == 0
     if args.csv and is_main_process:
         _check_writable(Path(args.csv))  # to be known before the evaluation, not after it
-    checkpoint = locate(args.model or (args.data if args.data == "digits" else None))
-    source = data.open_source(args.data, "val", **_split_of_run(checkpoint, args.data))
+    path = locate(args.model or (args.data if args.data == "digits" else None))
+    source = data.open_source(args.data, "val", **_split_of_run(path, args.data))
+    checkpoint = Checkpoint.open(path)
     net = NatForImageClassification.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
     if not names:
-        raise CheckpointError(f"{checkpoint}: the model has no classes to tell apart.")
+        raise CheckpointError(f"{path}: the model has no classes to tell apart.")
     places, matching = data.match_classes(source.class_names, names)
     labels = np.array(places, np.int32)
-    processor = load_processor(checkpoint, net.config.num_channels, complain)
+    notes: list[str] = []
+    processor = load_processor(checkpoint, notes.append)
     mean, std = start.normalisation(processor)
     devices = mesh.make_mesh(args.mesh)
     mesh.check_batch(devices, args.batch_size)
     if is_main_process:
         for message in (
-            f"{len(source):,} images, {len(source.class_names)} classes; model {args.model or args.data}; preprocessing from "
-            + ("the checkpoint" if (_folder(checkpoint) / PROCESSOR_NAME).exists() else "ImageNet"),
+            f"{len(source):,} images, {len(source.class_names)} classes; model {args.model or args.data}"
+            + ("" if notes else "; preprocessing from the checkpoint"),
+            *notes,
             *source.notes,
             *data.remarks(source),
             *((matching,) if matching else ()),

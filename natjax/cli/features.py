@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from natjax.atomic import replacing
-from natjax.cli._config import read_config, read_processor
+from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_table, printable
 from natjax.hub import locate
@@ -54,12 +54,13 @@ def _pipeline(args: argparse.Namespace, checkpoint: Path) -> Any:
     stages: Any = args.stages
     if stages not in (None, "all"):
         stages = [name.strip() for name in stages.split(",")]
+    config, processor = read_given(args.config)
     try:
         return pipeline(
             "image-feature-extraction",
             checkpoint,
-            config=read_config(args.config),
-            processor=read_processor(args.config, for_weights=checkpoint),
+            config=config,
+            processor=processor,
             batch_size=args.batch_size,
             stages=stages,
             report=complain,

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import image_size
-from natjax.cli._config import find_preset, input_size, read_config
+from natjax.cli._config import MODEL_HELP, find_preset, input_size, read_model
 from natjax.cli._output import print_json, print_table, printable
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ HELP = "describe a model: levels, parameters, operations, weights"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("model", metavar="NAME|DIR", help="a name from `natjax list`, or a folder with a config.json")
+    parser.add_argument("model", metavar="NAME|DIR", help=MODEL_HELP)
     parser.add_argument(
         "--image-size",
         type=image_size,
@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from natjax.flops import count_macs
     from natjax_convert.shapes import count_parameters
 
-    config = read_config(args.model)
+    config, processor = read_model(args.model)
     preset = find_preset(args.model)
-    size = args.image_size or input_size(args.model)
+    size = args.image_size or input_size(config, processor)
     parameters, macs, parts = count_parameters(config), count_macs(config, size), _parts(config, size)
     published = weights = None
     if preset:

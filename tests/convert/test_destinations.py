@@ -3,8 +3,9 @@
 import errno
 import shutil
 
+import numpy as np
 import pytest
-from golden_checkpoints import GOLDENS, assert_same, read
+from golden_checkpoints import GOLDENS, assert_same, read, write
 
 import natjax
 import natjax_convert
@@ -86,9 +87,26 @@ def test_a_given_processor_is_written(tmp_path):
     processor = natjax.NatImageProcessor(size=96)
     shutil.copy(GOLDENS / "hf_nat" / "model.safetensors", tmp_path / "x.safetensors")
     report = natjax_convert.convert(tmp_path / "x.safetensors", tmp_path / "out", processor=processor)
-    assert not report.default_processor
+    assert report.processor == "given"
     assert natjax.NatImageProcessor.from_pretrained(tmp_path / "out") == processor
-    assert natjax_convert.convert(tmp_path / "x.safetensors", tmp_path / "other").default_processor
+
+
+def test_without_a_processor_the_default_one_is_written(tmp_path):
+    """As the preset of the same architecture is published with; none for channels that no image has."""
+    tensors = read(GOLDENS / "hf_nat")
+    weights = write(tmp_path / "x" / "model.safetensors", tensors)
+    assert natjax_convert.convert(weights, tmp_path / "x.pth", dilations="none").processor == "none"
+    assert natjax_convert.convert(weights, tmp_path / "out", dilations="none").processor == "default"
+    assert natjax.NatImageProcessor.from_pretrained(tmp_path / "out") == natjax.NatImageProcessor.imagenet()
+    (kernel,) = (name for name, tensor in tensors.items() if tensor.ndim == 4 and tensor.shape[1] == 3)
+    tensors[kernel] = np.concatenate([tensors[kernel], tensors[kernel][:, :1]], axis=1)
+    weights = write(tmp_path / "four" / "model.safetensors", tensors)
+    config = natjax.NatConfig.from_json_file(GOLDENS / "hf_nat" / "config.json").replace(num_channels=4)
+    assert natjax_convert.convert(weights, tmp_path / "four out", config=config).processor == "none"
+    assert not (tmp_path / "four out" / "preprocessor_config.json").exists()
+    natjax.NatModel.from_pretrained(tmp_path / "four out")
+    with pytest.raises(natjax.CheckpointError, match="images have 1 or 3 channels, and the model takes 4"):
+        natjax.pipeline("image-classification", tmp_path / "four out")
 
 
 def test_processor_travels_along(tmp_path):

@@ -158,7 +158,7 @@ def test_processors_come_from_the_hub_as_models_do(monkeypatch, tmp_path):
 
     def download(name, **options):
         calls.append((name, {key: options[key] for key in ("revision", "local_files_only", "cache_dir")}))
-        (tmp_path / "model.safetensors").touch()
+        assert options["allow_patterns"] == ["config.json", "preprocessor_config.json"]  # and no weights
         return str(tmp_path)
 
     fake_hub(monkeypatch, download)

@@ -1,16 +1,16 @@
 """What the tests share: no implicit promotion of dtypes, and a fake model for the command line."""
 
+import functools
 import pathlib
 import sys
-import types
 
 import jax
 import PIL.Image
 import pytest
 
-import natjax_convert
 from natjax import models
 from natjax.image_processing import NatImageProcessor
+from natjax_convert import Checkpoint
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for fake_model
 
@@ -29,7 +29,8 @@ def fake(monkeypatch, tmp_path):
     """Puts the fake in place of natjax's models and returns a folder of images and a checkpoint `model`."""
     for name in ("NatForImageClassification", "NatModel", "NatBackbone"):
         monkeypatch.setattr(models, name, FakeModel)
-    monkeypatch.setattr(natjax_convert.Checkpoint, "open", lambda path, **_: types.SimpleNamespace(config=CONFIG))
+    opened = functools.partial(Checkpoint, tensors={}, found=None, config=CONFIG)
+    monkeypatch.setattr(Checkpoint, "open", lambda path, **_: opened(path))
     monkeypatch.setattr(FakeModel, "config", CONFIG, raising=False)
     NatImageProcessor(size=8).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(CONFIG.to_json())

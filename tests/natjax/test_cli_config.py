@@ -5,28 +5,27 @@ from flax import nnx
 
 import natjax
 from natjax.cli import main
-from natjax.cli._config import input_size, read_config, read_processor
+from natjax.cli._config import input_size, read_model
 from natjax.image_processing import NatImageProcessor
+from natjax.presets import PRESETS, preset_of
+from natjax.processors import default_processor
 
 TINY = natjax.NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_labels=1000)
 
 
 @pytest.mark.parametrize(("name", "side", "edge"), [("nat_mini", 224, 256), ("dinat_large_384", 384, 384)])
 def test_presets_have_the_processor_of_their_published_figures(name, side, edge):
-    processor = read_processor(name)
-    assert (processor.crop_size, processor.size) == ({"height": side, "width": side}, {"shortest_edge": edge})
-    assert input_size(name) == (side, side)
-    assert read_config(name) == natjax.get_config(name)
+    config, beside = read_model(name)
+    assert (config, beside) == (natjax.get_config(name), None)
+    assert input_size(config, beside) == (side, side)
+    changed = config.replace(num_labels=5, drop_path_rate=0.0)
+    assert default_processor(changed) == NatImageProcessor.imagenet(side, side / edge)
+    assert default_processor(config.replace(kernel_size=5)) == NatImageProcessor.imagenet()
 
 
-def test_a_processor_beside_weights_is_rather_theirs_than_a_presets(tmp_path):
-    weights = tmp_path / "x.pth"
-    assert read_processor("nat_mini", for_weights=weights) == read_processor("nat_mini")
-    NatImageProcessor(size=48).save_pretrained(tmp_path)
-    assert read_processor("nat_mini", for_weights=weights) is None
-    NatImageProcessor(size=64).save_pretrained(tmp_path / "other")
-    (tmp_path / "other" / "config.json").write_text(TINY.to_json())
-    assert read_processor(str(tmp_path / "other"), for_weights=weights) == NatImageProcessor(size=64)
+def test_every_preset_is_known_by_its_architecture():
+    for preset in PRESETS.values():
+        assert preset_of(preset.config) is preset
 
 
 @pytest.mark.parametrize("where", ["model", "run/model"])
@@ -37,12 +36,19 @@ def test_folders_and_runs(tmp_path, monkeypatch, where):
     if where != "model":
         (tmp_path / "run" / "recipe.json").write_text("{}")
     name = where.split("/")[0]
-    assert read_config(name) == TINY
-    assert input_size(name) == (48, 64)
-    assert read_config(f"{where}/config.json") == TINY
+    found = TINY, NatImageProcessor(size=(48, 64))
+    assert read_model(name) == read_model(f"{where}/config.json") == found
+    assert input_size(*found) == (48, 64)
     (tmp_path / where / "preprocessor_config.json").unlink()
-    assert read_processor(name) is None
-    assert input_size(name) == (224, 224)
+    assert read_model(name) == (TINY, None)
+    assert input_size(TINY, None) == (224, 224)
+
+
+def test_runs_before_their_first_evaluation(tmp_path, capsys):
+    (tmp_path / "recipe.json").write_text("{}")
+    (tmp_path / "config.json").write_text(TINY.to_json())
+    assert main(["info", str(tmp_path)]) == 0
+    assert "at 224 x 224 pixels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_what_has_no_configuration(tmp_path, monkeypatch, made, message):
         (tmp_path / made).parent.mkdir(exist_ok=True)
         (tmp_path / made).write_text("{}")
     with pytest.raises(natjax.CheckpointError, match=message):
-        read_config("x")
+        read_model("x")
 
 
 def test_heads_of_1000_classes_without_names_are_pointed_out(tmp_path, monkeypatch, capsys):

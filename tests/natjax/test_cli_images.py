@@ -150,7 +150,7 @@ def test_stages_that_do_not_exist(fake, capsys):
 def test_processors_that_are_missing_or_do_not_fit(fake, capsys):
     NatImageProcessor(size=8, image_mean=[0.5], image_std=[0.5]).save_pretrained(fake / "model")
     assert main(["classify", "images", "--model", "model"]) == 1
-    assert "takes 3 channel(s), its preprocessor_config.json makes 1" in capsys.readouterr().err
+    assert "takes 3 channel(s), the preprocessor_config.json of model makes 1" in capsys.readouterr().err
     (fake / "model" / "preprocessor_config.json").unlink()
     assert main(["classify", "images/0.png", "--model", "model"]) == 0
     assert "as for ImageNet" in capsys.readouterr().err

@@ -172,5 +172,10 @@ def test_convert_there_and_back(real, capsys, monkeypatch):
     assert main(["convert", "alone/file.pth", "back", "--config", "model"]) == 1
     out, err = capsys.readouterr()
     assert "dinat, 3 class(es), depths 1" in out
-    assert err.count("comes without a preprocessor_config.json: wrote ImageNet's") == 2
+    assert (
+        err.count(
+            "comes without a preprocessor_config.json: wrote one that prepares images as for ImageNet (resized to 256 pixels"
+        )
+        == 2
+    )
     assert "overwrite" in err

@@ -214,7 +214,7 @@ def test_what_does_not_fit(folder, tmp_path):
         natjax.pipeline("image-feature-extraction", natjax.NatModel(CONFIG, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"stages must be 'all' or of stem, stage1; got \['stage9'\]"):
         natjax.pipeline("image-feature-extraction", folder / "model", stages=["stage9"])
-    with pytest.raises(ValueError, match=r"takes 3 channel\(s\), the processor makes 1"):
+    with pytest.raises(ValueError, match=r"takes 3 channel\(s\), the image processor makes 1"):
         natjax.pipeline(
             "image-classification", folder / "model", processor=NatImageProcessor(image_mean=[0.5], image_std=[0.5])
         )

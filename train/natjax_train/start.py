@@ -7,7 +7,6 @@ decides: a model sees images in training as those it knows. With random weights 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,8 @@ from natjax.errors import CheckpointError
 from natjax.hub import locate, locate_preset
 from natjax.image_processing import NatImageProcessor
 from natjax.labels import composed
-from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, get_config
+from natjax.presets import PRESETS, get_config
+from natjax.processors import default_processor, own_processor
 from natjax_convert import Checkpoint
 from natjax_train.recipe import IMAGE_FIELDS, Recipe
 
@@ -74,7 +74,10 @@ def resolve(recipe: Recipe) -> tuple[Recipe, str]:
         architecture = get_config(recipe.model)
     num_channels = recipe.model_config.get("num_channels", architecture.num_channels)
     own = None if checkpoint is None else _of_checkpoint(checkpoint, is_resolved(recipe))
-    usual = _imagenet(recipe.model, num_channels)
+    default = default_processor(architecture.replace(num_channels=num_channels))
+    if default is None:
+        raise ValueError(f"Images have 1 or 3 channels; the model takes {num_channels}.")
+    usual = fields_of(default)
     found = usual if own is None else own
     crop = True if recipe.crop is None else recipe.crop
     eval_crop = recipe.eval_crop if recipe.eval_crop is not None else recipe.crop
@@ -130,33 +133,18 @@ class _Impossible:
         return self.what
 
 
-def _imagenet(model: str, num_channels: int) -> dict[str, Any]:
-    preset = PRESETS.get(model)
-    grey = num_channels == 1
-    return {
-        "image_size": preset.image_size if preset else 224,
-        "eval_crop": True,
-        "crop_pct": preset.crop_pct if preset else 0.875,
-        "interpolation": "bicubic",
-        "image_mean": (0.5,) if grey else IMAGENET_MEAN,
-        "image_std": (0.5,) if grey else IMAGENET_STD,
-    }
-
-
 def _of_checkpoint(checkpoint: Checkpoint, lenient: bool) -> dict[str, Any] | None:
     """Returns the fields that a checkpoint's image processor stands for; None where there is none.
 
     Where nothing is to be taken from it (`lenient`), one that cannot be read counts as none.
     """
-    text = checkpoint.processor_json()
-    if text is None:
-        return None
     try:
-        return fields_of(NatImageProcessor.from_dict(json.loads(text)))
-    except ValueError as error:
+        processor = own_processor(checkpoint)
+    except CheckpointError:
         if lenient:
             return None
-        raise CheckpointError(f"{checkpoint.path}: its {PROCESSOR_NAME} cannot be used: {error}") from error
+        raise
+    return None if processor is None else fields_of(processor)
 
 
 def fields_of(processor: NatImageProcessor) -> dict[str, Any]:
