@@ -6,6 +6,7 @@ What is on the Hub is downloaded where it is not in its cache. Nothing else is e
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def locate(
         return locate_preset(name, weights=weights, **options)
     if "://" in name:
         raise CheckpointError(f"{name}: natjax loads from no address. Download the file, and give its path.")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+    if not is_hub_id(name):
         raise CheckpointError(
             f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub or name of "
             f"`natjax list` either.{did_you_mean(name)}"
@@ -81,7 +82,7 @@ def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> st
         CheckpointError: there is no such model, nobody is logged in, the Hub refuses, or it has a public model of this name
             and a private one is asked for. The Hub takes all files at once or none.
     """
-    if hub_id.count("/") != 1 or not all(hub_id.split("/")):
+    if not is_hub_id(hub_id):
         raise CheckpointError(f"{hub_id}: an id of the Hugging Face Hub is owner/name, such as jane/nat-flowers.")
     if not os.path.isdir(source):
         raise CheckpointError(f"{source}: no such folder; give the folder of a model or of a run.")
@@ -116,6 +117,11 @@ def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> st
     raise CheckpointError(
         f"{hub_id}: exists and is public; leave --private out, or choose another name. Nothing was uploaded."
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Returns whether a name has the form of an id of the Hugging Face Hub, `owner/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
 
 
 def locate_preset(name: str, *, weights: bool = True, **options: Any) -> Path:

@@ -13,7 +13,7 @@ from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
 from natjax.errors import install_line
 from natjax_train.fields import field_types, metavar
-from natjax_train.recipe import IMAGE_FIELDS, Recipe, field_help, override
+from natjax_train.recipe import IMAGE_FIELDS, Recipe, field_help, is_same_model, override
 from natjax_train.recipes import RECIPES, find_recipe
 
 HELP = "train or fine-tune a model"
@@ -108,5 +108,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 def _differs(name: str, named: Recipe, saved: Recipe) -> bool:
     """Returns whether a field of a recipe is not that of the run; what it leaves open, the run has decided."""
-    asked = getattr(named, name)
-    return asked != getattr(saved, name) and not (name in IMAGE_FIELDS and asked is None)
+    asked, begun = getattr(named, name), getattr(saved, name)
+    if name == "model":
+        return not is_same_model(asked, begun)
+    return asked != begun and not (name in IMAGE_FIELDS and asked is None)

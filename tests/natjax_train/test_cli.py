@@ -128,6 +128,16 @@ def test_the_same_command_resumes(capsys, monkeypatch, tmp_path):
     assert recipes == [decided]
 
 
+def test_a_recipe_file_names_its_model_as_before(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    named = dataclasses.replace(RECIPES["finetune"], model="models/one")
+    (tmp_path / "mine.json").write_text(named.to_json())
+    saved = dataclasses.replace(named, model=str(tmp_path / "models" / "one"))
+    (tmp_path / "recipe.json").write_text(saved.to_json())
+    monkeypatch.setattr(loop, "train", lambda *arguments, **options: None)
+    assert run(capsys, tmp_path, "--resume", "--recipe", "mine.json") == (0, "")
+
+
 def test_lists_are_printed_on_a_line():
     text = RECIPES["dinat_mini"].to_json()
     shown = train._on_one_line(text)

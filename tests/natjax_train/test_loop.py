@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import types
 
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 import natjax
+from natjax.demo import MODEL_DIR
 from natjax_convert import shapes
 from natjax_train import loop
 from natjax_train.augment.device import normalize
@@ -154,6 +156,22 @@ def test_a_run_says_what_it_starts_from(tmp_path):
         other = dataclasses.replace(recipe, **left_open | {name: value})
         with pytest.raises(ValueError, match=f"The run was begun with {name} .* cannot go on with "):
             loop.train(other, "digits", tmp_path / "run", resume=True)
+
+
+def test_a_local_model_is_no_model_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(MODEL_DIR, "runs/pretrain")
+    recipe = small_recipe(model="runs/pretrain", model_config="{}")
+    recipes = []
+    loop.train(recipe, "digits", "run", started=recipes.append)
+    assert recipes[0].model == str(tmp_path / "runs" / "pretrain")
+    shutil.rmtree("runs")
+    for again in (recipe, recipes[0]):
+        loop.train(again, "digits", "run", resume=True, started=recipes.append)
+        assert recipes[-1] == recipes[0]
+        assert "base_model" not in (tmp_path / "run" / "model" / "README.md").read_text()
+    with pytest.raises(ValueError, match="cannot go on with runs/other"):
+        loop.train(dataclasses.replace(recipe, model="runs/other"), "digits", "run", resume=True)
 
 
 def test_a_start_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):

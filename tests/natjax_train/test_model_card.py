@@ -68,6 +68,7 @@ def test_any_names():
         ({"model": "owner/name"}, "owner/name"),
         ({"model": "natjax/cli"}, "natjax/cli"),
         ({"model": "runs/a/b"}, None),
+        ({"model": "/runs/pretrain"}, None),
         ({"model": "custom"}, None),
         ({"model": "nat_mini"}, None),
         ({"model": "nat_mini", "pretrained": True}, PRESETS["nat_mini"].hub_id),

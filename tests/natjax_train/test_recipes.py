@@ -8,7 +8,7 @@ import json
 import pytest
 
 import natjax
-from natjax_train.recipe import Recipe, override
+from natjax_train.recipe import Recipe, is_same_model, override
 from natjax_train.recipes import RECIPES, find_recipe
 
 pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
@@ -129,6 +129,37 @@ def test_what_was_printed_can_be_given_back():
         override(recipe, {"image_mean": "[0.5"})
     with pytest.raises(ValueError, match="val_fraction must be none or more than 0 and less than 1; got 1"):
         override(recipe, {"val_fraction": "1"})
+
+
+def test_a_path_is_made_absolute_and_a_name_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nat_mini", "custom", "owner/name"):
+        (tmp_path / name).mkdir(parents=True)
+    paths = {
+        name: Recipe(model=name).with_absolute_path().model for name in ("nat_mini", "custom", "owner/name", "a/b")
+    }
+    assert paths == {
+        "nat_mini": "nat_mini",
+        "custom": "custom",
+        "owner/name": str(tmp_path / "owner" / "name"),
+        "a/b": "a/b",
+    }
+    assert is_same_model("owner/name", paths["owner/name"])
+    assert not is_same_model("nat_mini", str(tmp_path / "nat_mini"))
+    assert not is_same_model("owner/name", "owner/other")
+
+
+def test_what_starts_from_random_weights():
+    found = {
+        (name, known): Recipe(model=name, pretrained=known).has_random_weights
+        for name in ("custom", "nat_mini", "a/b")
+        for known in (False, True)
+    }
+    assert [key for key, random in found.items() if random] == [
+        ("custom", False),
+        ("custom", True),
+        ("nat_mini", False),
+    ]
 
 
 def test_short_runs_warm_up_for_a_shorter_time():

@@ -37,7 +37,7 @@ from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
 from natjax_train.model_card import FILE_NAME as CARD_NAME
 from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
-from natjax_train.recipe import IMAGE_FIELDS, Recipe
+from natjax_train.recipe import IMAGE_FIELDS, Recipe, is_same_model
 from natjax_train.recipes import find_recipe
 from natjax_train.step import Training, TrainState, make_eval_step, make_training, split_model
 from natjax_train.tasks import find_task
@@ -92,7 +92,7 @@ def train(
     is_main_process = jax.process_index() == 0
     used = _check_folder(out, recipe, resume)
     if used:  # what its weights have learnt to see
-        kept = {name: value for name in IMAGE_FIELDS if (value := getattr(used, name)) is not None}
+        kept = {name: value for name in ("model", *IMAGE_FIELDS) if (value := getattr(used, name)) is not None}
         recipe = dataclasses.replace(recipe, **kept)
     if isinstance(data, str):
         train_source, val_source = (
@@ -106,6 +106,7 @@ def train(
     preprocessing = "preprocessing from the run's recipe"
     if not (used and start.is_resolved(recipe)):  # the checkpoint that a run started from may be gone
         recipe, preprocessing = start.resolve(recipe)
+    recipe = recipe.with_absolute_path()
     steps_per_epoch = len(train_source) // recipe.batch_size
     if not steps_per_epoch:
         raise ValueError(
@@ -297,7 +298,8 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
     for name in (*_UNCHANGED, *IMAGE_FIELDS):
         before, now = getattr(begun, name), getattr(recipe, name)
         left_open = name in IMAGE_FIELDS and None in (before, now)
-        if before != now and not left_open:
+        is_same = is_same_model(before, now) if name == "model" else before == now
+        if not (is_same or left_open):
             raise ValueError(
                 f"The run was begun with {name} {before}, and cannot go on with {now}: leave it as it was, or choose another "
                 "folder for another run."

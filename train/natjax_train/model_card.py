@@ -9,10 +9,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from natjax._version import __version__
+from natjax.hub import is_hub_id
 from natjax.presets import PRESETS
 from natjax_train.data import Source
 from natjax_train.recipe import Recipe
@@ -49,10 +50,8 @@ def model_card(
         **({"base_model": base} if base else {}),
         "model-index": [{"name": f"natjax-{name}", "results": [_result(name, metrics)]}],
     }
-    if recipe.model == "custom" or (recipe.model in PRESETS and not recipe.pretrained):
-        started = f"random weights ({recipe.model})"
-    else:
-        started = base or _shortened(recipe.model)
+    random = f"random weights ({recipe.model})" if recipe.has_random_weights else None
+    started = random or base or _shortened(recipe.model)
     rows = "\n".join(f"| {_LABELS.get(key, key)} | {_number(key, value)} |" for key, value in metrics.items())
     return "\n".join(
         (
@@ -104,11 +103,13 @@ def model_card(
 
 
 def base_model(recipe: Recipe) -> str | None:
-    """Returns the id on the Hugging Face Hub of what a run started from, or None where that has none."""
+    """Returns the id on the Hugging Face Hub of what a run started from, or None where that has none.
+
+    The paths in a run's recipe are absolute, see `Recipe.with_absolute_path`; what looks like an id is one.
+    """
     if recipe.model in PRESETS:
         return PRESETS[recipe.model].hub_id if recipe.pretrained else None
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", recipe.model)
-    return recipe.model if is_id and not Path(recipe.model).exists() else None
+    return recipe.model if is_hub_id(recipe.model) else None
 
 
 def _result(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from natjax.configuration import NatConfig, check_fields
+from natjax.presets import PRESETS
 from natjax_train import fields
 from natjax_train.augment.settings import DeviceSettings, EvalSettings, HostSettings
 from natjax_train.fields import setting
@@ -16,6 +18,7 @@ from natjax_train.tasks import TASKS
 # What a recipe may leave open: None stands for what the checkpoint's image processor does.
 IMAGE_FIELDS = ("image_size", "crop", "eval_crop", "crop_pct", "interpolation", "image_mean", "image_std")
 _CHECKPOINTS = "none is the checkpoint's"
+_NO_PATHS = {"custom", *PRESETS}  # what `model` may be that is no path, whatever lies in the folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,19 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
         """The learning rate after warm-up, for this batch size."""
         return self.learning_rate * self.batch_size / self.base_batch_size
 
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the model starts from random weights; else it starts from a checkpoint."""
+        return self.model == "custom" or (self.model in PRESETS and not self.pretrained)
+
+    def with_absolute_path(self) -> Recipe:
+        """Returns the recipe with the path of a checkpoint that is here made absolute.
+
+        It says the same from any folder, and is no id of the Hugging Face Hub once the checkpoint is gone.
+        """
+        is_path = self.model not in _NO_PATHS and os.path.exists(self.model)
+        return dataclasses.replace(self, model=os.path.abspath(self.model)) if is_path else self
+
     def to_json(self) -> str:
         """Returns the recipe as a JSON document that `from_json` reads."""
         return json.dumps({name: getattr(self, name) for name in field_help()}, indent=2)
@@ -135,6 +151,11 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
             raise ValueError("A recipe needs a model; got none.")
         usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
         return cls(**_fitting_warmup(document, usual["warmup_epochs"], usual["epochs"]))
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Returns whether two recipes' `model` mean the same: a path may be relative or absolute."""
+    return one == other or (_NO_PATHS.isdisjoint((one, other)) and os.path.abspath(one) == os.path.abspath(other))
 
 
 def field_help() -> dict[str, str]:

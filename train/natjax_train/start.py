@@ -42,7 +42,7 @@ def open_checkpoint(recipe: Recipe) -> Checkpoint | None:
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    if recipe.model == "custom" or (recipe.model in PRESETS and not recipe.pretrained):
+    if recipe.has_random_weights:
         return None
     is_preset = recipe.model in PRESETS  # not a folder of that name, such as the run's own
     return Checkpoint.open(locate_preset(recipe.model) if is_preset else locate(recipe.model))
