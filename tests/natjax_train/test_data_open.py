@@ -9,8 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from natjax import image_files
 from natjax.errors import ImageError
-from natjax_train.data import check_splits, check_training, open_source, remarks
+from natjax_train.data import check_splits, check_training, open_source, open_splits, remarks
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_the_split_stays_where_the_folder_moves_and_grows(folder, tmp_path):
     PIL.Image.new("L", (8, 8)).save(folder / "train" / "cat" / "new.png")
     grown = names(folder, "val", val_fraction=0.3)
     assert len(grown & {f"{folder / 'train'}{name}" for name in moved}) >= len(moved) - 1
+
+
+def test_both_parts_are_of_one_scan(folder, monkeypatch):
+    scans, scan = [], image_files.find_images
+    monkeypatch.setattr(image_files, "find_images", lambda path, *others: scans.append(path) or scan(path, *others))
+    parts = open_splits(folder, val_fraction=0.2, seed=1)
+    assert sorted(path.name for path in scans) == ["cat", "cow", "dog"]
+    for part, split in zip(parts, ("train", "val"), strict=True):
+        found = {part.name(i) for i in range(len(part))}
+        assert found == names(folder, split, val_fraction=0.2, seed=1)
 
 
 def test_refusals(folder):
@@ -120,6 +131,14 @@ def test_splits_that_share_images(folder):
     validation = open_source(folder, "val")
     check_splits(training, validation)
     assert remarks(validation, training)[0].startswith("4 of the 6 validation images are training images too")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_held_out_images_that_links_share_with_training(folder):
+    for i in range(20):
+        (folder / "cat" / f"linked {i}.png").symlink_to(folder / "cat" / "0.png")
+    training, validation = open_splits(folder, val_fraction=0.5)
+    assert "of the 18 validation images are training images too" in remarks(validation, training)[0]
 
 
 def test_folders_that_are_not_used_are_said(folder):

@@ -76,7 +76,7 @@ def train(
 
     Args:
         recipe: all settings.
-        data: a folder or "digits", see `data.open_source`; or a source of training and one of validation images.
+        data: a folder or "digits", see `data.open_splits`; or a source of training and one of validation images.
         out: the run's folder.
         resume: whether to resume from the newest good checkpoint in it; starts where there is none.
         report: called with messages for people.
@@ -95,10 +95,7 @@ def train(
         kept = {name: value for name in ("model", *IMAGE_FIELDS) if (value := getattr(used, name)) is not None}
         recipe = dataclasses.replace(recipe, **kept)
     if isinstance(data, str):
-        train_source, val_source = (
-            data_.open_source(data, split, val_fraction=recipe.val_fraction, seed=recipe.seed)
-            for split in ("train", "val")
-        )
+        train_source, val_source = data_.open_splits(data, val_fraction=recipe.val_fraction, seed=recipe.seed)
     else:
         train_source, val_source = data
     data_.check_training(train_source)

@@ -1,7 +1,7 @@
 """The input pipeline: sources of images, what happens to them, and batches in a reproducible order."""
 
 from natjax_train.data.classes import match_classes
-from natjax_train.data.open import open_source
+from natjax_train.data.open import open_source, open_splits
 from natjax_train.data.pipeline import Batches, eval_loader, train_loader
 from natjax_train.data.plausible import check_splits, check_training, remarks
 from natjax_train.data.sources import Digits, ImageFolder, Source
@@ -18,6 +18,7 @@ __all__ = [
     "eval_processor",
     "match_classes",
     "open_source",
+    "open_splits",
     "remarks",
     "train_loader",
 ]

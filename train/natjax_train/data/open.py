@@ -7,6 +7,7 @@ from pathlib import Path
 
 from natjax.errors import ImageError
 from natjax_train.data.sources import Digits, ImageFolder, Source, class_folders
+from natjax_train.data.split import Part
 from natjax_train.data.split import split as split_folder
 
 SPLITS = {"train": ("train",), "val": ("val", "validation")}
@@ -25,31 +26,20 @@ def open_source(spec: str | os.PathLike, split: str, *, val_fraction: float | No
 
     Raises:
         ImageError: there is no such data, or the classes of the two splits differ.
+        ValueError: there is no such split, or `val_fraction` is given and the data have a validation split.
+        ImportError: a package that reads these data is not installed.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be 'train' or 'val'; got {split!r}.")
+    if val_fraction is not None:
+        return _parts(spec, val_fraction, seed)[split]
     if str(spec) == "digits":
-        if val_fraction is not None:
-            raise ValueError("The digits have a validation split of their own: leave val_fraction out.")
         return Digits(split)
-    if not Path(spec).is_dir():
-        what = "is a file" if Path(spec).exists() else "no such folder"
-        raise ImageError(f"{spec}: {what}; give a folder that holds train/ and val/, or 'digits'.")
+    _check_folder(spec)
     folder, training = (_split_folder(Path(spec), kind) for kind in (split, "train"))
     # Imported here: `python -m natjax_train.data.records` warns if it is imported before.
     from natjax_train.data import records
 
-    if val_fraction is not None:
-        if validation := _split_folder(Path(spec), "val"):
-            raise ValueError(
-                f"{validation} is there: leave val_fraction out, which splits data that have no such folder."
-            )
-        whole = training or Path(spec)
-        if records.is_records(whole):
-            raise ImageError(
-                f"{whole}: val_fraction splits image folders, and these are records: split before packing."
-            )
-        return split_folder(ImageFolder(whole), whole, val_fraction, seed)[split]
     if folder is None:
         raise ImageError(_no_split(Path(spec), split, training))
     # Evaluation numbers its classes as training does, even if some of them have no images there.
@@ -60,6 +50,35 @@ def open_source(spec: str | os.PathLike, split: str, *, val_fraction: float | No
     if others := _split_folders(Path(spec), split)[1:]:
         source.notes = (*source.notes, f"{spec} has {folder.name}/ and {others[0].name}/: {folder.name}/ is used")
     return source
+
+
+def open_splits(spec: str | os.PathLike, *, val_fraction: float | None = None, seed: int = 0) -> tuple[Source, Source]:
+    """Opens the training and the validation split of a data set; arguments and errors are those of `open_source`."""
+    if val_fraction is None:
+        return open_source(spec, "train"), open_source(spec, "val")
+    parts = _parts(spec, val_fraction, seed)
+    return parts["train"], parts["val"]
+
+
+def _parts(spec: str | os.PathLike, val_fraction: float, seed: int) -> dict[str, Part]:
+    """Returns the parts "train" and "val" of an image folder without `val`."""
+    if str(spec) == "digits":
+        raise ValueError("The digits have a validation split of their own: leave val_fraction out.")
+    _check_folder(spec)
+    if validation := _split_folder(Path(spec), "val"):
+        raise ValueError(f"{validation} is there: leave val_fraction out, which splits data that have no such folder.")
+    whole = _split_folder(Path(spec), "train") or Path(spec)
+    from natjax_train.data import records
+
+    if records.is_records(whole):
+        raise ImageError(f"{whole}: val_fraction splits image folders, and these are records: split before packing.")
+    return split_folder(ImageFolder(whole), val_fraction, seed)
+
+
+def _check_folder(spec: str | os.PathLike) -> None:
+    if not Path(spec).is_dir():
+        what = "is a file" if Path(spec).exists() else "no such folder"
+        raise ImageError(f"{spec}: {what}; give a folder that holds train/ and val/, or 'digits'.")
 
 
 def _split_folder(directory: Path, split: str) -> Path | None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from natjax.errors import ImageError
 from natjax_train.data.sources import ImageFolder, Source
+from natjax_train.data.split import Part
 
 _NAMED = 5  # classes that a message names
 _NO_CLASSES = {
@@ -90,8 +91,8 @@ def remarks(validation: Source, training: Source | None = None) -> list[str]:
 
 def _shared(training: Source, validation: Source) -> list[str]:
     """Returns the names of validation images that are files of the training images, by whatever links."""
-    if not (isinstance(training, ImageFolder) and isinstance(validation, ImageFolder)):
-        return []
+    if not (isinstance(training, ImageFolder | Part) and isinstance(validation, ImageFolder | Part)):
+        return []  # those of records and digits are no files
 
     @functools.cache  # there are few folders
     def resolved(folder: str) -> str:

@@ -106,7 +106,7 @@ class ImageFolder:
                 f"{self.directory} has no images in its folders (.jpg, .png, .tif, .webp or else that Pillow reads){also}."
             )
         self._paths, self._labels = np.array(paths), np.array(labels, np.int32)
-        self.class_counts = _counts(self._labels, self.class_names)
+        self.class_counts = class_counts(self._labels, self.class_names)
         self.notes = tuple(f"{self.directory}: {note}" for note in _notes(skipped, loose, +deep))
 
     @property
@@ -149,7 +149,7 @@ class Digits:
         parts = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
         self._images, self._labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
         self._split = split
-        self.class_counts = _counts(self._labels, self.class_names)
+        self.class_counts = class_counts(self._labels, self.class_names)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -190,7 +190,8 @@ def _scan(directory: Path) -> tuple[dict[str, str], Counter[str]]:
     return {name: folders[name] for name in sorted(folders)}, skipped
 
 
-def _counts(labels: np.ndarray, class_names: Sequence[str]) -> tuple[int, ...]:
+def class_counts(labels: np.ndarray, class_names: Sequence[str]) -> tuple[int, ...]:
+    """Returns the number of images of every class, of the labels of all."""
     return tuple(np.bincount(labels, minlength=len(class_names)).tolist())
 
 

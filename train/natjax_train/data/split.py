@@ -15,24 +15,27 @@ from typing import Any
 import numpy as np
 
 from natjax.errors import ImageError
-from natjax_train.data.sources import ImageFolder, Source
+from natjax_train.data.sources import ImageFolder, class_counts
 
 
 class Part:
-    """Some of the images of a source.
+    """Some of the images of an image folder.
 
     Args:
         source: the whole.
-        labels: of all its images.
-        indices: which of them, in order.
+        indices: which of its images, in order.
         notes: about them, for people.
+
+    Attributes:
+        class_names: of the whole.
+        class_counts: images of every class in this part.
+        notes: as given.
     """
 
-    def __init__(self, source: Source, labels: np.ndarray, indices: Sequence[int], notes: tuple[str, ...]):
+    def __init__(self, source: ImageFolder, indices: Sequence[int], notes: tuple[str, ...]):
         self._source, self._indices = source, np.array(indices, np.int64)
         self.class_names, self.notes = source.class_names, notes
-        counts = np.bincount(labels[self._indices], minlength=len(self.class_names))
-        self.class_counts: tuple[int, ...] | None = tuple(counts.tolist())
+        self.class_counts: tuple[int, ...] | None = class_counts(source.labels[self._indices], self.class_names)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -45,19 +48,18 @@ class Part:
         return self._source.name(int(self._indices[index]))
 
 
-def split(source: ImageFolder, directory: str | os.PathLike, fraction: float, seed: int) -> dict[str, Part]:
+def split(source: ImageFolder, fraction: float, seed: int) -> dict[str, Part]:
     """Returns the parts "train" and "val" of an image folder.
 
     Args:
         source: the whole.
-        directory: its folder, to which the names of images are relative.
         fraction: of every class that "val" gets, rounded, and at least one image.
         seed: of the choice.
 
     Raises:
         ImageError: a class has a single image, which cannot be in both parts.
     """
-    labels = source.labels
+    labels, directory = source.labels, source.directory
     digests = [_digest(seed, os.path.relpath(source.name(i), directory)) for i in range(len(source))]
     held_out: set[int] = set()
     for label, name in enumerate(source.class_names):
@@ -68,7 +70,7 @@ def split(source: ImageFolder, directory: str | os.PathLike, fraction: float, se
     indices = {"train": [i for i in range(len(source)) if i not in held_out], "val": sorted(held_out)}
     note = f"{directory}: {len(held_out):,} of {len(source):,} images are held out for validation (val_fraction {fraction:g})"
     notes = {"train": (*source.notes, note), "val": ()}
-    return {name: Part(source, labels, indices[name], notes[name]) for name in indices}
+    return {name: Part(source, indices[name], notes[name]) for name in indices}
 
 
 def _digest(seed: int, name: str) -> bytes:
