@@ -160,7 +160,8 @@ def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict
 
 def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warnings: Sequence[str]) -> None:
     rows = [(name, *found) for name, found in zip(names, metrics.per_class(), strict=True)]
-    summary = {name: getattr(metrics, name) for name in ("top1", "top5", "loss", "images_per_second")}
+    shown = ("top1", *(("top5",) if metrics.has_top5 else ()), "loss", "images_per_second")
+    summary = {name: getattr(metrics, name) for name in shown}
     if args.json:
         classes = [{name: _finite(value) for name, value in zip(_COLUMNS, row, strict=True)} for row in rows]
         numbers = {name: _finite(value) for name, value in summary.items()}

@@ -1,5 +1,6 @@
 """`natjax eval`: digits, runs and folders, in two processes, what it prints and writes, and how it refuses."""
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -278,6 +279,9 @@ def test_what_says_nothing_is_not_printed(capsys, count, top5):
     assert "nan" not in out
     assert out.splitlines()[-1].split()[1:] == ["1", "100.0%", f"{1 / count:.1%}"]
     assert out.splitlines()[-2].split()[1:] == ["1", "0.0%", "-"]
+    assert ("top5" in metrics.row()) == bool(top5)
+    evaluate._tell(argparse.Namespace(json=True, csv=None), metrics, list(map(str, range(count))), [])
+    assert ("top5" in json.loads(capsys.readouterr().out)) == bool(top5)
 
 
 def test_data_without_a_split(capsys, tmp_path, model):

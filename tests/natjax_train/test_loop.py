@@ -125,6 +125,28 @@ def test_a_second_task_is_a_class_and_an_entry(monkeypatch, tmp_path):
         loop.train(small_recipe(), "digits", tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_what_is_exported_is_measured_once(monkeypatch, tmp_path, select):
+    monkeypatch.setitem(sys.modules, "another_task", types.SimpleNamespace(Regression=Regression))
+    monkeypatch.setitem(TASKS, "regression", "another_task:Regression")
+    errors, exports, export = iter((3.0, 2.0, 5.0)), [], natjax.NatForImageClassification.save_pretrained
+    monkeypatch.setattr(Regression, "result", lambda *_: Error(next(errors)))
+    monkeypatch.setattr(
+        natjax.NatForImageClassification,
+        "save_pretrained",
+        lambda model, *arguments, **options: exports.append(model) or export(model, *arguments, **options),
+    )
+    changes = {"task": "regression", "epochs": "0.3", "eval_every": "0.1", "select": select}
+    messages = []
+    loop.train(small_recipe(**changes), "digits", tmp_path / "run", report=messages.append)
+    best, error, count = (18, 2.0, 2) if select == "best" else (27, 5.0, 3)
+    assert messages[-1].endswith(f"the model of step {best}, mse {error:.3f}.")
+    assert (tmp_path / "run" / "error.txt").read_text() == f"mse {error:.3f}"
+    assert f"after step {best}:" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert len(exports) == count
+    assert next(errors, None) is None
+
+
 def messages_of(tmp_path, **changes):
     messages, recipes = [], []
     loop.train(small_recipe(**changes), "digits", tmp_path / "run", report=messages.append, started=recipes.append)

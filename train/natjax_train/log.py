@@ -1,7 +1,7 @@
 """What a run reports: metrics.jsonl, a live line on a terminal, plain lines elsewhere, TensorBoard if installed.
 
 Every line of metrics.jsonl is one JSON object with a "step": of a step of training `loss`, `lr`, `images_per_second`, ...; of
-an evaluation `val_loss` and the task's, `top1` and `top5`. What is not finite is null.
+an evaluation `val_loss` and the task's, such as `top1`. What is not finite is null.
 """
 
 from __future__ import annotations

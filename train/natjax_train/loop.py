@@ -206,7 +206,7 @@ def train(
                 with replacing(out / "model" / CARD_NAME) as temporary:
                     temporary.write_text(text, encoding="utf-8")
 
-        result = None
+        exported: tuple[int, Any] | None = None  # the step of the model in the folder, and what was measured of it
         # A run may have been stopped after a step and before its evaluation.
         evaluation_missed = step > 0 and evaluation_due() and not checkpoints.has_score(step)
         if is_main_process and step < total:
@@ -236,6 +236,7 @@ def train(
                         if recipe.select == "last" or score >= checkpoints.best_score:
                             export_model(state)  # the run can be used, and looked at, before its end
                             describe_model(step, result)
+                            exported = step, result
                 checkpoints.save(state, batches, recipe.to_json(), score)
                 monitor.restart_clock()  # evaluation and saving are not the steps' time
             if stop:
@@ -243,19 +244,20 @@ def train(
                 raise PreemptedError(step, total, stop)
 
         checkpoints.wait()
-        if recipe.select == "best":
-            state = checkpoints.restore_best(state)
-            result = result if int(state.step) == step else None
-        export_model(state)
-        try:
-            result = result or evaluated(state)
-        except InterruptedEvaluationError as error:
-            raise PreemptedError(total, total, error.signal) from None
-        describe_model(int(state.step), result)
+        if exported is None or exported[0] != (checkpoints.best if recipe.select == "best" else total):
+            if recipe.select == "best":
+                state = checkpoints.restore_best(state)
+            export_model(state)
+            try:
+                exported = int(state.step), evaluated(state)
+            except InterruptedEvaluationError as error:
+                raise PreemptedError(total, total, error.signal) from None
+            describe_model(*exported)
         if log:
+            step, result = exported
             log.close()
             task.plot(result, out)
-            report(f"{out / 'model'}: the model of step {int(state.step)}, {result.headline()}.")
+            report(f"{out / 'model'}: the model of step {step}, {result.headline()}.")
     return out / "model"
 
 

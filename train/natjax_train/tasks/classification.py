@@ -38,7 +38,7 @@ class Metrics:
     Attributes:
         loss: mean cross entropy.
         top1: part of the images whose class has the highest logit; of equal ones the first counts.
-        top5: part whose class is among the five highest, or among all where there are fewer.
+        top5: part whose class is among the five highest, or among all where there are fewer; said where `has_top5`.
         images_per_second: without the first batch, which is compiled for, where there are more.
         confusion: images by class (rows) and predicted class (columns), int64 [L, L].
     """
@@ -54,9 +54,14 @@ class Metrics:
         """Top-1."""
         return self.top1
 
+    @property
+    def has_top5(self) -> bool:
+        """Whether top-5 says something: of five classes or fewer it is always 1."""
+        return len(self.confusion) > 5
+
     def row(self) -> dict[str, float]:
         """Returns the numbers for metrics.jsonl."""
-        return {"val_loss": self.loss, "top1": self.top1, "top5": self.top5}
+        return {"val_loss": self.loss, "top1": self.top1} | ({"top5": self.top5} if self.has_top5 else {})
 
     def text(self) -> str:
         """Returns the numbers for people."""
@@ -72,7 +77,7 @@ class Metrics:
 
     def accuracies(self) -> dict[str, float]:
         """Returns top-1, and top-5 where there are more than five classes, for people."""
-        return {"top-1": self.top1} | ({"top-5": self.top5} if len(self.confusion) > 5 else {})
+        return {"top-1": self.top1} | ({"top-5": self.top5} if self.has_top5 else {})
 
     def headline(self) -> str:
         """Returns the score for people."""
