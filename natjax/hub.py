@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from natjax import run_files
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, install_line
 from natjax.presets import PRESETS, did_you_mean
@@ -18,8 +19,6 @@ _HUB_SETTINGS = (CONFIG_NAME, PROCESSOR_NAME)
 _HUB_FILES = (*_HUB_SETTINGS, "*.safetensors", "*.safetensors.index.json")
 _HUB_TORCH_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 DIGITS = Path(__file__).parent / "demo" / "digits"  # the built-in classifier of handwritten digits
-CARD_NAME = "README.md"  # the model card
-RECIPE_NAME = "recipe.json"  # of the folder of a run of training, whose model is in the folder "model" in it
 
 
 def locate(
@@ -108,7 +107,7 @@ def push(source: str | os.PathLike, hub_id: str, *, private: bool = False) -> st
             api.upload_folder(
                 repo_id=hub_id,
                 folder_path=folder,
-                allow_patterns=[*_HUB_FILES, *_HUB_TORCH_FILES, CARD_NAME],
+                allow_patterns=[*_HUB_FILES, *_HUB_TORCH_FILES, run_files.CARD],
                 commit_message="Model of natjax",
             )
             return address
@@ -149,10 +148,10 @@ def weights_folder() -> Path:
 
 def _model_of(path: Path) -> Path:
     """Returns the model in the folder of a run, the best so far where it has not ended; what is none of these as it is."""
-    if not (path / RECIPE_NAME).is_file():
+    if not (path / run_files.RECIPE).is_file():
         return path
-    if (path / "model").is_dir():
-        return path / "model"
+    if (path / run_files.MODEL).is_dir():
+        return path / run_files.MODEL
     if _has_weights(path):
         return path  # a model, with the recipe that made it beside it
     raise CheckpointError(

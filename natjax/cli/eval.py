@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natjax import run_files
 from natjax.atomic import replacing
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
 from natjax.errors import CheckpointError, install_line
-from natjax.hub import RECIPE_NAME, locate
+from natjax.hub import locate
 
 if TYPE_CHECKING:
     from natjax_train.tasks.classification import Metrics
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
     """Returns how the run that a model is of split its data, where it did and the data given have no split of their own."""
-    recipe, folder = _folder(checkpoint).parent / RECIPE_NAME, Path(data)
+    recipe, folder = _folder(checkpoint).parent / run_files.RECIPE, Path(data)
     if not (recipe.is_file() and folder.is_dir()) or any((folder / name).is_dir() for name in ("val", "validation")):
         return {}
     from natjax_train.recipes import find_recipe

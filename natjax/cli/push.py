@@ -18,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Uploads, and says where the model is."""
-    from natjax import hub
+    from natjax import hub, run_files
 
     address = hub.push(args.model, args.hub_id, private=args.private)
-    if not (hub.locate(args.model) / hub.CARD_NAME).is_file():
-        complain(f"{printable(args.model)} has no {hub.CARD_NAME}: write a model card at {address}")
+    if not (hub.locate(args.model) / run_files.CARD).is_file():
+        complain(f"{printable(args.model)} has no {run_files.CARD}: write a model card at {address}")
     print(address)
     return 0

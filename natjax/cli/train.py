@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from natjax import run_files
 from natjax.cli._arguments import add_process_arguments
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import complain
@@ -91,7 +92,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
                 f"warm-up shortened from {found.warmup_epochs:g} to {named.warmup_epochs:.2g} epochs, the same part of a run "
                 f"of {named.epochs:g} (--warmup-epochs says otherwise)"
             )
-    saved = Path(args.out) / "recipe.json"
+    saved = Path(args.out) / run_files.RECIPE
     if not (args.resume and saved.is_file()):
         if named is None:
             raise ValueError(f"--recipe is needed: a JSON file, or one of {', '.join(RECIPES)}.")

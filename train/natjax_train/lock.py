@@ -8,6 +8,9 @@ import shutil
 from collections.abc import Generator
 from pathlib import Path
 
+from natjax import run_files
+from natjax.configuration import CONFIG_NAME
+
 try:
     import fcntl
 except ImportError:  # Windows has none
@@ -15,7 +18,15 @@ except ImportError:  # Windows has none
 
 _LOCK = ".lock"
 # What a run may have made before its first step.
-_FIRST = (_LOCK, "checkpoints", "recipe.json", "config.json", "metrics.jsonl", "curves.png", "tensorboard")
+_FIRST = (
+    _LOCK,
+    CONFIG_NAME,
+    run_files.CHECKPOINTS,
+    run_files.RECIPE,
+    run_files.METRICS,
+    run_files.CURVES,
+    run_files.TENSORBOARD,
+)
 
 
 @contextlib.contextmanager
@@ -64,8 +75,8 @@ def _open_lock(path: Path):
 
 
 def _has_begun(directory: Path) -> bool:
-    checkpoints, metrics = directory / "checkpoints", directory / "metrics.jsonl"
-    return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (metrics.exists() and metrics.stat().st_size > 0)
+    metrics = directory / run_files.METRICS
+    return run_files.has_checkpoints(directory) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _remove(directory: Path, names: list[str], folders: list[Path]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from natjax import run_files
 from natjax.atomic import replacing
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ class Log:
         self._timed, self._seconds = 0, 0.0
         self._before: float | None = None  # when the last step was done, or what came after it
         self._shown, self._width = 0.0, 0
-        path = Path(run_dir) / "metrics.jsonl"
+        path = Path(run_dir) / run_files.METRICS
         self._evaluated = _rewind(path, first_step)
         self._file = path.open("a", encoding="utf-8")
-        self._board = _tensorboard(Path(run_dir) / "tensorboard", first_step)
+        self._board = _tensorboard(Path(run_dir) / run_files.TENSORBOARD, first_step)
 
     def step(
         self, step: int, *, loss: float, lr: float, images_per_second: float, data_wait: float, **others: float

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from natjax import run_files
 from natjax.atomic import replacing, staging
 from natjax.configuration import CONFIG_NAME, NatConfig
 from natjax.errors import NatjaxError
@@ -34,7 +35,6 @@ from natjax_train.interruption import InterruptedEvaluationError, noted_signals
 from natjax_train.lock import sole_use
 from natjax_train.log import Log
 from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
-from natjax_train.model_card import FILE_NAME as CARD_NAME
 from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import IMAGE_FIELDS, Recipe, is_same_model
@@ -141,13 +141,13 @@ def train(
         jax.set_mesh(mesh),
         noted_signals(report) as interruption,
         contextlib.closing(loader) as batches,
-        Checkpoints(out / "checkpoints", recipe.keep, report) as checkpoints,
+        Checkpoints(out / run_files.CHECKPOINTS, recipe.keep, report) as checkpoints,
         contextlib.ExitStack() as at_end,
     ):
-        if is_main_process and not used and _holds_run(out):  # between the first look and the lock
+        if is_main_process and not used and run_files.has_checkpoints(out):  # between the first look and the lock
             raise ValueError(f"{out}: another run has begun there meanwhile; choose another folder.")
         if checkpoints.steps:
-            model = task.resumed_model(NatConfig.from_json_file(out / "config.json"))
+            model = task.resumed_model(NatConfig.from_json_file(out / CONFIG_NAME))
         else:
             model = initial or task.initial_model()
         initial, config = None, model.config
@@ -164,8 +164,8 @@ def train(
         log = None
         if is_main_process:
             with staging(out) as folder:
-                (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
-                (folder / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
+                (folder / run_files.RECIPE).write_text(recipe.to_json() + "\n", encoding="utf-8")
+                (folder / CONFIG_NAME).write_text(config.to_json() + "\n", encoding="utf-8")
             if step:
                 report(f"Resuming after step {step} of {total}.")
             begins = "weights from its checkpoint" if step else start.origin(recipe, config)
@@ -197,13 +197,13 @@ def train(
         def export_model(state: TrainState) -> None:
             params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
             if is_main_process:
-                nnx.merge(eval_graphdef, params).save_pretrained(out / "model", processor=processor)
+                nnx.merge(eval_graphdef, params).save_pretrained(out / run_files.MODEL, processor=processor)
 
         def describe_model(step: int, result: Any) -> None:
             if is_main_process:
                 name = data if isinstance(data, str) else None
                 text = model_card(recipe, name, train_source, val_source, result.row(), step)
-                with replacing(out / "model" / CARD_NAME) as temporary:
+                with replacing(out / run_files.MODEL / run_files.CARD) as temporary:
                     temporary.write_text(text, encoding="utf-8")
 
         exported: tuple[int, Any] | None = None  # the step of the model in the folder, and what was measured of it
@@ -257,12 +257,8 @@ def train(
             step, result = exported
             log.close()
             task.plot(result, out)
-            report(f"{out / 'model'}: the model of step {step}, {result.headline()}.")
-    return out / "model"
-
-
-def _holds_run(out: Path) -> bool:
-    return (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
+            report(f"{out / run_files.MODEL}: the model of step {step}, {result.headline()}.")
+    return out / run_files.MODEL
 
 
 def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
@@ -279,8 +275,8 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
         os.fspath(out.absolute()).encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{out}: the folder's name is no UTF-8, and checkpoints cannot be written there.") from None
-    used = _holds_run(out)
-    if not used and (out / CONFIG_NAME).exists() and not (out / "recipe.json").exists():
+    used = run_files.has_checkpoints(out)
+    if not used and (out / CONFIG_NAME).exists() and not (out / run_files.RECIPE).exists():
         raise ValueError(
             f"{out} holds a model and no run, whose {CONFIG_NAME} would be replaced: choose another folder."
         )
@@ -291,7 +287,7 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
         raise ValueError(f"{out} holds a run already: go on with --resume, or choose another folder.")
     if not used:
         return None
-    begun = find_recipe(str(out / "recipe.json"))
+    begun = find_recipe(str(out / run_files.RECIPE))
     if begun.eval_crop is None:  # of natjax 0.1
         begun = dataclasses.replace(begun, eval_crop=begun.crop)
     for name in (*_UNCHANGED, *IMAGE_FIELDS):
@@ -321,9 +317,9 @@ def _opening(training: data_.Source, validation: data_.Source, begins: str, prep
 
 def _draw_curves(out: Path, task: Any, report: Callable[[str], None]) -> None:
     try:
-        plots.curves(out / "metrics.jsonl", out / "curves.png", task.curves)
+        plots.curves(out / run_files.METRICS, out / run_files.CURVES, task.curves)
     except OSError as error:  # a full disk, say, which is no reason to lose the error that ended the run
-        report(f"{out / 'curves.png'} could not be drawn: {error.strerror or error}.")
+        report(f"{out / run_files.CURVES} could not be drawn: {error.strerror or error}.")
 
 
 def _restored_or_initial(

@@ -18,7 +18,6 @@ from natjax.presets import PRESETS
 from natjax_train.data import Source
 from natjax_train.recipe import Recipe
 
-FILE_NAME = "README.md"
 _LABELS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "val_loss": "loss"}
 _MOST_CLASSES = 50  # that a card names
 

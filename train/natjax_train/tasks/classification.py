@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
+from natjax import run_files
 from natjax.configuration import NatConfig
 from natjax.labels import composed
 from natjax.models import NatForImageClassification
@@ -204,7 +205,7 @@ class Classification:
 
     def plot(self, result: Metrics, directory: Path) -> None:
         """Draws the confusion matrix."""
-        plots.confusion(result.confusion, self._class_names, directory / "confusion.png")
+        plots.confusion(result.confusion, self._class_names, directory / run_files.CONFUSION)
 
 
 def _dtype(recipe: Recipe) -> Any:
