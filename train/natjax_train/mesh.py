@@ -15,6 +15,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from natjax.text import counted
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -82,7 +84,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     if batch_size % (mesh.size * accumulate):
         micro_batches = f" x {accumulate} micro-batches (accumulate)" if accumulate > 1 else ""
         raise ValueError(
-            f"The batch size must be a multiple of {mesh.size} device(s){micro_batches}; got {batch_size}."
+            f"The batch size must be a multiple of {counted(mesh.size, 'device')}{micro_batches}; got {batch_size}."
         )
 
 

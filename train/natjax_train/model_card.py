@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from natjax._version import __version__
 from natjax.hub import is_hub_id
 from natjax.presets import PRESETS
+from natjax.text import first_few
 from natjax_train.data import Source
 from natjax_train.recipe import Recipe
 
@@ -63,7 +64,7 @@ def model_card(
             f"Trained by natjax {__version__}, from {_text(started)}.",
             "",
             f"Data: {_text(name)}, {len(training):,} training and {len(validation):,} validation images of "
-            f"{len(training.class_names)} classes: {_classes(training.class_names)}.",
+            f"{len(training.class_names)} classes: {first_few(list(map(_text, training.class_names)), _MOST_CLASSES)}.",
             "",
             f"On the validation images, after step {step}:",
             "",
@@ -126,11 +127,6 @@ def _result(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
 
 def _number(key: str, value: float) -> str:
     return f"{value:.2%}" if key in ("top1", "top5") else f"{value:.4f}"
-
-
-def _classes(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
-    return ", ".join(map(_text, names[:_MOST_CLASSES])) + more
 
 
 def _recipe(recipe: Recipe) -> str:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from natjax.errors import CheckpointError, NatjaxError
+from natjax.text import first_few
 from natjax_train.checkpoint import Checkpoints
 from natjax_train.data import Batches
 from natjax_train.log import Log
@@ -101,9 +102,7 @@ class StepMonitor:
 
     def _stop_or_skip(self, step: int, loss: float, norm: float, norms: np.ndarray) -> None:
         bad = [name for name, one in zip(self._names, norms, strict=True) if not np.isfinite(one)]
-        where = (
-            f"{len(bad)} of {len(norms)} parameters have such gradients: {', '.join(bad[:5])}" if bad else "no gradient"
-        )
+        where = f"{len(bad)} of {len(norms)} parameters have such gradients: {first_few(bad)}" if bad else "no gradient"
         what = f"Step {step} is not finite: loss {loss}, norm of the gradients {norm}; {where}."
         if self._recipe.skip_nonfinite and self._skipped_in_a_row < _MOST_SKIPPED_IN_A_ROW:
             self._report(f"{what} It is left out.")

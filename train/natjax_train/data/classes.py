@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from natjax.labels import composed
+from natjax.text import first_few
 
 _NAMED = 3  # classes of either side that a message names
 _UNNAMED = re.compile(r"LABEL_\d+")  # what Hugging Face calls classes without names
@@ -77,4 +78,4 @@ def _example(classes: Sequence[str], names: Sequence[str], found: Sequence[int])
 
 
 def _beginning(names: Sequence[str]) -> str:
-    return "; ".join(names[:_NAMED]) + ("; ..." if len(names) > _NAMED else "")
+    return first_few(names, _NAMED, "; ")  # ImageNet's names have commas

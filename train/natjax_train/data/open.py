@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from natjax.errors import ImageError
+from natjax.text import first_few
 from natjax_train.data.sources import Digits, ImageFolder, Source, class_folders
 from natjax_train.data.split import Part
 from natjax_train.data.split import split as split_folder
@@ -98,7 +99,7 @@ def _is_folder(path: Path) -> bool:
 
 def _no_split(directory: Path, split: str, training: Path | None) -> str:
     found = class_folders(directory)
-    holds = f"; it holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
+    holds = f"; it holds {first_few(found)}" if found else ""
     wanted = " or ".join(f"{name}/" for name in SPLITS[split])
     what = f"{directory} has no {wanted}: it should hold train/ and val/, each with one folder per class{holds}."
     if split == "train" and _split_folder(directory, "val"):

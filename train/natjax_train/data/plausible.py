@@ -8,10 +8,10 @@ import re
 from collections import defaultdict
 
 from natjax.errors import ImageError
+from natjax.text import first_few
 from natjax_train.data.sources import ImageFolder, Source
 from natjax_train.data.split import Part
 
-_NAMED = 5  # classes that a message names
 _NO_CLASSES = {
     *("train", "training", "val", "valid", "validation", "test", "testing", "eval", "dev"),
     *("images", "image", "imgs", "img", "data", "dataset", "pictures", "photos"),
@@ -77,10 +77,7 @@ def remarks(validation: Source, training: Source | None = None) -> list[str]:
     for name in validation.class_names:
         alike["".join(re.sub(r"[_-]", " ", name.casefold()).split())].append(name)
     if twice := [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]:
-        more = f", and {len(twice) - _NAMED} more" if len(twice) > _NAMED else ""
-        found.append(
-            f"Classes whose names differ only by case or spaces: {', '.join(twice[:_NAMED])}{more}. Are they one class?"
-        )
+        found.append(f"Classes whose names differ only by case or spaces: {first_few(twice)}. Are they one class?")
     if training is not None and (shared := _shared(training, validation)):
         found.append(
             f"{len(shared):,} of the {len(validation):,} validation images are training images too, as links lead to the same "
@@ -113,5 +110,4 @@ def _shared(training: Source, validation: Source) -> list[str]:
 def _empty(source: Source) -> str:
     """Returns the names of the classes without images."""
     counts = source.class_counts or ()
-    names = [name for name, count in zip(source.class_names, counts, strict=False) if not count]
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return first_few([name for name, count in zip(source.class_names, counts, strict=False) if not count])

@@ -18,8 +18,8 @@ import numpy as np
 from natjax import image_files
 from natjax.errors import ImageError
 from natjax.labels import composed
+from natjax.text import first_few
 
-_NAMED = 5  # classes that a message names
 
 
 class Source(Protocol):
@@ -81,7 +81,7 @@ class ImageFolder:
         self.class_names = tuple(folders if class_names is None else class_names)
         numbers = {composed(name): i for i, name in enumerate(self.class_names)}
         if unknown := [name for name in folders if name not in numbers]:
-            raise ImageError(f"{self.directory} has classes that training has not: {', '.join(unknown[:_NAMED])}.")
+            raise ImageError(f"{self.directory} has classes that training has not: {first_few(unknown)}.")
         # No class takes the images of another one, or of another split, by a link.
         visited = set(map(image_files.folder_id, (self.directory, *self.directory.resolve().parents)))
         for folder in folders.values():
@@ -202,6 +202,5 @@ def _notes(skipped: Counter[str], loose: int, deep: Counter[str]) -> Iterator[st
     if skipped:
         yield f"skipped {image_files.describe(skipped)}"
     if deep:
-        found = ", ".join(f"{count:,} in {name}" for name, count in deep.most_common(_NAMED))
-        more = f" and more in {len(deep) - _NAMED} classes" if len(deep) > _NAMED else ""
-        yield f"images of subfolders are pooled in their class folder: {found}{more}"
+        found = [f"{count:,} in {name}" for name, count in deep.most_common()]
+        yield f"images of subfolders are pooled in their class folder: {first_few(found)}"

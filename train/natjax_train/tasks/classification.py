@@ -23,6 +23,7 @@ from natjax.configuration import NatConfig
 from natjax.labels import composed
 from natjax.models import NatForImageClassification
 from natjax.presets import get_config
+from natjax.text import counted, first_few
 from natjax_convert import shapes
 from natjax_train import plots, start
 from natjax_train.augment import device
@@ -129,8 +130,8 @@ class Classification:
             channels, given = model.config.num_channels, len(recipe.image_mean)
             either = f'add "num_channels": {given} to --model-config, or ' if given in (1, 3) else ""
             raise ValueError(
-                f"image_mean must have one number for each of the model's {channels} channel(s); got {recipe.image_mean}: "
-                f"{either}give --image-mean and --image-std with {channels}."
+                f"image_mean must have one number for each of the model's {counted(channels, 'channel')}; got "
+                f"{recipe.image_mean}: {either}give --image-mean and --image-std with {channels}."
             )
         return model
 
@@ -143,8 +144,8 @@ class Classification:
         names, own = list((config.id2label or {}).values()), list(self._class_names)
         if list(map(composed, names)) != list(map(composed, own)):
             raise ValueError(
-                f"The data's {len(own)} classes ({', '.join(own[:5])}, ...) are not the run's {len(names)} "
-                f"({', '.join(names[:5])}, ...): resume with the same data, or choose another folder for another run."
+                f"The data's {len(own)} classes ({first_few(own)}) are not the run's {len(names)} "
+                f"({first_few(names)}): resume with the same data, or choose another folder for another run."
             )
         recipe = self.recipe
         config = config.replace(**_changes(recipe))
