@@ -385,8 +385,8 @@ def test_an_error_in_one_process_ends_all(start, tmp_path):
     wait_for(hosts[0], tmp_path / "run", 1)  # what follows is compiled
     ends = [finish(host, seconds=110) for host in hosts]
     assert all(code != 0 for code, _ in ends)
-    (message,) = (message for _, message in ends if "images cannot be read" in message)
-    assert "1 images cannot be read, 0 are allowed (max_corrupt): " in message
+    (message,) = (message for _, message in ends if "Images cannot be read: " in message)
+    assert "Mend or remove them, or allow more by --max-corrupt." in message
     assert "Traceback" not in message
 
 

@@ -52,7 +52,7 @@ def measure(
         mesh: where the batches go, split over all its devices.
         through: what batches pass before they are judged: a function from iterable to iterable.
         progress: called with the number of images that were judged so far.
-        loading: of `eval_loader`: workers, worker_kind, max_corrupt, report.
+        loading: of `eval_loader`: workers, worker_kind, max_corrupt, advice, report.
 
     Returns:
         The task's result.

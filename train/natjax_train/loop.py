@@ -122,6 +122,7 @@ def train(
         "workers": recipe.workers,
         "worker_kind": recipe.worker_kind,
         "max_corrupt": recipe.max_corrupt,
+        "advice": "Mend or remove them, or allow more by --max-corrupt.",
         "report": lambda message: report(message),  # looked up at the call: the log replaces it
     }
     loader = data_.train_loader(

@@ -20,12 +20,13 @@ from absl import flags
 
 from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor
+from natjax.text import counted, first_few
 from natjax_train.augment.settings import HostSettings
 from natjax_train.data.sources import Source
 from natjax_train.data.transforms import eval_image, train_image
 
 _ENDLESS = 2**40  # batches
-_NAMED = 5  # unreadable images that an error names
+_ADVICE = "Mend or remove them."
 
 
 class _TrainBatches:
@@ -41,10 +42,11 @@ class _TrainBatches:
         image_size: int,
         num_channels: int,
         max_corrupt: int,
+        advice: str,
     ):
         self._source, self._batch_size, self._settings, self._seed = source, batch_size, settings, seed
         self._share, self._image_size, self._num_channels = share, image_size, num_channels
-        self._max_corrupt = max_corrupt
+        self._max_corrupt, self._advice = max_corrupt, advice
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -81,7 +83,7 @@ class _TrainBatches:
                 return image, item["label"]
             except (ImageError, OSError) as error:
                 unreadable[candidate] = _reason(error)
-        raise ImageError(_too_many(self._source, unreadable, self._max_corrupt))
+        raise ImageError(_too_many(self._source, unreadable, self._max_corrupt, self._advice))
 
 
 class _EvalBatches:
@@ -152,11 +154,13 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         workers: int,
         worker_kind: str,
         max_corrupt: int,
+        advice: str,
         report: Callable[[str], None] | None,
     ):
         if worker_kind not in ("threads", "processes"):
             raise ValueError(f"worker_kind must be 'threads' or 'processes'; got {worker_kind!r}.")
-        self._batches, self._source, self._max_corrupt, self._report = batches, source, max_corrupt, report
+        self._batches, self._source, self._report = batches, source, report
+        self._max_corrupt, self._advice = max_corrupt, advice
         self._workers, self._processes = workers, bool(workers) and worker_kind == "processes"
         self._iterator, self._position = None, 0
         self.unreadable: set[int] = set()
@@ -174,7 +178,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             self.unreadable.add(index)
         if len(self.unreadable) > self._max_corrupt:
             found = {index: self._reasons.get(index, "") for index in self.unreadable}
-            raise ImageError(_too_many(self._source, found, self._max_corrupt))
+            raise ImageError(_too_many(self._source, found, self._max_corrupt, self._advice))
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -239,14 +243,10 @@ class _From:
         return self._batches[self._first + operator.index(index)]
 
 
-def _too_many(source: Source, unreadable: Mapping[int, str], allowed: int) -> str:
-    found = sorted(unreadable.items())
-    names = [source.name(index) + (f" ({reason})" if reason else "") for index, reason in found[:_NAMED]]
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return (
-        f"{len(found)} images cannot be read, {allowed} are allowed (max_corrupt): {', '.join(names)}{more}. "
-        "Mend or remove them."
-    )
+def _too_many(source: Source, unreadable: Mapping[int, str], allowed: int, advice: str) -> str:
+    names = [source.name(index) + (f" ({reason})" if reason else "") for index, reason in sorted(unreadable.items())]
+    images = f"More than {counted(allowed, 'image')}" if allowed else "Images"
+    return f"{images} cannot be read: {first_few(names)}. {advice}"
 
 
 def train_loader(
@@ -262,6 +262,7 @@ def train_loader(
     workers: int = 0,
     worker_kind: str = "threads",
     max_corrupt: int = 0,
+    advice: str = _ADVICE,
     report: Callable[[str], None] | None = None,
 ) -> Batches:
     """Returns this process's part of an endless run's batches: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
@@ -280,6 +281,7 @@ def train_loader(
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
         max_corrupt: images that may be unreadable.
+        advice: a sentence on what to do where there are more.
         report: called with the name of every image that cannot be read and the reason, once.
 
     Raises:
@@ -289,8 +291,10 @@ def train_loader(
     share = _share(batch_size, process_index, process_count)
     if len(source) < batch_size:
         raise ValueError(f"batch_size {batch_size} is more than the {len(source)} training images.")
-    batches = _TrainBatches(source, batch_size, augmentation, seed, share, image_size, num_channels, max_corrupt)
-    return Batches(batches, source, workers, worker_kind, max_corrupt, report)
+    batches = _TrainBatches(
+        source, batch_size, augmentation, seed, share, image_size, num_channels, max_corrupt, advice
+    )
+    return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
 
 
 def eval_loader(
@@ -303,6 +307,7 @@ def eval_loader(
     workers: int = 0,
     worker_kind: str = "threads",
     max_corrupt: int = 0,
+    advice: str = _ADVICE,
     report: Callable[[str], None] | None = None,
 ) -> Batches:
     """Returns this process's part of one pass over a source, in its order, with "mask" bool [B] beside image and label.
@@ -318,6 +323,7 @@ def eval_loader(
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
         max_corrupt: images that may be unreadable.
+        advice: a sentence on what to do where there are more.
         report: called with the name of every image that cannot be read and the reason, once.
 
     Raises:
@@ -325,7 +331,7 @@ def eval_loader(
         ImageError: while iterating, if more than `max_corrupt` images cannot be read.
     """
     batches = _EvalBatches(source, batch_size, processor, _share(batch_size, process_index, process_count))
-    return Batches(batches, source, workers, worker_kind, max_corrupt, report)
+    return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
