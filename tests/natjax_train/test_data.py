@@ -180,6 +180,18 @@ def test_digits():
     assert training.name(3) == "digit 3 of train"
 
 
+def test_digits_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    source = open_source("digits", "val")
+    assert len(source) == 360
+    assert source.notes == (
+        "digits is natjax's own data set here, not the folder of that name: ./digits is the folder",
+    )
+    with pytest.raises(ImageError, match="digits has no val/"):
+        open_source("./digits", "val")
+
+
 def test_records_hold_what_the_folder_holds(folder, tmp_path):
     packed = tmp_path / "packed"
     for split in ("train", "val"):
@@ -376,7 +388,9 @@ def test_unreadable_images_are_replaced_and_counted(folder):
 
 def test_too_many_unreadable_images_end_the_run(folder):
     damage(folder, "03", "04", "05", "06", "07", "08", "09", "10")
-    with pytest.raises(ImageError, match=r"^More than 2 images cannot be read: .*/class \d/\d\d.* Mend or remove them\.$"):
+    with pytest.raises(
+        ImageError, match=r"^More than 2 images cannot be read: .*/class \d/\d\d.* Mend or remove them\.$"
+    ):
         take(loader(open_source(folder, "train")), 6)
 
 

@@ -308,12 +308,8 @@ def _opening(training: data_.Source, validation: data_.Source, begins: str, prep
     images = (
         f"{len(training):,} training and {len(validation):,} validation images, {len(training.class_names)} classes"
     )
-    return [
-        f"{images}; {begins}; {preprocessing}",
-        *training.notes,
-        *validation.notes,
-        *data_.remarks(validation, training),
-    ]
+    notes = dict.fromkeys((*training.notes, *validation.notes))  # what both say, once
+    return [f"{images}; {begins}; {preprocessing}", *notes, *data_.remarks(validation, training)]
 
 
 def _draw_curves(out: Path, task: Any, report: Callable[[str], None]) -> None:

@@ -4,7 +4,7 @@ from natjax_train.data.classes import match_classes
 from natjax_train.data.open import open_source, open_splits
 from natjax_train.data.pipeline import Batches, eval_loader, train_loader
 from natjax_train.data.plausible import check_splits, check_training, remarks
-from natjax_train.data.sources import Digits, ImageFolder, Source
+from natjax_train.data.sources import Digits, ImageFolder, Source, split_folders
 from natjax_train.data.transforms import eval_processor
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "open_source",
     "open_splits",
     "remarks",
+    "split_folders",
     "train_loader",
 ]

@@ -7,19 +7,17 @@ from pathlib import Path
 
 from natjax.errors import ImageError
 from natjax.text import first_few
-from natjax_train.data.sources import Digits, ImageFolder, Source, class_folders
+from natjax_train.data.sources import SPLITS, Digits, ImageFolder, Source, class_folders, split_folders
 from natjax_train.data.split import Part
 from natjax_train.data.split import split as split_folder
-
-SPLITS = {"train": ("train",), "val": ("val", "validation")}
 
 
 def open_source(spec: str | os.PathLike, split: str, *, val_fraction: float | None = None, seed: int = 0) -> Source:
     """Opens a split of a data set.
 
     Args:
-        spec: "digits"; or a folder with `train` and `val` (or `validation`), each an image folder or records made by
-            `natjax_train.data.records`.
+        spec: "digits", whatever lies in the current folder; or a folder with `train` and `val` (or `validation`), each an
+            image folder or records made by `natjax_train.data.records`.
         split: "train" or "val".
         val_fraction: of an image folder without `val`: part of the images of every class that are held out for validation.
             Its classes may lie in `train` or in the folder itself.
@@ -34,8 +32,13 @@ def open_source(spec: str | os.PathLike, split: str, *, val_fraction: float | No
         raise ValueError(f"split must be 'train' or 'val'; got {split!r}.")
     if val_fraction is not None:
         return _parts(spec, val_fraction, seed)[split]
-    if str(spec) == "digits":
-        return Digits(split)
+    if spec == "digits":
+        digits = Digits(split)
+        if os.path.exists(spec):
+            digits.notes = (
+                "digits is natjax's own data set here, not the folder of that name: ./digits is the folder",
+            )
+        return digits
     _check_folder(spec)
     folder, training = (_split_folder(Path(spec), kind) for kind in (split, "train"))
     # Imported here: `python -m natjax_train.data.records` warns if it is imported before.
@@ -48,7 +51,7 @@ def open_source(spec: str | os.PathLike, split: str, *, val_fraction: float | No
     source = records.Records(folder) if records.is_records(folder) else ImageFolder(folder, names)
     if names is not None and source.class_names != names:
         raise ImageError(f"The records in {folder} are of other classes than those in {training}.")
-    if others := _split_folders(Path(spec), split)[1:]:
+    if others := split_folders(Path(spec), split)[1:]:
         source.notes = (*source.notes, f"{spec} has {folder.name}/ and {others[0].name}/: {folder.name}/ is used")
     return source
 
@@ -63,7 +66,7 @@ def open_splits(spec: str | os.PathLike, *, val_fraction: float | None = None, s
 
 def _parts(spec: str | os.PathLike, val_fraction: float, seed: int) -> dict[str, Part]:
     """Returns the parts "train" and "val" of an image folder without `val`."""
-    if str(spec) == "digits":
+    if spec == "digits":
         raise ValueError("The digits have a validation split of their own: leave val_fraction out.")
     _check_folder(spec)
     if validation := _split_folder(Path(spec), "val"):
@@ -83,18 +86,7 @@ def _check_folder(spec: str | os.PathLike) -> None:
 
 
 def _split_folder(directory: Path, split: str) -> Path | None:
-    return next(iter(_split_folders(directory, split)), None)
-
-
-def _split_folders(directory: Path, split: str) -> list[Path]:
-    return [directory / name for name in SPLITS[split] if _is_folder(directory / name)]
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError as error:  # Python 3.13 and older raise where a parent cannot be entered
-        raise ImageError(f"{path}: the folder cannot be read: {error.strerror or error}.") from None
+    return next(iter(split_folders(directory, split)), None)
 
 
 def _no_split(directory: Path, split: str, training: Path | None) -> str:

@@ -25,7 +25,7 @@ from natjax.atomic import replacing
 from natjax.errors import ImageError, NatjaxError
 from natjax.labels import composed
 from natjax_train.data.plausible import check_classes, check_training, remarks
-from natjax_train.data.sources import ImageFolder, Source
+from natjax_train.data.sources import SPLITS, ImageFolder, Source
 
 INDEX = "index.json"
 _FORMAT = "natjax records 1"
@@ -48,6 +48,11 @@ class Records:
 
     Args:
         directory: where `write` put them.
+
+    Attributes:
+        class_names: in the order of their numbers.
+        class_counts: images of every class; None where an older index does not say.
+        notes: none, as packing has said them.
 
     Raises:
         ImageError: the index or a shard is missing or damaged.
@@ -176,7 +181,7 @@ def main() -> int:
         if Path(args.directory).resolve().is_relative_to(Path(args.source).resolve()):
             raise ImageError(f"{args.directory} lies in the folder to be packed, {args.source}; give one elsewhere.")
         source = ImageFolder(args.source)
-        is_validation = Path(args.source).resolve().name in ("val", "validation")  # where a class may be without images
+        is_validation = Path(args.source).resolve().name in SPLITS["val"]  # where a class may be without images
         (check_classes if is_validation else check_training)(source)
         for note in (*source.notes, *remarks(source)):
             print(f"natjax: {note}", file=sys.stderr)

@@ -20,6 +20,7 @@ from natjax.errors import ImageError
 from natjax.labels import composed
 from natjax.text import first_few
 
+SPLITS = {"train": ("train",), "val": ("val", "validation")}  # what their folders may be called
 
 
 class Source(Protocol):
@@ -136,7 +137,6 @@ class Digits:
     """
 
     class_names = tuple("0123456789")
-    notes = ()
 
     def __init__(self, split: str):
         try:
@@ -149,6 +149,7 @@ class Digits:
         parts = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
         self._images, self._labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
         self._split = split
+        self.notes: tuple[str, ...] = ()
         self.class_counts = class_counts(self._labels, self.class_names)
 
     def __len__(self) -> int:
@@ -160,6 +161,22 @@ class Digits:
     def name(self, index: int) -> str:
         """Returns the number of an image."""
         return f"digit {index} of {self._split}"
+
+
+def split_folders(directory: str | os.PathLike, split: str) -> list[Path]:
+    """Returns the folders of a split, "train" or "val", that a data set has; the first of them is used.
+
+    Raises:
+        ImageError: the folder cannot be read.
+    """
+    return [Path(directory, name) for name in SPLITS[split] if _is_folder(Path(directory, name))]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # Python 3.13 and older raise where a parent cannot be entered
+        raise ImageError(f"{path}: the folder cannot be read: {error.strerror or error}.") from None
 
 
 def class_folders(directory: Path) -> tuple[str, ...]:
