@@ -29,6 +29,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def not_negative_int(text: str) -> int:
+    """Returns an integer of at least 0."""
+    value = _int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0; got {text!r}")
+    return value
+
+
 def image_side(text: str) -> int:
     """Returns the side of a square image in pixels."""
     side = _int(text)
@@ -60,4 +68,4 @@ def _int(text: str) -> int:
     try:
         return int(text)
     except ValueError:  # argparse would name the function, which says nothing to a user
-        return 0
+        return -1

@@ -69,16 +69,12 @@ def _of_folder(folder: str, skipped: list[tuple[str, str]] | None) -> list[str]:
 
 def run_pipeline(pipe: Any, paths: list[str], skipped: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
     """Yields (path, output) of images on their way through a pipeline; lists (path, reason) of those that cannot be read."""
-    progress = Progress(len(paths), "images")
+    with Progress(len(paths), "images") as progress:
 
-    def skip(index: int, error: ImageError) -> None:
-        skipped.append((paths[index], str(error)))
-        progress.clear()
-        complain(f"skipped {error}")
+        def skip(index: int, error: ImageError) -> None:
+            skipped.append((paths[index], str(error)))
+            progress.complain(f"skipped {error}")
 
-    try:
         for done, (index, output) in enumerate(pipe.stream(paths, skip), 1):
             yield paths[index], output
             progress.update(done + len(skipped))
-    finally:
-        progress.clear()

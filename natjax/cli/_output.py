@@ -35,11 +35,25 @@ def printable(text: str) -> str:
 
 
 class Progress:
-    """A line on stderr that says how far a long run is: items done, rate and time left. Silent where nobody watches."""
+    """A line on stderr that says how far a long run is: items done, rate and time left. Silent where nobody watches.
+
+    The `with` statement removes it, whatever ends the run.
+    """
 
     def __init__(self, total: int, unit: str):
         self._total, self._unit, self._start = total, unit, time.monotonic()
         self._width = 0  # of what is shown
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
+
+    def complain(self, message: str) -> None:
+        """Prints a message of the command on stderr, without the line in its way."""
+        self.clear()
+        complain(message)
 
     def update(self, done: int, total: int | None = None) -> None:
         """Shows that `done` items in all are done, of another total where that is known only now."""

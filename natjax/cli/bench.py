@@ -81,11 +81,8 @@ def _row(program: Program, seconds: float, batch: int, flops: int) -> dict[str, 
     """Times a program and returns its figures."""
     from natjax.benchmarking import measure
 
-    progress = Progress(0, "runs")
-    try:
+    with Progress(0, "runs") as progress:
         times = measure(program, seconds, progress.update)
-    finally:
-        progress.clear()
     middle = statistics.median(times)
     return {
         "compile_seconds": round(program.compile_seconds, 2),

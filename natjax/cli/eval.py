@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from natjax import run_files
 from natjax.atomic import replacing
-from natjax.cli._arguments import add_dtype_argument, add_process_arguments, positive_int
+from natjax.cli._arguments import add_dtype_argument, add_process_arguments, not_negative_int, positive_int
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
 from natjax.errors import CheckpointError, install_line
 from natjax.hub import locate
+from natjax.text import counted
 
 if TYPE_CHECKING:
     from natjax_train.tasks.classification import Metrics
@@ -33,15 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="M",
-        help="checkpoint: a run's folder, a path, a name of `natjax list` or a Hugging Face id; needed, but with --data digits "
-        "(digits is their classifier)",
+        help="checkpoint: a run's folder, a path, a name of `natjax list` or a Hugging Face id; needed (digits is a small "
+        "classifier of handwritten digits)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document, with every class")
     parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
     parser.add_argument(
         "--batch-size", type=positive_int, default=64, metavar="N", help="images per step, of all devices (default: 64)"
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads that read images (default: none)")
+    parser.add_argument(
+        "--workers", type=not_negative_int, default=0, metavar="N", help="threads that read images (default: none)"
+    )
     add_dtype_argument(parser)
     parser.add_argument("--mesh", default="", metavar="MESH", help="devices, as in data=8 (default: all)")
     add_process_arguments(parser)
@@ -66,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     is_main_process = jax.process_index() == 0
     if args.csv and is_main_process:
         _check_writable(Path(args.csv))  # to be known before the evaluation, not after it
-    path = locate(args.model or (args.data if args.data == "digits" else None))
-    source = data.open_source(args.data, "val", **_split_of_run(path, args.data))
+    path = locate(args.model)
+    held_out = _split_of_run(path, args.data)
+    source = data.open_source(args.data, "val", **held_out)
     checkpoint = Checkpoint.open(path)
     net = NatForImageClassification.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
@@ -75,6 +79,12 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{path}: the model has no classes to tell apart.")
     places, matching = data.match_classes(source.class_names, names)
     labels = np.array(places, np.int32)
+    warnings = [] if matching is None else [matching]
+    if held_out:
+        warnings.append(
+            f"{args.data} has no val/: if these are the run's data, the images that it held out are measured (val_fraction "
+            f"{held_out['val_fraction']:g})"
+        )
     notes: list[str] = []
     processor = load_processor(checkpoint, notes.append)
     mean, std = start.normalisation(processor)
@@ -82,17 +92,16 @@ def run(args: argparse.Namespace) -> int:
     mesh.check_batch(devices, args.batch_size)
     if is_main_process:
         for message in (
-            f"{len(source):,} images, {len(source.class_names)} classes; model {args.model or args.data}"
+            f"{len(source):,} images, {len(source.class_names)} classes; model {args.model}"
             + ("" if notes else "; preprocessing from the checkpoint"),
             *notes,
             *source.notes,
             *data.remarks(source),
-            *((matching,) if matching else ()),
+            *warnings,
         ):
             complain(message)
-    progress = Progress(len(source), "images")
     too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
-    with explain_out_of_memory(too_large), jax.set_mesh(devices):
+    with Progress(len(source), "images") as progress, explain_out_of_memory(too_large), jax.set_mesh(devices):
         _, graphdef, params = step.split_model(net)
         params = jax.device_put(jax.tree.map(np.asarray, params), NamedSharding(devices, PartitionSpec()))
         task = Classification(None, names)
@@ -109,35 +118,26 @@ def run(args: argparse.Namespace) -> int:
             progress=progress.update if is_main_process else None,
             workers=args.workers,
             max_corrupt=_MAX_CORRUPT,
-            report=complain,
+            report=progress.complain,
         )
-    progress.clear()
     skipped = len(source) - int(metrics.confusion.sum())
     if is_main_process:
-        _tell(args, metrics, names, [matching] if matching else [])
+        _tell(args, metrics, names, warnings)
         if skipped:
-            complain(f"{skipped} image(s) could not be read and are not counted")
+            complain(f"{counted(skipped, 'image')} could not be read and {'is' if skipped == 1 else 'are'} not counted")
     return 1 if skipped else 0
 
 
 def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
     """Returns how the run that a model is of split its data, where it did and the data given have no split of their own."""
-    recipe, folder = _folder(checkpoint).parent / run_files.RECIPE, Path(data)
-    if not (recipe.is_file() and folder.is_dir()) or any((folder / name).is_dir() for name in ("val", "validation")):
-        return {}
+    from natjax_train.data import split_folders
     from natjax_train.recipes import find_recipe
 
-    found = find_recipe(str(recipe))
-    if found.val_fraction is None:
+    recipe = (checkpoint if checkpoint.is_dir() else checkpoint.parent).parent / run_files.RECIPE
+    if data == "digits" or not (recipe.is_file() and Path(data).is_dir()) or split_folders(data, "val"):
         return {}
-    complain(
-        f"{data}: has no val/; the images that the run held out are measured (val_fraction {found.val_fraction:g})"
-    )
-    return {"val_fraction": found.val_fraction, "seed": found.seed}
-
-
-def _folder(checkpoint: Path) -> Path:
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+    found = find_recipe(str(recipe))
+    return {} if found.val_fraction is None else {"val_fraction": found.val_fraction, "seed": found.seed}
 
 
 def _check_writable(path: Path) -> None:
@@ -166,8 +166,8 @@ def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warn
     if args.json:
         classes = [{name: _finite(value) for name, value in zip(_COLUMNS, row, strict=True)} for row in rows]
         numbers = {name: _finite(value) for name, value in summary.items()}
-        doubts = {"warnings": list(warnings)} if warnings else {}
-        print_json(numbers | {"images": int(metrics.confusion.sum()), "classes": classes} | doubts)
+        others = {"images": int(metrics.confusion.sum()), "classes": classes, "warnings": list(warnings)}
+        print_json(numbers | others)
     else:
         _print(metrics, rows, int(metrics.confusion.sum()))
     if args.csv:

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import dataclasses
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from natjax_train.recipes import RECIPES
 from natjax_train.tasks.classification import Metrics
 
 CLASSES = [f"class {c}" for c in "abcdef"]
+DIGITS = ("--data", "digits", "--model", "digits")
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +89,11 @@ def expected(model, data, classes):
 
 
 def test_digits(capsys, tmp_path):
-    code, out, _ = run(capsys, "--data", "digits", "--json", "--csv", tmp_path / "classes.csv")
+    code, out, _ = run(capsys, *DIGITS, "--json", "--csv", tmp_path / "classes.csv")
     found = json.loads(out)
     assert code == 0
-    assert list(found) == ["top1", "top5", "loss", "images_per_second", "images", "classes"]
+    assert list(found) == ["top1", "top5", "loss", "images_per_second", "images", "classes", "warnings"]
+    assert found["warnings"] == []
     assert found["images"] == 360
     assert 0.985 <= found["top1"] <= found["top5"] <= 1
     assert 0 < found["loss"] < 0.1
@@ -169,7 +172,7 @@ def test_unreadable_images_are_not_counted(capsys, tmp_path, model):
     code, out, err = run(capsys, "--data", data, "--model", model)
     assert code == 1
     assert out.startswith("29 images, ")
-    assert "1 image(s) could not be read" in err
+    assert "1 image could not be read and is not counted" in err
 
 
 def test_runs_folder(capsys, tmp_path):
@@ -239,7 +242,7 @@ def test_classes_of_other_names(capsys, tmp_path, model):
 
 def test_a_table_that_cannot_be_written_is_known_before_the_evaluation(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("natjax_train.evaluate.evaluate", lambda *_, **__: pytest.fail("too late"))
-    code, out, err = run(capsys, "--data", "digits", "--csv", tmp_path / "missing" / "classes.csv")
+    code, out, err = run(capsys, *DIGITS, "--csv", tmp_path / "missing" / "classes.csv")
     assert (code, out) == (1, "")
     assert "No such file or directory" in err
 
@@ -295,14 +298,47 @@ def test_data_without_a_split(capsys, tmp_path, model):
     (tmp_path / "run" / "recipe.json").write_text(recipe.to_json())
     code, out, err = run(capsys, "--data", data, "--model", tmp_path / "run", "--json")
     assert (code, json.loads(out)["images"]) == (0, 6)
-    assert "the images that the run held out are measured" in err
+    (warning,) = json.loads(out)["warnings"]
+    assert warning == (
+        f"{data} has no val/: if these are the run's data, the images that it held out are measured (val_fraction 0.25)"
+    )
+    assert err.count(warning) == 1
     weights = tmp_path / "run" / "model" / "model.safetensors"
     code, out, err = run(capsys, "--data", data, "--model", weights, "--json", "--csv", tmp_path / "classes.csv")
     assert (code, json.loads(out)["images"]) == (0, 6)
     assert f"{tmp_path / 'classes.csv'}: wrote images, recall and precision of 6 classes" in err
 
 
+def test_messages_do_not_share_the_line_of_progress(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def measure(*_, progress, report, **__):
+        progress(3)
+        report("one is broken")
+        progress(4)
+        raise natjax.ImageError("all are broken")
+
+    terminal = Terminal()
+    monkeypatch.setattr("natjax_train.evaluate.measure", measure)
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert main(["eval", *DIGITS]) == 1
+    before, _, after = terminal.getvalue().partition("natjax: one is broken\n")
+    for line, text in (before.rpartition("\n")[2], "3/360"), (after.partition("natjax: error: all")[0], "4/360"):
+        empty, shown, wiped, rest = line.split("\r")
+        assert shown.startswith(text)
+        assert empty == wiped.strip() == rest == ""
+
+
 def test_refusals(capsys, tmp_path, model):
+    code, _, err = run(capsys, "--data", "digits")
+    assert code == 1
+    assert "no model given" in err
+    for workers in ("-1", "many"):
+        with pytest.raises(SystemExit):
+            run(capsys, *DIGITS, "--workers", workers)
+        assert f"argument --workers: must be an integer of at least 0; got '{workers}'" in capsys.readouterr().err
     code, _, err = run(capsys, "--data", tmp_path / "missing", "--model", model)
     assert code == 1
     assert "no such folder" in err
