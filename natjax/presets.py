@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from natjax.labels import imagenet_1k, imagenet_22k
 
 _CLASSES_22K = 21841
 _ARCHITECTURE = ("embed_dim", "depths", "num_heads", "kernel_size", "dilations", "mlp_ratio", "qkv_bias", "hidden_act")
-_HUB = "shi-labs"
 _ADDRESSES = {  # of the authors' folders of checkpoints
     "nat": "https://shi-labs.com/projects/nat/checkpoints/CLS/",
     "dinat": "https://shi-labs.com/projects/dinat/checkpoints/imagenet1k/",
@@ -64,11 +64,12 @@ def _preset(
     gmacs: float,
     top1: float,
     hub: str,
-    file: str,
+    file: str | None = None,
     dilations: Sequence[int] | None = None,
     layer_scale: float = 0.0,
     kernel_size: int = 7,
     image_size: int = 224,
+    crop_pct: float = 0.875,
 ) -> Preset:
     depths = (3, 4, third_depth, 5)
     config = NatConfig(
@@ -85,17 +86,17 @@ def _preset(
     return Preset(
         config=config,
         image_size=image_size,
-        crop_pct=1.0 if image_size == 384 else 0.875,
+        crop_pct=crop_pct,
         gmacs=gmacs,
         top1=top1,
-        hub_id=f"{_HUB}/{hub}",
-        address=_ADDRESSES[config.model_type] + file,
+        hub_id=f"shi-labs/{hub}",
+        address=_ADDRESSES[config.model_type] + (file or f"{hub.replace('-', '_')}.pth"),
     )
 
 
 _MINI, _TINY, _SMALL = (64, 6, 3.0, 0.2), (64, 18, 3.0, 0.2), (96, 18, 2.0, 0.3)
 _BASE, _LARGE = (128, 18, 2.0, 0.5), (192, 18, 2.0, 0.35)
-_DILATIONS = (8, 4, 2, 1)  # of the dilated layers, by level
+_dinat = functools.partial(_preset, dilations=(8, 4, 2, 1))  # of the dilated layers, by level
 
 PRESETS = {
     "nat_mini": _preset(*_MINI, gmacs=2.7, top1=81.8, hub="nat-mini-in1k-224", file="nat_mini.pth"),
@@ -104,51 +105,25 @@ PRESETS = {
         *_SMALL, layer_scale=1e-5, gmacs=7.8, top1=83.7, hub="nat-small-in1k-224", file="nat_small.pth"
     ),
     "nat_base": _preset(*_BASE, layer_scale=1e-5, gmacs=13.7, top1=84.3, hub="nat-base-in1k-224", file="nat_base.pth"),
-    "dinat_mini": _preset(
-        *_MINI, dilations=_DILATIONS, gmacs=2.7, top1=81.8, hub="dinat-mini-in1k-224", file="dinat_mini_in1k_224.pth"
-    ),
-    "dinat_tiny": _preset(
-        *_TINY, dilations=_DILATIONS, gmacs=4.3, top1=82.7, hub="dinat-tiny-in1k-224", file="dinat_tiny_in1k_224.pth"
-    ),
-    "dinat_small": _preset(
-        *_SMALL,
-        dilations=_DILATIONS,
-        gmacs=7.8,
-        top1=83.8,
-        hub="dinat-small-in1k-224",
-        file="dinat_small_in1k_224.pth",
-    ),
-    "dinat_base": _preset(
-        *_BASE,
-        layer_scale=1e-5,
-        dilations=_DILATIONS,
-        gmacs=13.7,
-        top1=84.4,
-        hub="dinat-base-in1k-224",
-        file="dinat_base_in1k_224.pth",
-    ),
-    "dinat_large": _preset(
-        *_LARGE,
-        dilations=_DILATIONS,
-        gmacs=30.6,
-        top1=86.6,
-        hub="dinat-large-in22k-in1k-224",
-        file="dinat_large_in22k_in1k_224.pth",
-    ),
-    "dinat_large_384": _preset(
+    "dinat_mini": _dinat(*_MINI, gmacs=2.7, top1=81.8, hub="dinat-mini-in1k-224"),
+    "dinat_tiny": _dinat(*_TINY, gmacs=4.3, top1=82.7, hub="dinat-tiny-in1k-224"),
+    "dinat_small": _dinat(*_SMALL, gmacs=7.8, top1=83.8, hub="dinat-small-in1k-224"),
+    "dinat_base": _dinat(*_BASE, layer_scale=1e-5, gmacs=13.7, top1=84.4, hub="dinat-base-in1k-224"),
+    "dinat_large": _dinat(*_LARGE, gmacs=30.6, top1=86.6, hub="dinat-large-in22k-in1k-224"),
+    "dinat_large_384": _dinat(
         *_LARGE,
         dilations=(13, 6, 3, 1),
         image_size=384,
+        crop_pct=1.0,
         gmacs=89.7,
         top1=87.4,
         hub="dinat-large-in22k-in1k-384",
-        file="dinat_large_in22k_in1k_384.pth",
     ),
-    "dinat_large_384_11x11": _preset(
+    "dinat_large_384_11x11": _dinat(
         *_LARGE,
-        dilations=_DILATIONS,
         kernel_size=11,
         image_size=384,
+        crop_pct=1.0,
         gmacs=92.4,
         top1=87.5,
         hub="dinat-large-11x11-in22k-in1k-384",
