@@ -25,7 +25,7 @@ def split_images(images: Any) -> tuple[list[Any], bool]:
         return [images], False
     if isinstance(images, Iterator) or (isinstance(images, list | tuple) and not _holds_numbers(images)):
         return list(images), True
-    array = as_array(images)
+    array = to_numpy(images)
     paths = array.ndim == 1 and array.dtype.kind in "OU"
     return (list(array), True) if array.ndim == 4 or paths else ([images], False)
 
@@ -38,7 +38,7 @@ def _holds_numbers(images: Any) -> bool:
     return depth >= 3 and isinstance(images, numbers.Number)
 
 
-def as_array(image: Any) -> np.ndarray:
+def to_numpy(image: Any) -> np.ndarray:
     """Returns what NumPy makes of nested lists, an array of JAX's, or a tensor of PyTorch's wherever it is.
 
     Raises:
@@ -58,13 +58,13 @@ def channels_last(image: Any, layout: str | None) -> np.ndarray:
     """Returns an image array as [H, W, C].
 
     Args:
-        image: [H, W, C], [C, H, W] or [H, W], see `as_array`. An axis of channels has 1 or 3 entries.
+        image: [H, W, C], [C, H, W] or [H, W], see `to_numpy`. An axis of channels has 1 or 3 entries.
         layout: "channels_first", "channels_last" or None, which is to find out.
 
     Raises:
         natjax.ImageError: it has another shape, holds no numbers or may be in either layout.
     """
-    pixels = as_array(image)
+    pixels = to_numpy(image)
     if pixels.ndim not in (2, 3) or pixels.size == 0 or pixels.dtype.kind not in "biuf":
         raise ImageError(
             "An image is a path, the bytes of a file, an open file, a Pillow image or an array of numbers [H, W, C], [C, H, W] "

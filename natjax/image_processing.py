@@ -22,7 +22,7 @@ import PIL.Image
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
-from natjax.image_arrays import as_array, channels_last, out_of_range, split_images
+from natjax.image_arrays import channels_last, out_of_range, split_images, to_numpy
 from natjax.images import decode_image, image_name, is_encoded
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -175,7 +175,7 @@ class NatImageProcessor:
                 pixels, channels = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None], 1
             if channels != self.num_channels:
                 raise ImageError(
-                    f"An image array needs {self.num_channels} channel(s) first or last; got {as_array(image).shape}. "
+                    f"An image array needs {self.num_channels} channel(s) first or last; got {to_numpy(image).shape}. "
                     "Colours of uint8, 0..255, become grey for a model of grey images."
                 )
         self._check_range(pixels)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -121,10 +122,18 @@ def make_problem(
     return Problem(query, key, value, rpb, window, as_number("scale", scale))
 
 
-def as_array(name: str, x: Any) -> Any:
+_ADVICE = {"list": "Pass jnp.asarray(x).", "torch.Tensor": "Pass x.detach().cpu().numpy()."}
+
+
+def as_array(name: str, x: Any, advice: Mapping[str, str] = _ADVICE) -> Any:
     """Returns the JAX array of what a user passed as an array: one of JAX or NumPy, or what holds one, as `nnx.Param` does.
 
     A `jax.ShapeDtypeStruct` remains one.
+
+    Args:
+        name: of the argument, for the message.
+        x: what was passed.
+        advice: what to do about other types, by their name ("torch.Tensor"); that of "" is for all that it does not name.
 
     Raises:
         TypeError: x is none of these.
@@ -132,14 +141,14 @@ def as_array(name: str, x: Any) -> Any:
     if isinstance(x, jax.Array | jax.ShapeDtypeStruct):
         return x
     if hasattr(x, "__jax_array__"):
-        return as_array(name, x.__jax_array__())
+        return as_array(name, x.__jax_array__(), advice)
     if isinstance(x, np.ndarray | np.generic):
         if x.dtype.kind in "OSUMm":
             raise TypeError(f"{name} must be an array of numbers; got one of dtype {x.dtype}.")
         return jnp.asarray(x)
     kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
-    how = {"list": " Pass jnp.asarray(x).", "torch.Tensor": " Pass x.detach().cpu().numpy()."}.get(kind, "")
-    raise TypeError(f"{name} must be an array of JAX or NumPy; got {kind}.{how}")
+    how = advice.get(kind) or advice.get("", "")
+    raise TypeError(f"{name} must be an array of JAX or NumPy; got {kind}. {how}".rstrip())
 
 
 def check_known(name: str, shape: tuple) -> None:

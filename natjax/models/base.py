@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from natjax.configuration import NatConfig
@@ -17,6 +16,13 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
     from natjax_convert import Checkpoint
+
+
+# About pixel values, by the type that was passed.
+_ADVICE = {
+    "": "natjax.NatImageProcessor makes one of images, paths and lists.",
+    "torch.Tensor": "A tensor of PyTorch's, channels first, becomes one with tensor.permute(0, 2, 3, 1).numpy().",
+}
 
 
 class NatPreTrainedModel(nnx.Module):
@@ -85,14 +91,8 @@ def checked_pixel_values(pixel_values: Any, config: NatConfig) -> jax.Array:
         TypeError: it is neither an array of JAX's nor one of NumPy's.
         ValueError: it is no floating point [B, H, W, num_channels] array with at least one pixel.
     """
+    pixel_values = as_array("pixel_values", pixel_values, _ADVICE)
     expected = f"[batch, height, width, {config.num_channels}]"
-    if not (isinstance(pixel_values, jax.Array | np.ndarray) or hasattr(pixel_values, "__jax_array__")):
-        kind = f"{type(pixel_values).__module__}.{type(pixel_values).__qualname__}".removeprefix("builtins.")
-        advice = "natjax.NatImageProcessor makes one of images, paths and lists."
-        if kind.startswith("torch."):
-            advice = "A tensor of PyTorch's, channels first, becomes one with tensor.permute(0, 2, 3, 1).numpy()."
-        raise TypeError(f"pixel_values must be a JAX or NumPy array {expected}; got {kind}. {advice}")
-    pixel_values = as_array("pixel_values", pixel_values)
     shape, dtype = pixel_values.shape, pixel_values.dtype
     if len(shape) != 4 or shape[-1] != config.num_channels or 0 in shape[1:3]:
         hint = ""

@@ -160,7 +160,7 @@ def test_bad_inputs_say_what_is_expected():
         (tensor(), r"got torch\.Tensor\. .* tensor\.permute\(0, 2, 3, 1\)\.numpy\(\)"),
     ):
         for kind in (model, make(natjax.NatBackbone)):
-            with pytest.raises(TypeError, match=f"pixel_values must be a JAX or NumPy array .*{message}"):
+            with pytest.raises(TypeError, match=f"pixel_values must be an array of JAX or NumPy; {message}"):
                 kind(bad)
     with pytest.raises(ValueError, match="must be a NatConfig; got str"):
         natjax.NatModel("nat_mini", rngs=nnx.Rngs(0))
