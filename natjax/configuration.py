@@ -7,14 +7,13 @@ from and written to their `config.json`. `dilations=None` is NAT; one dilation p
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from natjax.errors import CheckpointError
+from natjax.errors import CheckpointError, did_you_mean
 
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -334,9 +333,8 @@ def check_fields(dataclass: Any, names: Iterable[str]) -> None:
     fields = [field.name for field in dataclasses.fields(dataclass)]
     for name in names:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(fields)}."
-            raise ValueError(f"{dataclass.__name__} has no field {name!r}. {hint}")
+            hint = did_you_mean(name, fields) or f" There are: {', '.join(fields)}."
+            raise ValueError(f"{dataclass.__name__} has no field {name!r}.{hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from natjax.errors import printable
+
 Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 
 _FOLDERS = {
@@ -35,7 +37,7 @@ def fit(text: str, size: int) -> tuple[str, Font]:
         text: of any script. Characters that cannot be printed, or for which there is no font, come out as in `ascii(text)`.
         size: of the font in pixels.
     """
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = printable(text)
     path = _font_with(frozenset(text))
     if path is None:
         text = "".join(c if _has(None, c) else ascii(c)[1:-1] for c in text)

@@ -12,8 +12,8 @@ from typing import Any
 
 from natjax import run_files
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
-from natjax.errors import CheckpointError, install_line
-from natjax.presets import PRESETS, did_you_mean
+from natjax.errors import CheckpointError, did_you_mean, install_line
+from natjax.presets import PRESETS
 
 _HUB_SETTINGS = (CONFIG_NAME, PROCESSOR_NAME)
 _HUB_FILES = (*_HUB_SETTINGS, "*.safetensors", "*.safetensors.index.json")
@@ -61,7 +61,7 @@ def locate(
     if not is_hub_id(name):
         raise CheckpointError(
             f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub or name of "
-            f"`natjax list` either.{did_you_mean(name)}"
+            f"`natjax list` either.{did_you_mean(name, PRESETS, cutoff=0.5)}"
         )
     return _download(name, options, weights=weights)
 

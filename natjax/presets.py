@@ -7,13 +7,13 @@ Architectures, figures and addresses: SHI-Labs' classification/nat.py, dinat.py,
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 from natjax.configuration import NatConfig
+from natjax.errors import did_you_mean
 from natjax.labels import imagenet_1k, imagenet_22k
 
 _CLASSES_22K = 21841
@@ -148,12 +148,6 @@ def list_models(pattern: str | None = None) -> list[str]:
     return [name for name in PRESETS if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 
-def did_you_mean(name: str) -> str:
-    """Returns " Did you mean NAME?" with the preset whose name is nearest, or nothing where none is near."""
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), PRESETS, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
 def get_config(name: str, **changes: Any) -> NatConfig:
     """Returns the configuration of a preset, with fields changed where given.
 
@@ -164,7 +158,8 @@ def get_config(name: str, **changes: Any) -> NatConfig:
         ValueError: there is no such preset, or the changes are impossible.
     """
     if name not in PRESETS:
-        raise ValueError(f"There is no model named {name!r}.{did_you_mean(str(name))} There are: {', '.join(PRESETS)}.")
+        hint = did_you_mean(str(name), PRESETS, cutoff=0.5)
+        raise ValueError(f"There is no model named {name!r}.{hint} There are: {', '.join(PRESETS)}.")
     if not {"num_labels", "id2label", "label2id"} & set(changes):
         changes["id2label"] = dict(enumerate(imagenet_1k()))
     elif (

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from natjax.errors import printable
+
 
 def complain(message: str) -> None:
     """Prints a message of the command on stderr."""
@@ -27,11 +29,6 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]], indent: s
     for first, *others in table:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         print((indent + "  ".join(cells)).rstrip())
-
-
-def printable(text: str) -> str:
-    """Returns the text with control characters escaped: names from files must not steer a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Progress:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from natjax.errors import did_you_mean
+
 _LONG_USAGE = 10  # lines
+_CUTOFF = 0.7  # names here are short
 _INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
@@ -21,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the command with usage, message and, where a choice was mistyped, the nearest one."""
         if found := _INVALID_CHOICE.search(message):
-            message += _near(found[1], re.findall(r"[\w-]+", found[2]))
+            message += "." + did_you_mean(found[1], re.findall(r"[\w-]+", found[2]), _CUTOFF)
         if self.format_usage().count("\n") > _LONG_USAGE:  # which would push the message out of sight
             self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists all flags.\n")
         super().error(message)
@@ -29,10 +30,6 @@ class Parser(argparse.ArgumentParser):
     def refuse_unknown(self, arguments: list[str]) -> NoReturn:
         """Ends the command as argparse does where it does not know arguments, with the flags that are nearest to them."""
         flags = [flag for flag in self._option_string_actions if flag.startswith("--") and "_" not in flag]
-        hints = [_near(name.partition("=")[0], flags) for name in arguments if name.startswith("-")]
-        self.error(f"unrecognized arguments: {' '.join(arguments)}{''.join(hints)}")
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
-    return f"; did you mean {near[0]}?" if near else ""
+        mistyped = [name.partition("=")[0] for name in arguments if name.startswith("-")]
+        hints = "".join(did_you_mean(name, flags, _CUTOFF) for name in mistyped)
+        self.error(f"unrecognized arguments: {' '.join(arguments)}.{hints}")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, positive_seconds
 from natjax.cli._config import MODEL_HELP, input_size, read_model
 from natjax.cli._memory import explain_out_of_memory
-from natjax.cli._output import Progress, print_json, print_table, printable
+from natjax.cli._output import Progress, print_json, print_table
+from natjax.errors import printable
 
 if TYPE_CHECKING:
     from natjax.benchmarking import Program

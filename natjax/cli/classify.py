@@ -8,7 +8,8 @@ from typing import Any
 from natjax.cli._arguments import positive_int
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
-from natjax.cli._output import complain, print_json, printable
+from natjax.cli._output import complain, print_json
+from natjax.errors import printable
 from natjax.hub import locate
 
 HELP = "say what images show"

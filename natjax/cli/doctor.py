@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from natjax.cli._arguments import add_dtype_argument, image_side
 from natjax.cli._config import input_size, read_model
 from natjax.cli._devices import explain_no_device
-from natjax.cli._output import print_json, print_table, printable
+from natjax.cli._output import print_json, print_table
+from natjax.errors import printable
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig

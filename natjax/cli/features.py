@@ -9,7 +9,8 @@ from typing import Any
 from natjax.atomic import replacing
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
-from natjax.cli._output import complain, print_table, printable
+from natjax.cli._output import complain, print_table
+from natjax.errors import printable
 from natjax.hub import locate
 
 HELP = "write features of images to an .npz file"

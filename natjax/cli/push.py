@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from natjax.cli._output import complain, printable
+from natjax.cli._output import complain
+from natjax.errors import printable
 
 HELP = "upload a model to the Hugging Face Hub"
 

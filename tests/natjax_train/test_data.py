@@ -221,6 +221,7 @@ def test_records_hold_what_the_folder_holds(folder, tmp_path):
     [
         (".", "../packed", "are train, val, which name no classes"),
         ("train", "train/packed", "lies in the folder to be packed"),
+        ("train", "train/pa\x1b[2Jcked", r"pa\x1b[2Jcked lies in the folder to be packed"),
         ("empty", "packed", "Classes without training images: cow"),
     ],
 )

@@ -114,7 +114,7 @@ def test_find(tmp_path):
     (tmp_path / "mine.json").write_text(recipe.to_json(), encoding="utf-8")
     assert find_recipe(str(tmp_path / "mine.json")) == recipe
     with pytest.raises(ValueError, match="Did you mean nat_mini"):
-        find_recipe("nat-mini")
+        find_recipe("NAT-Mini")
 
 
 def test_what_was_printed_can_be_given_back():

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from natjax._version import __version__
+from natjax.errors import printable
 from natjax.hub import is_hub_id
 from natjax.presets import PRESETS
 from natjax.text import first_few
@@ -41,7 +42,7 @@ def model_card(
         metrics: by their names in metrics.jsonl, such as top1.
         step: which the exported model is of.
     """
-    name = _printable("images" if data is None else PurePath(data).name or "images")
+    name = printable("images" if data is None else PurePath(data).name or "images")
     base = base_model(recipe)
     front = {
         "library_name": "natjax",
@@ -142,12 +143,7 @@ def _shortened(model: str) -> str:
 
 def _text(name: str) -> str:
     """Returns a name as Markdown shows it: what would be markup is escaped."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _printable(name))
-
-
-def _printable(name: str) -> str:
-    """Returns a name on one line and in UTF-8: what cannot be printed is spelled out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(name))
 
 
 def _json(value: Any) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from natjax.atomic import replacing
-from natjax.errors import ImageError, NatjaxError
+from natjax.errors import ImageError, NatjaxError, printable
 from natjax.labels import composed
 from natjax_train.data.plausible import check_classes, check_training, remarks
 from natjax_train.data.sources import SPLITS, ImageFolder, Source
@@ -184,10 +184,10 @@ def main() -> int:
         is_validation = Path(args.source).resolve().name in SPLITS["val"]  # where a class may be without images
         (check_classes if is_validation else check_training)(source)
         for note in (*source.notes, *remarks(source)):
-            print(f"natjax: {note}", file=sys.stderr)
+            print(f"natjax: {printable(note)}", file=sys.stderr)
         write(source, args.directory, images_per_shard=args.images_per_shard, report=print)
     except (NatjaxError, OSError, ImportError) as error:
-        print(f"natjax: error: {error}", file=sys.stderr)
+        print(f"natjax: error: {printable(str(error))}", file=sys.stderr)
         return 1
     except ValueError as error:  # what is left are arguments
         parser.error(str(error))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 
+from natjax.errors import did_you_mean
 from natjax_train.recipe import Recipe
 from natjax_train.recipes import digits, finetune, imagenet
 
@@ -25,6 +25,5 @@ def find_recipe(name: str) -> Recipe:
                 return Recipe.from_json(file.read())
             except ValueError as error:
                 raise ValueError(f"{name} is no recipe: {error}") from error
-    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(name, RECIPES, cutoff=0.5)
     raise ValueError(f"There is no recipe or file named {name!r}.{hint} There are: {', '.join(RECIPES)}.")
