@@ -1,13 +1,14 @@
 """Images in, predictions or features out: a checkpoint with its image processor, as in Hugging Face's `pipeline`.
 
     classify = natjax.pipeline("image-classification", "shi-labs/nat-mini-in1k-224")
-    classify("cat.jpg")  # [{"label": "tabby, tabby cat", "score": 0.71}, ...]
+    classify("cat.jpg")  # [{"label": "tabby, tabby cat", "score": ...}, ...]
 
     features = natjax.pipeline("image-feature-extraction", "run/model")
     features(["one.png", "two.png"])  # a list of two arrays [C]
 
 An image is a path, the bytes of a file, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model
-in batches of `batch_size`, or of 1, 2, 4, ... where a call has fewer, and are padded to that; it is compiled once for each.
+in batches of `batch_size`, or of 1, 2, 4, ... where a call has fewer, padded to that. It is compiled once per batch size and
+image shape.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def pipeline(
     config: NatConfig | None = None,
     processor: NatImageProcessor | None = None,
     batch_size: int = 8,
-    top_k: int | None = 5,
+    top_k: Any = ...,
     stages: str | Sequence[str] | None = None,
     dtype: Any = None,
     implementation: str | None = None,
@@ -61,7 +62,7 @@ def pipeline(
         processor: prepares the images; by default the one beside the checkpoint, or else that of the preset of this architecture,
             or ImageNet's, which is reported.
         batch_size: images per step.
-        top_k: of "image-classification": classes per image, as many as there are at most; None means all.
+        top_k: of "image-classification": classes per image, at most all of them; 5 where it is not given, None means all.
         stages: of "image-feature-extraction": names of `NatConfig.stage_names`, one name or "all", for feature maps of these
             stages instead of pooled features. They are normalised where the checkpoint is a backbone's, which has norms for it.
         dtype: compute dtype; None computes in float32.
@@ -76,6 +77,9 @@ def pipeline(
         raise ValueError(f"task must be 'image-classification' or 'image-feature-extraction'; got {task!r}.")
     if task == "image-classification" and stages is not None:
         raise ValueError(f"stages is for 'image-feature-extraction'; got {stages!r} with {task!r}.")
+    if task == "image-feature-extraction" and top_k is not ...:
+        raise ValueError(f"top_k is for 'image-classification'; got {top_k!r} with {task!r}.")
+    top_k = 5 if top_k is ... else top_k
     _check_arguments(batch_size, top_k, dtype, implementation)
     for name, value, expected in (("config", config, NatConfig), ("processor", processor, NatImageProcessor)):
         if value is not None and not isinstance(value, expected):
@@ -177,6 +181,7 @@ class _ImagePipeline:
     def __init__(
         self, model: Any, processor: NatImageProcessor, *, batch_size: int, report: Callable[[str], None] | None
     ):
+        """Takes a model and what prepares images for it; see the subclasses."""
         check_channels(processor, model.config)
         self.model, self.processor, self.batch_size = model, processor, _check_count("batch_size", batch_size)
         self._report = report or _warn
@@ -287,6 +292,18 @@ class ImageClassification(_ImagePipeline):
         top_k: int | None = 5,
         report: Callable[[str], None] | None = None,
     ):
+        """Makes a pipeline of a model in memory.
+
+        Args:
+            model: a classifier.
+            processor: prepares images for it: as many channels as `model.config.num_channels`.
+            batch_size: images per step, 8 by default.
+            top_k: classes per image, 5 by default; None means all.
+            report: receives warnings; by default they are Python's.
+
+        Raises:
+            ValueError: `batch_size` or `top_k` is no integer, or less than 1.
+        """
         super().__init__(model, processor, batch_size=batch_size, report=report)
         self.top_k = None if top_k is None else _check_count("top_k", top_k, " or None")
 
@@ -338,6 +355,19 @@ class ImageFeatureExtraction(_ImagePipeline):
         stages: Sequence[str] | None = None,
         report: Callable[[str], None] | None = None,
     ):
+        """Makes a pipeline of a model in memory.
+
+        Args:
+            model: a `NatModel` for pooled features, or a `NatBackbone` for feature maps.
+            processor: prepares images for it: as many channels as `model.config.num_channels`.
+            batch_size: images per step, 8 by default.
+            stages: of a `NatBackbone`: the names of its feature maps, its `config.out_features`; None, the default, for a
+                `NatModel`.
+            report: receives warnings; by default they are Python's.
+
+        Raises:
+            ValueError: `batch_size` is no integer, or less than 1.
+        """
         super().__init__(model, processor, batch_size=batch_size, report=report)
         self.stages = stages
 

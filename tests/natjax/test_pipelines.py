@@ -199,6 +199,9 @@ def test_what_does_not_fit(folder, tmp_path):
         natjax.pipeline("ocr", folder / "nothing")  # refused before anything is opened
     with pytest.raises(ValueError, match="stages is for 'image-feature-extraction'"):
         natjax.pipeline("image-classification", folder / "model", stages="all")
+    for top_k in (3, None):
+        with pytest.raises(ValueError, match=f"top_k is for 'image-classification'; got {top_k} with"):
+            natjax.pipeline("image-feature-extraction", folder / "model", top_k=top_k)
     for argument, message in (
         ({"top_k": 0}, "top_k must be at least 1 or None; got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
