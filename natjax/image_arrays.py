@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from natjax.errors import ImageError
-from natjax.images import is_encoded
+from natjax.images import is_image_source
 
 
 def split_images(images: Any) -> tuple[list[Any], bool]:
@@ -21,7 +21,7 @@ def split_images(images: Any) -> tuple[list[Any], bool]:
     Raises:
         natjax.ImageError: it is none of these.
     """
-    if is_encoded(images):
+    if is_image_source(images):
         return [images], False
     if isinstance(images, Iterator) or (isinstance(images, list | tuple) and not _holds_numbers(images)):
         return list(images), True

@@ -16,7 +16,7 @@ from pathlib import Path
 import PIL.Image
 
 from natjax.errors import ImageError
-from natjax.images import readable_formats
+from natjax.images import AVIF_READER, HEIC_READER, readable_formats
 
 # Leftovers beside dot files: macOS archives, Windows, ext4, and the thumbnails and bins of Synology and QNAP.
 _LEFTOVERS = {
@@ -24,8 +24,8 @@ _LEFTOVERS = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "__pycache__"),
 }
 _HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
-_HINTS = dict.fromkeys((f"{suffix} file" for suffix in _HEIC), "pip install pillow-heif reads them") | {
-    f"{suffix} file": "a newer Pillow reads them" for suffix in (".avif", ".avifs", ".webp")
+_HINTS = dict.fromkeys((f"{suffix} file" for suffix in _HEIC), f"{HEIC_READER} reads them") | {
+    f"{suffix} file": f"{AVIF_READER} reads them" for suffix in (".avif", ".avifs", ".webp")
 }
 _KINDS = 6  # that a description names
 

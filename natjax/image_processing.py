@@ -23,7 +23,7 @@ from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
 from natjax.image_arrays import channels_last, out_of_range, split_images, to_numpy
-from natjax.images import decode_image, image_name, is_encoded
+from natjax.images import decode_image, image_name, is_image_source
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class NatImageProcessor:
         Raises:
             natjax.ImageError: an image cannot be read, has another shape, type or range, may be in either layout or would be
                 resized to more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or sizes differ once prepared.
+            ValueError: `input_data_format` is none of these.
         """
         if input_data_format not in (None, "channels_first", "channels_last"):
             raise ValueError(
@@ -160,7 +161,7 @@ class NatImageProcessor:
         return pixels.astype(np.float32)
 
     def _pixels(self, image: ImageLike, layout: str | None) -> np.ndarray:
-        if is_encoded(image):
+        if is_image_source(image):
             mode = "L" if self.num_channels == 1 else "RGB"
             pixels = np.array(
                 decode_image(cast("Encoded", image), mode, upright=not isinstance(image, PIL.Image.Image))
@@ -258,7 +259,7 @@ class NatImageProcessor:
         Args:
             source: a preprocessor_config.json, a checkpoint with one beside it, or what else `NatModel.from_pretrained` takes.
             revision: of the Hub: branch, tag or commit.
-            local_files_only: whether the Hub's cache must do.
+            local_files_only: use only what is in the Hub's cache, without a network.
             cache_dir: the Hub's cache.
 
         Raises:
@@ -290,10 +291,21 @@ class NatImageProcessor:
 
     @classmethod
     def imagenet(cls, image_size: int = 224, crop_pct: float = 0.875, num_channels: int = 3) -> NatImageProcessor:
-        """Prepares as ImageNet evaluation of NAT does: bicubic resize to `image_size / crop_pct`, then a crop.
+        """Makes a processor that prepares as ImageNet evaluation of NAT does (SHI-Labs' classification/validate.py).
 
-        Grey images (`num_channels` 1) have mean and standard deviation 0.5.
+        The shorter side is resized to `image_size / crop_pct`, bicubic; then the middle is cropped and normalised by ImageNet's
+        mean and standard deviation per channel, 0.5 where images are grey.
+
+        Args:
+            image_size: side of the crop in pixels.
+            crop_pct: part of the resized shorter side that the crop keeps, above 0 and at most 1.
+            num_channels: 3 for RGB, 1 for grey.
+
+        Raises:
+            ValueError: an argument is impossible.
         """
+        if not _is_number(crop_pct) or not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct must be above 0 and at most 1; got {crop_pct!r}.")
         if num_channels not in (1, 3):
             raise ValueError(f"Images have 1 or 3 channels; got {num_channels}.")
         return cls(

@@ -39,6 +39,7 @@ _BEGINNINGS = {
     b"\x89PNG": "it is damaged PNG",
     b"\xff\xd8\xff": "it is damaged JPEG",
 }
+HEIC_READER, AVIF_READER = "pip install pillow-heif", "a newer Pillow"  # what a Pillow needs for these formats
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MAX, _TIFF_PLANES, _TIFF_FORMAT = 258, 262, 281, 284, 339  # tags
 
@@ -70,7 +71,7 @@ def load_image(source: Encoded, mode: str = "RGB") -> PIL.Image.Image:
     return decode_image(source, mode)
 
 
-def is_encoded(source: Any) -> bool:
+def is_image_source(source: Any) -> bool:
     """Returns whether something is an image for `decode_image`: a path, bytes, an open file or a Pillow image."""
     return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | PIL.Image.Image) or hasattr(
         source, "read"
@@ -91,7 +92,7 @@ def decode_image(source: Encoded, mode: str = "RGB", *, upright: bool = True) ->
     Raises:
         natjax.ImageError: see `load_image`. Too large is a file of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    if not is_encoded(source) or isinstance(source, io.TextIOBase):
+    if not is_image_source(source) or isinstance(source, io.TextIOBase):
         raise ImageError(
             "An image is a path, the bytes of a file, a file opened with mode 'rb' or a Pillow image; "
             f"got {type(source).__name__}. Arrays go to natjax.NatImageProcessor or a pipeline as they are."
@@ -185,10 +186,8 @@ def _what_it_is(beginning: bytes) -> str:
     reason = next((text for start, text in _BEGINNINGS.items() if beginning.lstrip().startswith(start)), "")
     if beginning[4:8] == b"ftyp":
         brand = beginning[8:12]
-        reason = (
-            "it is HEIC, which pip install pillow-heif makes readable" if brand in _HEIF_BRANDS else "it is a video"
-        )
-        reason = "it is AVIF, which a newer Pillow reads" if brand.startswith(b"avi") else reason
+        reason = f"it is HEIC, which {HEIC_READER} reads" if brand in _HEIF_BRANDS else "it is a video"
+        reason = f"it is AVIF, which {AVIF_READER} reads" if brand.startswith(b"avi") else reason
     return "not an image that Pillow can read" + (f": {reason}" if reason else "")
 
 

@@ -99,6 +99,9 @@ def test_sizes():
     assert NatImageProcessor.imagenet(32, num_channels=1)(image[..., 0]).shape == (1, 32, 32, 1)
     with pytest.raises(ValueError, match="1 or 3 channels; got 4"):
         NatImageProcessor.imagenet(num_channels=4)
+    for crop_pct in (0, -0.5, 1.1, float("nan"), "1"):
+        with pytest.raises(ValueError, match="crop_pct must be above 0 and at most 1"):
+            NatImageProcessor.imagenet(crop_pct=crop_pct)
     assert NatImageProcessor(do_resize=False)(image).shape == (1, 40, 60, 3)
 
 
