@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
         ]
         print_table(("name", "parameters", "pixels", "GMACs", "top-1 (%)"), rows)
         print("\nGMACs (papers call them GFLOPs) and ImageNet-1k top-1 are the published ones.")
-        print("--model NAME takes the published weights from the Hugging Face Hub (MIT);")
+        licences = ", ".join(dict.fromkeys(m["license"] for m in models))
+        print(f"--model NAME takes the published weights from the Hugging Face Hub ({licences});")
         print("natjax info NAME and natjax list --json say where they are.")
     if not models:
         complain(f"error: no model matches {args.pattern!r}; `natjax list` shows all")
