@@ -78,6 +78,24 @@ def replacing(path: str | os.PathLike) -> Generator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Checks that `replacing` can write a file, to be known before long work rather than after it. Leaves nothing behind.
+
+    Raises:
+        OSError: it cannot: a folder is there, or the folder of the file is missing or takes no files.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give a file to write.")
+    if path.exists() and not path.is_file():
+        return  # a pipe, say, is not opened before there is something to write
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise type(error)(f"{path}: no file can be written in {folder}: {error.strerror or error}.") from error
+
+
 def _sync(path: Path) -> None:
     with open(path, "rb+") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())

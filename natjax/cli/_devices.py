@@ -19,12 +19,17 @@ def explain_no_device(error: BaseException) -> str | None:
     try:
         jax.devices()
     except Exception as why:
-        asked = os.environ.get("JAX_PLATFORMS")
-        found = f": {why}" if str(why) else ""
-        if not asked:
-            return f"JAX finds no device to run on{found}"
-        return (
-            f"JAX finds no device of the kind that the environment asks for, JAX_PLATFORMS={asked}{found}. Unset JAX_PLATFORMS "
-            f"to run on what there is, or set it to cpu. For NVIDIA GPUs JAX needs its CUDA packages: {install_line('gpu')}."
-        )
+        return no_device_message(why)
     return None
+
+
+def no_device_message(why: BaseException) -> str:
+    """Returns the message for what JAX raises where it has no device."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    found = f": {why}" if str(why) else ""
+    if not asked:
+        return f"JAX finds no device to run on{found}"
+    return (
+        f"JAX finds no device of the kind that the environment asks for, JAX_PLATFORMS={asked}{found}. Unset JAX_PLATFORMS "
+        f"to run on what there is, or set it to cpu. For NVIDIA GPUs JAX needs its CUDA packages: {install_line('gpu')}."
+    )

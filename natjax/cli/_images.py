@@ -29,7 +29,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images per step (default: 8)")
 
 
-def find_images(arguments: Sequence[str], skipped: list[tuple[str, str]] | None = None) -> list[str]:
+def expand_images(arguments: Sequence[str], skipped: list[tuple[str, str]]) -> list[str]:
     """Returns the files that arguments mean: files as they are, and the images of folders, of their subfolders, and of patterns.
 
     What folders hold beside images is counted on stderr.
@@ -52,7 +52,7 @@ def find_images(arguments: Sequence[str], skipped: list[tuple[str, str]] | None 
     return paths
 
 
-def _of_folder(folder: str, skipped: list[tuple[str, str]] | None) -> list[str]:
+def _of_folder(folder: str, skipped: list[tuple[str, str]]) -> list[str]:
     from natjax import image_files  # Pillow is not for --help
 
     found = image_files.find_images(folder)
@@ -60,8 +60,7 @@ def _of_folder(folder: str, skipped: list[tuple[str, str]] | None) -> list[str]:
     if not found.paths:
         reason = f"{folder}: no images in this folder{f'; it holds {others}' if others else ', which is empty'}."
         complain(f"skipped {reason}")
-        if skipped is not None:
-            skipped.append((folder, reason))
+        skipped.append((folder, reason))
     elif others:
         complain(f"{folder}: skipped {others}")
     return found.paths

@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("The model has no classes to train on: its num_labels is 0; leave --train out.")
     side, batch = args.image_size or max(input_size(config, processor)), args.batch_size
     flops = batch * count_flops(config, (side, side))
+    shape = f"{batch} {'image' if batch == 1 else 'images'} of {side} x {side} pixels"
     too_large = (
-        f"{args.model} does not fit into this device's memory with {batch} image(s) of {side} x {side} pixels; "
+        f"{args.model} does not fit into this device's memory with {shape}; "
         "give a smaller --batch-size or --image-size."
     )
     with explain_out_of_memory(too_large):
@@ -69,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**facts, "device": device.device_kind, "peak_device_bytes": peak, "measured": measured})
         return 0
-    shape = f"{batch} image(s) of {side} x {side} pixels"
     print(f"{printable(args.model)}, {shape}, {args.dtype}, on {device.device_kind} ({device.platform})\n")
     head = ("", "compile s", "p50 ms", "p95 ms", "images/s", "GFLOP/s", "memory MB")
     print_table(head, [(what, *map(_cell, row.values())) for what, row in measured.items()], indent="  ")

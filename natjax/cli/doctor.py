@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, image_side
 from natjax.cli._config import input_size, read_model
-from natjax.cli._devices import explain_no_device
+from natjax.cli._devices import no_device_message
 from natjax.cli._output import print_json, print_table
 from natjax.errors import printable
 
@@ -50,20 +50,19 @@ def run(args: argparse.Namespace) -> int:
 
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
     config, processor = read_model(args.model)
+    if not args.json:  # said even where the rest fails: just then versions are worth reading
+        print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
     try:
         devices = [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in jax.devices()]
-    except Exception as error:  # a driver that does not fit, say: just then versions are worth reading
+    except Exception as error:  # a driver that does not fit, say
         if args.json:
             print_json({"versions": versions, "backend": None, "devices": [], "levels": []})
-        else:
-            print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
-        raise ImportError(explain_no_device(error) or f"JAX finds no device to run on: {error}") from error
+        raise RuntimeError(no_device_message(error)) from error
     size = (args.image_size, args.image_size) if args.image_size else input_size(config, processor)
     levels = _levels(config, size, args.dtype)
     if args.json:
         print_json({"versions": versions, "backend": jax.default_backend(), "devices": devices, "levels": levels})
         return 0
-    print_table(["package", "version"], [(name, version or "-") for name, version in versions.items()])
     print()
     print_table(["device", "platform", "kind"], [tuple(d.values()) for d in devices])
     print(f"\nAttention of {printable(args.model)} at {size[0]} x {size[1]} pixels in {args.dtype}:")

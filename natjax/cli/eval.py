@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natjax import run_files
-from natjax.atomic import replacing
+from natjax.atomic import check_writable, replacing
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, not_negative_int, positive_int
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table, printable
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     mesh.start_processes(args.coordinator, args.processes, args.process)  # before anything asks for devices
     is_main_process = jax.process_index() == 0
     if args.csv and is_main_process:
-        _check_writable(Path(args.csv))  # to be known before the evaluation, not after it
+        check_writable(args.csv)  # to be known before the evaluation, not after it
     path = locate(args.model)
     held_out = _split_of_run(path, args.data)
     source = data.open_source(args.data, "val", **held_out)
@@ -138,20 +138,6 @@ def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
         return {}
     found = find_recipe(str(recipe))
     return {} if found.val_fraction is None else {"val_fraction": found.val_fraction, "seed": found.seed}
-
-
-def _check_writable(path: Path) -> None:
-    """Checks that a table can be written, and leaves nothing behind.
-
-    Raises:
-        OSError: it cannot.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder is there; --csv writes a file.")
-    there = path.exists()
-    open(path, "a").close()
-    if not there:
-        path.unlink()
 
 
 def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict[str, Any]]:

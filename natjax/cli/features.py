@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from natjax.atomic import replacing
+from natjax.atomic import check_writable, replacing
 from natjax.cli._config import read_given
-from natjax.cli._images import add_image_arguments, find_images, run_pipeline
+from natjax.cli._images import add_image_arguments, expand_images, run_pipeline
 from natjax.cli._output import complain, print_table
 from natjax.errors import printable
 from natjax.hub import locate
@@ -29,14 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the features and says what was written; returns 1 where an image was skipped."""
-    out = Path(args.out)
-    if not out.absolute().parent.is_dir():  # said before the work, not after it
-        raise FileNotFoundError(f"{args.out}: there is no such folder to write into.")
-    if out.is_dir():
-        raise IsADirectoryError(f"{args.out}: is a folder; give a file to write, such as {out / 'features.npz'}.")
+    check_writable(args.out)  # to be known before the work, not after it
     skipped: list[tuple[str, str]] = []
     checkpoint = locate(args.model)
-    paths = find_images(args.images, skipped)
+    paths = expand_images(args.images, skipped)
     pipe = _pipeline(args, checkpoint)
     rows: list[tuple[str, dict[str, Any]]] = []
     for path, features in run_pipeline(pipe, paths, skipped):
@@ -45,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         complain("error: no image could be read; nothing was written")
         return 1
-    _write(out, rows)
+    _write(args.out, rows)
     return 1 if skipped else 0
 
 
@@ -56,20 +52,15 @@ def _pipeline(args: argparse.Namespace, checkpoint: Path) -> Any:
     if stages not in (None, "all"):
         stages = [name.strip() for name in stages.split(",")]
     config, processor = read_given(args.config)
-    try:
-        return pipeline(
-            "image-feature-extraction",
-            checkpoint,
-            config=config,
-            processor=processor,
-            batch_size=args.batch_size,
-            stages=stages,
-            report=complain,
-        )
-    except ValueError as error:
-        if str(error).startswith("stages "):
-            raise ValueError(f"--{error}") from error
-        raise
+    return pipeline(
+        "image-feature-extraction",
+        checkpoint,
+        config=config,
+        processor=processor,
+        batch_size=args.batch_size,
+        stages=stages,
+        report=complain,
+    )
 
 
 def _check_size(rows: list[tuple[str, dict[str, Any]]]) -> None:
@@ -84,7 +75,7 @@ def _check_size(rows: list[tuple[str, dict[str, Any]]]) -> None:
             )
 
 
-def _write(out: Path, rows: list[tuple[str, dict[str, Any]]]) -> None:
+def _write(out: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
     import numpy as np
 
     arrays: dict[str, Any] = {"images": np.array([path for path, _ in rows])}
@@ -92,5 +83,5 @@ def _write(out: Path, rows: list[tuple[str, dict[str, Any]]]) -> None:
         arrays[name] = np.stack([features[name] for _, features in rows])
     with replacing(out) as unfinished, open(unfinished, "wb") as file:
         np.savez(file, **arrays)
-    print(f"{printable(str(out))}: features of {len(rows)} image(s)")
+    print(f"{printable(out)}: features of images: {len(rows)}")
     print_table(("array", "shape", "type"), [(name, list(a.shape), a.dtype) for name, a in arrays.items()], indent="  ")

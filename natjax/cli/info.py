@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     print(
-        f"{printable(args.model)}: {config.model_type}, {config.num_channels} channel(s), {config.num_labels} class(es)"
+        f"{printable(args.model)}: {config.model_type}, channels: {config.num_channels}, classes: {config.num_labels}"
     )
     print(f"  window      {config.kernel_size} x {config.kernel_size} tokens")
     print(f"  parameters  {parameters:,} ({parameters / 1e6:.2f} M)")

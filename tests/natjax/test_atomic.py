@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from natjax.atomic import replacing
+from natjax.atomic import check_writable, replacing
 
 pytestmark = pytest.mark.once
 
@@ -50,3 +50,25 @@ def test_pipes_and_devices_are_written_to(tmp_path):
     assert pipe.is_fifo()
     write(os.devnull)
     assert not os.path.isfile(os.devnull)
+
+
+def test_what_can_be_written_is_known_beforehand(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    check_writable(path)
+    check_writable(os.devnull)
+    assert os.listdir(tmp_path) == []
+    path.write_text("old")
+    path.chmod(0o400)  # which replacing it does not mind
+    check_writable(path)
+    assert path.read_text() == "old"
+    with pytest.raises(IsADirectoryError, match="is a folder; give a file to write"):
+        check_writable(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file can be written in .*missing: No such file or directory"):
+        check_writable(tmp_path / "missing" / "table.csv")
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")  # as of a folder that is for reading, but to root
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=r"table\.csv: no file can be written in .*: Permission denied"):
+        check_writable(path)

@@ -29,7 +29,7 @@ def folder(tmp_path):
 def test_table(folder, capsys):
     assert main(["bench", folder, *FAST]) == 0
     out, err = capsys.readouterr()
-    assert "1 image(s) of 32 x 32 pixels, float32, on cpu" in out
+    assert "1 image of 32 x 32 pixels, float32, on cpu" in out
     head, inference = out.split("\n\n")[1].splitlines()
     assert head.split()[:4] == ["compile", "s", "p50", "ms"]
     assert inference.split()[0] == "inference"

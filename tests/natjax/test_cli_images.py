@@ -143,7 +143,7 @@ def test_names_that_are_no_text(fake, capsys):
 def test_stages_that_do_not_exist(fake, capsys):
     assert main(["features", "images", "--model", "model", "--stages", "stage1, stage9"]) == 1
     assert capsys.readouterr().err == (
-        "natjax: error: --stages must be 'all' or of stem, stage1, stage2, stage3, stage4; got ['stage1', 'stage9'].\n"
+        "natjax: error: stages must be 'all' or of stem, stage1, stage2, stage3, stage4; got ['stage1', 'stage9'].\n"
     )
 
 
@@ -182,8 +182,8 @@ def test_features_write_nothing_when_they_cannot(fake, capsys):
     assert not list(fake.glob("*.npz*"))
     err = capsys.readouterr().err
     assert "nothing was written" in err
-    assert "no such folder" in err
-    assert "images: is a folder; give a file to write, such as" in err
+    assert "no/where.npz: no file can be written in " in err
+    assert "images: is a folder; give a file to write." in err
     assert ".tmp" not in err
     assert "differ in size: stem is [20, 20, 3] for images/0.png and [20, 21, 3] for images/1.png. Give images" in err
 

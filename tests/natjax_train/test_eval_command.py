@@ -245,6 +245,9 @@ def test_a_table_that_cannot_be_written_is_known_before_the_evaluation(capsys, t
     code, out, err = run(capsys, *DIGITS, "--csv", tmp_path / "missing" / "classes.csv")
     assert (code, out) == (1, "")
     assert "No such file or directory" in err
+    code, out, err = run(capsys, "--data", "digits", "--csv", tmp_path)
+    assert (code, out) == (1, "")
+    assert "is a folder; give a file to write" in err
 
 
 def test_it_says_what_it_measures(capsys, tmp_path, model):
