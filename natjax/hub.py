@@ -33,10 +33,10 @@ def locate(
 
     Args:
         source: a file or folder; the folder of a run of training, for the model in it; "digits", the built-in classifier;
-            the name of a preset, for its published weights; or an id `owner/name` of the Hugging Face Hub. What exists as a
-            path is taken for one. None, as where no model was named, is refused.
+            the name of a preset, for its published weights, see `locate_preset`; or an id `owner/name` of the Hugging Face Hub.
+            An existing path comes first. None, as where no model was named, is refused.
         revision: of the Hub: branch, tag or commit.
-        local_files_only: whether the Hub's cache must do.
+        local_files_only: use only what is in the Hub's cache, without a network.
         cache_dir: the Hub's cache.
         weights: whether what is on the Hub is downloaded with its weights; else configuration and image processor alone.
 
@@ -124,7 +124,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def locate_preset(name: str, *, weights: bool = True, **options: Any) -> Path:
-    """Returns the local path of a preset's published weights, by hand or from the Hub, whatever lies in the current folder.
+    """Returns the local path of a preset's published weights, whatever lies in the current folder.
+
+    Where no revision is asked for, those in the preset's folder in `weights_folder()` come first, then the Hub's.
 
     Args:
         name: of the preset.
@@ -133,9 +135,12 @@ def locate_preset(name: str, *, weights: bool = True, **options: Any) -> Path:
 
     Raises:
         CheckpointError: they cannot be loaded; the message says what to do.
+        KeyError: there is no such preset.
     """
-    kept = weights_folder() / name
-    return kept if kept.is_dir() else _download(PRESETS[name].hub_id, options, weights=weights, preset=name)
+    hub_id, by_hand = PRESETS[name].hub_id, weights_folder() / name
+    if options.get("revision") is None and _has_weights(by_hand):
+        return by_hand
+    return _download(hub_id, options, weights=weights, preset=name)
 
 
 def weights_folder() -> Path:
@@ -164,8 +169,12 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _download(hub_id: str, options: dict[str, Any], *, weights: bool, preset: str | None = None) -> Path:
-    """Returns the local copy of what the Hub has under an id, which may be that of a preset's weights."""
-    by_hand = "" if preset is None else _by_hand(preset)
+    """Returns the local copy of what the Hub has under an id, which may be that of a preset's weights.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    by_hand = "" if preset is None else _advice(preset)
     try:
         import huggingface_hub
     except ImportError as error:
@@ -181,18 +190,22 @@ def _download(hub_id: str, options: dict[str, Any], *, weights: bool, preset: st
         )
         if weights and not any(found.glob("*.safetensors")):
             huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_TORCH_FILES), **options)
+        return found
+    except huggingface_hub.utils.LocalEntryNotFoundError:
+        why = (
+            "local_files_only forbids downloading"
+            if options.get("local_files_only")
+            else "there is no connection to it"
+        )
+        reason = f"not in the cache of the Hugging Face Hub, and {why}"
     except Exception as error:  # the hub's errors have no common base
-        missing = "" if preset else "no such file or directory here, and "
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "LocalEntryNotFound" in type(error).__name__ or "Connect" in type(error).__name__ + reason:
-            reason = "there is no connection to it"
-        raise CheckpointError(
-            f"{hub_id}: {missing}cannot be downloaded from the Hugging Face Hub: {reason.rstrip('.')}.{by_hand}"
-        ) from None  # the hub's own tracebacks are long and say no more
-    return found
+        said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        reason = f"cannot be downloaded from the Hugging Face Hub: {said}"
+    missing = "" if preset else "no such file or directory here, and "
+    raise CheckpointError(f"{hub_id}: {missing}{reason}.{by_hand}")  # the hub's own tracebacks are long and say no more
 
 
-def _by_hand(preset: str) -> str:
+def _advice(preset: str) -> str:
     address = PRESETS[preset].address
     return (
         f" Without the Hub: download {address} and run\n"

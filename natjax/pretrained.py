@@ -61,7 +61,7 @@ def from_pretrained(
         resize_biases: whether to interpolate relative positional biases, as for another `kernel_size`.
         rngs: source of a new classifier; `nnx.Rngs(0)` by default.
         revision: of the Hub: branch, tag or commit.
-        local_files_only: whether the Hub's cache must do.
+        local_files_only: use only what is in the Hub's cache, without a network.
         cache_dir: the Hub's cache.
         **changes: fields of `NatConfig` to change, such as `num_labels`, `out_features` or `drop_path_rate`.
 

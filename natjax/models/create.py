@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from flax import nnx
@@ -21,19 +22,25 @@ def create_model(
     param_dtype: Any = "float32",
     implementation: str | None = None,
     rngs: nnx.Rngs | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike | None = None,
     **changes: Any,
 ) -> NatPreTrainedModel:
     """Makes a preset.
 
     Args:
         name: of `list_models()`.
-        pretrained: whether it has the published weights, which the Hugging Face Hub has (see `natjax.hub.locate`), instead of
-            random ones. The classifier is a new one where the number or the names of the classes are other ones.
+        pretrained: whether it has the published weights (see `natjax.hub.locate_preset`) instead of random ones. The
+            classifier is a new one where the number or the names of the classes are other ones.
         model_class: `NatForImageClassification` (default), `NatModel` or `NatBackbone`.
         dtype: compute dtype, see `NatForImageClassification`.
         param_dtype: dtype of the parameters.
         implementation: of neighborhood attention.
         rngs: source of random weights; `nnx.Rngs(0)` by default.
+        revision: of the published weights on the Hub: branch, tag or commit.
+        local_files_only: use only what is in the Hub's cache, without a network.
+        cache_dir: the Hub's cache.
         **changes: fields of `NatConfig`, for instance `num_labels=10` or `drop_path_rate=0.0`.
 
     Raises:
@@ -56,4 +63,5 @@ def create_model(
     replace_head = bool(named) or config.num_labels != published.num_labels
     if replace_head:
         changes["id2label"] = config.id2label
-    return model_class.from_pretrained(locate_preset(name), replace_head=replace_head, **options, **changes)
+    path = locate_preset(name, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
+    return model_class.from_pretrained(path, replace_head=replace_head, **options, **changes)

@@ -70,7 +70,13 @@ def test_what_transformers_calls_replacing_a_head():
 
 
 def test_pretrained_presets(monkeypatch, classifier):
-    fake_hub(monkeypatch, lambda *_, **__: str(NAT))
+    asked = {}
+
+    def download(*_, allow_patterns, **options):
+        asked.update(options)
+        return str(NAT)
+
+    fake_hub(monkeypatch, download)
     model = natjax.create_model("nat_mini", pretrained=True)
     assert_equal(arrays(model), arrays(classifier))
     model = natjax.create_model("nat_mini", pretrained=True, id2label={"0": "cat", "1": "dog"}, drop_path_rate=0.5)
@@ -82,7 +88,9 @@ def test_pretrained_presets(monkeypatch, classifier):
     monkeypatch.setattr(presets, "imagenet_1k", lambda: [*classifier.config.id2label.values()])
     model = natjax.create_model("nat_mini", pretrained=True, num_labels=classifier.config.num_labels)
     assert_equal(arrays(model), arrays(classifier))  # as many classes as the head has: it is kept
-    backbone = natjax.create_model("nat_mini", pretrained=True, model_class=natjax.NatModel)
+    options = {"revision": "v1", "local_files_only": True, "cache_dir": "cache"}
+    backbone = natjax.create_model("nat_mini", pretrained=True, model_class=natjax.NatModel, **options)
+    assert asked == options
     assert_equal(arrays(backbone), arrays(classifier)["nat"])
     with pytest.raises(ValueError, match="Did you mean nat_mini"):
         natjax.create_model("nat_minni", pretrained=True)
@@ -126,9 +134,14 @@ def test_no_such_checkpoint(name):
         natjax.NatModel.from_pretrained(name)
 
 
+class LocalEntryNotFoundError(Exception):
+    """What the hub raises where it cannot be reached, or must not be, and has nothing in its cache."""
+
+
 def fake_hub(monkeypatch, download):
     module = types.ModuleType("huggingface_hub")
     module.snapshot_download = download
+    module.utils = types.SimpleNamespace(LocalEntryNotFoundError=LocalEntryNotFoundError)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 
 
@@ -173,16 +186,32 @@ def test_processors_come_from_the_hub_as_models_do(monkeypatch, tmp_path):
         natjax.NatImageProcessor.from_pretrained("nowhere")
 
 
-def test_hub_offline(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "only", "message"),
+    [
+        (
+            LocalEntryNotFoundError("x"),
+            False,
+            "not in the cache of the Hugging Face Hub, and there is no connection to it",
+        ),
+        (
+            LocalEntryNotFoundError("x"),
+            True,
+            "not in the cache of the Hugging Face Hub, and local_files_only forbids downloading",
+        ),
+        (OSError("Disk full.\nMore."), False, "cannot be downloaded from the Hugging Face Hub: Disk full"),
+        (ValueError(), False, "cannot be downloaded from the Hugging Face Hub: ValueError"),
+    ],
+)
+def test_what_the_hub_does_not_give(monkeypatch, error, only, message):
     def download(*_, **__):
-        raise ConnectionError("offline")
+        raise error
 
     fake_hub(monkeypatch, download)
-    with pytest.raises(
-        natjax.CheckpointError,
-        match="owner/name: no such file or directory here, and cannot be downloaded from the Hugging Face Hub: there is no conn",
-    ):
-        hub.locate("owner/name")
+    with pytest.raises(natjax.CheckpointError) as caught:
+        hub.locate("owner/name", local_files_only=only)
+    assert str(caught.value) == f"owner/name: no such file or directory here, and {message}."
+    assert caught.value.__context__ is None
 
 
 def test_hub_not_installed(monkeypatch):
@@ -212,7 +241,7 @@ def test_weights_fetched_by_hand(monkeypatch, tmp_path):
     monkeypatch.setenv("NATJAX_WEIGHTS", str(tmp_path / "kept"))
 
     def download(*_, **__):
-        raise ConnectionError("offline")
+        raise LocalEntryNotFoundError("offline")
 
     for stand_in in (None, download):
         if stand_in:
@@ -229,6 +258,10 @@ def test_weights_fetched_by_hand(monkeypatch, tmp_path):
         )
     shutil.copytree(NAT, tmp_path / "kept" / "dinat_mini")
     assert hub.locate("dinat_mini") == tmp_path / "kept" / "dinat_mini"
+    fake_hub(monkeypatch, lambda name, *, revision, **_: f"{name}@{revision}")
+    assert hub.locate("dinat_mini", revision="v1", weights=False) == pathlib.Path("shi-labs/dinat-mini-in1k-224@v1")
+    (tmp_path / "kept" / "nat_mini").mkdir()  # holds nothing
+    assert hub.locate("nat_mini", weights=False) == pathlib.Path("shi-labs/nat-mini-in1k-224@None")
 
 
 @pytest.mark.parametrize(
