@@ -296,12 +296,13 @@ class ImageClassification(_ImagePipeline):
 
         Args:
             model: a classifier.
-            processor: prepares images for it: as many channels as `model.config.num_channels`.
+            processor: prepares images for it: of `model.config.num_channels` channels.
             batch_size: images per step, 8 by default.
             top_k: classes per image, 5 by default; None means all.
             report: receives warnings; by default they are Python's.
 
         Raises:
+            CheckpointError: the processor makes another number of channels.
             ValueError: `batch_size` or `top_k` is no integer, or less than 1.
         """
         super().__init__(model, processor, batch_size=batch_size, report=report)
@@ -359,13 +360,14 @@ class ImageFeatureExtraction(_ImagePipeline):
 
         Args:
             model: a `NatModel` for pooled features, or a `NatBackbone` for feature maps.
-            processor: prepares images for it: as many channels as `model.config.num_channels`.
+            processor: prepares images for it: of `model.config.num_channels` channels.
             batch_size: images per step, 8 by default.
             stages: of a `NatBackbone`: the names of its feature maps, its `config.out_features`; None, the default, for a
                 `NatModel`.
             report: receives warnings; by default they are Python's.
 
         Raises:
+            CheckpointError: the processor makes another number of channels.
             ValueError: `batch_size` is no integer, or less than 1.
         """
         super().__init__(model, processor, batch_size=batch_size, report=report)

@@ -7,8 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._config import read_given
-from natjax.cli._output import complain, printable
+from natjax.cli._output import complain
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
+from natjax.errors import printable
 from natjax.hub import locate
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     )
     config, src = report.config, printable(args.src)
     print(f"{src} ({report.source} {report.kind}) -> {printable(args.dst)} ({report.to})")
-    print(f"  {config.model_type}, {config.num_labels} class(es), depths {'-'.join(map(str, config.depths))}")
+    print(f"  {config.model_type}, classes: {config.num_labels}, depths: {'-'.join(map(str, config.depths))}")
     if report.to == "shilabs":
         complain(f"a .pth holds weights alone: keep the {CONFIG_NAME} and {PROCESSOR_NAME} of {src}")
     elif report.processor in ("default", "none"):

@@ -171,7 +171,7 @@ def test_convert_there_and_back(real, capsys, monkeypatch):
         assert same == (extra[0] == "--config")  # what is beside the configuration belongs to it
     assert main(["convert", "alone/file.pth", "back", "--config", "model"]) == 1
     out, err = capsys.readouterr()
-    assert "dinat, 3 class(es), depths 1" in out
+    assert "dinat, classes: 3, depths: 1" in out
     assert (
         err.count(
             "comes without a preprocessor_config.json: wrote one that prepares images as for ImageNet (resized to 256 pixels"
