@@ -1,9 +1,6 @@
-"""Errors that natjax raises for what a user handed it, and words for messages. Users see an error's message alone."""
+"""Errors that natjax raises for what a user handed it. The command line prints their message alone, without a traceback."""
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Iterable
 
 
 class NatjaxError(Exception):
@@ -25,28 +22,3 @@ def install_line(extra: str) -> str:
     change at release: an address that is somebody else's must never stand here.
     """
     return f"pip install '.[{extra}]' in a clone of natjax"
-
-
-def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """Returns " Did you mean NAME?" with the nearest of some names, or nothing where none is near.
-
-    Args:
-        name: what was given. Capitals, and "-" for "_", make no difference.
-        names: what there is.
-        cutoff: how alike they must be, 0 to 1.
-    """
-    known = {_plain(known): known for known in names}
-    near = difflib.get_close_matches(_plain(name), known, n=1, cutoff=cutoff)
-    return f" Did you mean {known[near[0]]}?" if near else ""
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "_")
-
-
-def printable(text: str) -> str:
-    """Returns the text on one line and in UTF-8, with what cannot be printed escaped.
-
-    Names from files must not steer a terminal.
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -13,7 +13,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from natjax.errors import printable
+from natjax.text import printable
 
 Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from natjax import run_files
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
-from natjax.errors import CheckpointError, did_you_mean, install_line
+from natjax.errors import CheckpointError, install_line
 from natjax.presets import PRESETS
+from natjax.text import did_you_mean
 
 _HUB_SETTINGS = (CONFIG_NAME, PROCESSOR_NAME)
 _HUB_FILES = (*_HUB_SETTINGS, "*.safetensors", "*.safetensors.index.json")

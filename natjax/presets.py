@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from natjax.configuration import NatConfig
-from natjax.errors import did_you_mean
 from natjax.labels import imagenet_1k, imagenet_22k
+from natjax.text import did_you_mean
 
 _CLASSES_22K = 21841
 _ARCHITECTURE = ("embed_dim", "depths", "num_heads", "kernel_size", "dilations", "mlp_ratio", "qkv_bias", "hidden_act")

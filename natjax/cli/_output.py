@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from natjax.errors import printable
+from natjax.text import printable
 
 
 def complain(message: str) -> None:

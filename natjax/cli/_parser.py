@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any, NoReturn
 
-from natjax.errors import did_you_mean
+from natjax.text import did_you_mean
 
 _LONG_USAGE = 10  # lines
 _CUTOFF = 0.7  # names here are short

@@ -13,7 +13,7 @@ from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, 
 from natjax.cli._config import MODEL_HELP, input_size, read_model
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, print_json, print_table
-from natjax.errors import printable
+from natjax.text import counted, printable
 
 if TYPE_CHECKING:
     from natjax.benchmarking import Program
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("The model has no classes to train on: its num_labels is 0; leave --train out.")
     side, batch = args.image_size or max(input_size(config, processor)), args.batch_size
     flops = batch * count_flops(config, (side, side))
-    shape = f"{batch} {'image' if batch == 1 else 'images'} of {side} x {side} pixels"
+    shape = f"{counted(batch, 'image')} of {side} x {side} pixels"
     too_large = (
         f"{args.model} does not fit into this device's memory with {shape}; "
         "give a smaller --batch-size or --image-size."

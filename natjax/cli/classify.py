@@ -9,8 +9,8 @@ from natjax.cli._arguments import positive_int
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, expand_images, run_pipeline
 from natjax.cli._output import complain, print_json
-from natjax.errors import printable
 from natjax.hub import locate
+from natjax.text import printable
 
 HELP = "say what images show"
 _BAR = 24

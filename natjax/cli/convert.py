@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from natjax.cli._config import read_given
 from natjax.cli._output import complain
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
-from natjax.errors import printable
 from natjax.hub import locate
+from natjax.text import printable
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig

@@ -11,7 +11,7 @@ from natjax.cli._arguments import add_dtype_argument, image_side
 from natjax.cli._config import input_size, read_model
 from natjax.cli._devices import no_device_message
 from natjax.cli._output import print_json, print_table
-from natjax.errors import printable
+from natjax.text import printable
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig

@@ -15,9 +15,9 @@ from natjax.atomic import check_writable, replacing
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, not_negative_int, positive_int
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table
-from natjax.errors import CheckpointError, install_line, printable
+from natjax.errors import CheckpointError, install_line
 from natjax.hub import locate
-from natjax.text import counted
+from natjax.text import counted, printable
 
 if TYPE_CHECKING:
     from natjax_train.tasks.classification import Metrics

@@ -10,8 +10,8 @@ from natjax.atomic import check_writable, replacing
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, expand_images, run_pipeline
 from natjax.cli._output import complain, print_table
-from natjax.errors import printable
 from natjax.hub import locate
+from natjax.text import counted, printable
 
 HELP = "write features of images to an .npz file"
 
@@ -83,5 +83,5 @@ def _write(out: str, rows: list[tuple[str, dict[str, Any]]]) -> None:
         arrays[name] = np.stack([features[name] for _, features in rows])
     with replacing(out) as unfinished, open(unfinished, "wb") as file:
         np.savez(file, **arrays)
-    print(f"{printable(out)}: features of images: {len(rows)}")
+    print(f"{printable(out)}: features of {counted(len(rows), 'image')}")
     print_table(("array", "shape", "type"), [(name, list(a.shape), a.dtype) for name, a in arrays.items()], indent="  ")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from natjax.cli._arguments import image_size
 from natjax.cli._config import MODEL_HELP, find_preset, input_size, read_model
 from natjax.cli._output import print_json, print_table
-from natjax.errors import printable
+from natjax.text import printable
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from natjax.cli._output import complain
-from natjax.errors import printable
+from natjax.text import printable
 
 HELP = "upload a model to the Hugging Face Hub"
 

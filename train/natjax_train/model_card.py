@@ -13,10 +13,9 @@ from pathlib import PurePath
 from typing import Any
 
 from natjax._version import __version__
-from natjax.errors import printable
 from natjax.hub import is_hub_id
 from natjax.presets import PRESETS
-from natjax.text import first_few
+from natjax.text import first_few, printable
 from natjax_train.data import Source
 from natjax_train.recipe import Recipe
 

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from natjax.atomic import replacing
-from natjax.errors import ImageError, NatjaxError, printable
+from natjax.errors import ImageError, NatjaxError
 from natjax.labels import composed
+from natjax.text import printable
 from natjax_train.data.plausible import check_classes, check_training, remarks
 from natjax_train.data.sources import SPLITS, ImageFolder, Source
 

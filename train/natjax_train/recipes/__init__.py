@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from natjax.errors import did_you_mean
+from natjax.text import did_you_mean
 from natjax_train.recipe import Recipe
 from natjax_train.recipes import digits, finetune, imagenet
 
