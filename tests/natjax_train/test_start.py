@@ -74,8 +74,12 @@ def test_what_is_given_wins_and_is_said(checkpoint):
     ("processor", "message", "remedy"),
     [
         ({"size": (32, 40)}, r"32 x 40 pixels .* --image-size", {"image_size": 32}),
-        ({"size": {"shortest_edge": 32}}, "keeps the aspect ratio .* --image-size", {"image_size": 32, "crop": True}),
-        ({"do_resize": False}, "does not resize .* --image-size", {"image_size": 32, "crop": True}),
+        (
+            {"size": {"shortest_edge": 32}},
+            r"keeps the aspect ratio .* --image-size N --eval-crop true \(or false\)\.",
+            {"image_size": 32, "eval_crop": True},
+        ),
+        ({"do_resize": False}, "does not resize .* --image-size N --eval-crop ", {"image_size": 32, "crop": True}),
         ({"resample": 0}, "neither bilinearly nor bicubically. .* --interpolation", {"interpolation": "bilinear"}),
         ({"rescale_factor": 0}, "multiplies pixels with 0. .* --image-mean", COLOUR),
     ],
@@ -170,3 +174,10 @@ def test_published_weights_are_no_folder_of_that_name(tmp_path, monkeypatch):
     pathlib.Path("nat_mini", "recipe.json").write_text("{}")
     checkpoint = start.open_checkpoint(dataclasses.replace(RECIPES["finetune"], model="nat_mini"))
     assert checkpoint.path == tmp_path / "weights" / "nat_mini"
+    config = natjax.NatConfig(id2label={0: "cat", 1: "dog"})
+    assert start.origin(Recipe(model="nat_mini"), config) == (
+        "random weights: nat_mini (the preset, not the folder ./nat_mini)"
+    )
+    assert start.origin(Recipe(model="nat_mini", pretrained=True), config) == (
+        "head replaced (10 -> 2); weights of nat_mini (the preset, not the folder ./nat_mini)"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ _OF_PROCESSOR = tuple(name for name in IMAGE_FIELDS if name != "crop")  # crop i
 
 _FLAGS = {  # that say what an image processor does not
     "image_size": "--image-size N",
-    "eval_crop": "--crop true (or false)",
+    "eval_crop": "--eval-crop true (or false)",
     "crop_pct": "--crop-pct P",
     "interpolation": "--interpolation bicubic (or bilinear)",
     "image_mean": "--image-mean M",
@@ -55,7 +56,11 @@ def is_resolved(recipe: Recipe) -> bool:
 
 
 def resolved(recipe: Recipe) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Returns side, mean and standard deviation of the images of a recipe that leaves none of them open."""
+    """Returns side, mean and standard deviation of the images of a recipe that leaves none of them open.
+
+    Raises:
+        ValueError: it leaves one open.
+    """
     if recipe.image_size is None or recipe.image_mean is None or recipe.image_std is None:
         raise ValueError("The recipe leaves image_size, image_mean or image_std open.")
     return recipe.image_size, recipe.image_mean, recipe.image_std
@@ -107,14 +112,22 @@ def origin(recipe: Recipe, config: NatConfig) -> str:
     Args:
         recipe: the run's.
         config: the model's, with the classes of the data.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
     """
-    checkpoint = open_checkpoint(recipe)
+    checkpoint, name = open_checkpoint(recipe), recipe.model
+    is_both = name in PRESETS and os.path.exists(name)
+    which = f"{name} (the preset, not the {'folder' if os.path.isdir(name) else 'file'} ./{name})"
     if checkpoint is None:
-        return f"random weights: {recipe.model}"
+        return f"random weights: {which if is_both else name}"
     if keeps_head(checkpoint, config.id2label or {}):
-        return "head kept"
-    before = checkpoint.config.num_labels if checkpoint.kind == "classifier" else 0
-    return f"head replaced ({before} -> {config.num_labels})" if before else f"new head ({config.num_labels})"
+        head = "head kept"
+    elif checkpoint.kind == "classifier" and (before := checkpoint.config.num_labels):
+        head = f"head replaced ({before} -> {config.num_labels})"
+    else:
+        head = f"new head ({config.num_labels})"
+    return f"{head}; weights of {which}" if is_both else head
 
 
 def keeps_head(checkpoint: Checkpoint, id2label: Mapping[int, str]) -> bool:
