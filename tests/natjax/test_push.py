@@ -10,6 +10,7 @@ import pytest
 
 from natjax import errors
 from natjax.cli import main
+from natjax.hub import is_hub_id
 
 pytestmark = pytest.mark.once
 
@@ -104,3 +105,10 @@ def test_without_the_hub(hub, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["push", "run", "jane/flowers"]) == 1
     assert errors.install_line("hub") in capsys.readouterr().err
+
+
+def test_what_is_an_id():
+    names = ("jane/flowers", "shi-labs/nat-mini-in1k-224", "_a/b.c")
+    assert all(map(is_hub_id, names))
+    others = ("flowers", "a/b/c", "./flowers", "/flowers", "~/flowers", "runs/", "my runs/one", "a/..", "a/b\n")
+    assert not any(map(is_hub_id, others))
