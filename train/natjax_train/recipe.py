@@ -17,7 +17,7 @@ from natjax_train.tasks import TASKS
 
 # What a recipe may leave open: None stands for what the checkpoint's image processor does.
 IMAGE_FIELDS = ("image_size", "crop", "eval_crop", "crop_pct", "interpolation", "image_mean", "image_std")
-_CHECKPOINTS = "none is the checkpoint's"
+_DEFAULT = "(default: as the checkpoint's image processor, or ImageNet's)"
 _NO_PATHS = {"custom", *PRESETS}  # what `model` may be that is no path, whatever lies in the folder
 
 
@@ -43,24 +43,23 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
         "part of each class's images that is held out for validation, of data without val/; none is off", None, "part"
     )
     # Where one of these is None, the checkpoint's image processor decides, and with random weights ImageNet's evaluation: see
-    # `start.begin`. The recipe that a run saves has them all.
-    image_size: int | None = setting(f"side of the square images; {_CHECKPOINTS}", None, "positive")
+    # `start.resolve`. The recipe that a run saves has them all.
+    image_size: int | None = setting(f"side of the square images {_DEFAULT}", None, "positive")
     crop: bool | None = setting(
         "whether to train on random resized crops; else images are resized whole; none is true, whatever evaluation does",
         None,
     )
     eval_crop: bool | None = setting(
-        "whether evaluation crops the middle, else resizes images whole; none is as crop, and without that the checkpoint's",
+        "whether evaluation crops the middle, else resizes images whole; default: as crop, or without that as the "
+        "checkpoint's image processor, or ImageNet's",
         None,
     )
     crop_pct: float | None = setting(
-        f"part of the resized image that evaluation sees; {_CHECKPOINTS}", None, "positive", "fraction"
+        f"part of the resized image that evaluation sees {_DEFAULT}", None, "positive", "fraction"
     )
-    interpolation: str | None = setting(
-        f"how evaluation resizes; {_CHECKPOINTS}", None, choices=("bicubic", "bilinear")
-    )
-    image_mean: tuple[float, ...] | None = setting(f"per channel, of pixels 0..1; {_CHECKPOINTS}", None)
-    image_std: tuple[float, ...] | None = setting(f"per channel; {_CHECKPOINTS}", None)
+    interpolation: str | None = setting(f"how evaluation resizes {_DEFAULT}", None, choices=("bicubic", "bilinear"))
+    image_mean: tuple[float, ...] | None = setting(f"per channel, of pixels 0..1 {_DEFAULT}", None)
+    image_std: tuple[float, ...] | None = setting(f"per channel {_DEFAULT}", None)
     epochs: float = setting("length of the run, without the cool-down", 300.0, "positive")
     batch_size: int = setting("images of a step, over all devices and micro-batches", 1024, "positive")
     learning_rate: float = setting(

@@ -69,7 +69,12 @@ def check_splits(training: Source, validation: Source) -> None:
 
 
 def remarks(validation: Source, training: Source | None = None) -> list[str]:
-    """Returns what is odd about validation images, and what they have in common with training images, in sentences."""
+    """Returns what is odd about validation images, and what they have in common with training images, in sentences.
+
+    Args:
+        validation: the images.
+        training: of the same run; None where nothing is trained.
+    """
     found = []
     if missing := _empty(validation):
         found.append(f"Classes without validation images: {missing}. What is measured says nothing of them.")

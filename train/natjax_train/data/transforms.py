@@ -72,6 +72,10 @@ def eval_processor(settings: EvalSettings, image_size: int) -> NatImageProcessor
 def eval_image(image: bytes | np.ndarray, processor: NatImageProcessor) -> UInt8[np.ndarray, "H W C"]:
     """Returns an image as a processor prepares it, before it scales and normalises.
 
+    Args:
+        image: see `decode`.
+        processor: a model's.
+
     Raises:
         ImageError: the image cannot be read.
     """
