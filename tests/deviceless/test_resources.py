@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 REGISTERS = 65536
 SHARED = 99 * 1024
 
-# Since weights sum to 1 at any logits, for which the backward kernels hold two numbers per query: untuned so far.
+# Bytes that are spilled on B200, where nothing else is in 16 bits.
 _BLACKWELL = {
     ("kernel 11", "bwd_dkv"): 32,
     ("kernel 13", "bwd_dkv"): 32,
@@ -39,13 +39,13 @@ def spilled(architecture, shape, kernel, table):
         return 776 if table else 128
     if shape == "64 channels float32":
         return 72 if table else 48
-    if shape in resources.LARGE and architecture in (100, 120):
-        return 16
+    if shape in resources.LARGE and architecture == 120:
+        return 8 if kernel == "fwd" else 0
     if architecture == 100 and (shape, kernel) in _BLACKWELL:
         return _BLACKWELL[shape, kernel]
     if shape in ATTENTION_OF_MODELS or architecture in (90, 100):
         return 0
-    return {"64 channels level 4": 96, "1-D of 32768": 40}.get(shape, 32)
+    return {"64 channels level 4": 64, "1-D of 32768": 40}.get(shape, 24)
 
 
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
