@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import re
 import warnings
@@ -28,6 +29,8 @@ _COUNTERS = {"n_averaged"}  # of torch's AveragedModel
 _MAX_DEPTH = 8  # of entries in entries
 _MAX_MAPPINGS = 1000
 _MAX_PREFIXES = 16
+_MAX_MODELS = 64
+_MAX_CHARACTERS = 2**20  # of all names together, which a short file can repeat; DiNAT-Large's have 2**15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class _Candidate:
     strays: list
     beside: list
 
-    @property
+    @functools.cached_property
     def averaged(self) -> bool:
         return any(map(_AVERAGED.search, (*self.entries, self.prefix)))
 
@@ -82,12 +85,22 @@ def select(path: Path, content: Any) -> dict[str, LazyTensor]:
     Raises:
         CheckpointError: there is no state dict, there are several, or some of its entries are no tensors.
     """
-    mappings = list(itertools.islice(_mappings(content), _MAX_MAPPINGS))
-    candidates = [(each, mapping) for entries, mapping in mappings for each in _candidates(entries, mapping)]
-    if not candidates:
+    models: list[tuple[_Candidate, dict]] = []
+    unknown: list[tuple[_Candidate, dict]] = []
+    characters = 0
+    for entries, mapping in itertools.islice(_mappings(content), _MAX_MAPPINGS):
+        characters += sum(len(name) for name in (*entries, *mapping) if isinstance(name, str))
+        if characters > _MAX_CHARACTERS:
+            raise CheckpointError(
+                f"{path}: its names have more than {_MAX_CHARACTERS} characters, which no model's have."
+            )
+        for each in _candidates(entries, mapping):
+            (models if each.found else unknown).append((each, mapping))
+        if len(models) > _MAX_MODELS:
+            raise _several(path, models, f"more than the {_MAX_MODELS} that natjax compares")
+    if not models and not unknown:
         has = f"its entries are {_named(content)}" if isinstance(content, dict) else "it is no mapping at all"
         raise CheckpointError(f"{path}: no state dict (a mapping of names to tensors) was found in it; {has}.")
-    models = [(each, mapping) for each, mapping in candidates if each.found]
     if models:
         partial = {  # averages of a part of the tensors alone are not the model
             id(each)
@@ -96,14 +109,11 @@ def select(path: Path, content: Any) -> dict[str, LazyTensor]:
         }
         order = {id(each): (id(each) in partial, not each.averaged, each.rank) for each, _ in models}
     else:
-        order = {id(each): (-len(each.tensors), False, each.rank) for each, _ in candidates}
+        order = {id(each): (-len(each.tensors), False, each.rank) for each, _ in unknown}
     best = min(order.values())
-    chosen = [(each, mapping) for each, mapping in models or candidates if order[id(each)] == best]
+    chosen = [(each, mapping) for each, mapping in models or unknown if order[id(each)] == best]
     if len(chosen) > 1:
-        raise CheckpointError(
-            f"{path}: holds several state dicts, {', '.join(str(each) for each, _ in chosen[:5])}, and none has a name that "
-            f"natjax knows ({', '.join(_KNOWN)}). In PyTorch, torch.save the one you want alone."
-        )
+        raise _several(path, chosen, f"and none has a name that natjax knows ({', '.join(_KNOWN)})")
     [(model, mapping)] = chosen
     if model.strays:
         raise CheckpointError(f"{path}: its state dict has entries that are no tensors: {_named(model.strays)}.")
@@ -112,6 +122,13 @@ def select(path: Path, content: Any) -> dict[str, LazyTensor]:
     others = [f"{'averaged ' if each.averaged else ''}weights {each}" for each, _ in models if each is not model]
     _say_what_is_left_out(path, model, others + ([] if model.averaged else _nameless(content)))
     return {name: mapping[names[0]] for name, names in model.tensors.items()}
+
+
+def _several(path: Path, chosen: list[tuple[_Candidate, dict]], why: str) -> CheckpointError:
+    named = ", ".join(str(each) for each, _ in chosen[:5])
+    return CheckpointError(
+        f"{path}: holds several state dicts, {named}, {why}. In PyTorch, torch.save the one you want alone."
+    )
 
 
 def _say_what_is_left_out(path: Path, model: _Candidate, others: list[str]) -> None:
@@ -130,7 +147,7 @@ def _nameless(content: dict) -> list[str]:
         for name, value in content.items()
         if isinstance(name, str) and _AVERAGED.search(name)
         for inner in (value.values() if isinstance(value, dict) else [value])
-        if isinstance(inner, list | tuple) and any(isinstance(item, LazyTensor) for item in inner)
+        if isinstance(inner, list | tuple) and any(isinstance(item, LazyTensor) for item in inner[:1])
     ]
 
 
@@ -152,8 +169,13 @@ def _mappings(content: Any) -> Iterator[tuple[tuple[str, ...], dict]]:
 
 def _candidates(entries: tuple[str, ...], mapping: dict) -> list[_Candidate]:
     """The models in a mapping, one for each prefix; where there is none, all that is in it."""
-    tensors = {name: _WITHIN.sub("", name) for name, value in mapping.items() if _is_tensor(name, value)}
-    strays = [name for name, value in mapping.items() if not _is_tensor(name, value)]
+    tensors: dict[str, str] = {}
+    strays = []
+    for name, value in mapping.items():
+        if isinstance(name, str) and isinstance(value, LazyTensor):
+            tensors[name] = _WITHIN.sub("", name)
+        else:
+            strays.append(name)
     prefixes = sorted(_prefixes(tensors.values()), key=len, reverse=True)
     groups: dict[str | None, dict[str, str]] = collections.defaultdict(dict)
     for name, inner in tensors.items():
@@ -165,16 +187,17 @@ def _candidates(entries: tuple[str, ...], mapping: dict) -> list[_Candidate]:
     if not models or list(models) == [""]:  # a tensor that the model does not know is then an error
         by_name = _by_name({name: _WRAPPER_MODULES.sub("", inner) for name, inner in tensors.items()})
         if any(name != names[0] for name, names in by_name.items()):
-            by_name.pop("n_averaged", None)
+            by_name = {name: names for name, names in by_name.items() if name not in _COUNTERS}
         return [_Candidate(entries, "", by_name, _recognise(by_name), strays, [])]
     found = []
+    taken = {name for prefix in models for name in groups[prefix]}
+    others = {name: inner for name, inner in tensors.items() if name not in taken}
+    strays = [name for name in strays if name not in _COUNTERS]
     for prefix, kind in models.items():
-        others = {name: inner for name, inner in tensors.items() if not any(name in groups[p] for p in models)}
         group = groups[prefix] | (others if not prefix else _heads(kind, groups[prefix], others))
-        beside = [name for name in (*others, *strays) if name not in group and name not in _COUNTERS]
-        inside = [name for name in beside if not prefix or (isinstance(name, str) and name.startswith(prefix))]
-        inside = [name for name in inside if name in strays]
-        beside = [name for name in beside if name not in inside]
+        inside, beside = [], [name for name in others if name not in group and name not in _COUNTERS]
+        for name in strays:
+            (inside if not prefix or (isinstance(name, str) and name.startswith(prefix)) else beside).append(name)
         found.append(_Candidate(entries, prefix, _by_name(group), kind, inside, beside))
     return found
 
@@ -210,10 +233,6 @@ def _by_name(tensors: dict[str, str]) -> dict[str, list[str]]:
     for name, inner in tensors.items():
         by_name.setdefault(inner, []).append(name)
     return by_name
-
-
-def _is_tensor(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, LazyTensor)
 
 
 def _named(names: Iterable) -> str:

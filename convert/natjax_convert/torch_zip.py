@@ -27,6 +27,8 @@ from natjax.errors import CheckpointError
 from natjax_convert.state_dict import LazyTensor
 
 _MAX_PICKLE_BYTES = 2**21  # DiNAT-Large's, with the state of an optimiser, has 2**19
+_MAX_REFERENCES = 2**15  # to storages and tensors; DiNAT-Large, averaged too and with an optimiser, has 2**12
+_MAX_NAME = 1000  # characters of an entry's name, which a short pickle can repeat
 
 _DTYPES = {
     "DoubleStorage": np.dtype("f8"),
@@ -106,13 +108,7 @@ class _DefaultDict(_Dict):
 
 
 class _Inert:
-    """Stands in for what `_INERT` lists: takes any arguments and keeps none."""
-
-    def __new__(cls, *_: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any):
-        pass
+    """Stands in for what `_INERT` lists."""
 
     def __repr__(self) -> str:
         return "(no name)"
@@ -162,6 +158,12 @@ class _Unpickler(_Machine):
     def persistent_load(self, pid: Any) -> Any:
         return self._storages.open(pid)
 
+    def load_reduce(self) -> None:
+        if self.stack[-2] is _Inert:  # nobody needs the arguments, which a short file can repeat by the million
+            self.stack[-2:] = [_Inert()]
+        else:
+            _Machine.load_reduce(self)
+
     def load_setitem(self) -> None:
         self.stack[-2:-1] = map(_key, self.stack[-2:-1])
         _Machine.load_setitem(self)
@@ -208,6 +210,8 @@ class _Unpickler(_Machine):
         raise _RefusedError("it has a pickle instruction that is not needed for tensors; refused, and nothing was run")
 
     dispatch |= dict.fromkeys(set(dispatch) - {getattr(pickle, name)[0] for name in _OPCODES}, refuse)
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.EMPTY_SET[0]] = load_empty_set
     dispatch[pickle.ADDITEMS[0]] = load_additems
@@ -227,10 +231,16 @@ class _Storages:
         self._entries = {entry.filename: entry for entry in archive.infolist()}
         if len(self._entries) != len(archive.infolist()):
             raise _RefusedError("some entries of its zip directory have the same name")
+        if any(len(name) > _MAX_NAME for name in self._entries):
+            raise _RefusedError(f"an entry of its zip directory has a name of more than {_MAX_NAME} characters")
+        if sum(entry.file_size for entry in self._entries.values()) > len(data):
+            raise _RefusedError("the entries of its zip directory are larger than the file")
         self._checked: set[str] = set()
+        self._references = 0
 
     def open(self, pid: Any) -> _OpenStorage:
         """Checks a reference to a storage."""
+        self._count()
         kind, storage, key, _, numel = pid
         if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
             raise _RefusedError("it has a reference that is no tensor storage")
@@ -244,8 +254,11 @@ class _Storages:
             )
         return _OpenStorage(storage.dtype, name, numel)
 
-    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
+    def tensor(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, gradient: Any = 0, hooks: Any = 0, metadata: Any = 0
+    ) -> LazyTensor:
         """Stands in for torch._utils._rebuild_tensor_v2."""
+        self._count()
         if not isinstance(storage, _OpenStorage):
             raise _RefusedError("a tensor refers to something that is no storage")
         dtype, name, numel = storage.dtype, storage.name, storage.numel
@@ -259,6 +272,11 @@ class _Storages:
         if math.prod(filter(None, shape)) >= 2**56:  # empty, and yet beyond what numpy can express
             raise _RefusedError(f"a tensor has the impossible shape {shape}")
         return LazyTensor(shape, dtype, lambda: self._read(dtype, name, offset, shape, strides))
+
+    def _count(self) -> None:
+        self._references += 1
+        if self._references > _MAX_REFERENCES:
+            raise _RefusedError(f"it has more than {_MAX_REFERENCES} references to storages and tensors")
 
     def _read(self, dtype: np.dtype, name: str, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
         entry = self._entries[name]
@@ -360,7 +378,7 @@ def _small(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(name)
 
 
-def _parameter(data: Any, *_: Any) -> LazyTensor:
+def _parameter(data: Any, gradient: Any = 0, hooks: Any = 0) -> LazyTensor:
     if not isinstance(data, LazyTensor):
         raise _RefusedError("it has a parameter that is no tensor")
     return data

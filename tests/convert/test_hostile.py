@@ -1,6 +1,8 @@
 """Hostile torch files: refused with a CheckpointError within a second, and nothing in them is ever run."""
 
+import copy
 import io
+import math
 import os
 import pathlib
 import pickle
@@ -17,7 +19,8 @@ import natjax_convert
 
 pytestmark = pytest.mark.once
 
-WEIGHTS = (pathlib.Path(__file__).parents[1] / "goldens" / "hf_nat" / "pytorch_model.bin").read_bytes()
+GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "hf_nat" / "pytorch_model.bin"
+WEIGHTS = GOLDEN.read_bytes()
 
 
 def torch_zip(path, data_pkl, entries=None, **options):
@@ -71,7 +74,33 @@ class NumpyBomb:
         return np.frombuffer, (b"1234",)
 
 
-DEEP = 100_000
+def store(index):
+    return pickle.LONG_BINPUT + struct.pack("<I", index)
+
+
+def again(index):
+    return pickle.LONG_BINGET + struct.pack("<I", index)
+
+
+def mappings(count, names):
+    """Many mappings whose entries are the same few names and one tensor, all stored once."""
+    stored = b"".join(text(name) + store(1 + i) + b"N" for i, name in enumerate(names))
+    mapping = b"}(" + b"".join(again(1 + i) + again(0) for i in range(len(names))) + b"u"
+    named = b"".join(text(f"m{i}") + mapping for i in range(count))
+    return b"\x80\x02}(" + text("t") + tensor() + store(0) + stored + named + b"u."
+
+
+def model(prefix, *beside):
+    return b"\x80\x02}(" + b"".join(text(prefix + name) + tensor() for name in MODEL) + b"".join(beside) + b"u."
+
+
+def calls_again(function, arguments, opcode=b"R"):
+    """Many calls with the same arguments, which are stored once."""
+    return b"\x80\x02(" + arguments + b"t" + store(0) + function + b"q\x01" + (b"h\x01h\x00" + opcode) * MANY + b"}."
+
+
+DEEP = MANY = 100_000
+MODEL = ("patch_embed.norm.weight", "levels.0.blocks.0.norm1.weight")
 INERT = b"ctorch\nSize\n"  # what is beside weights becomes a stand-in
 HOSTILE = {
     **{
@@ -175,6 +204,18 @@ HOSTILE = {
     "many objects": b"\x80\x02(" + b"}" * (2**22 - 10) + b"l.",
     "many dicts": b"\x80\x02(" + b"}" * 2**21 + b"t.",
     "a module's whole name": state_dict(b"c" + b"x" * 100_000 + b"\ny\n"),
+    "no tensors beside a model": model("x.", b"".join(text(f"x.{i}") + b"N" for i in range(30_000))),
+    "many models": mappings(320, [f"ema{i}.{name}" for i in range(16) for name in MODEL]),
+    "many models with long names": mappings(1000, ["patch_embed._a" * 60_000, *MODEL]),
+    "many models with a long prefix": mappings(60, ["a." * 400_000 + name for name in MODEL]),
+    "many lists of averages": b"\x80\x02}("
+    + (text("model") + model("")[2:-1])
+    + (text("list") + b"](" + b"N" * MANY + b"e" + store(0))
+    + (text("ema") + b"}(" + b"".join(integer(i) + again(0) for i in range(50_000)) + b"uu."),
+    "many arguments": calls_again(INERT, b"N" * MANY),
+    "many arguments of a class": calls_again(ORDERED, b"N" * MANY, b"\x81"),
+    "many arguments of a tensor": calls_again(TENSOR, storage() + b"K\x00K\x04\x85K\x01\x85" + b"N" * MANY),
+    "many tensors": calls_again(TENSOR, storage() + b"K\x00K\x04\x85K\x01\x85\x89N"),
     "no stop": b"\x80\x02}",
     "empty": b"",
     "stop": b".",
@@ -247,7 +288,31 @@ def _compressed_data(archive):
     archive.writestr("archive/data/0", bytes(16), compress_type=zipfile.ZIP_DEFLATED)
 
 
+def _long_name(archive):
+    key = "k" * 60_000
+    reference = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + b"K\x04tq\x00"
+    archive.writestr("archive/data.pkl", b"\x80\x02" + reference + b"h\x00Q" * 600_000 + b"}.")
+    archive.writestr(f"archive/data/{key}", bytes(16))
+
+
+def _overlapping(archive):
+    """A model whose tensors are all at the start of storages of their own, which are all the same bytes."""
+    numel = 2**22
+    tensors = [
+        text(name)
+        + tensor(storage(str(i), numel), 0, t.shape, [math.prod(t.shape[j + 1 :]) for j in range(len(t.shape))])
+        for i, (name, t) in enumerate(natjax_convert.read_state_dict(GOLDEN).items())
+    ]
+    archive.writestr("archive/data.pkl", b"\x80\x02}(" + b"".join(tensors) + b"u.")
+    archive.writestr("archive/data/0", bytes(4 * numel))
+    for i in range(1, len(tensors)):
+        archive.filelist.append(copy.copy(archive.getinfo("archive/data/0")))
+        archive.filelist[-1].filename = f"archive/data/{i}"
+
+
 ZIPS = {
+    "long name": zip_with(_long_name),
+    "overlapping": zip_with(_overlapping),
     "twice": zip_with(_twice),
     "two pickles": zip_with(_two_pickles),
     "pickle bomb": zip_with(_bomb("data.pkl")),
