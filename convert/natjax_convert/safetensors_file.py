@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import safetensors
 
 from natjax.errors import CheckpointError
-from natjax_convert.state_dict import LazyTensor
+from natjax_convert.state_dict import LazyTensor, truncated
 
 _DTYPES = {
     "F64": np.dtype("f8"),
@@ -27,6 +28,7 @@ _DTYPES = {
     "BOOL": np.dtype("?"),
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -43,6 +45,8 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
         header.pop("__metadata__", None)
         return {name: _tensor(data, 8 + size, **entry) for name, entry in header.items()}
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if _ends_early(path):
+            raise truncated(path) from error
         raise CheckpointError(f"{path}: damaged safetensors file: {str(error)[:200]}.") from error
 
 
@@ -52,6 +56,20 @@ def _tensor(data: mmap.mmap, start: int, dtype: str, shape: list[int], data_offs
         raise ValueError(f"it has a tensor of dtype {dtype}, which natjax does not read")
     values = np.ndarray(shape, _DTYPES[dtype], data, start + data_offsets[0])
     return LazyTensor(values.shape, values.dtype, lambda: values)
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether a damaged file is shorter than its first 8 bytes say, or its header where that can be read."""
+    try:
+        with open(path, "rb") as file:
+            size, length = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+            if size > _MAX_HEADER_BYTES or 8 + size > length:
+                return size <= _MAX_HEADER_BYTES
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        return 8 + size + max(entry["data_offsets"][1] for entry in header.values()) > length
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]) -> None:

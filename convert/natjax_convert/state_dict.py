@@ -47,6 +47,11 @@ class FileTensors(dict[str, LazyTensor]):
         self.path = path
 
 
+def truncated(path: Path) -> CheckpointError:
+    """Returns the error that a file is shorter than it says of itself."""
+    return CheckpointError(f"{path}: truncated: the end of the file is missing. Download or copy it again.")
+
+
 def unusable(state_dict: Mapping, message: str) -> CheckpointError:
     """Returns the error that a state dict is not usable, with the path of its file where it is that of one."""
     return CheckpointError(f"{state_dict.path}: {message}" if isinstance(state_dict, FileTensors) else message)

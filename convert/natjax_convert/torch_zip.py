@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from natjax.errors import CheckpointError
-from natjax_convert.state_dict import LazyTensor
+from natjax_convert.state_dict import LazyTensor, truncated
 
 _MAX_PICKLE_BYTES = 2**21  # DiNAT-Large's, with the state of an optimiser, has 2**19
 _MAX_REFERENCES = 2**15  # to storages and tensors; DiNAT-Large, averaged too and with an optimiser, has 2**12
@@ -224,19 +224,34 @@ class _Unpickler(_Machine):
 
 
 class _Storages:
-    """The storages of an open file and the tensors over them."""
+    """The entries of an open file: its pickle, its storages and the tensors over them."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, data: mmap.mmap, prefix: str):
-        self.path, self._data, self._prefix = path, data, prefix
-        self._entries = {entry.filename: entry for entry in archive.infolist()}
-        if len(self._entries) != len(archive.infolist()):
+    def __init__(self, path: Path, entries: list[zipfile.ZipInfo], data: mmap.mmap):
+        self.path, self._data = path, data
+        self._entries = {entry.filename: entry for entry in entries}
+        if len(self._entries) != len(entries):
             raise _RefusedError("some entries of its zip directory have the same name")
         if any(len(name) > _MAX_NAME for name in self._entries):
             raise _RefusedError(f"an entry of its zip directory has a name of more than {_MAX_NAME} characters")
-        if sum(entry.file_size for entry in self._entries.values()) > len(data):
+        if sum(entry.file_size for entry in entries if entry.compress_type == zipfile.ZIP_STORED) > len(data):
             raise _RefusedError("the entries of its zip directory are larger than the file")
-        self._checked: set[str] = set()
+        names = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(names) != 1:
+            raise _RefusedError("it is a zip file, but not one of torch.save (which has one data.pkl)")
+        self._prefix = names[0].removesuffix("data.pkl")
+        # After torch.serialization.set_crc32_options(False), torch.save writes zeros for all checksums: there are none.
+        self._checked = set() if any(entry.CRC for entry in entries) else set(self._entries)
         self._references = 0
+        if f"{self._prefix}byteorder" in self._entries and self.small("byteorder") != b"little":
+            raise _RefusedError("it is not little-endian")
+
+    def small(self, name: str) -> bytes:
+        """Returns the content of an entry that is no storage."""
+        entry = self._entries[self._prefix + name]
+        if entry.file_size > _MAX_PICKLE_BYTES:
+            raise _RefusedError(f"its {name} is too large for a state dict")
+        start = self._start(entry)
+        return self._data[start : start + entry.file_size]
 
     def open(self, pid: Any) -> _OpenStorage:
         """Checks a reference to a storage."""
@@ -267,9 +282,9 @@ class _Storages:
         if len(shape) != len(strides) or len(shape) > 8 or not all(map(_is_size, sizes)):
             raise _RefusedError("a tensor has an impossible shape, strides or offset")
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        if math.prod(shape) > numel or (math.prod(shape) and last >= numel):
+        if math.prod(shape) and last >= numel:
             raise _RefusedError(f"a tensor of shape {shape} exceeds its storage of {numel} elements")
-        if math.prod(filter(None, shape)) >= 2**56:  # empty, and yet beyond what numpy can express
+        if math.prod(filter(None, shape)) >= 2**56:  # empty or of repeated values, and beyond what numpy can express
             raise _RefusedError(f"a tensor has the impossible shape {shape}")
         return LazyTensor(shape, dtype, lambda: self._read(dtype, name, offset, shape, strides))
 
@@ -278,8 +293,9 @@ class _Storages:
         if self._references > _MAX_REFERENCES:
             raise _RefusedError(f"it has more than {_MAX_REFERENCES} references to storages and tensors")
 
-    def _read(self, dtype: np.dtype, name: str, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
-        entry = self._entries[name]
+    def _start(self, entry: zipfile.ZipInfo) -> int:
+        """Checks an entry and returns where its content starts in the file."""
+        name = entry.filename
         # The local header repeats the name and has extra fields of its own length; the data follows them.
         at = entry.header_offset
         header = self._data[at : at + 30] if at >= 0 else b""
@@ -295,6 +311,15 @@ class _Storages:
             if checksum != entry.CRC:
                 raise CheckpointError(f"{self.path}: damaged; the entry {name} fails its checksum.")
             self._checked.add(name)
+        return start
+
+    def _read(self, dtype: np.dtype, name: str, offset: int, shape: tuple, strides: tuple) -> np.ndarray:
+        start = self._start(self._entries[name])
+        if math.prod(shape) * dtype.itemsize > len(self._data):  # an expanded one, which repeats its values
+            raise CheckpointError(
+                f"{self.path}: a tensor of shape {shape} is larger than the whole file, as it repeats its values. In PyTorch, "
+                "torch.save its contiguous() in its place."
+            )
         if 0 in shape:
             return np.zeros(shape, dtype)
         steps = tuple(s * dtype.itemsize for s in strides)
@@ -308,21 +333,19 @@ def read_torch(path: Path) -> Any:
         CheckpointError: it is damaged or asks for what a checkpoint does not need.
     """
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-            if len(names) != 1:
-                raise _RefusedError("it is a zip file, but not one of torch.save (which has one data.pkl)")
-            prefix = names[0].removesuffix("data.pkl")
-            if f"{prefix}byteorder" in archive.namelist() and _small(archive, f"{prefix}byteorder") != b"little":
-                raise _RefusedError("it is not little-endian")
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            storages = _Storages(path, archive, data, prefix)
-            content = _Unpickler(io.BytesIO(_small(archive, names[0])), storages).load()
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):  # its directory is at its end
+                raise truncated(path)
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+            storages = _Storages(path, entries, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return _Unpickler(io.BytesIO(storages.small("data.pkl")), storages).load()
+    except CheckpointError:
+        raise
     except _RefusedError as error:
         raise CheckpointError(f"{path}: not a usable checkpoint: {error}.") from None
     except Exception as error:  # a damaged zip or pickle fails in every way there is
         raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).") from error
-    return content
 
 
 def write_torch(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]) -> None:
@@ -365,17 +388,6 @@ def _integer(value: int) -> bytes:
         if value >= 2**31
         else pickle.BININT + struct.pack("<i", value)
     )
-
-
-def _small(archive: zipfile.ZipFile, name: str) -> bytes:
-    entry = archive.getinfo(name)
-    if (
-        entry.compress_type != zipfile.ZIP_STORED
-    ):  # torch compresses nothing; a bomb unfolds before its size is looked at
-        raise _RefusedError(f"its {name.split('/')[-1]} is compressed, which torch.save never does")
-    if entry.file_size > _MAX_PICKLE_BYTES:
-        raise _RefusedError(f"its {name.split('/')[-1]} is too large for a state dict")
-    return archive.read(name)
 
 
 def _parameter(data: Any, gradient: Any = 0, hooks: Any = 0) -> LazyTensor:

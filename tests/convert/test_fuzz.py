@@ -29,7 +29,9 @@ def test_truncated(checkpoint, name, attempt, refuse):
     lengths = [0, 1, 7, 8, 9, 30, 100, len(data) // 2, len(data) - 1000, len(data) - 22, len(data) - 1]
     for length in lengths + [rng.randrange(len(data)) for _ in range(40)]:
         (checkpoint / name).write_bytes(data[:length])
-        refuse(checkpoint)
+        error = refuse(checkpoint)
+        if length > 20:
+            assert error.endswith(f"{name}: truncated: the end of the file is missing. Download or copy it again.")
     (checkpoint / name).write_bytes(data + b"x" * 100)
     attempt(checkpoint)
 
@@ -64,7 +66,8 @@ def test_flipped_bits(checkpoint, name, region, attempt):
         ("model.safetensors", b"", "neither a safetensors file nor"),
         ("model.safetensors", b"<!DOCTYPE html><html>", "a download that went wrong"),
         ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "neither"),
-        ("model.safetensors", b"PK\x03\x04" + bytes(100), "damaged"),
+        ("model.safetensors", b"PK\x03\x04" + bytes(100), "truncated"),
+        ("model.safetensors", b"PK\x03\x04PK\x05\x06" + b"\xff" * 16 + b"\0\0", "damaged"),
         ("model.safetensors", struct.pack("<Q", 2**63) + b"{}", "damaged safetensors"),
         ("model.safetensors", struct.pack("<Q", 2) + b"{}", "of no NAT or DiNAT"),
         ("model.safetensors", struct.pack("<Q", 200_000) + b'{"a":' + b"[" * 199_995, "damaged safetensors"),

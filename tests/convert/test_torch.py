@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+import natjax
 import natjax_convert
 
 torch = pytest.importorskip("torch")
@@ -37,6 +38,30 @@ def test_torch_loads_what_was_written(tmp_path, name):
     for key, tensor in original.items():
         assert written[key].dtype == tensor.dtype
         assert torch.equal(written[key], tensor)
+
+
+@pytest.mark.parametrize("expanded", ["small", "large"])
+def test_expanded_tensors(tmp_path, expanded):
+    """One that is not part of the model is no obstacle, and none unfolds to more than the file has."""
+    tensors = torch.load(GOLDENS / "shilabs_nat" / "checkpoint.pth", weights_only=True)
+    bias = tensors["head.bias"]
+    tensors["head.bias"] = torch.tensor([0.5]).expand(bias.shape if expanded == "small" else (2**30,))
+    torch.save({"model": tensors, "beside": torch.zeros(1).expand(2**40)}, tmp_path / "x.pth")
+    read = natjax_convert.read_state_dict(tmp_path / "x.pth")
+    if expanded == "small":
+        np.testing.assert_array_equal(np.asarray(read["head.bias"]), np.full(bias.shape, 0.5))
+    else:
+        with pytest.raises(natjax.CheckpointError, match=r"shape \(1073741824,\) is larger than the whole file"):
+            np.asarray(read["head.bias"])
+
+
+def test_files_without_checksums(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(3)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(np.asarray(natjax_convert.read_state_dict(tmp_path / "x.pth")["a"]), np.arange(3))
 
 
 def test_tensors_that_share_and_stride_a_storage(tmp_path):
