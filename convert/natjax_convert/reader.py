@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from natjax.errors import CheckpointError
 from natjax_convert.safetensors_file import read_safetensors
-from natjax_convert.selection import select
+from natjax_convert.selection import more, select
 from natjax_convert.state_dict import FileTensors, LazyTensor
 from natjax_convert.torch_zip import read_torch
 
@@ -86,13 +87,18 @@ def _read_sharded(path: Path) -> dict[str, LazyTensor]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: a JSON file, but not the index of a sharded checkpoint: {error}.") from error
     tensors: dict[str, LazyTensor] = {}
+    beside = []
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.strip("."):
             raise CheckpointError(f"{path}: names the shard {shard!r}; expected the name of a file beside the index.")
         content = _read_file(path.with_name(shard), index=False)
         if not isinstance(content, dict):
             raise CheckpointError(f"{path.with_name(shard)}: no mapping of names to tensors was found in it.")
-        tensors |= {n: t for n, t in content.items() if isinstance(t, LazyTensor) and weight_map.get(n) == shard}
+        listed = {n: t for n, t in content.items() if isinstance(t, LazyTensor) and weight_map.get(n) == shard}
+        beside += [name for name in content if name not in listed]
+        tensors |= listed
     if missing := sorted(set(weight_map) - set(tensors)):
         raise CheckpointError(f"{path}: {len(missing)} tensors are not in the shards that it names: {missing[:3]}.")
+    if beside:
+        warnings.warn(f"{path}: took the tensors that it lists; left out of its shards: {more(beside)}.", stacklevel=4)
     return tensors

@@ -8,7 +8,7 @@ import functools
 import itertools
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,8 @@ def _several(path: Path, chosen: list[tuple[_Candidate, dict]], why: str) -> Che
 
 def _say_what_is_left_out(path: Path, model: _Candidate, others: list[str]) -> None:
     left_out = others[:5]
-    if count := len(model.beside):
-        left_out.append(f"{count} more {'entry' if count == 1 else 'entries'} ({_named(model.beside)})")
+    if model.beside:
+        left_out.append(more(model.beside))
     if left_out:
         taken = f"{'averaged ' if model.averaged else ''}weights {model}" if model.entries or model.prefix else "model"
         warnings.warn(f"{path}: took the {taken}; left out: {', '.join(left_out)}.", stacklevel=4)
@@ -233,6 +233,11 @@ def _by_name(tensors: dict[str, str]) -> dict[str, list[str]]:
     for name, inner in tensors.items():
         by_name.setdefault(inner, []).append(name)
     return by_name
+
+
+def more(names: Sequence) -> str:
+    """Returns how many entries of a file were left out, with the names of some."""
+    return f"{len(names)} more {'entry' if len(names) == 1 else 'entries'} ({_named(names)})"
 
 
 def _named(names: Iterable) -> str:

@@ -80,6 +80,10 @@ def test_shards(tmp_path):
     index = shard(tmp_path, read(GOLDENS / "hf_nat"))
     assert_same(read(index), read(GOLDENS / "hf_nat"))
     assert_same(read(tmp_path), read(GOLDENS / "hf_nat"))
+    one = {name: values.copy() for name, values in read(tmp_path / "model-1.safetensors").items()}
+    write(tmp_path / "model-1.safetensors", one | {"ema.decay": np.ones(1, np.float32)})
+    with pytest.warns(UserWarning, match=r"left out of its shards: 1 more entry \('ema\.decay'\)"):
+        assert_same(read(index), read(GOLDENS / "hf_nat"))
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(natjax.CheckpointError, match=r"model-1\.safetensors: cannot read"):
         read(tmp_path)
