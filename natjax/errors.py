@@ -15,6 +15,10 @@ class ImageError(NatjaxError, ValueError):
     """An image cannot be read or has a shape or type that the processor does not take."""
 
 
+class MissingNormsWarning(UserWarning):
+    """A checkpoint that is read as a backbone has no norms for its stages, as that of every classifier."""
+
+
 def install_line(extra: str) -> str:
     """Returns the command that installs natjax with one of its extras: "train", "hub" or "gpu".
 

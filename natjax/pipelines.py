@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import operator
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from flax import nnx
 
 from natjax import models
 from natjax.configuration import NatConfig
-from natjax.errors import CheckpointError, ImageError
+from natjax.errors import CheckpointError, ImageError, MissingNormsWarning
 from natjax.hub import locate
 from natjax.image_arrays import split_images
 from natjax.image_processing import NatImageProcessor
@@ -112,8 +111,7 @@ def pipeline(
         names = _stage_names(stages, checkpoint.config.stage_names)
         with warnings.catch_warnings():
             # What a classifier's checkpoint always says. One that has norms for some of the stages only is worth the words.
-            missing = re.escape(f"The checkpoint has no norms for the stages {', '.join(names)};")
-            warnings.filterwarnings("ignore", message=missing)
+            warnings.simplefilter("ignore", MissingNormsWarning)
             net = models.NatBackbone.from_pretrained(checkpoint, out_features=names, **options)
         make = functools.partial(ImageFeatureExtraction, stages=names)
     if processor is None:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from natjax.configuration import NatConfig
-from natjax.errors import CheckpointError
+from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.presets import PRESETS
 from natjax_convert.dialect import Entry, Found
 from natjax_convert.inference import fitting_presets
@@ -75,7 +75,8 @@ def to_flax(
         Nested dict of numpy arrays, as `nnx.to_pure_dict` has it. Arrays may be views of the file.
 
     Warns:
-        UserWarning: parameters hold NaN or infinity, or norms of a backbone are missing.
+        MissingNormsWarning: all norms of a backbone are missing.
+        UserWarning: some of them are missing, or parameters hold NaN or infinity.
 
     Raises:
         CheckpointError: tensors are missing, left over, of another shape or not floating point; all are named at once.
@@ -117,7 +118,9 @@ def to_flax(
         raise unusable(state_dict, _misfit(problems, left_over, about))
     if identities:
         stages = ", ".join(dict.fromkeys(identities))
-        warnings.warn(f"The checkpoint has no norms for the stages {stages}; they start as the identity.", stacklevel=2)
+        category = MissingNormsWarning if set(identities) == set(config.out_features or ()) else UserWarning
+        message = f"The checkpoint has no norms for the stages {stages}; they start as the identity."
+        warnings.warn(message, category, stacklevel=2)
     _warn_not_finite(params)
     if not lazy:
         for path, leaf in list(_leaves(params)):

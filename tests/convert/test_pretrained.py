@@ -106,7 +106,9 @@ def test_resize_biases(classifier):
 
 def test_a_classifier_serves_every_kind(classifier):
     assert_equal(arrays(natjax.NatModel.from_pretrained(NAT)), arrays(classifier)["nat"])
-    with pytest.warns(UserWarning, match="no norms for the stages stage1, stage3; they start as the identity"):
+    with pytest.warns(
+        errors.MissingNormsWarning, match="no norms for the stages stage1, stage3; they start as the identity"
+    ):
         backbone = natjax.NatBackbone.from_pretrained(NAT, out_features=("stage1", "stage3"))
     np.testing.assert_array_equal(backbone.hidden_states_norms["stage3"].scale[...], np.ones(64))
     np.testing.assert_array_equal(backbone.hidden_states_norms["stage3"].bias[...], np.zeros(64))
