@@ -46,7 +46,9 @@ def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
     return [
         name
         for name, preset in PRESETS.items()
-        if _trunk(preset.config) == _trunk(config) and found.model_type in (None, preset.config.model_type)
+        if preset.config.depths == config.depths  # before the parameters are listed, of which there may be many
+        and _trunk(preset.config) == _trunk(config)
+        and found.model_type in (None, preset.config.model_type)
     ]
 
 

@@ -28,6 +28,7 @@ _SPARE: dict[Kind, tuple[str, ...]] = {
     "backbone": ("classifier", "layernorm", "hidden_states_norms"),
 }
 _KINDS: dict[Kind, str] = {"classifier": "image classifiers", "model": "bare models", "backbone": "backbones"}
+_TENSORS_OF_A_LAYER = 8  # of 12 at least: with fewer, a list of all that is missing says nothing
 _REPORTED = 12  # problems spelled out in an error; the rest is counted
 
 
@@ -88,7 +89,7 @@ def to_flax(
             f"The weights are those of a {found.model_type!r} model, the configuration is of a {config.model_type!r} one; "
             "they do not belong together.",
         )
-    if sum(config.depths) > len(state_dict):
+    if _TENSORS_OF_A_LAYER * sum(config.depths) > len(state_dict):
         raise unusable(
             state_dict,
             f"{len(state_dict)} tensors are too few for the configuration's {sum(config.depths)} layers."

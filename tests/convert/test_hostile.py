@@ -216,6 +216,12 @@ HOSTILE = {
     "many arguments of a class": calls_again(ORDERED, b"N" * MANY, b"\x81"),
     "many arguments of a tensor": calls_again(TENSOR, storage() + b"K\x00K\x04\x85K\x01\x85" + b"N" * MANY),
     "many tensors": calls_again(TENSOR, storage() + b"K\x00K\x04\x85K\x01\x85\x89N"),
+    "many layers": b"\x80\x02}("
+    + (text("nat.embeddings.patch_embeddings.projection.0.weight") + tensor(shape=(1,) * 4, strides=(1,) * 4))
+    + (text("nat.encoder.levels.0.layers.0.intermediate.dense.weight") + tensor(shape=(1, 1), strides=(1, 1)))
+    + (text("x") + tensor(shape=(1, 5, 5), strides=(0, 0, 0)) + store(0))
+    + b"".join(text(f"nat.encoder.levels.0.layers.{i}.attention.self.rpb") + again(0) for i in range(10_000))
+    + b"u.",
     "no stop": b"\x80\x02}",
     "empty": b"",
     "stop": b".",
