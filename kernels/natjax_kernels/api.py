@@ -66,11 +66,12 @@ def neighborhood_attention(
 ) -> Float[Array, "B *spatial N Dv"]:
     """Attention of every token to the `kernel_size` tokens around it, along one, two or three axes.
 
-    Windows shift inward at the borders, so every token has as many neighbours. A NaN or infinity reaches what sees it and nothing
-    else (with "triton", all tiles that load it: docs/kernels.md). Softmax is in float32 (float64 for float64 inputs).
+    Windows shift inward at the borders, so every token has as many neighbours. A NaN or infinity reaches what sees it, the
+    gradient of rpb and nothing else (with "triton", all tiles that load it: docs/kernels.md). Softmax is in float32 (float64 for
+    float64 inputs).
 
     The op works under jit, vmap, grad, remat, on sharded batches and heads, and in `jax.export` with a symbolic batch; it has no
-    forward-mode derivative, and second derivatives with "xla" and "reference" only.
+    forward-mode derivative, and second derivatives with "xla" and "reference" only (along Explicit axes under `jax.set_mesh`).
 
     Args:
         query: [B, X, N, D], [B, Y, X, N, D] or [B, Z, Y, X, N, D], float32, bfloat16, float16 or float64. Like key, value and
@@ -131,11 +132,10 @@ def neighborhood_attention_with_weights(
 ) -> tuple[Float[Array, "B *spatial N Dv"], Float[Array, "B N *spatial K"]]:
     """Neighborhood attention that also returns its weights, and can drop some of them.
 
-    It holds all weights in memory; `neighborhood_attention` does not. Arguments and errors are those of
-    `neighborhood_attention`, and:
+    It holds all weights in memory; `neighborhood_attention` does not.
 
     Args:
-        query: see there.
+        query: see `neighborhood_attention`, as for all but the last two.
         key: see there.
         value: see there.
         kernel_size: see there.
@@ -150,6 +150,10 @@ def neighborhood_attention_with_weights(
     Returns:
         The output, and the weights that made it (so after dropout) as [B, N, *spatial, product of kernel sizes]: one per
         neighbour, in the order of the axes, 0 for those that a causal window does not have.
+
+    Raises:
+        TypeError: see there.
+        ValueError: see there; or dropout_rate is not in [0, 1), or above 0 without a dropout_key.
     """
     problem = make_problem(
         query,

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 _LARGEST_CONSTANT = 2**16  # pairs of a table whose entries' places a program holds; those of larger tables it computes
-MASKED = -1e30  # not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
+MASKED = (
+    -1e38
+)  # of logits far below that; not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
 
 
 def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKED):

@@ -46,8 +46,8 @@ def _masked_scores(query, key, seen):
 @jax.custom_vjp
 def _masked_product(weights, value, seen):
     finite = jnp.isfinite(value)
-    poison = jnp.where(jnp.all(finite, axis=-1), 0, jnp.nan).astype(weights.dtype)
-    return _product(jnp.where(seen, weights + poison[..., None, :], 0), jnp.where(finite, value, 0))
+    whole = jnp.all(finite, axis=-1)[..., None, :]
+    return _product(jnp.where(seen, jnp.where(whole, weights, jnp.nan), 0), jnp.where(finite, value, 0))
 
 
 def _scores_backward(residuals, d_scores):

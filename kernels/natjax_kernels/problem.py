@@ -117,9 +117,8 @@ def make_problem(
             )
     if rpb is not None:
         _check_rpb(rpb, heads, window)
-    if scale is None:
-        scale = query.shape[-1] ** -0.5
-    return Problem(query, key, value, rpb, window, as_number("scale", scale))
+    scale = as_scale(scale)
+    return Problem(query, key, value, rpb, window, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 _ADVICE = {"list": "Pass jnp.asarray(x).", "torch.Tensor": "Pass x.detach().cpu().numpy()."}
@@ -164,17 +163,19 @@ def check_known(name: str, shape: tuple) -> None:
         )
 
 
-def as_number(name: str, x: Any) -> float:
-    """Returns a Python number of what a user passed as one: a number of Python or NumPy.
+def as_scale(x: Any) -> float | None:
+    """Returns a Python number of what a user passed as `scale`, a number of Python or NumPy; None for None.
 
     Raises:
-        ValueError: x is none, or not finite.
+        ValueError: x is none of these, or not finite.
     """
+    if x is None:
+        return None
     number = x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x
     if isinstance(number, jax.core.Tracer | bool) or not isinstance(number, numbers.Real):
-        raise ValueError(f"{name} must be a Python number or None; got {x!r}. For a traced one, scale the query.")
+        raise ValueError(f"scale must be a Python number or None; got {x!r}. For a traced one, scale the query.")
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite; got {x!r}.")
+        raise ValueError(f"scale must be finite; got {x!r}.")
     return float(number)
 
 

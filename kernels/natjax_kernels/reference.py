@@ -17,12 +17,8 @@ from natjax_kernels.sharding import spec_of, within_auto_axes
 
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`. Derivatives are JAX's own, but of masked products."""
-
-    def compute(*arrays):
-        return _attend(Problem(*arrays, problem.window, problem.scale))
-
     spec = spec_of(problem.query)
-    return within_auto_axes(compute, (spec, spec[:-1]), *problem.arrays)
+    return within_auto_axes(_attend, problem, specs=(spec, spec[:-1]))
 
 
 def _attend(problem: Problem):

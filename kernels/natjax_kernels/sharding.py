@@ -5,7 +5,9 @@ Shardings name their mesh: it is that of the arrays, and need not be the one of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
@@ -37,15 +39,37 @@ def laid_out(x: jax.Array, spec: tuple) -> NamedSharding | None:
     return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec)) if any(spec) else None
 
 
-def within_auto_axes(compute: Callable, specs: tuple, *arrays):
-    """Returns `compute(*arrays)`, whose results lie as `specs` say; XLA lays out what is between: Explicit axes are Auto inside.
+def laid_alike(query, key, value, rpb) -> tuple:
+    """Lays key, value and rpb, which may be None, along the same Explicit axes as query, whatever theirs are."""
+    arrays = query, key, value, rpb
+    mesh = _explicit_mesh(arrays)
+    if mesh is None:
+        return arrays
+    tokens = spec_of(query)
+    specs = tokens, tokens, tokens, () if rpb is None else (tokens[-2], *(None,) * (rpb.ndim - 1))
+    return tuple(
+        x if x is None or spec_of(x) == spec else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        for x, spec in zip(arrays, specs, strict=True)
+    )
+
+
+def within_auto_axes(attend: Callable, problem: Any, *more: Any, specs: tuple) -> Any:
+    """Returns `attend(problem, *more)`, whose results lie as `specs` say; XLA lays out what is between: axes are Auto inside.
 
     For derivatives of JAX's own: those of its gathers need `jax.set_mesh` where axes are Explicit (jax 0.12).
     """
-    sharded = next((x for x in jax.tree.leaves(arrays) if any(spec_of(x))), None)
-    if sharded is None:
-        return compute(*arrays)
-    mesh = jax.typeof(sharded).sharding.mesh
+    mesh = _explicit_mesh(problem.arrays)
+    if mesh is None or AxisType.Manual in mesh.axis_types:  # within `jax.shard_map` they know the mesh
+        return attend(problem, *more)
+
+    def compute(query, key, value, rpb, *more):
+        return attend(dataclasses.replace(problem, query=query, key=key, value=value, rpb=rpb), *more)
+
     explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     shardings = tuple(NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs)
-    return auto_axes(compute, axes=explicit, out_sharding=shardings)(*arrays)
+    return auto_axes(compute, axes=explicit, out_sharding=shardings)(*problem.arrays, *more)
+
+
+def _explicit_mesh(arrays: tuple) -> Any:
+    """Returns the mesh along which one of some arrays is explicitly sharded, or None."""
+    return next((jax.typeof(x).sharding.mesh for x in arrays if x is not None and any(spec_of(x))), None)

@@ -16,7 +16,7 @@ from flax import nnx
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, dropout, linear
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
-from natjax_kernels.problem import as_array, as_number, check_biased, check_known, make_window
+from natjax_kernels.problem import as_array, as_scale, check_biased, check_known, make_window
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -109,7 +109,7 @@ class NeighborhoodAttention(nnx.Module):
         window = make_window(num_spatial_dims, kernel_size, dilation, stride, is_causal)
         self.kernel_size, self.dilation = window.kernel_size, window.dilation
         self.stride, self.is_causal = window.stride, window.is_causal
-        self.scale, self.implementation = None if scale is None else as_number("scale", scale), implementation
+        self.scale, self.implementation = as_scale(scale), implementation
         self.attention_dropout, self.deterministic = float(attention_dropout), True
         if rpb:
             check_biased(window)

@@ -200,10 +200,11 @@ def test_large_logits_stay_finite(implementation):
 
 
 SATURATED = {"5e3": (64, 80, 1), "1e7": (4096, 2448, 1), "1e9": (32768, 30720, 64)}
+SATURATED = {f"{size} {dtype}": (SATURATED[size], dtype) for size in SATURATED for dtype in ("float32", "bfloat16")}
+del SATURATED["5e3 bfloat16"]  # whose own rounding is larger than what a rounded log-sum-exp would do to it
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("numbers", SATURATED.values(), ids=SATURATED)
+@pytest.mark.parametrize(("numbers", "dtype"), SATURATED.values(), ids=SATURATED)
 def test_weights_sum_to_one_where_logits_are_large(implementation, numbers, dtype):
     """Also those of the backward pass. Logits are large * more + step * (0 to 3), exactly, of numbers that bfloat16 has.
 
@@ -268,8 +269,6 @@ def test_export(implementation):
 
 @pytest.mark.parametrize("shape", ["b, 16, 2, 4", "b, 9, 10, 2, 4", "b, 4, 5, 6, 1, 4"])
 def test_export_of_any_batch(implementation, shape):
-    if implementation == "triton":
-        pytest.skip("programs for export take xla")
     (query, key, _, _), _ = draw((5, *map(int, shape.split(", ")[1:])), 3, False)
 
     def run(query, key):
@@ -278,6 +277,10 @@ def test_export_of_any_batch(implementation, shape):
         return out, *pull(key)
 
     tokens = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), "float32")
+    if implementation == "triton":
+        with pytest.raises(NotImplementedError, match="the number of batch entries; it is symbolic"):
+            jax.export.export(jax.jit(run))(tokens, tokens)
+        return
     exported = jax.export.export(jax.jit(run))(tokens, tokens)
     for entries in (1, 5):
         expected = jax.jit(run)(query[:entries], key[:entries])

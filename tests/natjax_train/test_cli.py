@@ -20,13 +20,18 @@ from natjax_train.recipes import RECIPES
 pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
 
 
+def has_flag(field):
+    """Returns a pattern of the flag of a recipe's field, with what it takes."""
+    return rf"--{field.replace('_', '-')} (N|X|X,\.\.\.|TEXT|JSON|\[true\|false\])\s"
+
+
 def test_help_names_every_field(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(Recipe):
-        assert re.search(rf"--{field.name.replace('_', '-')} (N|X|X,...|TEXT|JSON|\[true\|false\])", text)
+        assert re.search(has_flag(field.name), text)
         assert field.metadata["help"]
 
 
@@ -35,7 +40,7 @@ def test_help_without_docstrings():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in field_help():
-        assert re.search(rf"--{name.replace('_', '-')} (N|X|X,...|TEXT|JSON|\[true\|false\])", done.stdout)
+        assert re.search(has_flag(name), done.stdout)
     assert "micro-batches of a step" in done.stdout
 
 

@@ -27,13 +27,13 @@ from natjax_kernels.bias import bias_gradient, bias_table, neighbour_table
 from natjax_kernels.masked import product, scores, transpose
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem, accumulator
-from natjax_kernels.sharding import laid_out, reshape, sharded_as, spec_of
+from natjax_kernels.sharding import laid_alike, laid_out, reshape, sharded_as, spec_of
 from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
 
 
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`."""
-    return _attend(problem.window, problem.scale, *vary_alike(*problem.arrays))
+    return _attend(problem.window, problem.scale, *vary_alike(*laid_alike(*problem.arrays)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -130,9 +130,10 @@ _attend.defvjp(_forward, _backward, symbolic_zeros=True)
 def _contained(compute, checked: int, static: tuple, *arrays):
     """Returns `compute(contain, *static, *arrays)`, in whose results NaNs and infinities are only where windows let them be.
 
-    That takes longer, on a CPU twice as long, so one CPU first computes without `contain`: results are then NaN in more places,
-    never in fewer, and a sum of the first `checked` ones says whether there are any. Other devices always contain: XLA fuses
-    it there, and a batch that is split over devices would have to wait for their sums.
+    That takes longer, on a CPU twice as long, so one CPU first computes without `contain`: results are then NaN in more
+    places, never in fewer (of logits below 1e38), and a sum of the first `checked` ones says whether there are any. Both are
+    compiled. Other devices always contain: XLA fuses it there, and a batch that is split over devices would have to wait for
+    their sums.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return compute(True, *static, *arrays)

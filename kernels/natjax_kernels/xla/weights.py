@@ -23,14 +23,12 @@ from natjax_kernels.xla.tiling import tile_shape
 def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
     """See `natjax_kernels.neighborhood_attention_with_weights`."""
 
-    def compute(*arrays):
-        return _attend(Problem(*arrays, problem.window, problem.scale), dropout_rate, dropout_key)
-
     batch, *spatial, heads, _ = spec_of(problem.query)
-    return within_auto_axes(compute, (spec_of(problem.query), (batch, heads, *spatial, None)), *problem.arrays)
+    specs = spec_of(problem.query), (batch, heads, *spatial, None)
+    return within_auto_axes(functools.partial(_attend, dropout_rate), problem, dropout_key, specs=specs)
 
 
-def _attend(problem: Problem, dropout_rate: float, dropout_key):
+def _attend(dropout_rate: float, problem: Problem, dropout_key):
     axes = plan(problem.spatial, problem.window, tile_shape(problem.spatial, problem.window))
     accumulate = problem.accumulator
     q = to_tiles(problem.query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
@@ -39,8 +37,10 @@ def _attend(problem: Problem, dropout_rate: float, dropout_key):
     classes = tile_classes(axes)
     relative = [axis.relative for axis in axes]
     bias = bias_table(relative, problem.rpb, accumulate)[classes][:, None]
-    owned = functools.reduce(np.kron, [axis.queries >= 0 for axis in axes])  # [M, T]
-    seen = neighbour_table(relative)[classes][:, None] & owned[:, None, None, :, None]
+    seen = neighbour_table(relative)[classes][:, None]
+    if any((axis.queries < 0).any() for axis in axes):  # padded queries repeat a token: nothing of them may flow back
+        owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, jnp.int32) for axis in axes])  # [M, T]
+        seen &= owned[:, None, None, :, None] > 0
     logits = scores(q, k, seen) * problem.scale + bias
     probabilities = jax.nn.softmax(logits, axis=-1)
     if dropout_rate:
