@@ -25,6 +25,7 @@ from natjax.hub import locate
 from natjax.image_arrays import channels_last, out_of_range, split_images, to_numpy
 from natjax.images import decode_image, image_name, is_image_source
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
+from natjax.text import counted
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -176,7 +177,7 @@ class NatImageProcessor:
                 pixels, channels = np.asarray(PIL.Image.fromarray(pixels).convert("L"))[..., None], 1
             if channels != self.num_channels:
                 raise ImageError(
-                    f"An image array needs {self.num_channels} channel(s) first or last; got {to_numpy(image).shape}. "
+                    f"An image array needs {counted(self.num_channels, 'channel')} first or last; got {to_numpy(image).shape}. "
                     "Colours of uint8, 0..255, become grey for a model of grey images."
                 )
         self._check_range(pixels)

@@ -10,6 +10,7 @@ from natjax.configuration import PROCESSOR_NAME
 from natjax.errors import CheckpointError
 from natjax.image_processing import NatImageProcessor
 from natjax.presets import preset_of
+from natjax.text import counted
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
@@ -75,6 +76,6 @@ def check_channels(processor: NatImageProcessor, config: NatConfig, name: str = 
     """
     if processor.num_channels != config.num_channels:
         raise CheckpointError(
-            f"the model takes {config.num_channels} channel(s), {name} makes {processor.num_channels}; its image_mean and "
-            "image_std decide that, with one entry per channel."
+            f"the model takes {counted(config.num_channels, 'channel')}, {name} makes {processor.num_channels}; its image_mean "
+            "and image_std decide that, with one entry per channel."
         )

@@ -98,7 +98,7 @@ def test_a_model_must_be_named(fake, capsys, command):
     assert out == ""
     assert err.startswith("natjax: error: no model given. Name one with --model")
     assert main([command, "images/0.png", "--model", "digits"]) == 1  # whose images are grey
-    assert "takes 3 channel(s)" in capsys.readouterr().err
+    assert "takes 3 channels" in capsys.readouterr().err
 
 
 def test_folders_in_folders_and_what_is_skipped_in_them(fake, capsys):
@@ -150,7 +150,7 @@ def test_stages_that_do_not_exist(fake, capsys):
 def test_processors_that_are_missing_or_do_not_fit(fake, capsys):
     NatImageProcessor(size=8, image_mean=[0.5], image_std=[0.5]).save_pretrained(fake / "model")
     assert main(["classify", "images", "--model", "model"]) == 1
-    assert "takes 3 channel(s), the preprocessor_config.json of model makes 1" in capsys.readouterr().err
+    assert "takes 3 channels, the preprocessor_config.json of model makes 1" in capsys.readouterr().err
     (fake / "model" / "preprocessor_config.json").unlink()
     assert main(["classify", "images/0.png", "--model", "model"]) == 0
     assert "as for ImageNet" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_unreadable_images_end_the_call_or_are_named(folder, classify):
     results = classify(images, skip_unreadable=True)
     assert [result is None for result in results] == [False, True, True]
     assert said[0].startswith(f"skipped {images[1]}: not an image")
-    assert said[1].startswith("skipped image 2: An image array needs 3 channel(s)")
+    assert said[1].startswith("skipped image 2: An image array needs 3 channels")
 
 
 def test_features(folder):
@@ -217,7 +217,7 @@ def test_what_does_not_fit(folder, tmp_path):
         natjax.pipeline("image-feature-extraction", natjax.NatModel(CONFIG, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"stages must be 'all' or of stem, stage1; got \['stage9'\]"):
         natjax.pipeline("image-feature-extraction", folder / "model", stages=["stage9"])
-    with pytest.raises(ValueError, match=r"takes 3 channel\(s\), the image processor makes 1"):
+    with pytest.raises(ValueError, match=r"takes 3 channels, the image processor makes 1"):
         natjax.pipeline(
             "image-classification", folder / "model", processor=NatImageProcessor(image_mean=[0.5], image_std=[0.5])
         )
