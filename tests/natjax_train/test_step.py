@@ -127,7 +127,7 @@ def test_eval_step():
 def test_batches_that_do_not_fit(mesh):
     with pytest.raises(ValueError, match=r"multiple of 1 device x 3 micro-batches \(accumulate\); got 8"):
         check_batch(mesh, 8, 3)
-    with pytest.raises(ValueError, match=r"multiple of 2 device\(s\); got 5"):  # of an evaluation
+    with pytest.raises(ValueError, match=r"multiple of 2 devices; got 5"):  # of an evaluation
         check_batch(types.SimpleNamespace(size=2), 5)
 
 
