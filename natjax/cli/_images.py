@@ -29,19 +29,20 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images per step (default: 8)")
 
 
-def expand_images(arguments: Sequence[str], skipped: list[tuple[str, str]]) -> list[str]:
+def find_images(arguments: Sequence[str], skipped: list[tuple[str, str]] | None = None) -> list[str]:
     """Returns the files that arguments mean: files as they are, and the images of folders, of their subfolders, and of patterns.
 
     What folders hold beside images is counted on stderr.
 
     Args:
         arguments: files, folders and patterns.
-        skipped: receives folders without images and the reason.
+        skipped: receives folders without images and the reason, if given.
 
     Raises:
         ImageError: a folder cannot be read.
     """
     paths: list[str] = []
+    skipped = [] if skipped is None else skipped
     for argument in arguments:
         if glob.has_magic(argument) and not os.path.exists(argument):
             matches = sorted(glob.glob(argument)) or [argument]  # Windows leaves patterns to the command

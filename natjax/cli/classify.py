@@ -7,7 +7,7 @@ from typing import Any
 
 from natjax.cli._arguments import positive_int
 from natjax.cli._config import read_given
-from natjax.cli._images import add_image_arguments, expand_images, run_pipeline
+from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_json
 from natjax.hub import locate
 from natjax.text import printable
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     skipped: list[tuple[str, str]] = []
     results: list[dict[str, Any]] = []
     checkpoint = locate(args.model)
-    paths = expand_images(args.images, skipped)
+    paths = find_images(args.images, skipped)
     config, processor = read_given(args.config)
     pipe: Any = pipeline(
         "image-classification",

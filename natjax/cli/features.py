@@ -8,7 +8,7 @@ from typing import Any
 
 from natjax.atomic import check_writable, replacing
 from natjax.cli._config import read_given
-from natjax.cli._images import add_image_arguments, expand_images, run_pipeline
+from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_table
 from natjax.hub import locate
 from natjax.text import counted, printable
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.out)  # to be known before the work, not after it
     skipped: list[tuple[str, str]] = []
     checkpoint = locate(args.model)
-    paths = expand_images(args.images, skipped)
+    paths = find_images(args.images, skipped)
     pipe = _pipeline(args, checkpoint)
     rows: list[tuple[str, dict[str, Any]]] = []
     for path, features in run_pipeline(pipe, paths, skipped):
