@@ -56,15 +56,20 @@ def run(args: argparse.Namespace) -> int:
         devices = [{"id": d.id, "platform": d.platform, "kind": d.device_kind} for d in jax.devices()]
     except Exception as error:  # a driver that does not fit, say
         if args.json:
-            print_json({"versions": versions, "backend": None, "devices": [], "levels": []})
+            print_json({"versions": versions, "backend": None, "devices": [], "ptxas": None, "levels": []})
         raise RuntimeError(no_device_message(error)) from error
+    ptxas = _ptxas(devices)
     size = (args.image_size, args.image_size) if args.image_size else input_size(config, processor)
     levels = _levels(config, size, args.dtype)
     if args.json:
-        print_json({"versions": versions, "backend": jax.default_backend(), "devices": devices, "levels": levels})
+        backend = jax.default_backend()
+        print_json({"versions": versions, "backend": backend, "devices": devices, "ptxas": ptxas, "levels": levels})
         return 0
     print()
     print_table(["device", "platform", "kind"], [tuple(d.values()) for d in devices])
+    if ptxas:
+        found = f"{ptxas['path']} ({ptxas['version']})" if ptxas["path"] else f"none: {ptxas['install']}"
+        print(f"\nptxas, with which jaxlib assembles the fused kernels: {found}")
     print(f"\nAttention of {printable(args.model)} at {size[0]} x {size[1]} pixels in {args.dtype}:")
     rows = [
         (f"level {x['level']}", f"{x['tokens'][0]} x {x['tokens'][1]}", x["dilation"], x["implementation"])
@@ -82,6 +87,19 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _ptxas(devices: list[dict[str, Any]]) -> dict[str, str | None] | None:
+    """Returns path and version of the ptxas that jaxlib takes, or what to install; None where no GPU has a use for it."""
+    from natjax_kernels.triton import ptxas
+
+    plugin = ptxas.plugin()
+    if plugin is None or all(device["platform"] != "gpu" for device in devices):
+        return None
+    found = ptxas.find(plugin)
+    if found is None:
+        return {"path": None, "version": None, "install": f"pip install {plugin.package}"}
+    return {"path": found.path, "version": ".".join(map(str, found.version)), "install": None}
 
 
 def _levels(config: NatConfig, size: tuple[int, int], dtype: str) -> list[dict[str, Any]]:

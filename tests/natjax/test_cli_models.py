@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from natjax import models
 from natjax.cli import main
 from natjax.configuration import NatConfig
 from natjax.image_processing import NatImageProcessor
+from natjax_kernels.triton import ptxas
 
 pytestmark = pytest.mark.once
 
@@ -73,6 +75,34 @@ def test_doctor_as_json(capsys):
     assert document["versions"]["jax"] == jax.__version__
     assert [level["tokens"] for level in document["levels"]] == [[25, 25], [13, 13], [7, 7], [7, 7]]
     assert main(["doctor", "nat_minni"]) == 1
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_doctor_says_with_what_the_kernels_are_assembled(found, monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    gpu = types.SimpleNamespace(id=0, platform="gpu", device_kind="Tesla T4", compute_capability="7.5")
+    monkeypatch.setattr(jax, "devices", lambda *_: [gpu])
+    monkeypatch.setattr(
+        ptxas, "plugin", lambda: ptxas.Plugin("/site/jax_cuda12_plugin", "nvidia-cuda-nvcc-cu12", "nvidia")
+    )
+    monkeypatch.setattr(ptxas, "find", lambda plugin: ptxas.Ptxas("/cuda/bin/ptxas", (12, 9, 86)) if found else None)
+    assert main(["doctor", "nat_mini"]) == 0
+    said = "/cuda/bin/ptxas (12.9.86)" if found else "none: pip install nvidia-cuda-nvcc-cu12"
+    assert f"\nptxas, with which jaxlib assembles the fused kernels: {said}\n" in capsys.readouterr().out
+    assert main(["doctor", "nat_mini", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ptxas"] == (
+        {"path": "/cuda/bin/ptxas", "version": "12.9.86", "install": None}
+        if found
+        else {"path": None, "version": None, "install": "pip install nvidia-cuda-nvcc-cu12"}
+    )
+
+
+def test_doctor_says_nothing_of_ptxas_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(ptxas, "plugin", lambda: ptxas.Plugin("/site/jax_cuda13_plugin", "nvidia-cuda-nvcc", "nvidia"))
+    assert main(["doctor", "nat_mini"]) == 0
+    assert "ptxas" not in capsys.readouterr().out
+    assert main(["doctor", "nat_mini", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ptxas"] is None
 
 
 def test_info_as_json(fake, capsys):

@@ -12,6 +12,7 @@ from natjax_kernels.fused.layout import sizes
 from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
+from natjax_kernels.triton import ptxas
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import capability, device, device_kind, interpreted
 
@@ -42,7 +43,7 @@ def _why_not_here(named: bool) -> str | None:
         return f"{' and '.join(missing)} cannot be imported: {_INSTALL}"
     if not (version := _triton_version()).startswith(f"{_TRITON}."):
         return f"the fused kernels are for Triton {_TRITON} and {version} is installed: {_INSTALL}"
-    return None
+    return ptxas.why_not(capability())
 
 
 @functools.cache
