@@ -4,6 +4,9 @@ Needs an environment of its own, which `make test-deviceless` makes; skipped els
 """
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
 from deviceless import check_apart
@@ -61,3 +64,16 @@ def test_memory_of_gradients_is_linear_in_pixels():
 
 def test_another_gpu():
     assert check_apart("op", "a100")["fused_kernels"] == 3
+
+
+def test_the_interpreter_of_the_triton_that_is_installed_with_natjax():
+    """And with the newest NumPy; tests/kernels runs in it with a newer Triton."""
+    program = """
+import jax.numpy as jnp, numpy as np
+from natjax import neighborhood_attention
+x = jnp.sin(jnp.arange(2 * 9 * 10 * 2 * 8.0)).reshape(2, 9, 10, 2, 8)
+expected, got = (neighborhood_attention(x, x, x, kernel_size=3, implementation=name) for name in ("reference", "triton"))
+np.testing.assert_allclose(got, expected, atol=1e-5)
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -55,5 +56,20 @@ def run(kernel: Any, grid: tuple[int, ...], scalars: tuple[int, ...], static: di
     tensors = [_Tensor(np.ascontiguousarray(x)) for x in (*operands, *results)]
     inputs, written = tensors[: len(operands)], tensors[len(operands) :]
     with _ONE_AT_A_TIME, np.errstate(all="ignore"):
+        _mend_scalars()
         kernel[grid](*inputs, *scalars, *written, **static)
     return results
+
+
+@functools.cache
+def _mend_scalars() -> None:
+    """Has Triton 3.6 make integers of its scalars, arrays of one element, as newer ones do: NumPy 2.5 refuses its own way."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda scalar: scalar.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_mend  # ty: ignore[invalid-assignment]
