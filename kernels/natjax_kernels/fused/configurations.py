@@ -28,6 +28,7 @@ class Config:
         resident: whether all chunks are unrolled and their table is kept on chip; for halos of one block.
         num_warps: warps of a program.
         num_stages: how far ahead loads run.
+        design: "tiles", as `natjax_kernels.fused.layout` says, or "band" (`natjax_kernels.fused.band`), forward.
     """
 
     tile: tuple[int, ...]
@@ -36,6 +37,7 @@ class Config:
     resident: bool
     num_warps: int
     num_stages: int = 2
+    design: str = "tiles"
 
     @property
     def slots(self) -> int:

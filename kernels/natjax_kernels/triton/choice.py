@@ -14,15 +14,22 @@ import math
 from importlib import resources
 from typing import Any
 
-from natjax_kernels.fused import configurations
+from natjax_kernels.fused import band, configurations
 from natjax_kernels.fused.configurations import Case, Config, halo, lengths, power_of_two
 
 _BOXES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of keys, where a halo is too large to be one block
 
 
 def choose(case: Case, device: str) -> Config:
-    """Returns the configuration for a case on this kind of device."""
-    return configurations.choose(case, _measured().get(device, {}), estimate)
+    """Returns the configuration for a case on this kind of device.
+
+    Raises:
+        NotImplementedError: it names a design that cannot compute the case.
+    """
+    config = configurations.choose(case, _measured().get(device, {}), estimate)
+    if config.design == "band" and (reason := band.why_not(case, config)):
+        raise NotImplementedError(f"the band design cannot compute {case.key}: {reason}")
+    return config
 
 
 @functools.lru_cache(maxsize=512)

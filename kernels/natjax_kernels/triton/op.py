@@ -20,6 +20,7 @@ from natjax_kernels.fused.partitioning import Call
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import sharded_as
+from natjax_kernels.triton.band_launch import BandLaunch
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products
 
@@ -131,9 +132,12 @@ def _sum_by_row(d_logits, launch: Launch, runs):
     return sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(sums), heads, slots, -1)
 
 
-def _launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Launch:
+def _launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Any:
     case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability())
-    return Launch(case.spatial, window, scale, choose(case, device_kind()), products, kernel == "bwd_dkv")
+    config = choose(case, device_kind())
+    if config.design == "band":
+        return BandLaunch(case.spatial, window, scale, config)
+    return Launch(case.spatial, window, scale, config, products, kernel == "bwd_dkv")
 
 
 def _flat(*arrays):
