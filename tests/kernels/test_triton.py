@@ -253,8 +253,25 @@ def test_measured_configurations_come_first(monkeypatch):
     table = json.loads(json.dumps({"NVIDIA H200": {this.key: dataclasses.asdict(measured)}}))
     monkeypatch.setattr(choice, "_measured", lambda: table)
     assert choose(this, "NVIDIA H200") == measured
-    assert choose(this, "NVIDIA A100") == estimate(this)
+    assert choose(case(capability=80), "NVIDIA A100") == estimate(case(capability=80))
     assert choose(case(bias=False), "NVIDIA H200") == estimate(case(bias=False))
+
+
+def test_measured_configurations_serve_other_devices_of_the_architecture(monkeypatch):
+    """But come after those of the device itself."""
+    this, both = case(), case("bwd_dq")
+    other, own = Config((4, 4), None, 128, True, 2, 3), Config((8, 8), None, 64, False, 4, 2)
+    table = {
+        "NVIDIA H100 80GB HBM3": {c.key: dataclasses.asdict(other) for c in (this, both)},
+        "NVIDIA H200": {both.key: dataclasses.asdict(own)},
+    }
+    monkeypatch.setattr(choice, "_measured", lambda: table)
+    assert choose(this, "NVIDIA H200") == choose(this, "NVIDIA GH200 480GB") == other
+    assert choose(both, "NVIDIA H200") == own
+    assert choose(both, "NVIDIA H100 80GB HBM3") == other
+    for capability in (89, 100):
+        elsewhere = case(capability=capability)
+        assert choose(elsewhere, "NVIDIA L4") == estimate(elsewhere)
 
 
 def test_measured_configurations_can_be_read(monkeypatch):
@@ -272,7 +289,7 @@ def test_measured_configurations_can_be_read(monkeypatch):
 def test_keys_of_cases_tell_them_apart():
     cases = [
         case(), case("bwd_dkv"), case(size=5), case(dilation=2), case(channels=64), case(dtype="float32"),
-        case(bias=False), case(spatial=(56, 57)), case(spatial=(56,)),
+        case(bias=False), case(spatial=(56, 57)), case(spatial=(56,)), case(capability=100),
         dataclasses.replace(case(), window=Window((7, 7), (1, 1), (2, 1), (False, False))),
         dataclasses.replace(case(), window=Window((7, 7), (1, 1), (1, 1), (True, False))),
     ]  # fmt: skip

@@ -72,7 +72,7 @@ class Case:
         """The name of the case in configs.json."""
         axes = zip(self.spatial, self.window.axes(), strict=True)
         window = " ".join(f"{n}:{k}x{d}{f'/{s}' * (s > 1)}{'c' * c}" for n, (k, d, s, c) in axes)
-        return f"{self.kernel} {window} D{self.head_dim} {self.dtype}{' rpb' * self.bias}"
+        return f"{self.kernel} {window} D{self.head_dim} {self.dtype}{' rpb' * self.bias} sm_{self.capability}"
 
 
 _overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVar("overrides")

@@ -1,11 +1,13 @@
 """Which configuration the Triton kernels take: the overriding one, the measured one, or the one of least estimated work.
 
-Measured ones are in configs.json by device kind (`python -m benchmarks.tune` refreshes it). Estimates keep within the registers
-of a multiprocessor, by what Triton's compiler made of the kernels (`python tests/deviceless/resources.py`).
+Measured ones are in configs.json by device kind (`python -m benchmarks.tune` refreshes it); those of one kind serve others of its
+compute capability, such as an H100's an H200, where these have none of their own. Estimates keep within the registers of a
+multiprocessor, by what Triton's compiler made of the kernels (`python tests/deviceless/resources.py`).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -26,7 +28,8 @@ def choose(case: Case, device: str) -> Config:
     Raises:
         NotImplementedError: it names a design that cannot compute the case.
     """
-    config = configurations.choose(case, _measured().get(device, {}), estimate)
+    kinds = _measured()  # whose keys tell compute capabilities apart
+    config = configurations.choose(case, collections.ChainMap(kinds.get(device, {}), *kinds.values()), estimate)
     if config.design == "band" and (reason := band.why_not(case, config)):
         raise NotImplementedError(f"the band design cannot compute {case.key}: {reason}")
     return config
