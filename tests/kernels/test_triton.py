@@ -4,7 +4,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import re
+import sys
 
 import jax
 import jax.export
@@ -337,6 +339,20 @@ def test_wide_offsets_compute_the_op(monkeypatch):
     static = launching.Launch.static
     monkeypatch.setattr(launching.Launch, "static", lambda *arguments: {**static(*arguments), "WIDE": True})
     assert_right(OpCase("wide", 2, (5, 6), 2, 8, 3))
+
+
+@pytest.mark.parametrize("before", [None, "", "/somewhere"])
+def test_importing_jax_triton_leaves_tritons_cache_alone(monkeypatch, tmp_path, before):
+    """jax-triton 0.3 empties the variable, and Triton then has no cache for launches of its own."""
+    (tmp_path / "jax_triton.py").write_text("import os\nos.environ['TRITON_CACHE_DIR'] = ''\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jax_triton", raising=False)
+    if before is None:
+        monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    else:
+        monkeypatch.setenv("TRITON_CACHE_DIR", before)
+    assert launching._jax_triton() is sys.modules.pop("jax_triton")
+    assert os.environ.get("TRITON_CACHE_DIR") == before
 
 
 @dataclasses.dataclass

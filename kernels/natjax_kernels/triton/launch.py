@@ -141,11 +141,9 @@ def float32_products() -> str:
 
 
 def _compile(name, operands, scalars, outputs, grid, static, config: Config):
-    import jax_triton  # ty: ignore[import-not-found]  # of the gpu extra
-
     from natjax_kernels.triton import kernels
 
-    return jax_triton.triton_call(
+    return _jax_triton().triton_call(
         *operands,
         *scalars,
         kernel=getattr(kernels, name),
@@ -156,6 +154,19 @@ def _compile(name, operands, scalars, outputs, grid, static, config: Config):
         compute_capability=capability(),
         **static,
     )
+
+
+def _jax_triton():
+    """Imports jax_triton, of the gpu extra; its import empties TRITON_CACHE_DIR, with which Triton's own launches would fail."""
+    name = "TRITON_CACHE_DIR"
+    before = os.environ.get(name)
+    import jax_triton  # ty: ignore[import-not-found]
+
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before  # jax_triton reads it nowhere
+    return jax_triton
 
 
 def _interpret(name, operands, scalars, outputs, grid, static, config: Config):
