@@ -20,7 +20,7 @@ from natjax_kernels.bias import MASKED, bias_table, sum_by_segment
 from natjax_kernels.cases import Case as OpCase
 from natjax_kernels.fused import schedule
 from natjax_kernels.fused.configurations import KERNELS, Case, Config
-from natjax_kernels.fused.layout import layout, sizes
+from natjax_kernels.fused.layout import furthest, layout, sizes
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import make_problem
 from natjax_kernels.triton import choice, support
@@ -88,6 +88,19 @@ def test_sizes_are_those_of_the_layout(case, transposed):
     assert sorted(found.class_tiles) == sorted(np.bincount(plan.tiles[:, 2]))
     for longest in (1, 3, 100):
         assert sum(math.ceil(n / longest) for n in found.class_tiles) == len(plan.runs(longest))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_furthest_token_is_what_kernels_count_to(case, transposed):
+    spatial, kernel, dilation, stride, causal, tile, block = case
+    arguments = spatial, Window(kernel, dilation, stride, causal), tile, block, transposed
+    plan = layout(*arguments)
+    slots = 16 * math.ceil(math.prod(plan.block) / 16)  # of a block, in chunks
+    slot = np.stack(np.unravel_index(np.arange(slots), (slots, *plan.block[1:])))
+    number = np.stack(np.unravel_index(np.arange(math.prod(plan.blocks)), plan.blocks))
+    origins = plan.tiles[:, 1].max() + (number.T * plan.block) @ plan.steps
+    assert furthest(*arguments, slots) == origins.max() + (slot.T @ plan.steps).max()
 
 
 @pytest.mark.parametrize("longest", [1, 3, 100])
@@ -318,6 +331,16 @@ def test_refusals_say_why(refusal, x64):
     query, value = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((*shape[:-1], channels), dtype)
     with pytest.raises(NotImplementedError, match=f"implementation='triton' cannot run: .*{reason}"):
         explain(query, query, value, kernel_size=3, implementation="triton")
+
+
+def test_maps_whose_halos_reach_past_32_bits_are_refused():
+    """The padding of a chunk goes on along the first axis, past the end of the map, before it is held to it by a minimum."""
+    query = jax.ShapeDtypeStruct((1, 1000, 1000, 2147, 1, 8), "bfloat16")  # 483648 tokens fewer than 2**31
+    refusal = r"count fewer than 2\*\*31 tokens; those of \(1000, 1000, 2147\) and their halos are 2149147000"
+    with pytest.raises(NotImplementedError, match=refusal):
+        explain(query, query, query, kernel_size=3, implementation="triton")
+    query = jax.ShapeDtypeStruct((1, 1000, 1000, 2145, 1, 8), "bfloat16")
+    assert explain(query, query, query, kernel_size=3, implementation="triton").startswith("triton")
 
 
 def test_tables_that_are_too_large_are_refused():

@@ -72,7 +72,7 @@ def layout(
     """
     axes = plan(spatial, window, tile, transposed=transposed)
     block, blocks = _blocks(axes, block)
-    strides = [math.prod(spatial[a + 1 :]) for a in range(len(spatial))]
+    strides = _strides(spatial)
 
     first_query, first_key, classes, rows = (np.zeros((), int) for _ in range(4))
     counts, relative = [], []
@@ -144,6 +144,33 @@ def sizes(
         rows *= len(_distinct_blocks(axis.relative, n, side)[0])
         class_tiles = np.multiply.outer(class_tiles, np.bincount(axis.classes))
     return Sizes(rows, math.prod(blocks), math.prod(block), tuple(class_tiles.reshape(-1).tolist()))
+
+
+def furthest(
+    spatial: tuple[int, ...],
+    window: Window,
+    tile: tuple[int, ...],
+    block: tuple[int, ...] | None,
+    transposed: bool,
+    slots: int,
+) -> int:
+    """Returns the last token, past the map if need be, that kernels count to with so many slots to every block of this layout."""
+    axes = plan(spatial, window, tile, transposed=transposed)
+    block, blocks = _blocks(axes, block)
+    ends = [side - 1 for side in block]
+    if len(axes) == 3:  # slots beyond a block go on along z, and without a z begin again
+        ends[0] = (slots - 1) // math.prod(block[1:])
+    last = [
+        (n - 1) * side + end for n, side, end in zip(blocks, block, ends, strict=True)
+    ]  # slots from a halo's first key
+    first = [int(axis.keys[:, 0].max()) for axis in axes]
+    positions = [f + slot * d for f, slot, d in zip(first, last, window.dilation, strict=True)]
+    return sum(p * s for p, s in zip(positions, _strides(spatial), strict=True))
+
+
+def _strides(spatial: tuple[int, ...]) -> list[int]:
+    """Returns the tokens between neighbours along every axis."""
+    return [math.prod(spatial[a + 1 :]) for a in range(len(spatial))]
 
 
 def _blocks(axes: Sequence[AxisPlan], block: tuple[int, ...] | None) -> tuple[tuple[int, ...], list[int]]:

@@ -8,7 +8,7 @@ import importlib.util
 import re
 
 from natjax_kernels.fused.configurations import KERNELS, Case
-from natjax_kernels.fused.layout import sizes
+from natjax_kernels.fused.layout import furthest, sizes
 from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
@@ -70,8 +70,10 @@ def _why_not_this(problem: Problem) -> str | None:
     if problem.batch == 0:
         return "the fused kernels need at least one batch entry; there is none"
     bias_heads = 0 if problem.rpb is None else problem.heads
-    size = _largest_array(problem.spatial, problem.window, channels, problem.dtype.name, problem.batch, bias_heads,
-                          device_kind(), capability())  # fmt: skip
+    size, last = _extremes(problem.spatial, problem.window, channels, problem.dtype.name, problem.batch, bias_heads,
+                           device_kind(), capability())  # fmt: skip
+    if last >= 2**31:  # 32-bit sums of it would wrap before the minimum that holds them to the map
+        return f"the fused kernels count fewer than 2**31 tokens; those of {problem.spatial} and their halos are {last + 1}"
     if size > _LARGEST:
         what = "mask" if problem.rpb is None else "bias"
         limit = _LARGEST / 2**30
@@ -80,7 +82,7 @@ def _why_not_this(problem: Problem) -> str | None:
 
 
 @functools.lru_cache(maxsize=512)
-def _largest_array(
+def _extremes(
     spatial: tuple[int, ...],
     window: Window,
     channels: int,
@@ -89,11 +91,13 @@ def _largest_array(
     bias_heads: int,
     kind: str,
     capability: int,
-) -> int:
-    """Returns the bytes of the largest array that any of the kernels makes of the bias or mask."""
-    largest = 0
+) -> tuple[int, int]:
+    """Returns the bytes of the largest array that any of the kernels makes of the bias or mask, and the last token counted to."""
+    largest = last = 0
     for kernel in KERNELS:
         config = choose(Case(kernel, spatial, window, channels, dtype, bias_heads > 0, capability), kind)
-        schedule = Schedule(sizes(spatial, window, config.tile, config.block, kernel == "bwd_dkv"), config)
+        layout = spatial, window, config.tile, config.block, kernel == "bwd_dkv"
+        schedule = Schedule(sizes(*layout), config)
         largest = max(largest, schedule.largest_array(batch, bias_heads, sums=kernel == "bwd_dq"))
-    return largest
+        last = max(last, furthest(*layout, schedule.chunks * config.chunk))
+    return largest, last
