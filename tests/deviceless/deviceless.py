@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from unittest import mock
 
 # Name, compute capability, shared memory of a multiprocessor and of a block, multiprocessors, bytes/s, L2 bytes, memory, GHz:
@@ -101,6 +102,7 @@ def report(executable):
     )
     return {
         "fused_kernels": sum("triton_kernel_call" in call for call in calls),
+        "kernels": dict(collections.Counter(kernel_names(text))),
         "other_calls": dict(collections.Counter(call for call in calls if "triton_kernel_call" not in call)),
         "collectives": dict(collections.Counter(collectives)),
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -109,7 +111,14 @@ def report(executable):
     }
 
 
-def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56):
+def kernel_names(text):
+    """Returns the names of the fused kernels that a program calls, by their PTX: calls carry it compressed, in escaped bytes."""
+    configs = re.findall(r'custom_call_target="triton_kernel_call".*backend_config="((?:[^"\\]|\\.)*)"', text)
+    calls = (zlib.decompress(config.encode("latin1").decode("unicode_escape").encode("latin1")) for config in configs)
+    return [re.search(rb"\.entry (\w+)\(", call)[1].decode() for call in calls]
+
+
+def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=True):
     """The op and all its gradients, at NAT-Tiny's first level unless another side is asked for."""
     import jax
 
@@ -121,9 +130,22 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56):
 
     def run(q, k, v, rpb, d_out):
         out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, kernel_size=7), q, k, v, rpb)
-        return out, pull(d_out)
+        return out, pull(d_out) if gradients else None
 
     return report(compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type)))
+
+
+def band(kind, **options):
+    """The op, with the band design named for its forward kernel."""
+    from natjax_kernels.fused.band import configurations
+    from natjax_kernels.fused.configurations import Case, override
+    from natjax_kernels.plan import Window
+
+    major, minor = KINDS[kind][1]
+    window = Window((7, 7), (1, 1), (1, 1), (False, False))
+    case = Case("fwd", (56, 56), window, 32, "bfloat16", bias=True, capability=10 * major + minor)
+    with override(case, configurations(case)[0]):
+        return op(kind, **options)
 
 
 def _model(name, changes, **view):
@@ -172,6 +194,11 @@ CHECKS = {
     "op on 4 x 2, Auto": lambda kind: op(kind, "Auto", (4, 2)),
     "op on 4 x 2, Explicit": lambda kind: op(kind, "Explicit", (4, 2)),
     **{f"op, batch 8, side {side}": functools.partial(op, batch=8, side=side) for side in (112, 224, 448)},
+    "band": band,
+    "band, forward": functools.partial(band, gradients=False),
+    "band on 4 x 2, Auto": functools.partial(band, axis_type="Auto", mesh_shape=(4, 2)),
+    "band on 4 x 2, Explicit": functools.partial(band, axis_type="Explicit", mesh_shape=(4, 2)),
+    "band, forward, on 4 x 2, Auto": functools.partial(band, axis_type="Auto", mesh_shape=(4, 2), gradients=False),
     "forward": forward,
     "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
     **{f"forward, batch 8, {side} pixels": functools.partial(forward, batch=8, side=side) for side in (224, 448, 896)},

@@ -80,23 +80,36 @@ def launches(shape, architecture):
             yield name, launch, {"D_QUERY": True, "D_TABLE": case.bias}
 
 
-def compile_kernel(name, launch, flags, shape, architecture):
-    """Compiles one kernel; returns what it takes and the machine code."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from natjax_kernels.triton import kernels
+def band_launches(shape, architecture):
+    """Returns the same of the band design, which no estimate chooses, where it can compute the shape."""
+    from natjax_kernels.fused.band import configurations, why_not
+    from natjax_kernels.fused.configurations import Case
+    from natjax_kernels.triton.band_launch import BandLaunch
 
     case, dtype = shape
-    function, config = getattr(kernels, name), launch.config
+    described = Case("fwd", case.spatial, case.window, case.channels, dtype, case.bias, architecture)
+    for config in configurations(described):
+        if why_not(described, config) is None:
+            yield "band", BandLaunch(case.spatial, case.window, case.channels**-0.5, config), {}
+
+
+def _source(name, launch, flags, shape):
+    """Returns what Triton compiles."""
+    from triton.compiler import ASTSource
+
+    from natjax_kernels.triton import band_launch, kernels
+
+    case, dtype = shape
+    if name == "band":
+        return band_launch.source(launch.static(case.heads, case.heads if case.bias else 1, case.channels), dtype)
+    function = getattr(kernels, name)
     constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
     types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32")
     types |= dict.fromkeys(("maxima", "logs", "deltas", "d_logits"), "*fp32")
     types |= {"table": f"*{_TYPES[dtype] if case.bias else 'bf16'}", "batch": "i32", "share": "i32"}
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
-    source = ASTSource(
+    return ASTSource(
         fn=function,
         signature=signature,
         constexprs={(function.arg_names.index(argument),): value for argument, value in constants.items()},
@@ -104,6 +117,14 @@ def compile_kernel(name, launch, flags, shape, architecture):
             (i,): [["tt.divisibility", 16]] for i, a in enumerate(function.arg_names) if signature[a].startswith("*")
         },
     )
+
+
+def compile_kernel(name, launch, flags, shape, architecture):
+    """Compiles one kernel; returns what it takes and the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    config, source = launch.config, _source(name, launch, flags, shape)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     tools = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -133,7 +154,10 @@ def report(architecture, names):
     """Compiles all kernels of the named shapes, in this process."""
     rows = []
     for shape in names:
-        for name, launch, flags in launches(SHAPES[shape], architecture):
+        for name, launch, flags in (
+            *launches(SHAPES[shape], architecture),
+            *band_launches(SHAPES[shape], architecture),
+        ):
             row, _ = compile_kernel(name, launch, flags, SHAPES[shape], architecture)
             rows.append({"architecture": architecture, "shape": shape, "kernel": name, **row})
     return rows
@@ -159,6 +183,7 @@ def _print_table(rows):
     lines = {}
     for row in rows:
         part = {(True, False): " (dquery)", (False, True): " (table)"}.get((row.get("D_QUERY"), row.get("D_TABLE")), "")
+        part += {("band", 1): ", one stage"}.get((row["kernel"], row["num_stages"]), "")
         lines.setdefault((row["shape"], row["kernel"] + part), {})[row["architecture"]] = row
     for (shape, kernel), found in lines.items():
         cells = [

@@ -36,6 +36,24 @@ def test_on_a_mesh_the_bias_is_reduced_and_nothing_else_travels(axes):
     assert found["collectives"] == ({"all-reduce": 1} if axes == "Auto" else {"all-reduce": 1, "all-gather": 1})
 
 
+@pytest.mark.parametrize("kind", ["h200", "a100"])
+def test_the_band_kernel_takes_the_place_of_the_forward_one(kind):
+    found = check_apart("band", kind)
+    assert found["kernels"] == {"band": 1, "bwd_dq": 1, "bwd_dkv": 1}
+    assert found["other_calls"] == found["collectives"] == {}
+    assert check_apart("band, forward", kind)["kernels"] == {"band": 1}
+
+
+def test_the_band_kernel_on_a_mesh():
+    for axes, collectives in (("Auto", {"all-reduce": 1}), ("Explicit", {"all-reduce": 1, "all-gather": 1})):
+        found = check_apart(f"band on 4 x 2, {axes}")
+        assert found["kernels"] == {"band": 1, "bwd_dq": 1, "bwd_dkv": 1}
+        assert found["collectives"] == collectives  # those of the other kernels
+    forward = check_apart("band, forward, on 4 x 2, Auto")
+    assert forward["kernels"] == {"band": 1}
+    assert forward["collectives"] == {}
+
+
 @pytest.mark.parametrize("check", ["forward", "forward of dinat_tiny"])
 def test_every_layer_of_a_model_is_one_kernel(check):
     found = check_apart(check)

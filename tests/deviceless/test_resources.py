@@ -21,6 +21,8 @@ pytestmark = pytest.mark.skipif(
 REGISTERS = 65536
 SHARED = 99 * 1024
 
+BAND_INSTRUCTIONS = 1024  # of which some 650 are for an entry of the batch: 10 per score
+
 # Bytes that are spilled on B200, where nothing else is in 16 bits.
 _BLACKWELL = {
     ("kernel 11", "bwd_dkv"): 32,
@@ -53,6 +55,8 @@ def test_every_shape(architecture):
     # Levels at 384 px on Hopper and the leanest only, as compiling takes minutes; results/resources.json has all of them.
     left_out = () if architecture in (90, 120) else resources.LARGE
     rows = resources.report_apart(architecture, [shape for shape in resources.SHAPES if shape not in left_out])
+    bands = [row for row in rows if row["kernel"] == "band"]
+    rows = [row for row in rows if row["kernel"] != "band"]
     assert {row["kernel"] for row in rows} == {"fwd", "bwd_dq", "bwd_dkv"}
     for row in rows:
         what = (row["architecture"], row["shape"], row["kernel"])
@@ -63,3 +67,12 @@ def test_every_shape(architecture):
         assert row["matrix_instructions"], what
         if row["architecture"] in (90, 100) and row["slots"] == 64:
             assert row["matrix_instructions"] != ["HMMA"], what  # but those of the architecture's own
+    assert {row["num_stages"] for row in bands} == {1, 2}
+    for row in bands:
+        what = (row["architecture"], row["shape"], row["num_stages"])
+        spills = row["num_stages"] == 1 and architecture not in (90, 100)
+        assert row["stack_bytes"] <= (16 if spills else 0), what
+        assert REGISTERS // (32 * row["registers"]) >= 8, what
+        assert row["shared_bytes"] <= (SHARED if row["num_stages"] == 2 else SHARED // 2), what
+        assert row["matrix_instructions"] == ["HMMA"], what
+        assert row["instructions"] <= BAND_INSTRUCTIONS, what
