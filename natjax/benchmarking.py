@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -94,7 +93,9 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     images = rng.integers(0, 256, (batch, side, side, channels), np.uint8)
     with jax.set_mesh(devices):
         inputs = mesh.put_batch(devices, {"image": images, "label": np.zeros(batch, np.int32)})
-        train_state = programs.init(params)
+        train_state = jax.jit(programs.init)(
+            params
+        )  # one program, where eagerly each shape of a parameter would be one
         train_state = jax.device_put(train_state, mesh.state_shardings(devices, train_state))
         program, seconds = _compile(programs.step, train_state, inputs)
 
@@ -120,9 +121,9 @@ def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -
     )
     graphdef, shapes = nnx.split(nnx.view(model, **view))
     rng = np.random.default_rng(0)
-    return graphdef, jax.tree.map(
-        lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32), x.dtype), shapes
-    )
+    # Made of their dtype by numpy, too: on the device that would be a program for each shape.
+    arrays = jax.tree.map(lambda x: (0.02 * rng.standard_normal(x.shape, np.float32)).astype(x.dtype), shapes)
+    return graphdef, jax.device_put(arrays)
 
 
 def measure(program: Program, seconds: float, progress: Callable[[int, int], None] | None = None) -> list[float]:
