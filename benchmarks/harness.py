@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import multiprocessing
 import pathlib
@@ -19,10 +20,13 @@ from natjax.atomic import replacing
 RESULTS = ROOT / "benchmarks" / "results"
 ERROR = 500  # characters of an error that are kept: the last, which say what went wrong
 OUT_OF_TIME = "the section's time is up"  # why a row was skipped
+CASES = (
+    "names or patterns: 'tiny level 1' is one case, '* level 1*' all levels 1, dilated or not (default: all)"  # help
+)
 
 
 class Options(NamedTuple):
-    """Of a run: whether it is a small one, threads that compile side by side, parts of names of what to measure (all)."""
+    """Of a run: whether it is a small one, threads that compile side by side, names or patterns of what to measure (all)."""
 
     small: bool = False
     threads: int = 1
@@ -30,7 +34,7 @@ class Options(NamedTuple):
 
     def wants(self, name: str) -> bool:
         """Whether what is called so is to be measured."""
-        return not self.cases or any(part in name for part in self.cases)
+        return not self.cases or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.cases)
 
 
 class Report:
@@ -59,11 +63,15 @@ class Report:
         """Whether the budget is spent."""
         return time.monotonic() > self._deadline
 
-    def measure(self, work: Callable[[], dict[str, Any]], **labels: Any) -> dict[str, Any]:
-        """Adds and returns a row: the labels and what `work` returns, or the error it raised, or that time is up."""
+    def measure(self, work: Callable[[], dict[str, Any]], *, late: bool | None = None, **labels: Any) -> dict[str, Any]:
+        """Adds and returns a row: the labels and what `work` returns, or the error it raised, or that it is too late.
+
+        `late` says whether it is (default: whether time is up): what was compiled in time is worth its measurement.
+        """
         started = time.monotonic()
+        late = self.time_is_up() if late is None else late
         try:
-            found = {"skipped": OUT_OF_TIME} if self.time_is_up() else work()
+            found = {"skipped": OUT_OF_TIME} if late else work()
         except Exception as error:  # one measurement that fails must not cost the others
             found = {"error": describe(error)}
         row = self.add(**labels, **found, took_seconds=round(time.monotonic() - started, 2))
@@ -91,19 +99,6 @@ def write(path: pathlib.Path, content: Any) -> None:
     """Writes JSON so that a reader finds all of the old or all of the new."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def has_figures(content: dict[str, Any]) -> bool:
-    """Whether something was measured in a section."""
-    return any(not {"error", "skipped"} & row.keys() for row in content.get("rows", []))
-
-
-def keep(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Returns which results of a section to keep: the new ones, unless they have no figures and the old ones do."""
-    if has_figures(old) and not has_figures(new):
-        print("  It has no figures; those of before stay.", file=sys.stderr, flush=True)
-        return old
-    return new
 
 
 def memory(field: str) -> int:

@@ -16,11 +16,15 @@ from benchmarks import ROOT
 
 KERNELS = ROOT / "kernels" / "natjax_kernels" / "triton"
 FUSED = KERNELS.parent / "fused"
-PACKAGES = "jax jaxlib jax-cuda13-plugin flax numpy triton jax-triton torch transformers safetensors"
+PACKAGES = "jax jaxlib jax-cuda13-plugin flax numpy triton jax-triton torch transformers natten safetensors"
+COMMIT = "NATJAX_COMMIT"  # environment variable: the commit of a tree that was carried without its repository
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Returns date, machine and its load, versions, commit and a hash of the fused kernels' sources, and `more`."""
+    """Returns date, machine and its load, versions, commit and a hash of the fused kernels' sources, and `more`.
+
+    Without a repository, the commit is what the variable `COMMIT` says, and whether there are changes is not known.
+    """
     commit = _git("rev-parse", "--short", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")
     return {
@@ -31,7 +35,8 @@ def provenance(**more: Any) -> dict[str, Any]:
         "load": os.getloadavg(),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES.split() if (found := _version(name))},
-        "commit": commit,
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        "commit": commit or os.environ.get(COMMIT),
         "uncommitted_changes": commit and bool(changes),
         "kernels_sha256": kernels_hash(),
         **more,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from benchmarks import ROOT
 from benchmarks.harness import OUT_OF_TIME, Options, Report
 from benchmarks.provenance import provenance
+from benchmarks.rows import outcome
 
 GRACE = 10.0  # seconds that a section has to end by itself after its budget, where nothing else is said
 TAIL = 3000  # characters of a failed section's output that are kept
@@ -112,15 +113,6 @@ def run_section(
         file.unlink(missing_ok=True)
     content |= {"exit_code": code, "output": tail} if status else {}
     return content | {"status": status or outcome(content["rows"]), "seconds": round(time.monotonic() - started, 1)}
-
-
-def outcome(rows: list[dict[str, Any]]) -> str:
-    """Returns whether a section whose process ended well measured all it had to, peers that are not there aside."""
-    if not rows:
-        return "not asked for"  # by --cases
-    if any(row.get("skipped") == OUT_OF_TIME for row in rows):
-        return "out of time"
-    return "with errors" if any("error" in row for row in rows) else "complete"
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -11,7 +11,8 @@ import os
 import pathlib
 import tempfile
 
-from benchmarks.harness import RESULTS, Options, keep, read, write
+from benchmarks.harness import RESULTS, Options, read, write
+from benchmarks.rows import keep
 from benchmarks.sections import Section, run, say
 from benchmarks.tables import BUSY, draw, markdown
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from benchmarks import ROOT, harness, provenance, sections, timing
+from benchmarks import ROOT, harness, provenance, rows, sections, timing
 
 pytestmark = pytest.mark.once
 ROW = "report = Report(path, 'x', {}, 60); report.measure(lambda: {'microseconds': 1}, case='first')\n"
@@ -62,14 +62,82 @@ def test_a_measurement_that_fails_costs_only_itself_and_keeps_the_end_of_its_err
     assert good["microseconds"] == 2
     late = harness.Report(tmp_path / "y.json", "y", {}, -1)
     assert "skipped" in late.measure(lambda: pytest.fail("it has no time"), case="late")
+    assert late.measure(lambda: {"microseconds": 3}, late=False, case="compiled in time")["microseconds"] == 3
+    assert "skipped" in report.measure(lambda: pytest.fail("it is too late"), late=True, case="late")
+
+
+def test_cases_are_names_or_patterns():
+    names = ["tiny level 1", "tiny level 1 dilation 8", "384 px level 1"]
+
+    def wanted(*cases):
+        return [name for name in names if harness.Options(cases=cases).wants(name)]
+
+    assert wanted() == names
+    assert wanted("tiny level 1") == names[:1]
+    assert wanted("tiny level 1*") == names[:2]
+    assert wanted("* level 1", "*dilation 8") == names
 
 
 def test_results_are_replaced_by_results_only():
     old, none = {"rows": [{"microseconds": 1}]}, {"rows": [{"error": "no"}, {"skipped": "no"}]}
     new = {"rows": [*none["rows"], {"microseconds": 2}]}
-    assert harness.keep(old, none) is old
-    assert harness.keep(old, new) is new
-    assert harness.keep({}, none) is none
+    for keep in (rows.keep, rows.merge):
+        assert keep(old, none) is old
+        assert keep({}, new) is new
+        assert keep({}, none) is none
+    assert rows.keep(old, new) is new
+
+
+def section(date, *found, status="complete", **origin):
+    where = {"date": date, "device": "NVIDIA H200", "versions": {"jax": "1"}, "kernels_sha256": "a"} | origin
+    passed = {"passed": rows.passed(found)} if any("passed" in row for row in found) else {}
+    return {"status": status, "provenance": where, "rows": list(found), **passed}
+
+
+def test_rows_of_a_rerun_take_the_place_of_the_same_ones_alone():
+    old = section(
+        "monday",
+        {"case": "a", "what": "forward", "microseconds": 1},
+        {"case": "a", "what": "both", "microseconds": 2},
+        {"case": "b", "what": "both", "microseconds": 3},
+        {"case": "c", "what": "both", "skipped": harness.OUT_OF_TIME},
+    )
+    new = section(
+        "tuesday",
+        {"case": "a", "what": "both", "microseconds": 4},
+        {"case": "b", "what": "both", "skipped": harness.OUT_OF_TIME},
+        {"case": "c", "what": "both", "microseconds": 5},
+        status="out of time",
+    )
+    merged = rows.merge(old, new)
+    assert [(row["case"], row["what"], row["microseconds"], row.get("date")) for row in merged["rows"]] == [
+        ("a", "forward", 1, "monday"),
+        ("a", "both", 4, None),
+        ("b", "both", 3, "monday"),
+        ("c", "both", 5, None),
+    ]
+    assert (merged["status"], merged["provenance"]["date"]) == ("complete", "tuesday")
+    assert rows.merge(old, new | {"status": "timed out"})["status"] == "timed out"
+    again = rows.merge(merged, section("wednesday", {"case": "d", "what": "both", "microseconds": 6}))
+    assert [row.get("date") for row in again["rows"]] == ["monday", "tuesday", "monday", "tuesday", None]
+
+
+@pytest.mark.parametrize(
+    "origin", [{"kernels_sha256": "b"}, {"device": "NVIDIA H100"}, {"versions": {"jax": "2"}}, {"xla_flags": "--x"}]
+)
+def test_rows_of_other_kernels_devices_versions_and_flags_are_not_mixed(origin):
+    old = section("monday", {"case": "a", "microseconds": 1}, {"case": "b", "microseconds": 2})
+    new = section("tuesday", {"case": "a", "microseconds": 3}, **origin)
+    assert rows.merge(old, new) is new
+
+
+def test_numerics_are_right_where_all_rows_of_both_runs_are():
+    old = section("monday", {"call": "a", "passed": False}, {"call": "b", "passed": True})
+    assert not rows.merge(old, section("tuesday", {"call": "b", "passed": True}))["passed"]
+    assert rows.merge(old, section("tuesday", {"call": "a", "passed": True}))["passed"]
+    assert not rows.merge(old, section("tuesday", {"call": "a", "passed": True}, {"call": "c", "error": "no"}))[
+        "passed"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", '{"op": {"rows": [', "[1]"])
@@ -146,6 +214,16 @@ def test_runs_are_timed_in_turn_each_after_a_run_of_its_own():
     assert "".join(order) == "AABB" * 4  # at first they warm up
     row = timing.spread([0.001, 0.002, 0.003, 0.004, 0.1])
     assert (row["milliseconds"], row["samples"]) == (3.0, 5)
+
+
+def test_a_tree_without_its_repository_has_the_commit_that_it_is_told(monkeypatch):
+    monkeypatch.setenv(provenance.COMMIT, "abc1234")
+    assert provenance.provenance()["commit"] != "abc1234"  # the repository knows better
+    monkeypatch.setattr(provenance, "_git", lambda *_: None)
+    found = provenance.provenance()
+    assert (found["commit"], found["uncommitted_changes"]) == ("abc1234", None)
+    monkeypatch.delenv(provenance.COMMIT)
+    assert provenance.provenance()["commit"] is None
 
 
 def test_provenance_changes_with_the_kernels(tmp_path, monkeypatch):

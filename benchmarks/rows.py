@@ -1,0 +1,72 @@
+"""Which results stay when a section is measured again: rows of two runs are of one where device, versions and kernels agree."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from benchmarks.harness import OUT_OF_TIME
+
+# What says which measurement a row is, and of what runs are one.
+LABELS = ("call", "case", "model", "peer", "kernel", "config", "dtype", "implementation", "what")
+ORIGIN = ("device", "versions", "kernels_sha256", "xla_flags", "small")
+
+
+def has_figures(content: dict[str, Any]) -> bool:
+    """Whether something was measured in a section."""
+    return any(map(_measured, content.get("rows", [])))
+
+
+def outcome(rows: list[dict[str, Any]]) -> str:
+    """Returns whether a section whose process ended well measured all it had to, peers that are not there aside."""
+    if not rows:
+        return "not asked for"  # by --cases
+    if any(row.get("skipped") == OUT_OF_TIME for row in rows):
+        return "out of time"
+    return "with errors" if any("error" in row for row in rows) else "complete"
+
+
+def passed(rows: list[dict[str, Any]]) -> bool:
+    """Whether all that was checked is right; what could not be checked is not."""
+    return all(row.get("passed", "skipped" in row) for row in rows)
+
+
+def keep(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Returns which results of a section to keep: the new ones, unless they have no figures and the old ones do."""
+    if has_figures(old) and not has_figures(new):
+        print("  It has no figures; those of before stay.", file=sys.stderr, flush=True)
+        return old
+    return new
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results of a section with the rows of both runs, where they are of one origin; else as `keep` does.
+
+    A row that was measured again is replaced; one of the old run has its `date`.
+    """
+    kept = keep(old, new)
+    if kept is old or not has_figures(old) or _origin(old) != _origin(new):
+        return kept
+    date = old["provenance"].get("date")
+    rows = {_labels(row): {"date": date} | row for row in old["rows"]}
+    for row in new["rows"]:
+        if _measured(row) or not _measured(rows.get(_labels(row), row)):
+            rows[_labels(row)] = row
+    merged = old | new | {"rows": list(rows.values())}
+    if new["status"] in ("complete", "with errors", "out of time"):  # others are of how the process ended
+        merged["status"] = outcome(merged["rows"])
+    if "passed" in merged:
+        merged["passed"] = passed(merged["rows"])
+    return merged
+
+
+def _measured(row: dict[str, Any]) -> bool:
+    return not {"error", "skipped"} & row.keys()
+
+
+def _labels(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(label) for label in LABELS)
+
+
+def _origin(content: dict[str, Any]) -> list[Any]:
+    return [content.get("provenance", {}).get(name) for name in ORIGIN]
