@@ -41,19 +41,15 @@ def arguments(case: Case, key: jax.Array, sets: int, dtype: str) -> list[list[ja
 
     Each has a bias of its own, as every layer of a model does: with one for all, its table would be made once.
     """
-    bias = [case.rpb_shape] if case.rpb_shape else []
-    drawn = [normal(k, *[case.shape] * 4, *bias, dtype=dtype) for k in jax.random.split(key, sets)]
-    return [[*one[:3], one[4] if bias else None, one[3]] for one in drawn]
+    shapes = [*[case.shape] * 4, *([case.rpb_shape] if case.rpb_shape else [])]
+    drawn = [[draw(key, len(shapes) * i + j, shape, dtype) for j, shape in enumerate(shapes)] for i in range(sets)]
+    return [[*one[:3], one[4] if case.rpb_shape else None, one[3]] for one in drawn]
 
 
-def normal(seed: jax.Array, *shapes: tuple[int, ...], dtype: str) -> list[jax.Array]:
-    """Returns arrays of normal numbers, drawn on the device."""
-    return [_draw(key, shape, dtype) for key, shape in zip(jax.random.split(seed, len(shapes)), shapes, strict=True)]
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _draw(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    return jax.random.normal(key, shape, dtype)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def draw(key: jax.Array, index: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """Returns normal numbers of a key and an index, drawn on the device by one program for a shape and dtype."""
+    return jax.random.normal(jax.random.fold_in(key, index), shape, dtype)
 
 
 def fresh_key() -> tuple[jax.Array, int]:

@@ -31,12 +31,11 @@ def measure(report: Report, options: Options) -> None:
     # Training steps take minutes to compile on few cores: what is sooner ready is measured before.
     for names, implementation in ((("nat_tiny", "dinat_tiny"), "triton"), (("nat_tiny",), "xla"))[options.small :]:
         for what, make in makes.items():
-            wanted = [name for name in names if options.wants(name)]
+            wanted, late = [name for name in names if options.wants(name)], report.time_is_up()
             jobs = {name: functools.partial(program, make, name, implementation) for name in wanted}
-            compiled = jobs if report.time_is_up() else side_by_side(jobs, options.threads)
-            for name, prepared in compiled.items():
+            for name, prepared in (jobs if late else side_by_side(jobs, options.threads)).items():
                 work = functools.partial(row, prepared, batch)
-                report.measure(work, model=name, what=what, implementation=implementation)
+                report.measure(work, late=late, model=name, what=what, implementation=implementation)
 
 
 def row(prepared: Callable[[], benchmarking.Program], batch: int) -> dict[str, Any]:
@@ -46,4 +45,5 @@ def row(prepared: Callable[[], benchmarking.Program], batch: int) -> dict[str, A
     if not all(jnp.isfinite(x).all() for x in jax.tree.leaves(program.run())):
         raise FloatingPointError("the logits or the loss are not finite")
     speed = round(batch / statistics.median(times), 1)
-    return spread(times) | {"images_per_second": speed, "peak_bytes": program.memory_bytes}
+    more = {"peak_bytes": program.memory_bytes, "compile_seconds": round(program.compile_seconds, 1)}
+    return spread(times) | {"images_per_second": speed} | more

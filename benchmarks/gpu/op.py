@@ -3,7 +3,7 @@
 Two sections: `op`, and `scaling`: time and memory of a token as maps grow from 56^2 to 1024^2, which should stay the same (heads
 of 32 channels, kernel 7). A timed program of `op` calls the op many times on inputs of their own, so that launches from Python
 and the L2 cache neither hide nor flatter it; one of `scaling` calls it once, on inputs larger than that cache. What is left of
-overhead is the gap between kernels, which `ceilings` measures.
+overhead is that of launches within a program, which `ceilings` measures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.calls import WHAT, arguments, floors, fresh_key, groups, normal, op, rotation
+from benchmarks.calls import WHAT, arguments, draw, floors, fresh_key, groups, op, rotation
 from benchmarks.harness import Options, Report
 from benchmarks.timing import in_flight, side_by_side, spread
 from natjax_kernels.cases import Case
@@ -57,19 +57,19 @@ def time_cases(
     limits = ceilings(options.small)
     report.note(seed=seed, ceilings=limits)
     for cases, (implementation, dtype) in steps:
+        late = report.time_is_up()
         # XLA's own programs are many kernels each: two calls are enough, and compile sooner.
         sets = {case: rotation(case, dtype, min(most, 2) if implementation == "xla" else most) for case in cases}
         jobs = {
-            (case, what): functools.partial(compile_op, case, what, dtype, implementation, sets[case])
+            (case, what): functools.partial(compile_op, case, what, dtype, implementation, sets[case], key)
             for case, what in itertools.product(cases, WHAT)
         }
-        compiled = jobs if report.time_is_up() else side_by_side(jobs, options.threads)
-        for (case, what), program in compiled.items():
+        for (case, what), program in (jobs if late else side_by_side(jobs, options.threads)).items():
             labels = {name: getattr(case, name) for name in ("shape", "kernel_size", "dilation")}
             labels |= {"dtype": dtype, "implementation": implementation, "what": what}
             floor = floors(case, dtype, limits)[what]
             work = functools.partial(row, case, dtype, program, sets[case], key, floor)
-            report.measure(work, case=case.name, **labels)
+            report.measure(work, late=late, case=case.name, **labels)
 
 
 def row(
@@ -94,11 +94,17 @@ def row(
     }
 
 
-def compile_op(case: Case, what: str, dtype: str, implementation: str, sets: int) -> jax.stages.Compiled:
-    """Compiles a program of so many calls on inputs of their own."""
+def compile_op(
+    case: Case, what: str, dtype: str, implementation: str, sets: int, key: jax.Array
+) -> jax.stages.Compiled:
+    """Compiles a program of so many calls on inputs of their own, and those that draw them."""
     call = op(case, what, implementation)
-    shapes = jax.eval_shape(lambda: arguments(case, jax.random.key(0), sets, dtype))
-    return jax.jit(lambda inputs: [call(*x) for x in inputs]).lower(shapes).compile()
+    arguments(case, key, 1, dtype)
+    shapes = jax.eval_shape(lambda: arguments(case, key, sets, dtype))
+    program = jax.jit(lambda inputs: [call(*x) for x in inputs]).lower(shapes).compile()
+    if implementation == "triton":  # whose kernels are assembled at their first launch
+        jax.block_until_ready(program(arguments(case, key, sets, dtype)))
+    return program
 
 
 def time_program(program: Callable, *inputs: Any, calls: int = 1) -> list[float]:
@@ -107,29 +113,33 @@ def time_program(program: Callable, *inputs: Any, calls: int = 1) -> list[float]
 
 
 def ceilings(small: bool) -> dict[str, float]:
-    """Measures copy bandwidth (bytes read and written a second), bf16 matrix products and the gap between kernels.
+    """Measures copy bandwidth, bfloat16 matrix products, and what a launch takes at least of a program's time.
 
-    Copies add a number that the compiler does not know, as a plain copy could be left out.
+    That is of XLA's own kernels, which are in a CUDA graph, and of the fused ones, which are not: jax-triton's calls are of an
+    interface that XLA cannot capture, and each has a kernel to look up. A fused call of one program is timed, its work in it.
     """
-    size = 1 << 20 if small else 1 << 30  # elements
-    side = 256 if small else 8192
-    key, links = jax.random.key(0), 16
-    (x,) = normal(key, (size,), dtype="bfloat16")
-    copy = statistics.median(time_program(jax.jit(lambda x, y: x + y), x, jnp.bfloat16(1)))
-    del x
-    a, b = normal(key, (side, side), (side, side), dtype="bfloat16")
+    side, key = 256 if small else 8192, jax.random.key(0)
+    a, b = (draw(key, i, (side, side), "bfloat16") for i in range(2))
     product = statistics.median(time_program(jax.jit(jnp.matmul), a, b))
-
-    @jax.jit
-    def chain(x):
-        for _ in range(links):
-            x = jax.lax.optimization_barrier(x + 1)
-        return x
-
-    gap = statistics.median(time_program(chain, jnp.zeros(64), calls=links))
+    smallest = Case("one program", 1, (16,), 1, 16, 3, bias=False)
+    fused = op(smallest, "forward", "xla" if small else "triton")
+    ((query, key_, value, *_),) = arguments(smallest, key, 1, "bfloat16")
     found = {
-        "copy_gigabytes_per_second": 2 * 2 * size / copy / 1e9,
+        "copy_gigabytes_per_second": copy_rate(small),
         "matmul_teraflops": 2 * side**3 / product / 1e12,
-        "kernel_gap_microseconds": gap * 1e6,
+        "kernel_gap_microseconds": 1e6 * link(lambda x: jax.lax.optimization_barrier(x + 1), jnp.zeros(64)),
+        "smallest_fused_call_microseconds": 1e6 * link(lambda x: fused(x, key_, value, None), query),
     }
     return {name: float(f"{value:.4g}") for name, value in found.items()}  # never 0, as others are divided by them
+
+
+def copy_rate(small: bool) -> float:
+    """Measures the gigabytes read and written a second, adding a number that the compiler does not know: no copy to leave out."""
+    x = draw(jax.random.key(0), 0, (1 << 20 if small else 1 << 30,), "bfloat16")
+    return 2 * x.nbytes / statistics.median(time_program(jax.jit(lambda x, y: x + y), x, jnp.bfloat16(1))) / 1e9
+
+
+def link(step: Callable[[jax.Array], jax.Array], x: jax.Array, links: int = 16) -> float:
+    """Returns the seconds of a step in a program that takes one after another, each of what the one before made."""
+    chain = jax.jit(lambda x: functools.reduce(lambda x, _: step(x), range(links), x))
+    return statistics.median(time_program(chain, x, calls=links))
