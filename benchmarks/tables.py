@@ -23,6 +23,9 @@ TABLES = {
     "step": ["name without.milliseconds whole.milliseconds share memory_bytes compile_seconds"],
     "start": ["entrant repeat seconds", f"{_CASE} peak_megabytes"],
     "numerics": ["call dtype passed"],
+    "kernels": [
+        "case kernel config microseconds times_the_floor predicted_at_least predicted_at_most largest_error",
+    ],
     # On a CPU and on a GPU.
     "op": [
         f"group shape kernel_size dilation {_OP.format('forward')} {_OP.format('both')}",

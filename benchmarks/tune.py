@@ -1,8 +1,9 @@
 """Finds the fastest configurations of the fused kernels on this GPU and writes them into configs.json, in at most 9 minutes.
 
-For every shape of NAT and DiNAT and every kernel, the configurations that the estimate likes best are timed inside the op, then
-the best of them with other warps and stages. A configuration whose results differ from those of `xla` is passed over. The file is
-written after every kernel, so a run that is stopped keeps what it found, and entries of other kinds of device stay.
+For every shape of NAT and DiNAT and every kernel, the configurations that the estimate likes best and those that benchmarks.gpu
+has beside it are timed inside the op, then the best of them with other warps, stages and chunks. A configuration whose results
+differ from those of `xla` is passed over. The file is written after every kernel, so a run that is stopped keeps what it found,
+and entries of other kinds of device stay. Each kernel has an equal part of the time that is left.
 """
 
 from __future__ import annotations
@@ -13,30 +14,32 @@ import pathlib
 import tempfile
 import time
 
+from benchmarks.harness import CASES, Options
+
 
 def main() -> None:
     """Tunes the cases asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", default=[], help="parts of names, such as 'level 1' (default: all)")
+    parser.add_argument("--cases", nargs="+", default=[], help=CASES)
     parser.add_argument("--list", action="store_true", help="print the names of the cases and end")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device-kind", help="name under which to file the result (default: that of this device)")
     parser.add_argument("--configs", type=pathlib.Path, help="file to update (default: that of the package)")
-    parser.add_argument("--most", type=int, default=24, help="configurations to try, besides warps and stages")
-    parser.add_argument("--seconds", type=float, default=540, help="time limit")
-    parser.add_argument("--threads", type=int, default=8, help="that compile side by side")
+    parser.add_argument("--most", type=int, default=24, help="of the estimate's configurations to try")
+    parser.add_argument("--seconds", type=float, default=540, help="time limit, after which nothing new starts")
+    parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1), help="that compile side by side")
     parser.add_argument(
         "--rehearse", action="store_true", help="a tiny case in Triton's interpreter, into another file"
     )
     args = parser.parse_args()
     if args.rehearse:  # to be said before Triton is imported
         os.environ["TRITON_INTERPRET"] = "1"
-    from benchmarks.gpu.tuner import KERNELS, Tuner, merge
-    from benchmarks.harness import Options
+    from benchmarks.gpu.tuner import Tuner, merge
     from benchmarks.provenance import KERNELS as FOLDER
     from natjax_kernels.cases import Case, published
+    from natjax_kernels.fused.configurations import KERNELS
     from natjax_kernels.triton.launch import device_kind
 
     cases = [case for case in published() if Options(cases=args.cases).wants(case.name)]
@@ -56,11 +59,11 @@ def main() -> None:
         if elapsed > args.seconds:
             print(f"The time limit of {args.seconds:.0f} s is reached; {len(jobs) - i} of {len(jobs)} are left.")
             break
-        left = f"{elapsed / i * (len(jobs) - i):.0f} s left" if i else "first"
-        print(f"[{i + 1}/{len(jobs)}, {left}] {case.name} {dtype} {kernel}", flush=True)
-        tuner = Tuner(case, dtype, kernel, threads, started + args.seconds)
-        if best := tuner.run(most):
-            merge(path, kind, tuner.key, best)
+        print(f"[{i + 1}/{len(jobs)}, {elapsed:.0f} of {args.seconds:.0f} s] {case.name} {dtype} {kernel}", flush=True)
+        if kernel == KERNELS[0]:
+            tuner = Tuner(case, dtype, threads)
+        if found := tuner.run(kernel, most, time.monotonic() + (args.seconds - elapsed) / (len(jobs) - i)):
+            merge(path, kind, *found)
     print(f"Configurations for {kind!r} are in {path}.")
 
 

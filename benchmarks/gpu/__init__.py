@@ -1,1 +1,1 @@
-"""What the fused kernels do on a GPU: numerics, timings, models, scaling and peers. Run `python -m benchmarks.gpu`."""
+"""What the fused kernels do on a GPU, from numerics to peers. Run `python -m benchmarks.gpu`."""

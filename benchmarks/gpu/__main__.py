@@ -30,6 +30,7 @@ def sections(rehearse: bool) -> dict[str, Section]:
     interpreted = platform | {"TRITON_INTERPRET": "1"} if rehearse else {}
     found = {
         "numerics": Section("gpu.numerics:measure", 70, kernels, variables=interpreted),
+        "kernels": Section("gpu.kernels:measure", 70, kernels, variables=interpreted),
         "op": Section("gpu.op:measure", 100, kernels, variables=platform),
         # What compiles training steps, and began in time, may take a while to end.
         "models": Section("gpu.models:measure", 140, (*kernels, "flax", "optax"), variables=platform, grace=30),
