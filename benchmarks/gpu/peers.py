@@ -1,14 +1,16 @@
-"""What others take for the same on the same GPU, in PyTorch: flex_attention, dense attention by cuDNN, Swin and ConvNeXt.
+"""What others take on the same GPU, in PyTorch: NATTEN, flex_attention, dense attention by cuDNN, Swin and ConvNeXt.
 
-flex_attention gets the window as a block mask (tokens in row-major order) and the bias as a score modification, compiled. Dense
-attention is over the whole map, without a bias: more work than the window asks for, and the fastest there is for it. Replays of
-a captured CUDA graph are timed, or plain calls where it cannot be captured (`graph` says so).
+NATTEN, of 0.20 and newer, has no bias, and chooses its kernel by the GPU. flex_attention gets the window as a block mask (tokens
+in row-major order) and the bias as a score modification, compiled. Dense attention is over the whole map, without a bias: more
+work than the window asks for, and the fastest there is for it. Replays of a captured CUDA graph are timed, or plain calls where
+it cannot be captured (`graph` says so).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
 import math
 import statistics
@@ -36,37 +38,52 @@ def measure(report: Report, options: Options) -> None:
         if options.wants(f"{name}_tiny"):
             report.measure(functools.partial(model_row, name, what, small), peer=f"{name}_tiny", what=what)
 
-    def attention(group: str, dtype: str) -> None:
-        # Dilation is nothing to dense attention. On CPUs flex_attention has no backward.
-        peers = ("flex_attention",) if group == "dilated" else ("flex_attention", "cudnn_dense")
-        for peer, case, what in itertools.product(peers, cases[group], WHAT):
-            if not (small and peer == "flex_attention" and what == "both"):
-                labels = {"peer": peer, "case": case.name, "dtype": dtype, "what": what}
-                work = functools.partial(attention_row, peer, case, dtype, what, small)
-                report.measure(work, **labels, bias=peer == "flex_attention" and case.bias)
+    def attention(peer: str, group: str, dtype: str) -> None:
+        for case, what in itertools.product(cases[group], WHAT):
+            labels = {"peer": peer, "case": case.name, "dtype": dtype, "what": what}
+            work = functools.partial(attention_row, peer, case, dtype, what, small)
+            report.measure(work, **labels, bias=peer == "flex_attention" and case.bias)
 
+    def compiling_nothing(group: str, dtype: str) -> None:
+        attention("natten", group, dtype)
+        if group != "dilated":  # which is nothing to dense attention
+            attention("cudnn_dense", group, dtype)
+
+    compiling_nothing("tiny", "bfloat16")
+    compiling_nothing("dilated", "bfloat16")
     model("swin", "inference")
-    attention("tiny", "bfloat16")
+    attention("flex_attention", "tiny", "bfloat16")
     model("swin", "training step")
     model("convnext", "inference")
     for group in cases:
+        if group not in ("tiny", "dilated"):
+            compiling_nothing(group, "bfloat16")
         if group != "tiny":
-            attention(group, "bfloat16")
+            attention("flex_attention", group, "bfloat16")
     model("convnext", "training step")
     for group in cases:
-        attention(group, "float16")
+        compiling_nothing(group, "float16")
+        attention("flex_attention", group, "float16")
 
 
 def attention_row(peer: str, case: Case, dtype: str, what: str, small: bool) -> dict[str, Any]:
     """Times one peer on one case, in a rehearsal in float32."""
+    if small and peer == "flex_attention" and what == "both":
+        return {"skipped": "flex_attention has no backward on a CPU"}
+    if peer == "natten" and (lacking := without_natten(small)):
+        return {"skipped": lacking}
     place, kind = ("cpu", torch.float32) if small else ("cuda", getattr(torch, dtype))
     sets = 2 if small else rotation(case, dtype)
-    shape = (case.batch, case.heads, math.prod(case.spatial), case.channels)  # contiguous, as it wants it
+    shape = (case.batch, case.heads, math.prod(case.spatial), case.channels)  # contiguous, as each wants it
+    shape = case.shape if peer == "natten" else shape
     make = functools.partial(torch.randn, device=place, dtype=kind, requires_grad=what == "both")
     inputs = [[make(shape) for _ in range(4)] for _ in range(sets)]
     flexible = peer == "flex_attention"
     leaves = [make(case.rpb_shape)] if flexible and case.bias else []
-    attend = flex(case, *(leaves or [None]), place, compiled=not small) if flexible else dense(small)
+    if flexible:
+        attend = flex(case, *(leaves or [None]), place, compiled=not small)
+    else:
+        attend = natten(case) if peer == "natten" else dense(small)
 
     def run() -> None:
         for query, key, value, d_out in inputs:
@@ -132,6 +149,21 @@ def block_mask(mask: Callable, tokens: int, place: str, side: int = 128, rows: i
     return flex_attention.BlockMask.from_kv_blocks(
         *listed(partial), *listed(full), BLOCK_SIZE=side, mask_mod=mask, seq_lengths=(tokens, tokens)
     )
+
+
+def without_natten(small: bool) -> str | None:
+    """Returns why NATTEN cannot be measured, or None where it can."""
+    if small or not importlib.util.find_spec("natten"):
+        return "NATTEN's kernels need a GPU" if small else "natten cannot be imported"
+    module = importlib.import_module("natten")
+    if not hasattr(module, "na2d"):
+        return f"this is for NATTEN 0.20 and newer, and {module.__version__} is installed"
+    return None if module.HAS_LIBNATTEN else "natten is installed without its kernels, libnatten"
+
+
+def natten(case: Case) -> Callable:
+    """Returns NATTEN's attention with the window of a case, without its bias."""
+    return functools.partial(getattr(importlib.import_module("natten"), f"na{len(case.spatial)}d"), **case.options())
 
 
 def dense(small: bool) -> Callable:
