@@ -6,6 +6,7 @@ while the entry before is worked on. Each of the four warps multiplies its 16 qu
 position p of the band of warp w is position w + p of the box, so that the operand of all four warps is one slice of shared
 memory, [4, 32, D], whose first axis is the warp. Slices of neighbouring p overlap. All scores are on chip: softmax is one
 pass. The table stays in registers, where the first products accumulate on it, in units of logits before they are scaled.
+Barriers are Triton's, which puts them between uses of a buffer; keys and values are copied in turns as they are two buffers.
 
 Shapes: tokens [B, L, N, D]; table [classes, N or 1, 64, 32 P] float32; maxima and logs (of the sums of weights) [B, N, L]
 float32, in base 2, as `natjax_kernels.triton.kernels.fwd` writes them; tiles and box_rows int32, as in `Band`.
@@ -43,19 +44,15 @@ def _elements(row, column, WIDTH: gl.constexpr, HEADS: gl.constexpr, D: gl.const
 
 
 @gluon.jit
-def _copy_box(source, at_box, boxes, first, PARTS: gl.constexpr):
-    """Starts copying a box to shared memory, from position `first` on; copies are of powers of two."""
-    for part in gl.static_range(len(PARTS)):
-        here = boxes.index(first + PARTS[part][0])._reinterpret(boxes.dtype, at_box[part].shape, boxes.layout)
-        async_copy.async_copy_global_to_shared(here, source + at_box[part])
-
-
-@gluon.jit
 def _copy_entry(key, value, query, at_box, at_tile, keys, values, queries, stage, PARTS: gl.constexpr,
                 BOX: gl.constexpr):  # fmt: skip
-    """Starts copying what one entry of the batch needs."""
-    _copy_box(key, at_box, keys, stage * BOX, PARTS)
-    _copy_box(value, at_box, values, stage * BOX, PARTS)
+    """Starts copying to shared memory what one entry of the batch needs."""
+    for part in gl.static_range(len(PARTS)):
+        position = stage * BOX + PARTS[part][0]
+        here = keys.index(position)._reinterpret(keys.dtype, at_box[part].shape, keys.layout)
+        async_copy.async_copy_global_to_shared(here, key + at_box[part])
+        here = values.index(position)._reinterpret(values.dtype, at_box[part].shape, values.layout)
+        async_copy.async_copy_global_to_shared(here, value + at_box[part])
     async_copy.async_copy_global_to_shared(queries.index(stage), query + at_tile)
     async_copy.commit_group()
 
@@ -134,7 +131,6 @@ def band(
             else:
                 async_copy.commit_group()  # of nothing, so that the one waited for is the one before the last in any case
             async_copy.wait_group(1)
-        gl.thread_barrier()
 
         q = queries.index(stage).load(LEFT)
         scores = ()
@@ -159,7 +155,6 @@ def band(
         gl.store(logs + at_row, gl.log2(l))
         out, maxima, logs = out + IMAGE, maxima + HEADS * TOKENS, logs + HEADS * TOKENS
 
-        gl.thread_barrier()  # all warps are done with this stage
         if STAGES == 1:  # noqa: SIM102  # decided when it is compiled
             if b + 1 < last:
                 _copy_entry(key, value, query, at_box, at_tile, keys, values, queries, 0, PARTS, BOX)

@@ -128,7 +128,7 @@ _LANGUAGE = types.SimpleNamespace(
     SliceLayout=lambda *_: None,
     SwizzledSharedLayout=lambda vec, per_phase, max_phase, order: _layout(vec=vec, per_phase=per_phase, max_phase=max_phase),
     # Functions; those of reductions and maxima leave NaNs out, as Triton's do.
-    allocate_shared_memory=_allocate, load=_Pointer.load, store=_Pointer.store, thread_barrier=lambda: None,
+    allocate_shared_memory=_allocate, load=_Pointer.load, store=_Pointer.store,
     arange=lambda start, end, layout: np.arange(start, end, dtype=np.int32), static_range=range,
     zeros=lambda shape, dtype, layout: np.zeros(shape, dtype), cast=lambda x, dtype: np.asarray(x).astype(dtype),
     convert_layout=lambda x, layout: x, exp2=np.exp2, log2=np.log2, maximum=np.fmax, minimum=np.fmin,
