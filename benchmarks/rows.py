@@ -47,7 +47,7 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     kept = keep(old, new)
     if kept is old or not has_figures(old) or _origin(old) != _origin(new):
         return kept
-    date = old["provenance"].get("date")
+    date = old.get("provenance", {}).get("date")
     rows = {_labels(row): {"date": date} | row for row in old["rows"]}
     for row in new["rows"]:
         if _measured(row) or not _measured(rows.get(_labels(row), row)):

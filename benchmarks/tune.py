@@ -36,7 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.rehearse:  # to be said before Triton is imported
         os.environ["TRITON_INTERPRET"] = "1"
-    from benchmarks.gpu.tuner import Tuner, merge
+    from benchmarks.gpu.alone import Alone
+    from benchmarks.gpu.tuner import merge, tune
     from benchmarks.provenance import KERNELS as FOLDER
     from natjax_kernels.cases import Case, published
     from natjax_kernels.fused.configurations import KERNELS
@@ -61,8 +62,8 @@ def main() -> None:
             break
         print(f"[{i + 1}/{len(jobs)}, {elapsed:.0f} of {args.seconds:.0f} s] {case.name} {dtype} {kernel}", flush=True)
         if kernel == KERNELS[0]:
-            tuner = Tuner(case, dtype, threads)
-        if found := tuner.run(kernel, most, time.monotonic() + (args.seconds - elapsed) / (len(jobs) - i)):
+            alone = Alone(case, dtype)
+        if found := tune(alone, kernel, most, started + elapsed + (args.seconds - elapsed) / (len(jobs) - i), threads):
             merge(path, kind, *found)
     print(f"Configurations for {kind!r} are in {path}.")
 

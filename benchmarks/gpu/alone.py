@@ -25,13 +25,18 @@ TENSORS = {"fwd": 4, "bwd_dq": 6, "bwd_dkv": 6}  # like the query, that a kernel
 
 
 class Alone:
-    """The inputs of a call for each of its kernels, and what `xla` computes from the first set of them."""
+    """The inputs of a call for each of its kernels, and what `xla` computes from the first set of them.
+
+    Attributes:
+        case: the call.
+        dtype: of its inputs.
+    """
 
     def __init__(self, case: Case, dtype: str):
-        self._case, self._dtype = case, dtype
+        self.case, self.dtype = case, dtype
         self._sets = arguments(case, fresh_key()[0], 1 if case.batch == 1 else rotation(case, dtype, 4), dtype)
         *_, self._rpb, _ = self._sets[0]
-        forward = jax.jit(pullback(case))
+        forward = jax.jit(lambda *primals: jax.vjp(op(case, "forward", "triton"), *primals)[1])
         self._pulls = [(forward(*tokens, self._rpb), d_out) for *tokens, _, d_out in self._sets]
         expected = jax.jit(op(case, "both", "xla"))(*self._sets[0])
         self._expected = {kernel: _results(kernel, expected) for kernel in TENSORS}
@@ -43,8 +48,8 @@ class Alone:
 
         `bias` asks for the bias's gradient, too.
         """
-        inputs, run = self._sets if kernel == "fwd" else self._pulls, single(self._case, kernel, bias)
-        with override(tuned(self._case, self._dtype, kernel), config):
+        inputs, run = self._sets if kernel == "fwd" else self._pulls, single(self.case, kernel, bias)
+        with override(tuned(self.case, self.dtype, kernel), config):
             program = jax.jit(run).lower(inputs, self._rpb).compile()
         jax.block_until_ready(program(inputs, self._rpb))
         return functools.partial(program, inputs, self._rpb)
@@ -57,7 +62,7 @@ class Alone:
         """
         results = run()[0]
         error = float(_largest_error(results, self._expected[kernel][: len(results)]))
-        if error > TOLERANCE.get(self._dtype, 3e-2):
+        if error > TOLERANCE.get(self.dtype, 3e-2):
             raise ArithmeticError(f"its results are off by {error:.1e}")
         return error
 
@@ -66,15 +71,10 @@ class Alone:
         return in_flight(run, jax.block_until_ready, calls=len(self._sets), **limits)
 
 
-def pullback(case: Case) -> Callable:
-    """Returns a function of query, key, value and bias, which returns that of the output's gradient: it holds what was kept."""
-    return lambda *primals: jax.vjp(op(case, "forward", "triton"), *primals)[1]
-
-
 def single(case: Case, kernel: str, bias: bool = True) -> Callable:
     """Returns a function of sets of inputs and one bias that asks for the results of a kernel alone.
 
-    A set is query, key, value and two more for `fwd`, and a pullback and an output gradient for the others.
+    A set is query, key, value and two more for `fwd`, and what `jax.vjp` returns and an output gradient for the others.
     """
 
     def run(inputs, rpb):
@@ -87,7 +87,7 @@ def single(case: Case, kernel: str, bias: bool = True) -> Callable:
 
 
 def tuned(case: Case, dtype: str, kernel: str) -> configurations.Case:
-    """Returns what a configuration of a kernel of this call is for."""
+    """Returns what a configuration of a kernel of a call is for."""
     return configurations.Case(kernel, case.spatial, case.window, case.channels, dtype, case.bias, capability())
 
 

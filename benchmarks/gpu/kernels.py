@@ -50,28 +50,29 @@ def measure(report: Report, options: Options) -> None:
     cases = [*found["tiny"], *([] if options.small else found["dilated"])]
     if not cases:
         return
-    rate, gpu, kind = copy_rate(options.small), PREDICTED.get(capability()), device_kind()
+    rate, gpu = copy_rate(options.small), PREDICTED.get(capability())
     report.note(copy_gigabytes_per_second=round(rate, 1), predictions_are_for=gpu)
     alone = side_by_side({case: functools.partial(Alone, case, DTYPE) for case in cases}, options.threads)
     jobs: dict[tuple[Case, str, str], Callable] = {}
     for case, kernel in itertools.product(cases, TENSORS):
-        chosen = choose(tuned(case, DTYPE, kernel), kind)
-        configs = {LESS: chosen} if kernel == "bwd_dq" else {}
-        configs |= {CHOSEN: chosen} | alternatives(tuned(case, DTYPE, kernel), chosen)
-        for name, config in configs.items():
+        of = tuned(case, DTYPE, kernel)
+        chosen = choose(of, device_kind())
+        less = {LESS: chosen} if kernel == "bwd_dq" else {}
+        for name, config in {**less, CHOSEN: chosen, **alternatives(of, chosen)}.items():
             jobs[case, kernel, name] = functools.partial(compiled, alone[case], kernel, name, config)
 
     def step(job: tuple[Case, str, str]) -> int:
         case, _, name = job
         return 0 if case is cases[0] else 1 if name in (CHOSEN, LESS) else 1 + cases.index(case)
 
-    predicted, seconds = predictions(gpu), {}
+    predicted, before = predictions(gpu), {}
     for _, labels in itertools.groupby(sorted(jobs, key=step), step):
         some, late = {label: jobs[label] for label in labels}, report.time_is_up()
         for (case, kernel, name), program in (some if late else side_by_side(some, options.threads)).items():
             floor = nbytes(case, TENSORS[kernel], DTYPE) / rate / 1e9
-            work = functools.partial(row, program, case, kernel, name, floor, seconds, predicted)
-            report.measure(work, late=late, case=case.name, kernel=kernel, config=name, dtype=DTYPE)
+            work = functools.partial(row, program, kernel, name, floor, before)
+            more = predicted.get((level(case), kernel), {}) if name in (CHOSEN, LESS) else {}
+            report.measure(work, late=late, case=case.name, kernel=kernel, config=name, dtype=DTYPE, **more)
 
 
 def compiled(alone: Callable[[], Alone], kernel: str, name: str, config: Config) -> tuple[Alone, Config, Callable]:
@@ -79,25 +80,20 @@ def compiled(alone: Callable[[], Alone], kernel: str, name: str, config: Config)
     return alone(), config, alone().compile(kernel, config, bias=name != LESS)
 
 
-def row(
-    program: Callable, case: Case, kernel: str, name: str, floor: float, seconds: dict, predicted: dict
-) -> dict[str, Any]:
-    """Times a kernel. `seconds` holds those of `bwd_dq` as it runs before `bwd_dkv` in one program, to be subtracted."""
+def row(program: Callable, kernel: str, name: str, floor: float, before: dict[Case, float]) -> dict[str, Any]:
+    """Times a kernel. `before` holds the seconds of `bwd_dq` as it runs before `bwd_dkv` in a program, to be subtracted."""
     alone, config, run = program()
     error, times = alone.error(kernel, run), alone.times(run)
-    middle = statistics.median(times)
     if name == LESS:
-        seconds[case] = middle
+        before[alone.case] = statistics.median(times)
     if kernel == "bwd_dkv":
-        if case not in seconds:
+        if alone.case not in before:
             raise ValueError("there is no time of bwd_dq to subtract")
-        times = [time - seconds[case] for time in times]
-        middle -= seconds[case]
+        times = [time - before[alone.case] for time in times]
     return {
         **spread(times, "microseconds"),
         "floor_microseconds": round(1e6 * floor, 2),
-        "times_the_floor": round(middle / floor, 3),
-        **(predicted.get((level(case), kernel), {}) if name in (CHOSEN, LESS) else {}),
+        "times_the_floor": round(statistics.median(times) / floor, 3),
         "largest_error": error,
         "configuration": dataclasses.asdict(config),
     }

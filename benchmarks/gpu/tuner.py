@@ -1,4 +1,4 @@
-"""Finds the fastest configurations of the kernels of one call: what `benchmarks.tune` runs."""
+"""Finds the fastest configuration of a kernel of one call: what `benchmarks.tune` runs."""
 
 from __future__ import annotations
 
@@ -13,53 +13,50 @@ from benchmarks.gpu.alone import Alone, tuned
 from benchmarks.gpu.kernels import alternatives
 from benchmarks.harness import describe, read, write
 from benchmarks.timing import side_by_side
-from natjax_kernels.cases import Case
 from natjax_kernels.fused.configurations import Config
 from natjax_kernels.triton.choice import candidates, clocks, estimate
 
-__all__ = ["Tuner", "merge"]
+__all__ = ["merge", "tune"]
 
 
-class Tuner:
-    """Tunes the kernels of a call, which share its inputs and what `xla` computes from them."""
+def tune(alone: Alone, kernel: str, most: int, deadline: float, threads: int) -> tuple[str, Config] | None:
+    """Returns the name in configs.json and the fastest configuration, or None where none could be timed.
 
-    def __init__(self, case: Case, dtype: str, threads: int):
-        self._case, self._dtype, self._threads = case, dtype, threads
-        self._alone = Alone(case, dtype)
+    Args:
+        alone: the call.
+        kernel: of it.
+        most: of the estimate's configurations to try, beside the alternatives and the variants of the best.
+        deadline: when to start nothing new, by `time.monotonic()`.
+        threads: that compile side by side.
+    """
+    case = tuned(alone.case, alone.dtype, kernel)
+    guess = estimate(case)
+    ranked = sorted(candidates(case), key=functools.partial(clocks, case))[:most]
+    measure = functools.partial(_times, alone, kernel, deadline=deadline, threads=threads)
+    times = measure(list(dict.fromkeys([guess, *alternatives(case, guess).values(), *ranked])))
+    if not times:
+        return None
+    best = min(times, key=times.__getitem__)
+    times |= measure([config for config in _variants(best) if config not in times])
+    best, estimated = min(times, key=times.__getitem__), times.get(guess, math.nan)
+    print(f"    {times[best] * 1e6:.1f} us ({estimated * 1e6:.1f} us as estimated) {best}", flush=True)
+    return case.key, best
 
-    def run(self, kernel: str, most: int, deadline: float) -> tuple[str, Config] | None:
-        """Returns the name in configs.json and the fastest configuration, or None where none could be timed."""
-        case = tuned(self._case, self._dtype, kernel)
-        guess = estimate(case)
-        ranked = sorted(candidates(case), key=functools.partial(clocks, case))[:most]
-        times = self._times(
-            kernel, list(dict.fromkeys([guess, *alternatives(case, guess).values(), *ranked])), deadline
-        )
-        if not times:
-            return None
-        best = min(times, key=times.__getitem__)
-        times |= self._times(kernel, [config for config in _variants(best) if config not in times], deadline)
-        best, estimated = min(times, key=times.__getitem__), times.get(guess, math.nan)
-        print(f"    {times[best] * 1e6:.1f} us ({estimated * 1e6:.1f} us as estimated) {best}", flush=True)
-        return case.key, best
 
-    def _times(self, kernel: str, configs: list[Config], deadline: float) -> dict[Config, float]:
-        """Compiles configurations side by side, then times them one by one; leaves out what fails and what time ends."""
-        times = {}
-        for i in range(0, len(configs), self._threads):
-            if time.monotonic() > deadline:
-                break
-            jobs = {
-                config: functools.partial(self._alone.compile, kernel, config)
-                for config in configs[i : i + self._threads]
-            }
-            for config, program in side_by_side(jobs, self._threads).items():
-                try:
-                    self._alone.error(kernel, program())
-                    times[config] = statistics.median(self._alone.times(program(), seconds=0.3, most=9))
-                except Exception as error:  # too much shared memory, say: the others may do
-                    print(f"    {config}: {describe(error)}", flush=True)
-        return times
+def _times(alone: Alone, kernel: str, configs: list[Config], deadline: float, threads: int) -> dict[Config, float]:
+    """Compiles configurations side by side, then times them one by one; leaves out what fails and what time ends."""
+    times = {}
+    for i in range(0, len(configs), threads):
+        if time.monotonic() > deadline:
+            break
+        jobs = {config: functools.partial(alone.compile, kernel, config) for config in configs[i : i + threads]}
+        for config, program in side_by_side(jobs, threads).items():
+            try:
+                alone.error(kernel, program())
+                times[config] = statistics.median(alone.times(program(), seconds=0.3, most=9))
+            except Exception as error:  # too much shared memory, say: the others may do
+                print(f"    {config}: {describe(error)}", flush=True)
+    return times
 
 
 def _variants(config: Config) -> list[Config]:

@@ -97,6 +97,13 @@ def test_numerics_go_through_batches_and_runs_of_tiles(dtype):
     assert (numerics.LARGE[0].batch, numerics.LARGE[0].spatial) == (128, (56, 56))
 
 
+def test_runs_agree_bitwise_or_not_at_all():
+    one = [np.ones((2, 3), np.float32), np.zeros(2, np.float16)]
+    assert numerics.identical(one, [x.copy() for x in one])
+    assert not numerics.identical(one, [one[0], -one[1]])  # minus zero
+    assert not numerics.identical(one, [np.nextafter(one[0], np.float32(2)), one[1]])
+
+
 def test_inputs_are_drawn_without_compiling_once_the_call_is_compiled():
     import jax
 
@@ -121,6 +128,22 @@ def test_alternatives_differ_from_what_is_chosen_and_fit_the_kernels():
     assert "chunks of 64" in found["bwd_dkv"]
     for kernel, others in found.items():
         assert len({estimate(described[kernel]), *others.values()}) == 1 + len(others)
+
+
+def test_the_kernel_that_runs_behind_another_has_its_own_time():
+    def program(seconds):
+        alone = types.SimpleNamespace(case="level 1", error=lambda *_: 1e-3, times=lambda _: [seconds] * 3)
+        return lambda: (alone, Config((4, 4), None, 64, True, 4), None)
+
+    before = {}
+    with pytest.raises(ValueError, match="no time of bwd_dq"):
+        kernels.row(program(5e-6), "bwd_dkv", kernels.CHOSEN, 1e-6, before)
+    whole = kernels.row(program(4e-6), "bwd_dq", kernels.CHOSEN, 1e-6, before)
+    assert not before
+    kernels.row(program(3e-6), "bwd_dq", kernels.LESS, 1e-6, before)
+    behind = kernels.row(program(5e-6), "bwd_dkv", "3 stages", 1e-6, before)
+    assert (whole["microseconds"], behind["microseconds"], behind["times_the_floor"]) == (4.0, 2.0, 2.0)
+    assert behind["configuration"]["tile"] == (4, 4)
 
 
 def test_predictions_are_those_of_the_levels_that_are_timed():
