@@ -21,7 +21,6 @@ from natjax_kernels.cases import Case, levels, published
 from natjax_kernels.fused import configurations
 from natjax_kernels.fused.configurations import KERNELS, Config
 from natjax_kernels.triton.choice import estimate
-from natjax_kernels.triton.launch import Launch
 
 pytestmark = pytest.mark.once
 
@@ -81,20 +80,54 @@ def test_devices_have_files_of_their_own_and_results_of_other_machines_are_added
     assert "## op (NVIDIA H200, 2026-11-27)" in said
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_numerics_go_through_batches_and_runs_of_tiles(dtype):
-    """As the batch of 128 that is timed does; and one call has programs of several tiles, all three kernels."""
-    found = {}
-    for case in numerics.LARGE:
-        for kernel in KERNELS:
-            described = (kernel, case.spatial, case.window, case.channels, dtype, case.bias, 90)
-            config = estimate(configurations.Case(*described))
-            launch = Launch(case.spatial, case.window, 1.0, config, "ieee", kernel == "bwd_dkv")
-            runs, share = launch.shares(case.batch, case.heads)
-            found[case.name, kernel] = share, (runs[:, 1] - runs[:, 0]).max()
-    assert all(share > 1 for share, _ in found.values())
-    assert all(longest > 1 for (name, _), (_, longest) in found.items() if name == numerics.LARGE[1].name)
-    assert (numerics.LARGE[0].batch, numerics.LARGE[0].spatial) == (128, (56, 56))
+SHARES = """
+import json
+
+import benchmarks
+import jax
+from benchmarks import calls
+from benchmarks.gpu import numerics
+from natjax_kernels.triton.launch import Launch
+
+found, shares = {}, Launch.shares
+
+
+def record(launch, batch, programs):
+    runs, share = shares(launch, batch, programs)
+    found[name].append([share, int((runs[:, 1] - runs[:, 0]).max())])
+    return runs, share
+
+
+Launch.shares = record
+for case in numerics.LARGE:
+    for dtype in numerics.TOLERANCE:
+        name = f"{case.name} {dtype}"
+        found[name] = []
+        query, key, value, rpb, d_out = jax.eval_shape(lambda: calls.arguments(case, jax.random.key(0), 1, dtype)[0])
+        jax.eval_shape(calls.op(case, "both", "triton"), query, key, value, rpb, d_out)
+print(json.dumps(found))
+"""
+
+
+def interpreted(code):
+    """Returns what code prints where kernels run in Triton's interpreter, as on a Hopper."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_numerics_go_through_batches_and_runs_of_tiles():
+    """As the batch of 128 that is timed does; and in one call all kernels have programs of several tiles."""
+    level_1, many_heads = numerics.LARGE
+    assert (level_1.batch, level_1.spatial) == (128, (56, 56))
+    found = interpreted(SHARES)
+    for dtype in numerics.TOLERANCE:
+        both = [*found[f"{level_1.name} {dtype}"], *found[f"{many_heads.name} {dtype}"]]
+        assert len(both) == (8 if dtype == "float32" else 6)  # whose bias's gradient is a launch of its own
+        assert all(share > 1 for share, _ in both)
+        assert all(longest > 1 for _, longest in found[f"{many_heads.name} {dtype}"])
 
 
 def test_runs_agree_bitwise_or_not_at_all():
@@ -298,11 +331,7 @@ print(json.dumps(found))
 
 
 def test_kernels_run_alone_in_the_configuration_that_is_asked_for_and_are_checked():
-    pytest.importorskip("triton")
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = interpreted(ALONE)
     assert "off by" in found.pop("1.1")
     assert "off by inf" in found.pop("nan")
     # Of each of four sets: the bias's gradient in float32 is a launch of its own, and bwd_dkv follows bwd_dq.
