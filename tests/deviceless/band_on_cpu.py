@@ -24,19 +24,19 @@ from natjax_kernels.triton import band
 from natjax_kernels.triton.band_launch import BandLaunch, _compile
 from natjax_kernels.triton.interpret_gluon import run
 
-# Sides of the map, kernel size, channels, dtype, whether there is a bias, and stages.
+# Sides of the map, kernel size, channels, dtype, whether there is a bias, stages, and whether offsets are of 64 bits.
 CASES = {
-    "level 1": ((16, 24), (7, 7), 32, "bfloat16", True, 2),
-    "one stage": ((8, 16), (7, 7), 32, "float16", True, 1),
-    "16 channels, no bias": ((24, 16), (7, 6), 16, "float16", False, 2),
-    "64 channels": ((16, 16), (5, 3), 64, "bfloat16", True, 1),
+    "level 1": ((16, 24), (7, 7), 32, "bfloat16", True, 2, False),
+    "one stage": ((8, 16), (7, 7), 32, "float16", True, 1, False),
+    "16 channels, no bias": ((24, 16), (7, 6), 16, "float16", False, 2, False),
+    "64 channels, wide": ((16, 16), (5, 3), 64, "bfloat16", True, 1, True),
 }
 BATCH, HEADS = 3, 2
 
 
 def inputs(case):
     """Returns a launch, its tokens [3, B, L, N, D] and its table."""
-    spatial, kernel_size, channels, dtype, bias, num_stages = case
+    spatial, kernel_size, channels, dtype, bias, num_stages, _ = case
     window = Window(kernel_size, (1, 1), (1, 1), (False, False))
     described = Case("fwd", spatial, window, channels, dtype, bias, 90)
     config = next(c for c in configurations(described) if c.num_stages == num_stages)
@@ -61,7 +61,7 @@ def execute(launch, tokens, table, text, shared):
 def check(case, architecture):
     """Returns the errors of one case on one architecture and, for Hopper, how many of its barriers are needed."""
     launch, tokens, table = inputs(case)
-    static = launch.static(HEADS, table.shape[1], tokens.shape[-1])
+    static = launch.static(HEADS, table.shape[1], tokens.shape[-1]) | {"WIDE": case[-1]}
     _, shared, text = _compile(tuple(static.items()), case[3], architecture)
     got = execute(launch, tokens, table, text, shared)
     shapes = [jax.ShapeDtypeStruct(x.shape, np.float64) for x in got]
