@@ -91,7 +91,7 @@ class _Block:
         dtype = np.dtype(_TYPES[kind])
         if name.startswith("0f"):
             value = np.full(self.threads, int(name[2:], 16), np.uint32)
-        elif re.fullmatch(r"-?(0x)?\d+", name):
+        elif re.fullmatch(r"-?(0x[0-9A-Fa-f]+|\d+)", name):
             return np.full(self.threads, int(name, 0)).astype(dtype)
         else:
             value = self._named(name) if name in self.special or name in self.registers else self._undefined(dtype)
@@ -252,11 +252,13 @@ class _Block:
                 self._touched_by("write", target, self.barriers, warp)
             self.copies = [*groups[done:], open_group]
         else:
-            shared, source, size, *_ = operands
+            shared, source, size, *read = operands  # read: how many bytes of them, before zeros
             memory, places = self._memory("global", "read", source, int(size, 16))
+            some = self.get(read[0] if read else size, "u32")[self.active, None]
+            values = np.where(np.arange(int(size, 16)) < some, memory[places], 0)
             _, target = self._memory("shared", "write", shared, int(size, 16))
             self._touched_by("write", target, np.iinfo(int).max, _SEVERAL)  # for nobody to read until it is waited for
-            self.copies[-1].append((target, memory[places], self.warp[self.active, None]))
+            self.copies[-1].append((target, values, self.warp[self.active, None]))
 
     def _matrices(self, kind, access, operand):
         """Returns where matrices of 8 x 8 numbers of 16 bits are, [warps, matrices, 8 rows, 16 bytes].

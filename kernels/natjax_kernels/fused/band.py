@@ -35,7 +35,8 @@ class Band:
     """What the band kernel knows of a map.
 
     Attributes:
-        tiles: [tiles, 4] int32: first query, first column of the box, class, and which row of `box_rows`.
+        tiles: [tiles, 6] int32: first query, first column of the box, class, which row of `box_rows`, and the first of the box's
+            columns that a query of the tile sees, and the one after the last.
         box_rows: [rows of tiles, 2 * (P + 3)] int32: the rows of the map that a box holds.
         relative: of rows [classes, 8, 2 P] and of columns [classes, 8, 16], which make the table
             [classes, N or 1, T, S] (`natjax_kernels.bias`): slots of rows are of the query's own band.
@@ -92,8 +93,11 @@ def band(spatial: tuple[int, ...], window: Window) -> Band:
     slots = np.broadcast_to((first_columns[:, None] + np.arange(COLUMNS))[:, None], (width // TILE, TILE, COLUMNS))
     column_classes, of_column = np.unique(_relative(slots, width, columns), axis=0, return_inverse=True)
 
+    starts, ends = (edge.reshape(-1, TILE) - first_columns[:, None] for edge in windows(width, columns, 1, 1, False))
+    seen = np.stack([starts.min(axis=1), ends.max(axis=1)], axis=1)
+
     tiles = [
-        (TILE * (y * width + x), first_columns[x], of_row[y] * len(column_classes) + of_column[x], y)
+        (TILE * (y * width + x), first_columns[x], of_row[y] * len(column_classes) + of_column[x], y, *seen[x])
         for y, x in itertools.product(range(height // TILE), range(width // TILE))
     ]
     return Band(np.asarray(tiles, np.int32), box_rows.astype(np.int32), [row_classes, column_classes], positions)

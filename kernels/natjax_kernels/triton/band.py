@@ -44,15 +44,15 @@ def _elements(row, column, WIDTH: gl.constexpr, HEADS: gl.constexpr, D: gl.const
 
 
 @gluon.jit
-def _copy_entry(key, value, query, at_box, at_tile, keys, values, queries, stage, PARTS: gl.constexpr,
+def _copy_entry(key, value, query, at_box, seen, at_tile, keys, values, queries, stage, PARTS: gl.constexpr,
                 BOX: gl.constexpr):  # fmt: skip
     """Starts copying to shared memory what one entry of the batch needs."""
     for part in gl.static_range(len(PARTS)):
         position = stage * BOX + PARTS[part][0]
         here = keys.index(position)._reinterpret(keys.dtype, at_box[part].shape, keys.layout)
-        async_copy.async_copy_global_to_shared(here, key + at_box[part])
+        async_copy.async_copy_global_to_shared(here, key + at_box[part], mask=seen)
         here = values.index(position)._reinterpret(values.dtype, at_box[part].shape, values.layout)
-        async_copy.async_copy_global_to_shared(here, value + at_box[part])
+        async_copy.async_copy_global_to_shared(here, value + at_box[part], mask=seen)
     async_copy.async_copy_global_to_shared(queries.index(stage), query + at_tile)
     async_copy.commit_group()
 
@@ -85,7 +85,7 @@ def band(
     values = gl.allocate_shared_memory(DTYPE, [STAGES * BOX, 1, 32, D], SHARED)
     queries = gl.allocate_shared_memory(DTYPE, [STAGES, 4, 16, D], SHARED)
 
-    tile, head, first = tiles + 4 * gl.program_id(0), gl.program_id(1), gl.program_id(2) * share
+    tile, head, first = tiles + 6 * gl.program_id(0), gl.program_id(1), gl.program_id(2) * share
     last = gl.minimum(first + share, batch)
     first_query, first_column, row_class = gl.load(tile), gl.load(tile + 1), gl.load(tile + 2)
     rows = box_rows + gl.load(tile + 3) * (2 * BOX)
@@ -95,6 +95,8 @@ def band(
         slot = _along(1, 32, OF_BOX)
         row = gl.load(rows + 2 * (PARTS[part][0] + _along(0, PARTS[part][1], OF_BOX)) + slot // 16)
         at_box = at_box + (_elements(row, slot % 16, WIDTH, HEADS, D, WIDE, OF_BOX),)
+    column = _along(1, 32, OF_BOX) % 16
+    seen = (column >= gl.load(tile + 4)) & (column < gl.load(tile + 5))
     slot = _along(1, 16, OF_TILE)
     at_tile = _elements(2 * _along(0, 4, OF_TILE) + slot // 8, slot % 8, WIDTH, HEADS, D, WIDE, OF_TILE)
 
@@ -118,7 +120,7 @@ def band(
     row = 2 * gl.arange(0, 4, layout=gl.SliceLayout(1, QUERIES))[:, None] + slot // 8
     at_row = row * WIDTH + slot % 8
 
-    _copy_entry(key, value, query, at_box, at_tile, keys, values, queries, 0, PARTS, BOX)
+    _copy_entry(key, value, query, at_box, seen, at_tile, keys, values, queries, 0, PARTS, BOX)
     stage = 0
     for b in range(first, last):
         key, value, query = key + IMAGE, value + IMAGE, query + IMAGE
@@ -127,7 +129,7 @@ def band(
             async_copy.wait_group(0)
         else:
             if b + 1 < last:
-                _copy_entry(key, value, query, at_box, at_tile, keys, values, queries, following, PARTS, BOX)
+                _copy_entry(key, value, query, at_box, seen, at_tile, keys, values, queries, following, PARTS, BOX)
             else:
                 async_copy.commit_group()  # of nothing, so that the one waited for is the one before the last in any case
             async_copy.wait_group(1)
@@ -157,5 +159,5 @@ def band(
 
         if STAGES == 1:  # noqa: SIM102  # decided when it is compiled
             if b + 1 < last:
-                _copy_entry(key, value, query, at_box, at_tile, keys, values, queries, 0, PARTS, BOX)
+                _copy_entry(key, value, query, at_box, seen, at_tile, keys, values, queries, 0, PARTS, BOX)
         stage = following

@@ -11,8 +11,10 @@ Only what `natjax_kernels.triton.band` uses is here. Arrays keep their dtypes: f
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,12 +92,13 @@ class _AsyncCopy:
 
     def __init__(self, eager: bool):
         self._eager = eager
-        self._groups: list[list[tuple[_Shared, _Pointer]]] = [[]]
+        self._groups: list[list[Callable[[], None]]] = [[]]
 
-    def async_copy_global_to_shared(self, shared: _Shared, pointers: _Pointer) -> None:
-        self._groups[-1].append((shared, pointers))
+    def async_copy_global_to_shared(self, shared: _Shared, pointers: _Pointer, mask: Any = True) -> None:
+        copy = functools.partial(_copy, shared, pointers, mask)
+        self._groups[-1].append(copy)
         if self._eager:
-            shared.fill(pointers.load())
+            copy()
 
     def commit_group(self) -> None:
         self._groups.append([])
@@ -103,9 +106,13 @@ class _AsyncCopy:
     def wait_group(self, pending: int) -> None:
         *groups, uncommitted = self._groups
         done = max(0, len(groups) - pending)
-        for shared, pointers in () if self._eager else itertools.chain.from_iterable(groups[:done]):
-            shared.fill(pointers.load())
+        for copy in () if self._eager else itertools.chain.from_iterable(groups[:done]):
+            copy()
         self._groups = [*groups[done:], uncommitted]
+
+
+def _copy(shared: _Shared, pointers: _Pointer, mask: Any) -> None:
+    shared.fill(np.where(mask, pointers.load(), pointers.array.dtype.type(0)))
 
 
 def _allocate(dtype: np.dtype, shape: list[int], layout: Any) -> _Shared:
