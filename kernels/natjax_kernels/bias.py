@@ -24,17 +24,22 @@ MASKED = (
 )  # of logits far below that; not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
 
 
-def bias_table(relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKED):
-    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` where the key is no neighbour."""
+def bias_table(
+    relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKED, padded: tuple[int, int] | None = None
+):
+    """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` where the key is no neighbour.
+
+    T and S are as many slots as the axes have, or `padded` to more, all of them masked.
+    """
     # The barriers, or XLA folds the rows of all tiles into one huge constant, or looks up every entry again for each of them.
     if rpb is None:
-        table = jnp.where(_neighbours(relative), jnp.zeros((), dtype), jnp.asarray(masked, dtype))
+        table = jnp.where(_pad(_neighbours(relative), padded, False), jnp.zeros((), dtype), jnp.asarray(masked, dtype))
         return jax.lax.optimization_barrier(table[:, None])
     sides, end = rpb.shape[1:], math.prod(rpb.shape[1:])
     strides = [math.prod(sides[a + 1 :]) for a in range(len(sides))]
     places = [np.where(axis < 0, end, axis * stride) for axis, stride in zip(relative, strides, strict=True)]
     places = _spread([place.astype(np.int32) for place in places])
-    entries = functools.reduce(operator.add, places).reshape(table_shape(relative))
+    entries = _pad(functools.reduce(operator.add, places).reshape(table_shape(relative)), padded, end)
     flat = jax.lax.collapse(rpb.astype(dtype), 1)
     flat = jnp.pad(flat, ((0, 0), (0, 1)), constant_values=masked)  # one more, for what lies at or past the end
     return jax.lax.optimization_barrier(jnp.take(flat, entries, axis=1, mode="clip").swapaxes(0, 1))
@@ -49,6 +54,14 @@ def _neighbours(relative: Sequence[np.ndarray]):
     return jnp.reshape(
         functools.reduce(operator.and_, _spread([axis >= 0 for axis in relative])), table_shape(relative)
     )
+
+
+def _pad(x, padded: tuple[int, int] | None, value):
+    """Pads [classes, T, S] to more slots; what is known before the program runs stays so."""
+    if padded is None:
+        return x
+    more = [(0, wanted - got) for wanted, got in zip(padded, x.shape[1:], strict=True)]
+    return (np if isinstance(x, np.ndarray) else jnp).pad(x, [(0, 0), *more], constant_values=value)
 
 
 def _spread(parts: list[np.ndarray]) -> list:

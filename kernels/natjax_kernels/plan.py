@@ -168,9 +168,13 @@ def group_length(length: int, dilation: int) -> int:
     return math.ceil(length / dilation)
 
 
-def longest_halo(length: int, kernel: int, stride: int, causal: bool, tile: int) -> int:
-    """Returns how many keys the queries of a tile see at most, for an axis (or a dilation group) in tiles of `tile`."""
-    start, end = windows(length, kernel, 1, stride, causal)
+@functools.lru_cache(maxsize=4096)
+def longest_halo(length: int, kernel: int, stride: int, causal: bool, tile: int, transposed: bool = False) -> int:
+    """Returns how many keys the queries of a tile see at most, for an axis (or a dilation group) in tiles of `tile`.
+
+    In the transposed plan, how many queries see the keys of a tile.
+    """
+    start, end = (transposed_windows if transposed else windows)(length, kernel, 1, stride, causal)
     last = np.minimum(np.arange(tile - 1, length + tile - 1, tile), length - 1)
     return int(np.max(end[last] - start[::tile]))
 

@@ -14,7 +14,6 @@ from natjax_kernels import neighborhood_attention, reference
 from natjax_kernels.bias import bias_table
 from natjax_kernels.cases import Case as OpCase
 from natjax_kernels.cases import levels
-from natjax_kernels.fused import schedule
 from natjax_kernels.fused.band import band, configurations, why_not
 from natjax_kernels.fused.configurations import Case, Config, override
 from natjax_kernels.plan import Window
@@ -70,7 +69,7 @@ def run(
     shape, heads = (batch, *spatial, 2, channels), 2
     arrays = {name: rng.normal(size=shape).astype(dtype) for name in ("query", "key", "value")} | changed
     rpb = jnp.asarray(rng.normal(size=(heads, *(2 * k - 1 for k in kernel_size))), dtype) if bias else None
-    launch = BandLaunch(spatial, square(kernel_size), scale, config(kernel_size, channels, num_stages))
+    launch = BandLaunch(spatial, square(kernel_size), scale, config(kernel_size, channels, num_stages), 132)
     plan = launch.layout
     table = np.asarray(
         bias_table(plan.relative, None if rpb is None else rpb / scale, jnp.dtype(dtype), masked=-math.inf)
@@ -168,7 +167,9 @@ def test_the_op_and_its_gradients(monkeypatch, op):
     """With the backward kernels over tiles, on what the band kernel wrote."""
     pytest.importorskip("triton")
     case, dtype, num_stages = op
-    monkeypatch.setattr(schedule, "PROGRAMS", 16)  # so that a program takes several entries
+    monkeypatch.setattr(
+        "natjax_kernels.triton.op.multiprocessors", lambda: 1
+    )  # so that a program takes several entries
     ran = []
     monkeypatch.setattr(
         BandLaunch, "__call__", lambda *a, call=BandLaunch.__call__, **o: ran.append(1) or call(*a, **o)
@@ -236,7 +237,7 @@ def test_other_configurations_are_refused(changes):
 
 def test_a_scale_that_is_not_positive_is_refused():
     with pytest.raises(NotImplementedError, match="a scale above 0; got -1"):
-        BandLaunch((16, 16), square((7, 7)), -1.0, configurations(case())[0])
+        BandLaunch((16, 16), square((7, 7)), -1.0, configurations(case())[0], 132)
 
 
 def test_it_is_off_unless_named():

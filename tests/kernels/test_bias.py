@@ -14,6 +14,24 @@ SIDES, WINDOW, TILE = (9, 7), Window((5, 3), (1, 2), (1, 1), (False, False)), (4
 
 
 @pytest.mark.parametrize("largest_constant", [0, 2**16])
+@pytest.mark.parametrize(
+    "rpb", [None, np.random.default_rng(0).standard_normal((2, 9, 5), np.float32)], ids=["mask", "bias"]
+)
+def test_padded_slots_are_masked(monkeypatch, largest_constant, rpb):
+    monkeypatch.setattr(bias, "_LARGEST_CONSTANT", largest_constant)
+    relative = [axis.relative for axis in plan(SIDES, WINDOW, TILE)]
+    table, padded = (
+        np.asarray(jax.jit(lambda x, p=p: bias.bias_table(relative, x, jnp.float32, masked=-7.0, padded=p))(rpb))
+        for p in (None, (16, 64))
+    )
+    _, _, slots, keys = table.shape
+    assert padded.shape == (*table.shape[:2], 16, 64)
+    np.testing.assert_array_equal(padded[:, :, :slots, :keys], table)
+    assert (padded[:, :, slots:] == -7).all()
+    assert (padded[..., keys:] == -7).all()
+
+
+@pytest.mark.parametrize("largest_constant", [0, 2**16])
 def test_tables_hold_the_bias_of_every_pair(monkeypatch, largest_constant):
     monkeypatch.setattr(bias, "_LARGEST_CONSTANT", largest_constant)
     rows, columns = (axis.relative for axis in plan(SIDES, WINDOW, TILE))  # [classes, T, S]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from natjax_kernels.plan import Window, group_length
+from natjax_kernels.plan import Window, group_length, longest_halo
 
 KERNELS = ("fwd", "bwd_dq", "bwd_dkv")
 
@@ -28,6 +28,7 @@ class Config:
         resident: whether all chunks are unrolled and their table is kept on chip; for halos of one block.
         num_warps: warps of a program.
         num_stages: how far ahead loads run.
+        programs: that a multiprocessor holds at a time: as many as its registers have room for.
         design: "tiles", as `natjax_kernels.fused.layout` says, or "band" (`natjax_kernels.fused.band`), forward.
     """
 
@@ -37,6 +38,7 @@ class Config:
     resident: bool
     num_warps: int
     num_stages: int = 2
+    programs: int = 2
     design: str = "tiles"
 
     @property
@@ -105,8 +107,10 @@ def lengths(case: Case) -> list[int]:
 
 
 def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
-    """Returns the sides of the halo of a tile away from borders."""
-    return [min(t + k - 1, n) for t, k, n in zip(tile, case.window.kernel_size, lengths(case), strict=True)]
+    """Returns the longest sides of the halos of tiles."""
+    axes = zip(lengths(case), case.window.axes(), tile, strict=True)
+    transposed = case.kernel == "bwd_dkv"
+    return [longest_halo(n, kernel, stride, causal, t, transposed) for n, (kernel, _, stride, causal), t in axes]
 
 
 def power_of_two(slots: int) -> int:

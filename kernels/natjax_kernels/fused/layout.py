@@ -152,17 +152,11 @@ def furthest(
     tile: tuple[int, ...],
     block: tuple[int, ...] | None,
     transposed: bool,
-    slots: int,
 ) -> int:
-    """Returns the last token, past the map if need be, that kernels count to with so many slots to every block of this layout."""
+    """Returns the last token that kernels count to in this layout: past the map, where blocks end behind a halo there."""
     axes = plan(spatial, window, tile, transposed=transposed)
     block, blocks = _blocks(axes, block)
-    ends = [side - 1 for side in block]
-    if len(axes) == 3:  # slots beyond a block go on along z, and without a z begin again
-        ends[0] = (slots - 1) // math.prod(block[1:])
-    last = [
-        (n - 1) * side + end for n, side, end in zip(blocks, block, ends, strict=True)
-    ]  # slots from a halo's first key
+    last = [n * side - 1 for n, side in zip(blocks, block, strict=True)]  # slots from a halo's first key
     first = [int(axis.keys[:, 0].max()) for axis in axes]
     positions = [f + slot * d for f, slot, d in zip(first, last, window.dilation, strict=True)]
     return sum(p * s for p, s in zip(positions, _strides(spatial), strict=True))

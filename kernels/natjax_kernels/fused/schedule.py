@@ -2,17 +2,22 @@
 
 A program takes a run of tiles of one class, one head and a share of the batch. Each program sums the gradient of the table on
 chip, and XLA sums over programs, so the parts of it in memory are as many as the programs.
+
+A GPU runs as many programs at a time as its multiprocessors hold: a wave. A last wave that is nearly empty takes as long as a
+full one, so programs are as long as makes waves full.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from natjax_kernels.fused.configurations import Config
 from natjax_kernels.fused.layout import Sizes
 
-PROGRAMS = 1024  # that fill a GPU
+_START = 1  # what it takes to start a program (tables, first loads), in entries of the batch of one tile
+_SLACK = 1.05  # times the shortest time: fewer programs have fewer sums in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +27,12 @@ class Schedule:
     Attributes:
         sizes: of the layout.
         config: how the work is cut.
+        multiprocessors: of the device.
     """
 
     sizes: Sizes
     config: Config
+    multiprocessors: int
 
     @property
     def chunks(self) -> int:
@@ -33,19 +40,35 @@ class Schedule:
         return math.ceil(self.sizes.block / self.config.chunk)
 
     @property
+    def steps(self) -> int:
+        """Chunks of a halo."""
+        return self.chunks * self.sizes.blocks
+
+    @property
     def parts(self) -> int:
         """Programs that share the table's gradient of a run: one that holds it all, or one for every chunk of a halo."""
-        return 1 if self.config.resident else self.chunks * self.sizes.blocks
+        return 1 if self.config.resident else self.steps
 
+    @functools.lru_cache(maxsize=512)  # noqa: B019 - of values, which are small
     def shares(self, batch: int, programs: int) -> tuple[int, int]:
         """Returns the tiles of the longest run and the entries of the batch that a program takes, with `programs` to each.
 
-        Programs work as long as they can on one class of tiles while there are enough of them; batch entries come first, as
-        the addresses of a tile are the same in all of them.
+        Batch entries come first, as the addresses of a tile are the same in all of them: a run of several tiles has them all.
         """
-        items = max(1, self.sizes.tiles * programs * batch // PROGRAMS)
-        share = math.ceil(batch / math.ceil(batch / items))  # the same to all, as far as possible
-        return max(1, items // share), share
+        runs = [(longest, batch) for longest in _even(max(self.sizes.class_tiles))]
+        times = {one: self._time(*one, batch, programs) for one in runs + [(1, share) for share in _even(batch)]}
+        return next(one for one, time in times.items() if time <= _SLACK * min(times.values()))
+
+    def _time(self, longest: int, share: int, batch: int, programs: int) -> float:
+        """Returns how long a GPU takes: its share of the work, and what the last wave leaves idle."""
+        launched = self._runs(longest) * programs * math.ceil(batch / share)
+        work = self.sizes.tiles * programs * batch + launched * _START
+        at_a_time, slowest = self.config.programs * self.multiprocessors, longest * share + _START
+        idle = math.ceil(launched / at_a_time) * at_a_time - launched
+        return max(slowest, (work + idle * slowest) / at_a_time)
+
+    def _runs(self, longest: int) -> int:
+        return sum(math.ceil(tiles / longest) for tiles in self.sizes.class_tiles)
 
     def table(self, bias_heads: int) -> tuple[int, int, int, int]:
         """Returns the shape of the table, [rows, N or 1, T, S]."""
@@ -57,9 +80,16 @@ class Schedule:
         [shares of the batch, runs, parts, N, chunks held, T, K].
         """
         longest, share = self.shares(batch, heads * self.parts)
-        runs = sum(math.ceil(tiles / longest) for tiles in self.sizes.class_tiles)
         held = self.chunks if self.config.resident else 1
-        return math.ceil(batch / share), runs, self.parts, heads, held, self.config.slots, self.config.chunk
+        return (
+            math.ceil(batch / share),
+            self._runs(longest),
+            self.parts,
+            heads,
+            held,
+            self.config.slots,
+            self.config.chunk,
+        )
 
     def largest_array(self, batch: int, bias_heads: int, *, sums: bool) -> int:
         """Returns the bytes of the largest array that is made of the bias or, where `bias_heads` is 0, of the mask.
@@ -69,3 +99,9 @@ class Schedule:
         if not bias_heads:
             return 2 * math.prod(self.table(1))
         return 4 * max(math.prod(self.table(bias_heads)), math.prod(self.sums(batch, bias_heads)) if sums else 0)
+
+
+def _even(length: int) -> list[int]:
+    """Returns the sizes of the parts that a length can be cut into evenly, as far as possible, the largest first."""
+    root = math.isqrt(length)
+    return sorted({*range(1, root + 1), *(math.ceil(length / parts) for parts in range(1, root + 1))}, reverse=True)

@@ -35,6 +35,7 @@ class BandLaunch:
         window: its window.
         scale: of the logits.
         config: that of `natjax_kernels.fused.band.configuration`.
+        multiprocessors: of the device, which programs fill.
 
     Raises:
         NotImplementedError: the scale is not positive: the table is divided by it, and the largest product sought.
@@ -44,6 +45,7 @@ class BandLaunch:
     window: Window
     scale: float
     config: Config
+    multiprocessors: int
 
     def __post_init__(self):
         if self.scale <= 0:
@@ -54,18 +56,16 @@ class BandLaunch:
         """The layout of the map."""
         return band(self.spatial, self.window)
 
-    def table(self, rpb, dtype):
-        """Returns the table, [classes, N or 1, 64, 32 P] float32, as precise as `dtype`: in units of logits not yet scaled."""
-        base_2 = math.log2(math.e)  # as the backward kernels' table, so that both are rounded alike
-        rpb = None if rpb is None else rpb.astype(jnp.float32) * base_2
-        table = bias_table(self.layout.relative, rpb, dtype, masked=-math.inf)
-        return table.astype(jnp.float32) / (self.scale * base_2)
+    def table(self, rpb):
+        """Returns the table, [classes, N or 1, 64, 32 P] float32, in units of logits not yet scaled."""
+        rpb = None if rpb is None else rpb.astype(jnp.float32) / self.scale
+        return bias_table(self.layout.relative, rpb, jnp.float32, masked=-math.inf)
 
     def shares(self, batch: int, programs: int) -> tuple[np.ndarray, int]:
         """Returns the tiles, one for each program, and the entries of the batch that a program takes."""
         classes, _, slots = table_shape(self.layout.relative)
         sizes = Sizes(classes, 1, slots, tuple(np.bincount(self.layout.tiles[:, 2]).tolist()))
-        return self.layout.tiles, Schedule(sizes, self.config).shares(batch, programs)[1]
+        return self.layout.tiles, Schedule(sizes, self.config, self.multiprocessors).shares(batch, programs)[1]
 
     def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray):
         """Runs the kernel, as `name` "fwd", on query, key and value [B, L, N, D]; returns arrays like `outputs`."""

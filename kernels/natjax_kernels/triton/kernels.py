@@ -3,17 +3,19 @@
 A program takes a run of tiles of one class, one head and a share of the batch. Tiles are small dense attention over their halos
 with a table of bias-or-minus-infinity; everything about rank, window, dilation and borders is in the layout
 (`natjax_kernels.fused.layout`), so no kernel has a branch on them. Halos are worked on in chunks: where they are small and
-RESIDENT is set, chunks are unrolled and their table is loaded once per program, else they are a loop whose loads run ahead.
+RESIDENT is set, chunks are unrolled and their table is loaded once per program, else they are a loop whose loads run ahead. Its
+`steps` are known at run time only: ptxas unrolls what it can count, and registers then hold half as many programs.
 Softmax is online, in base 2: logits and the table's bias are times log2(e). The backward pass subtracts the maximum of the
 logits and the logarithm of the sum of weights one after the other: their sum, the log-sum-exp, would be rounded where logits are
 large, and weights would not sum to 1. No atomics: every output has one writer, so that results are the same in every run.
 
-    fwd      out, m, log l    tiles of queries and their halos of keys
-    bwd_dq   dq, delta, dS    likewise; dS is summed over the program's tiles and batch entries on chip
-    bwd_dkv  dk, dv           tiles of keys and the queries that see them (the transposed layout)
+    fwd      out, m, log l         tiles of queries and their halos of keys
+    bwd_dq   dq, statistics, dS    likewise; dS is summed over the program's tiles and batch entries on chip
+    bwd_dkv  dk, dv                tiles of keys and the queries that see them (the transposed layout)
 
-Shapes: tokens [B, L, N, D]; maxima, logs (of the sums of weights) and deltas (sums of out * d_out) [B, N, L] float32; table
-[rows, N or 1, T, S]; dS [shares of the batch, runs, chunks or 1, N, 1 or chunks, T, K] float32. Triples are (z, y, x).
+Shapes: tokens [B, L, N, D]; maxima m and logs (of the sums of weights, l) [B, N, L] float32; statistics [B, N, L, 4] float32: m,
+log l, delta (the sum of out * d_out) and padding; table [rows, N or 1, T, S], a bias in float32; dS [shares of the batch, runs,
+chunks or 1, N, 1 or chunks, T, K] float32. Triples are (z, y, x).
 Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S slots of a block in CHUNKS of K, all powers of two but S.
 """
 
@@ -90,14 +92,12 @@ def _store(pointers, x, owned, D: tl.constexpr, PADDED_D: tl.constexpr):
 
 
 @triton.jit
-def _load_table(
-    table, row, head, chunk, BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr
-):
-    """Loads the bias of one chunk of a block, [T, K]."""
+def _in_table(table, row, head, BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr):
+    """Where the table has the bias of a block's first chunk, [T, K]; the next chunk is K further."""
     if BIAS_HEADS == 1:
         head = 0
     place = ((row * BIAS_HEADS + head) * T + tl.arange(0, T)[:, None]) * (CHUNKS * K)
-    return tl.load(table + place + chunk * K + tl.arange(0, K)[None, :])
+    return table + place + tl.arange(0, K)[None, :]
 
 
 @triton.jit
@@ -111,9 +111,12 @@ def _dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 @triton.jit
 def _halo_chunk(halo, step, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr,
                 K: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
-    """Tokens of a chunk of a halo, [K]; past its end some token or other, which the table masks."""
+    """Tokens of a chunk of a halo, [K]; past a block's end its last, which the table masks and the cache has at hand."""
     origin = halo + _block_origin(step // CHUNKS, BLOCKS, BLOCK, STEPS)
     slot = step % CHUNKS * K + tl.arange(0, K)
+    SLOTS: tl.constexpr = BLOCK[0] * BLOCK[1] * BLOCK[2]
+    if SLOTS % K != 0:
+        slot = tl.minimum(slot, SLOTS - 1)
     return tl.minimum(origin + _offsets(slot, BLOCK, STEPS), TOKENS - 1)
 
 
@@ -130,7 +133,7 @@ def _online_softmax(q, k, v, bias, m, l, o, SCALE: tl.constexpr, PRECISION: tl.c
 
 @triton.jit
 def fwd(
-    query, key, value, table, tiles, runs, rows, batch, share, out, maxima, logs,
+    query, key, value, table, tiles, runs, rows, batch, share, steps, out, maxima, logs,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
@@ -142,10 +145,11 @@ def fwd(
     BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
     first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
+    at_table = _in_table(table, tl.load(first_row), head, BIAS_HEADS, T, K, CHUNKS)
     resident = ()
     if RESIDENT:
         for c in tl.static_range(CHUNKS):
-            resident = resident + (_load_table(table, tl.load(first_row), head, c, BIAS_HEADS, T, K, CHUNKS),)
+            resident = resident + (tl.load(at_table + c * K),)
     for t in range(first, last):
         tile = tiles + 6 * t
         owned = _owned(slot, tile, TILE)
@@ -166,18 +170,38 @@ def fwd(
                     v = _load_halo(value + image + at_key, D, PADDED_D)
                     m, l, o = _online_softmax(q, k, v, resident[c], m, l, o, SCALE, PRECISION, UPCAST)
             else:
-                for step in range(BLOCK_COUNT * CHUNKS):
+                for step in range(steps):
                     near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
-                    row = tl.load(first_row + step // CHUNKS)
-                    bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
+                    if BLOCK_COUNT == 1:
+                        bias = tl.load(at_table + step * K)
+                    else:
+                        row = tl.load(first_row + step // CHUNKS)
+                        bias = tl.load(_in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + step % CHUNKS * K)
                     m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, PRECISION, UPCAST)
-            _store(out + image + at_query, o / l[:, None], owned, D, PADDED_D)
+            _store(out + image + at_query, o * (1 / l)[:, None], owned, D, PADDED_D)
             at_row = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
             tl.store(maxima + at_row, m, mask=owned)
             tl.store(logs + at_row, tl.log2(l), mask=owned)
+
+
+@triton.jit
+def _store_statistics(statistics, row, m, log, delta, owned, T: tl.constexpr):
+    """Stores what the gradients of keys need of queries, four numbers each."""
+    four = tl.reshape(tl.join(tl.join(m, delta), tl.join(log, log)), [T, 4])
+    tl.store(statistics + row[:, None] * 4 + tl.arange(0, 4)[None, :], four, mask=owned[:, None])
+
+
+@triton.jit
+def _load_statistics(statistics, row, K: tl.constexpr):
+    """Loads them, K each, in one go: of loads of fewer numbers than a program has threads, every thread makes all by itself."""
+    four = tl.load(statistics + row[:, None] * 4 + tl.arange(0, 4)[None, :])
+    firsts, seconds = tl.split(tl.reshape(four, [K, 2, 2]))
+    m, delta = tl.split(firsts)
+    log, _ = tl.split(seconds)
+    return m, log, delta
 
 
 @triton.jit
@@ -190,13 +214,13 @@ def _d_logits(q, k, v, do, bias, m, log, delta, SCALE: tl.constexpr, PRECISION: 
 
 @triton.jit
 def bwd_dq(
-    query, key, value, table, tiles, runs, rows, out, maxima, logs, d_out, batch, share, d_query, deltas, d_logits,
+    query, key, value, table, tiles, runs, rows, out, maxima, logs, d_out, batch, share, steps, d_query, statistics, d_logits,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
 ):  # fmt: skip
-    """Computes dquery and delta (the sum of out * d_out) where D_QUERY, and the summed gradient of the logits where D_TABLE.
+    """Computes dquery and statistics where D_QUERY, and the summed gradient of the logits where D_TABLE.
 
     Both together need all chunks on chip (RESIDENT); D_TABLE alone gives every chunk programs of its own.
     """
@@ -207,11 +231,12 @@ def bwd_dq(
     ON_CHIP: tl.constexpr = CHUNKS if RESIDENT else 1
     first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
+    row = tl.load(first_row + chunk // CHUNKS)
+    at_table = _in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + chunk % CHUNKS * K
     resident, sums = (), ()
     for c in tl.static_range(ON_CHIP):
         if D_TABLE or RESIDENT:
-            row = tl.load(first_row + (chunk + c) // CHUNKS)
-            resident = resident + (_load_table(table, row, head, (chunk + c) % CHUNKS, BIAS_HEADS, T, K, CHUNKS),)
+            resident = resident + (tl.load(at_table + c * K),)
         if D_TABLE:
             sums = sums + (tl.zeros([T, K], tl.float32),)
     for t in range(first, last):
@@ -245,18 +270,21 @@ def bwd_dq(
                 if D_TABLE:
                     sums = new_sums
             else:
-                for step in range(BLOCK_COUNT * CHUNKS):
+                for step in range(steps):
                     near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
-                    row = tl.load(first_row + step // CHUNKS)
-                    bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
+                    if BLOCK_COUNT == 1:
+                        bias = tl.load(at_table + step * K)
+                    else:
+                        row = tl.load(first_row + step // CHUNKS)
+                        bias = tl.load(_in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + step % CHUNKS * K)
                     ds = _d_logits(q, k, v, do, bias, m, log, delta, SCALE, PRECISION, UPCAST)
                     dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
             if D_QUERY:
                 _store(d_query + image + at_query, dq * SCALE, owned, D, PADDED_D)
-                tl.store(deltas + at_row, delta, mask=owned)
+                _store_statistics(statistics, at_row, m, log, delta, owned, T)
     if D_TABLE:
         program = (tl.program_id(2) * tl.num_programs(0) + run) * tl.num_programs(1) + tl.program_id(1)
         for c in tl.static_range(ON_CHIP):
@@ -279,7 +307,7 @@ def _bwd_dkv_chunk(
 
 @triton.jit
 def bwd_dkv(
-    query, key, value, table, tiles, runs, rows, maxima, logs, deltas, d_out, batch, share, d_key, d_value,
+    query, key, value, table, tiles, runs, rows, statistics, d_out, batch, share, steps, d_key, d_value,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
@@ -291,10 +319,11 @@ def bwd_dkv(
     BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
     first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
+    at_table = _in_table(table, tl.load(first_row), head, BIAS_HEADS, T, K, CHUNKS)
     resident = ()
     if RESIDENT:
         for c in tl.static_range(CHUNKS):
-            resident = resident + (_load_table(table, tl.load(first_row), head, c, BIAS_HEADS, T, K, CHUNKS),)
+            resident = resident + (tl.load(at_table + c * K),)
     for t in range(first, last):
         tile = tiles + 6 * t
         owned = _owned(slot, tile, TILE)
@@ -314,19 +343,20 @@ def bwd_dkv(
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
-                    m, log = tl.load(maxima + at_row + near), tl.load(logs + at_row + near)
-                    delta = tl.load(deltas + at_row + near)
+                    m, log, delta = _load_statistics(statistics, at_row + near, K)
                     dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
             else:
-                for step in range(BLOCK_COUNT * CHUNKS):
+                for step in range(steps):
                     near = _halo_chunk(halo, step, BLOCKS, BLOCK, STEPS, TOKENS, K, CHUNKS)
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
-                    m, log = tl.load(maxima + at_row + near), tl.load(logs + at_row + near)
-                    delta = tl.load(deltas + at_row + near)
-                    row = tl.load(first_row + step // CHUNKS)
-                    bias = _load_table(table, row, head, step % CHUNKS, BIAS_HEADS, T, K, CHUNKS)
+                    m, log, delta = _load_statistics(statistics, at_row + near, K)
+                    if BLOCK_COUNT == 1:
+                        bias = tl.load(at_table + step * K)
+                    else:
+                        row = tl.load(first_row + step // CHUNKS)
+                        bias = tl.load(_in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + step % CHUNKS * K)
                     dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, bias, dk, dv, SCALE, PRECISION, UPCAST)
             _store(d_key + image + at_key, dk * SCALE, owned, D, PADDED_D)
             _store(d_value + image + at_key, dv, owned, D, PADDED_D)

@@ -35,6 +35,7 @@ class Launch:
         window: its window.
         scale: of the logits.
         config: how the work is cut.
+        multiprocessors: of the device, which programs fill.
         precision: of float32 products, one of Triton's `input_precision`.
         transposed: whether tiles are of keys.
     """
@@ -43,6 +44,7 @@ class Launch:
     window: Window
     scale: float
     config: Config
+    multiprocessors: int
     precision: str
     transposed: bool = False
 
@@ -54,18 +56,17 @@ class Launch:
     @property
     def schedule(self) -> Schedule:
         """How programs share the work."""
-        return Schedule(
-            sizes(self.spatial, self.window, self.config.tile, self.config.block, self.transposed), self.config
-        )
+        cut = self.config.tile, self.config.block, self.transposed
+        return Schedule(sizes(self.spatial, self.window, *cut), self.config, self.multiprocessors)
 
-    def table(self, rpb, dtype):
-        """Returns the table of bias-or-minus-infinity in base 2, [rows, N or 1, T, S], padded as the kernel wants it."""
+    def table(self, rpb):
+        """Returns the table of bias-or-minus-infinity in base 2, [rows, N or 1, T, S], padded as the kernel wants it.
+
+        A bias is in float32, which costs no conversion of every score; a mask, which may be large, in bfloat16.
+        """
+        dtype = jnp.bfloat16 if rpb is None else jnp.float32
         rpb = None if rpb is None else rpb.astype(jnp.float32) * math.log2(math.e)
-        table = bias_table(self.layout.relative, rpb, dtype, masked=-math.inf)
-        padded = self.schedule.table(1)[2:]
-        more_slots, more_keys = (wanted - got for wanted, got in zip(padded, table.shape[2:], strict=True))
-        table = jnp.pad(table, ((0, 0), (0, 0), (0, 0), (0, more_keys)), constant_values=-jnp.inf)
-        return jnp.pad(table, ((0, 0), (0, 0), (0, more_slots), (0, 0)))
+        return bias_table(self.layout.relative, rpb, dtype, masked=-math.inf, padded=self.schedule.table(1)[2:])
 
     def shares(self, batch: int, programs: int) -> tuple[np.ndarray, int]:
         """Returns the runs of tiles and the entries of the batch that a program takes, with `programs` to each."""
@@ -86,7 +87,8 @@ class Launch:
         plan = [jnp.asarray(x, jnp.int32) for x in (self.layout.tiles, runs, self.layout.rows)]
         grid = (len(runs), heads * parts, math.ceil(batch / share))
         run = _interpret if interpreted() else _compile
-        return run(name, [*tokens, table, *plan, *others], (batch, share), outputs, grid, static, self.config)
+        scalars = batch, share, self.schedule.steps
+        return run(name, [*tokens, table, *plan, *others], scalars, outputs, grid, static, self.config)
 
     def static(self, heads: int, bias_heads: int, channels: int) -> dict[str, Any]:
         """Returns the compile-time arguments that all kernels share."""
@@ -133,6 +135,11 @@ def device_kind() -> str:
 def capability() -> int:
     """Returns the compute capability of that device, times ten; the interpreter stands for Hopper."""
     return 90 if interpreted() else round(10 * float(device().compute_capability))
+
+
+def multiprocessors() -> int:
+    """Returns how many multiprocessors that device has; the interpreter stands for an H100."""
+    return getattr(device(), "core_count", None) or 132
 
 
 def float32_products() -> str:

@@ -22,7 +22,7 @@ from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import sharded_as
 from natjax_kernels.triton.band_launch import BandLaunch
 from natjax_kernels.triton.choice import choose
-from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products
+from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products, multiprocessors
 
 _TOKENS, _PER_QUERY = "b s n d", "b n s"
 _NOTHING = jax.ShapeDtypeStruct((1,), jnp.float32)  # of an output that a launch does not write
@@ -47,7 +47,7 @@ def _run_forward(window, scale, products, query, key, value, rpb):
     """Returns the output [B, L, N, D], the maximum of logits and the logarithm of the sum of weights, [B, N, L] in base 2."""
     launch = _launch("fwd", query, rpb, window, scale, products)
     call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY, _PER_QUERY))
-    return call(*_flat(query, key, value), launch.table(rpb, _table_dtype(query, rpb)))
+    return call(*_flat(query, key, value), launch.table(rpb))
 
 
 def _as_results(out, maximum, log, query):
@@ -68,7 +68,7 @@ def _backward(window, scale, products, residuals, cotangents):
     if not isinstance(d_lse, SymbolicZero):
         raise NotImplementedError('the fused kernels have no gradient of the log-sum-exp; use implementation="xla"')
     queries, keys = (_launch(kernel, query, rpb, window, scale, products) for kernel in ("bwd_dq", "bwd_dkv"))
-    tables = [launch.table(rpb, _table_dtype(query, rpb)) for launch in (queries, keys)]
+    tables = [launch.table(rpb) for launch in (queries, keys)]
     axes = _table_axes(rpb)
     call = Call(
         functools.partial(_run_backward, queries, keys, rpb is not None),
@@ -103,8 +103,9 @@ def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, m
     sums = jax.ShapeDtypeStruct(queries.schedule.sums(batch, heads), jnp.float32)
     together = bias and queries.config.resident
     run = functools.partial(queries, "bwd_dq", operands, table=table)
-    d_query, delta, d_logits = run(
-        [_like(q), _per_query(q), sums if together else _NOTHING],
+    statistics = jax.ShapeDtypeStruct((*maximum.shape, 4), jnp.float32)
+    d_query, statistics, d_logits = run(
+        [_like(q), statistics, sums if together else _NOTHING],
         runs=runs,
         share=share,
         D_QUERY=True,
@@ -117,7 +118,7 @@ def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, m
     d_table = [_sum_by_row(d_logits, queries, runs)] if bias else []
 
     runs, share = keys.shares(batch, heads)
-    operands = [q, k, v, maximum, log, delta, do]
+    operands = [q, k, v, statistics, do]
     d_keys = keys("bwd_dkv", operands, [_like(k), _like(v)], table=transposed_table, runs=runs, share=share)
     return d_query, *d_keys, *d_table
 
@@ -136,8 +137,8 @@ def _launch(kernel: str, query, rpb, window: Window, scale: float, products: str
     case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability())
     config = choose(case, device_kind())
     if config.design == "band":
-        return BandLaunch(case.spatial, window, scale, config)
-    return Launch(case.spatial, window, scale, config, products, kernel == "bwd_dkv")
+        return BandLaunch(case.spatial, window, scale, config, multiprocessors())
+    return Launch(case.spatial, window, scale, config, multiprocessors(), products, kernel == "bwd_dkv")
 
 
 def _flat(*arrays):
@@ -154,8 +155,3 @@ def _per_query(q) -> jax.ShapeDtypeStruct:
 
 def _table_axes(rpb) -> str:
     return "r o t k" if rpb is None else "r n t k"
-
-
-def _table_dtype(query, rpb) -> Any:
-    """The bias is as precise as the queries; a mask alone needs no precision."""
-    return jnp.bfloat16 if rpb is None else query.dtype

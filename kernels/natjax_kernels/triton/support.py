@@ -14,7 +14,7 @@ from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
 from natjax_kernels.triton import ptxas
 from natjax_kernels.triton.choice import choose
-from natjax_kernels.triton.launch import capability, device, device_kind, interpreted
+from natjax_kernels.triton.launch import capability, device, device_kind, interpreted, multiprocessors
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_CHANNELS = 128
@@ -71,7 +71,7 @@ def _why_not_this(problem: Problem) -> str | None:
         return "the fused kernels need at least one batch entry; there is none"
     bias_heads = 0 if problem.rpb is None else problem.heads
     size, last = _extremes(problem.spatial, problem.window, channels, problem.dtype.name, problem.batch, bias_heads,
-                           device_kind(), capability())  # fmt: skip
+                           device_kind(), capability(), multiprocessors())  # fmt: skip
     if last >= 2**31:  # 32-bit sums of it would wrap before the minimum that holds them to the map
         return f"the fused kernels count fewer than 2**31 tokens; those of {problem.spatial} and their halos are {last + 1}"
     if size > _LARGEST:
@@ -91,13 +91,14 @@ def _extremes(
     bias_heads: int,
     kind: str,
     capability: int,
+    multiprocessors: int,
 ) -> tuple[int, int]:
     """Returns the bytes of the largest array that any of the kernels makes of the bias or mask, and the last token counted to."""
     largest = last = 0
     for kernel in KERNELS:
         config = choose(Case(kernel, spatial, window, channels, dtype, bias_heads > 0, capability), kind)
         layout = spatial, window, config.tile, config.block, kernel == "bwd_dkv"
-        schedule = Schedule(sizes(*layout), config)
+        schedule = Schedule(sizes(*layout), config, multiprocessors)
         largest = max(largest, schedule.largest_array(batch, bias_heads, sums=kernel == "bwd_dq"))
-        last = max(last, furthest(*layout, schedule.chunks * config.chunk))
+        last = max(last, furthest(*layout))
     return largest, last
