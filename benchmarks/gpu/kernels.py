@@ -41,6 +41,8 @@ def alternatives(case: configurations.Case, chosen: Config) -> dict[str, Config]
         found["8 x 8"] = Config((8, 8), None, 64, False, 4)
     if case.kernel == "bwd_dkv":
         found["chunks of 64"] = change(chunk=64)
+    if case.kernel != "bwd_dq" and chosen.resident:
+        found["table streamed"] = change(resident=False)
     return {name: config for name, config in found.items() if config != chosen}
 
 

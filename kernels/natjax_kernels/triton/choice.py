@@ -48,7 +48,21 @@ def candidates(case: Case) -> list[Config]:
     """
     sides = [sorted({math.ceil(n / m) for m in range(1, n + 1)} & set(range(65))) for n in lengths(case)]
     tiles = [tile for tile in itertools.product(*sides) if math.prod(tile) <= _most_queries(case)]
-    return [config for tile in tiles for config in (_resident(case, tile), _streamed(case, tile)) if config is not None]
+    found = [
+        config for tile in tiles for config in (_resident(case, tile), _streamed(case, tile)) if config is not None
+    ]
+    return [dataclasses.replace(config, programs=max(1, _warps(case, config) // config.num_warps)) for config in found]
+
+
+def _warps(case: Case, config: Config) -> int:
+    """Returns how many warps a multiprocessor's registers hold at least: 12 where a thread has up to 168, else 8."""
+    few = math.prod(halo(case, config.tile)) <= 64  # keys, whose table takes few registers
+    lean = {
+        "fwd": few or (not config.resident and case.capability < 120),
+        "bwd_dq": False,
+        "bwd_dkv": _hopper(case) and (few or not config.resident),
+    }
+    return 12 if lean[case.kernel] and case.head_dim <= 32 and case.dtype != "float32" else 8
 
 
 def _most_queries(case: Case) -> int:
@@ -66,14 +80,13 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
     block = _BOXES[len(tile)] if keys > 1024 else None
     chunk = 32 if case.dtype == "float32" or case.head_dim > 64 else 64
     wide, wide_floats = case.head_dim > 64, _wide_floats(case)
-    blackwell = case.capability // 10 == 10
     rows, stages = 8 if wide_floats else 16, 2  # rows of a tile per warp
     halved = True
     if case.kernel == "bwd_dkv":  # four products of a chunk at once
-        if wide or (blackwell and case.dtype != "float32"):
+        if wide or (_blackwell(case) and case.dtype != "float32"):
             rows = 4 if wide_floats else 8
     elif case.kernel == "fwd":
-        halved, stages = wide and wide_floats, 3 if blackwell and case.head_dim <= 32 else 2
+        halved, stages = wide and wide_floats, 3 if _blackwell(case) and case.head_dim <= 32 else 2
     else:
         halved = wide_floats or ((wide or _short_of_registers(case)) and (keys > 64 or chunk < 64))
     config = Config(tile, block, min(chunk // 2 if halved else chunk, power_of_two(keys)), False, 1, stages)
@@ -81,21 +94,40 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
 
 
 def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
-    """All keys at once, with their part of the table kept on chip, and its gradient beside it; None where that spills."""
-    if case.dtype == "float32" or case.kernel == "bwd_dkv":
+    """All keys in unrolled chunks, with the table on chip and its gradient beside it; None where a loop over them spills."""
+    if case.dtype == "float32":
         return None
-    keys = power_of_two(math.prod(halo(case, tile)))
-    config = Config(tile, None, keys, True, 4)
-    sums_table = case.kernel == "bwd_dq" and case.bias
-    if config.slots == 64 and keys <= 64 and case.head_dim <= 32:
-        return dataclasses.replace(config, num_stages=1) if sums_table and _short_of_registers(case) else config
-    if sums_table and config.slots == 16 and keys in (128, 256) and case.head_dim >= 32:
-        return dataclasses.replace(config, num_warps=keys // (32 if case.head_dim <= 64 else 16))
+    keys = math.prod(halo(case, tile))
+    config = Config(tile, None, power_of_two(keys), True, 4)
+    if case.kernel == "fwd":
+        if config.slots == 64 and keys <= 192 and case.head_dim <= 32:
+            return dataclasses.replace(config, chunk=min(64, config.chunk))
+        if config.slots == 16 and 64 < keys <= 128 and case.head_dim <= 32:
+            return dataclasses.replace(config, num_warps=2)
+    elif case.kernel == "bwd_dkv":
+        most = 192 if _hopper(case) else 128 if _short_of_registers(case) else 64
+        if config.slots == 64 and keys <= most and case.head_dim <= 32:
+            chunk, warps = 32 if keys > 64 or _hopper(case) else 64, 8 if _blackwell(case) else 4
+            return dataclasses.replace(config, chunk=min(chunk, config.chunk), num_warps=warps)
+        if config.slots == 16 and 64 < keys <= 128 and case.head_dim <= 32:
+            return dataclasses.replace(config, chunk=32, num_warps=2)
+    elif config.slots == 64 and keys <= 64 and case.head_dim <= 32:
+        return dataclasses.replace(config, num_stages=1) if case.bias and _short_of_registers(case) else config
+    elif case.bias and config.slots == 16 and config.chunk in (128, 256) and case.head_dim >= 32:
+        return dataclasses.replace(config, num_warps=config.chunk // (32 if case.head_dim <= 64 else 16))
     return None
 
 
 def _wide_floats(case: Case) -> bool:
     return case.dtype == "float32" and case.head_dim > 32
+
+
+def _hopper(case: Case) -> bool:
+    return case.capability // 10 == 9
+
+
+def _blackwell(case: Case) -> bool:
+    return case.capability // 10 == 10
 
 
 def _short_of_registers(case: Case) -> bool:
@@ -104,8 +136,9 @@ def _short_of_registers(case: Case) -> bool:
 
 
 def clocks(case: Case, config: Config) -> float:
-    """Estimates a map's clocks: scores (an exponential each, 16 a clock of a multiprocessor), and halos (some 26 bytes a
-    clock from the L2 cache). Small tiles load every key many times, large ones compute many scores that the window masks.
+    """Estimates a map's clocks: scores (10 instructions each, 14 where they load the table, 128 a clock of a multiprocessor),
+    and halos and tables (some 26 bytes a clock from the L2 cache, as loads that run ahead pass by L1). Small tiles load every
+    key many times, large ones compute many scores that the window masks, and Blackwell's tensor cores want 64 rows.
     """
     tiles = math.prod(math.ceil(n / t) for n, t in zip(lengths(case), config.tile, strict=True))
     sides = halo(case, config.tile)
@@ -115,8 +148,10 @@ def clocks(case: Case, config: Config) -> float:
     )
     scores = config.slots * chunks * config.chunk
     passes = 2 if case.kernel == "bwd_dq" and case.bias and not config.resident else 1
-    loaded = 2 * (math.prod(sides) + math.prod(config.tile)) * case.head_dim * (4 if case.dtype == "float32" else 2)
-    return passes * tiles * (scores / 16 + loaded / 26)
+    tokens = 2 * (math.prod(sides) + math.prod(config.tile)) * case.head_dim * (4 if case.dtype == "float32" else 2)
+    table = 0 if config.resident else scores * (4 if case.bias else 2)
+    instructions = scores * (10 if config.resident else 14) * (2 if _blackwell(case) and config.slots < 64 else 1)
+    return passes * tiles * (instructions / 128 + (tokens + table) / 26)
 
 
 @functools.cache
