@@ -60,8 +60,8 @@ SHAPES = LEVELS | LARGE | OTHERS
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def launches(shape, architecture):
-    """Returns name, launch and flags of every kernel that a training step runs on a shape, as it would on an architecture."""
+def launches(shape, architecture, multiprocessors=132):
+    """Returns name, launch and flags of every kernel that a training step runs on a shape, as it would on a GPU."""
     from natjax_kernels.fused.configurations import KERNELS, Case
     from natjax_kernels.triton.choice import estimate
     from natjax_kernels.triton.launch import Launch
@@ -70,7 +70,9 @@ def launches(shape, architecture):
     for name in KERNELS:
         config = estimate(Case(name, case.spatial, case.window, case.channels, dtype, case.bias, architecture))
         precision = "tf32x3" if dtype == "float32" else "ieee"
-        launch = Launch(case.spatial, case.window, case.channels**-0.5, config, precision, name == "bwd_dkv")
+        launch = Launch(
+            case.spatial, case.window, case.channels**-0.5, config, multiprocessors, precision, name == "bwd_dkv"
+        )
         if name != "bwd_dq":
             yield name, launch, {}
         elif case.bias and not config.resident:
@@ -80,7 +82,7 @@ def launches(shape, architecture):
             yield name, launch, {"D_QUERY": True, "D_TABLE": case.bias}
 
 
-def band_launches(shape, architecture):
+def band_launches(shape, architecture, multiprocessors=132):
     """Returns the same of the band design, which no estimate chooses, where it can compute the shape."""
     from natjax_kernels.fused.band import configurations, why_not
     from natjax_kernels.fused.configurations import Case
@@ -90,7 +92,7 @@ def band_launches(shape, architecture):
     described = Case("fwd", case.spatial, case.window, case.channels, dtype, case.bias, architecture)
     for config in configurations(described):
         if why_not(described, config) is None:
-            yield "band", BandLaunch(case.spatial, case.window, case.channels**-0.5, config), {}
+            yield "band", BandLaunch(case.spatial, case.window, case.channels**-0.5, config, multiprocessors), {}
 
 
 def _source(name, launch, flags, shape):
@@ -106,8 +108,9 @@ def _source(name, launch, flags, shape):
     constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
     types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32")
-    types |= dict.fromkeys(("maxima", "logs", "deltas", "d_logits"), "*fp32")
-    types |= {"table": f"*{_TYPES[dtype] if case.bias else 'bf16'}", "batch": "i32", "share": "i32"}
+    types |= dict.fromkeys(("maxima", "logs", "statistics", "d_logits"), "*fp32")
+    types |= {"table": "*fp32" if case.bias else "*bf16"}
+    types |= dict.fromkeys(("batch", "share", "steps"), "i32")
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
     return ASTSource(
         fn=function,
@@ -147,7 +150,34 @@ def compile_kernel(name, launch, flags, shape, architecture):
         "shared_bytes": compiled.metadata.shared,
         "matrix_instructions": sorted(set(counts) & set(MATRIX_INSTRUCTIONS)),
         "instructions": len(instructions),
+        "spills_in_loops": spills_in_loops(code),
     }, code
+
+
+def loops(code):
+    """Cuts machine code into loops; returns depth and instructions by kind (outside of inner loops) of each, outermost first."""
+    lines = [(int(a, 16), text) for a, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.MULTILINE)]
+    spans = [
+        (int(target[1], 16), address)
+        for address, text in lines
+        if (target := re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)) and int(target[1], 16) < address
+    ]
+    found = []
+    for low, high in sorted(spans, key=lambda span: span[0] - span[1]):
+        inside = [(a, b) for a, b in spans if low <= a and b <= high and (a, b) != (low, high)]
+        body = [t for a, t in lines if low <= a <= high and not any(x <= a <= y for x, y in inside)]
+        depth = sum(a <= low and high <= b for a, b in spans)
+        kinds = {"exponentials": r"MUFU\.EX2", "spills": r"(LDL|STL)\b"}
+        counts = {kind: sum(bool(re.search(rf"\b{name}", t)) for t in body) for kind, name in kinds.items()}
+        found.append((depth, {"instructions": len(body)} | counts))
+    return found
+
+
+def spills_in_loops(code):
+    """Returns how many instructions of the innermost loops store or load spilled registers; those outside cost nothing."""
+    found = loops(code)
+    deepest = max((depth for depth, _ in found), default=0)
+    return sum(kinds["spills"] for depth, kinds in found if depth == deepest)
 
 
 def report(architecture, names):
