@@ -37,7 +37,7 @@ def alternatives(case: configurations.Case, chosen: Config) -> dict[str, Config]
     found |= {f"band, {config.num_stages} stages": config for config in banded}
     if case.kernel == "fwd" and case.window.dilation == (1, 1):
         keys = power_of_two(math.prod(halo(case, (4, 4))))
-        found |= {f"4 x 4 resident, {n} warps": Config((4, 4), None, keys, True, n) for n in (1, 2)}
+        found |= {f"4 x 4 resident, {n} warps": Config((4, 4), None, keys, True, n, programs=8 // n) for n in (1, 2)}
         found["8 x 8"] = Config((8, 8), None, 64, False, 4)
     if case.kernel == "bwd_dkv":
         found["chunks of 64"] = change(chunk=64)

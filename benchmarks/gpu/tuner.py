@@ -60,12 +60,15 @@ def _times(alone: Alone, kernel: str, configs: list[Config], deadline: float, th
 
 
 def _variants(config: Config) -> list[Config]:
-    """Returns a configuration with other warps, stages and chunks, one at a time."""
+    """Returns a configuration with other warps, programs at a time, stages and chunks, one at a time."""
     change = functools.partial(dataclasses.replace, config)
-    warps = [change(num_warps=w) for w in (config.num_warps // 2, config.num_warps * 2) if 1 <= w <= 8]
+    held = config.num_warps * config.programs  # warps of a multiprocessor
+    warps = [w for w in (config.num_warps // 2, config.num_warps * 2) if 1 <= w <= 8]
+    warps = [change(num_warps=w, programs=max(1, held // w)) for w in warps]
+    programs = [change(programs=p) for p in (config.programs - 1, config.programs + 1) if p]
     stages = [change(num_stages=s) for s in (1, 2, 3, 4) if s != config.num_stages]
     chunks = () if config.resident else (config.chunk // 2, config.chunk * 2)
-    return warps + stages + [change(chunk=c) for c in chunks if 16 <= c <= 128]
+    return warps + programs + stages + [change(chunk=c) for c in chunks if 16 <= c <= 128]
 
 
 def merge(path: pathlib.Path, kind: str, key: str, config: Config) -> None:

@@ -342,3 +342,18 @@ def test_kernels_run_alone_in_the_configuration_that_is_asked_for_and_are_checke
         "bwd_dkv True": 8,
     }
     assert all(configured and error < 1e-5 for _, configured, error in found.values())
+
+
+def test_variants_change_one_thing_at_a_time():
+    """But for programs, which follow warps: a multiprocessor's registers hold as many warps as before."""
+    config = Config((8, 8), None, 64, False, 4, programs=3)
+    variants = tuner._variants(config)
+    assert len(set(variants)) == len(variants)
+    assert config not in variants
+    assert {(c.num_warps, c.programs) for c in variants if c.num_warps != 4} == {(2, 6), (8, 1)}
+    for variant in (c for c in variants if c.num_warps == 4):
+        assert sum(a != b for a, b in zip(dataclasses.astuple(variant), dataclasses.astuple(config), strict=True)) == 1
+    assert {c.programs for c in variants if c.num_warps == 4} == {2, 3, 4}
+    resident = tuner._variants(dataclasses.replace(config, resident=True, programs=1))
+    assert {c.chunk for c in resident} == {64}
+    assert min(c.programs for c in resident) == 1
