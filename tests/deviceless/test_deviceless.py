@@ -23,9 +23,8 @@ def test_the_op_and_its_gradients_are_three_kernels():
     found = check_apart("op")
     assert found["fused_kernels"] == 3
     assert found["other_calls"] == found["collectives"] == {}
-    assert (
-        found["temporary_bytes"] < TOKENS / 4
-    )  # log-sum-exp, delta, tables; XLA's own way takes several times the tokens
+    # Statistics, which are a quarter of the tokens, and tables; XLA's own way takes several times the tokens.
+    assert found["temporary_bytes"] < TOKENS * 0.4
 
 
 @pytest.mark.parametrize("axes", ["Auto", "Explicit"])
