@@ -66,10 +66,10 @@ def test_a_training_step_takes_the_kernels():
 
 
 def test_memory_is_linear_in_pixels():
-    # Of a batch: at one image, what shows is how many layers' bias tables (of a size that the map has no part in) are made ahead.
+    """Of a batch, beside bias tables, which do not grow with the map: at one image, XLA makes many layers' ahead."""
     sides = (224, 448, 896)
-    per_pixel = [check_apart(f"forward, batch 8, {side} pixels")["temporary_bytes"] / side**2 for side in sides]
-    assert max(per_pixel) <= 1.02 * min(per_pixel)
+    small, medium, large = (check_apart(f"forward, batch 8, {side} pixels")["temporary_bytes"] for side in sides)
+    assert large - medium <= 1.01 * 4 * (medium - small)
 
 
 def test_memory_of_gradients_is_linear_in_pixels():
