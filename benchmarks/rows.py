@@ -42,15 +42,23 @@ def keep(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Returns the results of a section with the rows of both runs, where they are of one origin; else as `keep` does.
 
-    A row that was measured again is replaced; one of the old run has its `date`.
+    A row that was measured again is replaced; one of the old run has its `date`. Dates say which run is the new one, where both
+    have one.
     """
+    if _date(old) and _date(new) and _date(new) < _date(old):
+        old, new = new, old
     kept = keep(old, new)
-    if kept is old or not has_figures(old) or _origin(old) != _origin(new):
+    if kept is old or not has_figures(old):
         return kept
-    date = old.get("provenance", {}).get("date")
-    rows = {_labels(row): {"date": date} | row for row in old["rows"]}
+    if _origin(old) != _origin(new):
+        what = "device, versions, flags or kernels"
+        print(f"  Results of {_date(old)} are of other {what} than those of {_date(new)} and go.", file=sys.stderr)
+        return kept
+    rows = {_labels(row): {"date": _date(old)} | row for row in old["rows"]}
     for row in new["rows"]:
-        if _measured(row) or not _measured(rows.get(_labels(row), row)):
+        before = rows.get(_labels(row), {"skipped": "never measured"})
+        later = row.get("date", _date(new)) >= before.get("date", "")  # of what either run has from runs before
+        if not _measured(before) or (_measured(row) and later):
             rows[_labels(row)] = row
     merged = old | new | {"rows": list(rows.values())}
     if new["status"] in ("complete", "with errors", "out of time"):  # others are of how the process ended
@@ -62,6 +70,10 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(row: dict[str, Any]) -> bool:
     return not {"error", "skipped"} & row.keys()
+
+
+def _date(content: dict[str, Any]) -> str:
+    return content.get("provenance", {}).get("date") or ""
 
 
 def _labels(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -93,6 +93,8 @@ def run_section(
     "timed out" with the end of the output beside it.
     """
     path.unlink(missing_ok=True)
+    # Raises, so that `finally` ends the process, which would compute on beside the next run.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     with tempfile.TemporaryFile() as log:
         # In a session of its own, so that at the limit the compilers it started end with it.
@@ -106,6 +108,7 @@ def run_section(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
+            signal.signal(signal.SIGTERM, before)
         log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
         tail = log.read().decode(errors="replace")
     content = {"section": section, "rows": []} | (json.loads(path.read_text()) if path.exists() else {})

@@ -1,8 +1,9 @@
 """Benchmarks the fused kernels on this machine's GPU, in at most 10 minutes.
 
 Sections run one after another, in the order asked for, each in a process of its own, and write into gpu_<device>.json of --out.
-What is there of the same device, versions and kernels stays where it is not measured again. --rehearse runs all of it in small on
-a CPU, in some 2 minutes, where times mean nothing. --summary measures nothing.
+What is there of the same device, versions and kernels stays where it is not measured again, and what a run that was ended from
+outside has left is added. --rehearse runs all of it in small on a CPU, in some 2 minutes, where times mean nothing. --summary
+measures nothing.
 """
 
 from __future__ import annotations
@@ -58,17 +59,22 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1), help="that compile side by side")
     parser.add_argument(
         "--summary", nargs="*", type=pathlib.Path, metavar="FILE",
-        help="print the tables of what is in --out, after adding these files: results of other machines",
+        help="print the tables of what is in --out, after adding these files: results of other machines, partial ones, too",
     )  # fmt: skip
     args = parser.parse_args()
     out = (args.out or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else RESULTS)).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    partial = sorted(out.glob("gpu_*.partial.json"))
+    for path in args.summary or []:
+        if not take_in(out, path):
+            parser.error(f"{path} has no results of {parser.prog}")
+    for path in partial:
+        take_in(out, path)
     if args.summary is not None:
-        for path in args.summary:
-            for name, content in read(path).items():
-                add(out, name, content)
-        print("\n\n".join(markdown(read(path)) for path in sorted(out.glob("gpu_*.json"))))
+        print("\n\n".join(markdown(read(path)) for path in sorted(set(out.glob("gpu_*.json")) - set(partial))))
         return 0
+    for path in partial:
+        path.unlink()
     options = Options(args.rehearse, min(args.threads, 2) if args.rehearse else args.threads, args.cases)
     chosen = {name: sections(args.rehearse)[name] for name in args.sections}
     if args.seconds:
@@ -84,6 +90,17 @@ def main() -> int:
         print(markdown({name: read(path)[name] for name in found}))
         say(f"Results are in {path}.")
     return 0 if all(measured) else 1
+
+
+def take_in(out: pathlib.Path, path: pathlib.Path) -> bool:
+    """Adds a file's results, of all sections or what one had when it was ended from outside; returns whether it has some."""
+    found = read(path)
+    if "section" in found:
+        found = {found["section"]: found | {"status": "ended from outside"}}
+    found = {name: content for name, content in found.items() if name in sections(False)}
+    for name, content in found.items():
+        add(out, name, content)
+    return bool(found)
 
 
 def add(out: pathlib.Path, name: str, content: dict[str, Any], device: str | None = None) -> pathlib.Path:

@@ -80,6 +80,60 @@ def test_devices_have_files_of_their_own_and_results_of_other_machines_are_added
     assert "## op (NVIDIA H200, 2026-11-27)" in said
 
 
+def results(date, microseconds, device="NVIDIA H200", **more):
+    origin = {"device": device, "date": date, **more}
+    return {"status": "complete", "provenance": origin, "rows": [{"case": "a", "microseconds": microseconds}]}
+
+
+def summary(monkeypatch, out, *files):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--out", str(out), "--summary", *map(str, files)])
+    assert gpu.main() == 0
+    return json.loads((out / "gpu_nvidia_h200.json").read_text())
+
+
+def test_results_of_an_earlier_date_replace_none_of_a_later_one(tmp_path, monkeypatch, capsys):
+    out, brought = tmp_path / "out", tmp_path / "brought.json"
+    later = {"op": results("tuesday", 2.0, kernels_sha256="b"), "kernels": results("tuesday", 3.0)}
+    for name, content in later.items():
+        out.mkdir(exist_ok=True)
+        gpu.add(out, name, content)
+    brought.write_text(json.dumps({"op": results("monday", 1.0), "kernels": results("monday", 1.0)}))
+    assert summary(monkeypatch, out, brought) == later
+    assert "Results of monday are of other device, versions, flags or kernels" in capsys.readouterr().err
+
+
+def test_a_summary_of_a_file_without_results_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "costs.json").write_text('{"provenance": {"date": "monday"}, "gpus": {}}')
+    for name in ("costs.json", "mistyped.json"):
+        with pytest.raises(SystemExit):
+            summary(monkeypatch, tmp_path, tmp_path / name)
+        assert f"{name} has no results of python -m benchmarks.gpu" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+
+
+def test_what_a_run_left_that_was_ended_from_outside_is_taken_in(tmp_path, monkeypatch, capsys):
+    """A partial file from elsewhere, and one in the folder, which the next run deletes, whatever it measures."""
+    out, brought, left = tmp_path / "out", tmp_path / "x.partial.json", tmp_path / "out" / "gpu_kernels.partial.json"
+    out.mkdir()
+    brought.write_text(json.dumps(results("monday", 1.0) | {"section": "op", "status": "running"}))
+    left.write_text(json.dumps(results("tuesday", 2.0) | {"section": "kernels", "status": "running"}))
+    for _ in range(2):
+        found = summary(monkeypatch, out, brought)
+        rows = {
+            name: [(row["microseconds"], content["status"]) for row in content["rows"]]
+            for name, content in found.items()
+        }
+        assert rows == {"op": [(1.0, "ended from outside")], "kernels": [(2.0, "ended from outside")]}
+    assert "This section is not complete: ended from outside." in capsys.readouterr().out
+    (out / "gpu_nvidia_h200.json").unlink()
+    monkeypatch.setattr(gpu, "run", lambda *_: [("op", results("wednesday", 3.0))])
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--sections", "op", "--out", str(out)])
+    assert gpu.main() == 0
+    found = json.loads((out / "gpu_nvidia_h200.json").read_text())
+    assert {name: content["rows"][0]["microseconds"] for name, content in found.items()} == {"kernels": 2.0, "op": 3.0}
+    assert not left.exists()
+
+
 SHARES = """
 import json
 

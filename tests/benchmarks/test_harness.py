@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -45,6 +46,25 @@ def test_what_a_hanging_section_started_ends_with_it(tmp_path):
     child = "import subprocess; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True)\ntime.sleep(600)"
     state = pathlib.Path(f"/proc/{run(tmp_path, child, 5.0)['output'].split()[-1]}/stat")
     time.sleep(0.2)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+RUN = """
+import os, pathlib, sys
+from benchmarks import sections
+work = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+sections.run_section(pathlib.Path(sys.argv[1]), "x", [sys.executable, "-c", work, sys.argv[1]], 600, os.environ)
+"""
+
+
+def test_a_run_that_is_terminated_ends_its_section_and_leaves_the_partial_file(tmp_path):
+    path = tmp_path / "section.partial.json"
+    with subprocess.Popen([sys.executable, "-c", RUN, str(path)], cwd=ROOT) as run:
+        while not (path.exists() and path.read_text()):
+            time.sleep(0.05)
+        run.terminate()
+    state = pathlib.Path(f"/proc/{path.read_text()}/stat")
+    assert run.returncode
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
@@ -120,6 +140,17 @@ def test_rows_of_a_rerun_take_the_place_of_the_same_ones_alone():
     assert rows.merge(old, new | {"status": "timed out"})["status"] == "timed out"
     again = rows.merge(merged, section("wednesday", {"case": "d", "what": "both", "microseconds": 6}))
     assert [row.get("date") for row in again["rows"]] == ["monday", "tuesday", "monday", "tuesday", None]
+
+
+def test_dates_say_which_rows_are_the_new_ones():
+    """Of whole runs, and of rows that a run has from one before."""
+    row = {"case": "a", "microseconds": 1}
+    old, new = section("1", row | {"microseconds": 1}), section("3", row | {"microseconds": 3})
+    assert rows.merge(new, old) == rows.merge(old, new)
+    between, later = section("2", row | {"microseconds": 2}), section("3", {"case": "b", "microseconds": 3})
+    merged = rows.merge(rows.merge(old, later), between)
+    assert [(row["microseconds"], row.get("date")) for row in merged["rows"]] == [(2, "2"), (3, None)]
+    assert merged["provenance"]["date"] == "3"
 
 
 @pytest.mark.parametrize(
