@@ -13,9 +13,8 @@ import pytest
 
 from benchmarks import ROOT, calls
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import kernels, numerics, tuner
-from benchmarks.gpu.op import compile_op
-from benchmarks.harness import Options
+from benchmarks.gpu import kernels, numerics, op, tuner
+from benchmarks.harness import Options, Report
 from natjax.presets import PRESETS
 from natjax_kernels.cases import Case, levels, published
 from natjax_kernels.fused import configurations
@@ -195,7 +194,7 @@ def test_inputs_are_drawn_without_compiling_once_the_call_is_compiled():
     import jax
 
     case, key = Case("", 1, (6, 5), 1, 8, 3), jax.random.key(0)
-    compile_op(case, "both", "bfloat16", "xla", 3, key)
+    op.compile_op(case, "both", "bfloat16", "xla", 3, key)
     programs = calls.draw._cache_size()
     sets = calls.arguments(case, key, 3, "bfloat16")
     assert calls.draw._cache_size() == programs
@@ -215,6 +214,17 @@ def test_alternatives_differ_from_what_is_chosen_and_fit_the_kernels():
     assert "chunks of 64" in found["bwd_dkv"]
     for kernel, others in found.items():
         assert len({estimate(described[kernel]), *others.values()}) == 1 + len(others)
+
+
+def test_fused_calls_that_fail_leave_the_times_of_xla(monkeypatch, tmp_path):
+    def launch(*_):
+        raise RuntimeError("no ptxas")
+
+    monkeypatch.setattr(op, "smallest_fused_call", launch)
+    report = Report(tmp_path / "x.json", "op", {}, 60)
+    op.time_cases(report, Options(small=True), [(calls.SMALL["tiny"], ("xla", "bfloat16"))])
+    assert report.content["ceilings"]["smallest_fused_call_error"] == "RuntimeError: no ptxas"
+    assert [row["what"] for row in report.content["rows"] if row["microseconds"] > 0] == ["forward", "both"]
 
 
 def test_the_kernel_that_runs_behind_another_has_its_own_time():
