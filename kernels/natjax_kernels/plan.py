@@ -174,6 +174,8 @@ def longest_halo(length: int, kernel: int, stride: int, causal: bool, tile: int,
 
     In the transposed plan, how many queries see the keys of a tile.
     """
+    period = math.lcm(tile, stride)  # of tiles and windows between borders, of which some are enough
+    length -= max(0, length - 4 * (kernel + period)) // period * period
     start, end = (transposed_windows if transposed else windows)(length, kernel, 1, stride, causal)
     last = np.minimum(np.arange(tile - 1, length + tile - 1, tile), length - 1)
     return int(np.max(end[last] - start[::tile]))

@@ -79,13 +79,14 @@ def predict(gpu: Gpu, shape_name: str) -> list[dict]:
         tokens = BATCH * plan.tokens * heads
         token_bytes, products = {
             "fwd": (4 * 2 * channels + 8, 2),
-            "bwd_dq": ((3 + 2 + 1) * 2 * channels + 12, 3),
-            "bwd_dkv": (6 * 2 * channels + 12, 4),
+            "bwd_dq": ((3 + 2 + 1) * 2 * channels + 8 + 16, 3),
+            "bwd_dkv": (6 * 2 * channels + 16, 4),
         }[name]
         near = launch.schedule.sizes.block * math.prod(
             plan.blocks
         )  # the rest of a chunk is the same token again and again
         halo_bytes = (near // parts + config.slots) * items * 2 * 2 * channels
+        halo_bytes += 16 * near * items * (name == "bwd_dkv")  # statistics
         table_bytes = 0 if config.resident else scores * 4
         at_a_time, longest = config.programs * gpu.multiprocessors, max(b - a for a, b in runs)
         full = items / (math.ceil(programs / at_a_time) * at_a_time * longest * share)

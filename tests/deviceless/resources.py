@@ -156,28 +156,40 @@ def compile_kernel(name, launch, flags, shape, architecture):
 
 def loops(code):
     """Cuts machine code into loops; returns depth and instructions by kind (outside of inner loops) of each, outermost first."""
+    lines, spans = _lines_and_loops(code)
+    found = []
+    for low, high in spans:
+        inside = [(a, b) for a, b in spans if low <= a and b <= high and (a, b) != (low, high)]
+        body = [t for a, t in lines if low <= a <= high and not any(x <= a <= y for x, y in inside)]
+        depth = sum(a <= low and high <= b for a, b in spans)
+        found.append((depth, {"instructions": len(body), "exponentials": sum("MUFU.EX2" in t for t in body)}))
+    return found
+
+
+def spills_in_loops(code):
+    """Returns how many instructions store or load spilled registers in the innermost of the loops that compute weights."""
+    lines, spans = _lines_and_loops(code)
+    of_weights = [
+        (low, high) for low, high in spans if any(low <= a <= high and "MUFU.EX2" in text for a, text in lines)
+    ]
+    innermost = [
+        (low, high)
+        for low, high in of_weights
+        if not any(low <= a and b <= high and (a, b) != (low, high) for a, b in of_weights)
+    ]
+    spills = {a for a, text in lines if re.search(r"\b(LDL|STL)\b", text)}
+    return sum(any(low <= a <= high for low, high in innermost) for a in spills)
+
+
+def _lines_and_loops(code):
+    """Returns (address, instruction) of machine code, and from where to where its loops go, the longest first."""
     lines = [(int(a, 16), text) for a, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.MULTILINE)]
     spans = [
         (int(target[1], 16), address)
         for address, text in lines
         if (target := re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)) and int(target[1], 16) < address
     ]
-    found = []
-    for low, high in sorted(spans, key=lambda span: span[0] - span[1]):
-        inside = [(a, b) for a, b in spans if low <= a and b <= high and (a, b) != (low, high)]
-        body = [t for a, t in lines if low <= a <= high and not any(x <= a <= y for x, y in inside)]
-        depth = sum(a <= low and high <= b for a, b in spans)
-        kinds = {"exponentials": r"MUFU\.EX2", "spills": r"(LDL|STL)\b"}
-        counts = {kind: sum(bool(re.search(rf"\b{name}", t)) for t in body) for kind, name in kinds.items()}
-        found.append((depth, {"instructions": len(body)} | counts))
-    return found
-
-
-def spills_in_loops(code):
-    """Returns how many instructions of the innermost loops store or load spilled registers; those outside cost nothing."""
-    found = loops(code)
-    deepest = max((depth for depth, _ in found), default=0)
-    return sum(kinds["spills"] for depth, kinds in found if depth == deepest)
+    return lines, sorted(spans, key=lambda span: span[0] - span[1])
 
 
 def report(architecture, names):

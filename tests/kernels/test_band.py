@@ -1,6 +1,7 @@
 """The band design: its layout, its kernel in the interpreter for Gluon, and the op that names it."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -235,9 +236,14 @@ def test_other_configurations_are_refused(changes):
         choose(case(), "NVIDIA H200")
 
 
-def test_a_scale_that_is_not_positive_is_refused():
-    with pytest.raises(NotImplementedError, match="a scale above 0; got -1"):
-        BandLaunch((16, 16), square((7, 7)), -1.0, configurations(case())[0], 132)
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_a_scale_that_is_not_positive(scale):
+    pytest.importorskip("triton")
+    case = OpCase("scale", 1, (8, 16), 2, 16, 3)
+    (query, key, value, rpb), _ = draw(case.shape, 3, True, "float16")
+    run = functools.partial(neighborhood_attention, query, key, value, rpb=rpb, kernel_size=3, scale=scale)
+    with named(case, "float16"):
+        np.testing.assert_allclose(run(implementation="triton"), run(implementation="reference"), atol=4e-3)
 
 
 def test_it_is_off_unless_named():

@@ -135,3 +135,13 @@ def test_the_op_says_so(site, monkeypatch):
     assert "finds none: pip install nvidia-cuda-nvcc" in support._why_not_here(named=True)
     install(site / "nvidia" / "cu13" / "bin", "99.0.1")
     assert support._why_not_here(named=True) is None
+
+
+def test_a_triton_without_its_tools_is_a_reason(site, monkeypatch):
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+
+    def fail(capability):
+        raise RuntimeError("Cannot find ptxas")
+
+    monkeypatch.setattr(compiler, "get_ptxas", fail)
+    assert ptxas.why_not(80) == "Triton lacks its own ptxas (Cannot find ptxas): reinstall triton"

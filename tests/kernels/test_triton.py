@@ -1,6 +1,8 @@
 """What is the fused kernels' own: layouts, configurations, large windows, refusals. test_op.py says that they compute the op."""
 
 import dataclasses
+import functools
+import heapq
 import importlib.util
 import json
 import math
@@ -18,7 +20,8 @@ from op_oracle import TOLERANCE, assert_close, both, draw, exact
 from natjax_kernels import default_implementation, explain, neighborhood_attention
 from natjax_kernels.bias import MASKED, bias_table, sum_by_segment
 from natjax_kernels.cases import Case as OpCase
-from natjax_kernels.fused.configurations import KERNELS, Case, Config, halo
+from natjax_kernels.fused import band
+from natjax_kernels.fused.configurations import KERNELS, Case, Config, halo, override
 from natjax_kernels.fused.layout import Sizes, furthest, layout, sizes
 from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.plan import Window
@@ -31,6 +34,7 @@ pytestmark = pytest.mark.once  # all of it is static, or in Triton's interpreter
 
 LAYOUTS = {  # sides of the map, kernel size, dilation, stride, causal, tile, block
     "1-D": ((19,), (5,), (2,), (1,), (False,), (4,), None),
+    "strided groups": ((15,), (2,), (2,), (2,), (False,), (6,), None),
     "1-D in blocks": ((40,), (17,), (1,), (1,), (False,), (8,), (8,)),
     "2-D": ((9, 11), (3, 4), (2, 1), (1, 2), (False, True), (3, 4), None),
     "2-D in blocks": ((14, 15), (9, 11), (1, 1), (1, 1), (False, False), (4, 4), (4, 8)),
@@ -111,18 +115,36 @@ def test_the_furthest_token_is_what_kernels_count_to(case, transposed):
     assert furthest(*arguments) == origins.max() + (slot.T @ plan.steps).max()
 
 
+def dispatched(made, longest, share, batch, programs):
+    """Returns when a GPU is done that takes the next program whenever there is room, in entries of the batch of one tile."""
+    free = [0] * (made.config.programs * made.multiprocessors)
+    for _ in range(math.ceil(batch / share) * programs):
+        for tiles in made.sizes.class_tiles:
+            for first in range(0, tiles, longest):
+                heapq.heapreplace(free, free[0] + min(longest, tiles - first) * share + 1)
+    return max(free)
+
+
 @pytest.mark.parametrize(
-    ("tiles", "programs", "batch"), [(56, 2, 128), (196, 2, 128), (7, 8, 128), (1, 16, 64), (3, 2, 5)]
+    ("class_tiles", "programs", "batch"),
+    [
+        ((56,), 2, 128),
+        ((196,), 2, 128),
+        ((7,), 8, 128),
+        ((1,), 16, 64),
+        ((3,), 2, 5),
+        ((1, 22, 1, 22, 484, 22, 1, 22, 1), 6, 16),
+    ],
 )
-def test_waves_of_programs_are_full(tiles, programs, batch):
-    sizes = Sizes(rows=1, blocks=1, block=64, class_tiles=(tiles,))
+def test_waves_of_programs_are_full(class_tiles, programs, batch):
+    sizes = Sizes(rows=1, blocks=1, block=64, class_tiles=class_tiles)
     made = Schedule(sizes, Config((8, 8), None, 64, False, 4, programs=3), multiprocessors=132)
     longest, share = made.shares(batch, programs)
-    launched = math.ceil(tiles / longest) * programs * math.ceil(batch / share)
-    waves = math.ceil(launched / (3 * 132))
-    # All work there is, in a unit of one tile of one batch entry, beside what the waves have room for.
-    assert tiles * programs * batch >= 0.85 * min(waves * 3 * 132, launched) * longest * share
-    assert launched >= min(0.85 * 3 * 132, tiles * programs * batch)
+    took = dispatched(made, longest, share, batch, programs)
+    work = sum(class_tiles) * programs * batch  # that there is, beside what a GPU does in that time
+    assert work >= 0.8 * (took - 1) * min(3 * 132, work)
+    one_by_one = dispatched(made, 1, 1, batch, programs)
+    assert took <= one_by_one
 
 
 def test_programs_that_start_less_often_are_as_many_as_run_at_a_time():
@@ -317,6 +339,51 @@ def test_measured_configurations_serve_other_devices_of_the_architecture(monkeyp
     for capability in (89, 100):
         elsewhere = case(capability=capability)
         assert choose(elsewhere, "NVIDIA L4") == estimate(elsewhere)
+
+
+def test_measured_configurations_of_a_design_that_changed_are_passed_over(monkeypatch):
+    """Where they were named, they are refused."""
+    this = case()
+    stale = dataclasses.replace(band.configurations(this)[0], num_warps=8)
+    table = {"NVIDIA H200": {this.key: dataclasses.asdict(stale)}}
+    monkeypatch.setattr(choice, "_measured", lambda: table)
+    assert choose(this, "NVIDIA H200") == estimate(this)
+    with override(this, stale), pytest.raises(NotImplementedError, match="the band design cannot compute"):
+        choose(this, "NVIDIA H200")
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, -0.0, 1e-9])
+def test_any_scale(scale):
+    (query, key, value, rpb), d_out = draw((2, 7, 8, 2, 8), 3, True)
+
+    def run(implementation):
+        def op(*primals):
+            query, key, value, rpb = primals
+            return neighborhood_attention(
+                query, key, value, rpb=rpb, kernel_size=3, scale=scale, implementation=implementation
+            )
+
+        out, pull = jax.vjp(op, query, key, value, rpb)
+        return [out, *pull(d_out)]
+
+    for got, right in zip(run("triton"), run("reference"), strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-5)
+
+
+def test_a_refusal_is_that_of_the_configurations_of_now():
+    """Of tiles of one query, whose tables do not fit, while somebody names them."""
+    x = jax.ShapeDtypeStruct((1, 96, 96, 4, 16), "bfloat16")
+    rpb = jax.ShapeDtypeStruct((4, 121, 121), "bfloat16")
+    window = Window((61, 61), (1, 1), (1, 1), (False, False))
+    this = Case("bwd_dq", (96, 96), window, 16, "bfloat16", True, 90)
+    ask = functools.partial(explain, x, x, x, rpb=rpb, kernel_size=61, implementation="triton")
+    assert ask().startswith("triton")
+    with (
+        override(this, dataclasses.replace(estimate(this), tile=(1, 1))),
+        pytest.raises(NotImplementedError, match="would take arrays of"),
+    ):
+        ask()
+    assert ask().startswith("triton")
 
 
 def test_measured_configurations_can_be_read(monkeypatch):

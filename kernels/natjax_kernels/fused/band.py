@@ -53,7 +53,14 @@ def configurations(case: Case) -> list[Config]:
     """Returns the configurations that name the design for a case: with boxes of two batch entries in shared memory, or of one."""
     chunk = 32 * _positions(case.window.kernel_size[0])
     stages = (2, 1) if case.head_dim <= 32 else (1,)
-    return [Config((TILE, TILE), None, chunk, True, WARPS, n, design="band") for n in stages]
+    programs = [1 if n == 2 and little_shared_memory(case) else 2 for n in stages]
+    make = functools.partial(Config, (TILE, TILE), None, chunk, True, WARPS, design="band")
+    return [make(num_stages=n, programs=p) for n, p in zip(stages, programs, strict=True)]
+
+
+def little_shared_memory(case: Case) -> bool:
+    """Returns whether a multiprocessor has 100 kB of it, as on GPUs for consumers, instead of 164 or 228."""
+    return case.capability in (86, 89, 120, 121)
 
 
 def why_not(case: Case, config: Config) -> str | None:

@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from natjax_kernels.plan import Window, group_length, longest_halo
@@ -90,15 +90,15 @@ def override(case: Case, config: Config) -> Generator[None]:
         _overrides.reset(token)
 
 
-def choose(case: Case, measured: Mapping[str, Mapping[str, Any]], estimate: Callable[[Case], Config]) -> Config:
-    """Returns the overriding, else the measured configuration (fields of a `Config` by `Case.key`), else the estimate."""
-    if overriding := _overrides.get({}).get(case.key):
-        return overriding
-    found = measured.get(case.key)
-    if found is None:
-        return estimate(case)
-    sides = {"tile": tuple(found["tile"]), "block": found["block"] and tuple(found["block"])}  # lists, as they are read
-    return dataclasses.replace(Config(**found), **sides)
+def named(case: Case) -> Config | None:
+    """Returns the configuration that `override` sets for a case, if any."""
+    return _overrides.get({}).get(case.key)
+
+
+def read(fields: Mapping[str, Any]) -> Config:
+    """Returns a configuration of its fields as JSON has them."""
+    sides = {"tile": tuple(fields["tile"]), "block": fields["block"] and tuple(fields["block"])}
+    return dataclasses.replace(Config(**fields), **sides)
 
 
 def lengths(case: Case) -> list[int]:
@@ -108,9 +108,11 @@ def lengths(case: Case) -> list[int]:
 
 def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
     """Returns the longest sides of the halos of tiles."""
-    axes = zip(lengths(case), case.window.axes(), tile, strict=True)
-    transposed = case.kernel == "bwd_dkv"
-    return [longest_halo(n, kernel, stride, causal, t, transposed) for n, (kernel, _, stride, causal), t in axes]
+    sides, transposed = [], case.kernel == "bwd_dkv"
+    for n, (kernel, dilation, stride, causal), t in zip(case.spatial, case.window.axes(), tile, strict=True):
+        groups = {group_length(n, dilation), n // dilation}  # with strides the shorter one's may be the longer halo
+        sides.append(max(longest_halo(length, kernel, stride, causal, t, transposed) for length in groups))
+    return sides
 
 
 def power_of_two(slots: int) -> int:

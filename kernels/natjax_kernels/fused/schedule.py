@@ -53,19 +53,19 @@ class Schedule:
     def shares(self, batch: int, programs: int) -> tuple[int, int]:
         """Returns the tiles of the longest run and the entries of the batch that a program takes, with `programs` to each.
 
-        Batch entries come first, as the addresses of a tile are the same in all of them: a run of several tiles has them all.
+        Batch entries come first, as the addresses of a tile are the same in all of them: a run of several tiles has them all. Of
+        all that take about as long as the quickest, it is the one with the fewest programs.
         """
         runs = [(longest, batch) for longest in _even(max(self.sizes.class_tiles))]
         times = {one: self._time(*one, batch, programs) for one in runs + [(1, share) for share in _even(batch)]}
         return next(one for one, time in times.items() if time <= _SLACK * min(times.values()))
 
     def _time(self, longest: int, share: int, batch: int, programs: int) -> float:
-        """Returns how long a GPU takes: its share of the work, and what the last wave leaves idle."""
+        """Returns how long a GPU takes at most: in waves of programs as long as the longest, or of all kinds in any order."""
         launched = self._runs(longest) * programs * math.ceil(batch / share)
         work = self.sizes.tiles * programs * batch + launched * _START
         at_a_time, slowest = self.config.programs * self.multiprocessors, longest * share + _START
-        idle = math.ceil(launched / at_a_time) * at_a_time - launched
-        return max(slowest, (work + idle * slowest) / at_a_time)
+        return min(math.ceil(launched / at_a_time) * slowest, (work + slowest * (at_a_time - 1)) / at_a_time)
 
     def _runs(self, longest: int) -> int:
         return sum(math.ceil(tiles / longest) for tiles in self.sizes.class_tiles)

@@ -33,12 +33,9 @@ class BandLaunch:
     Attributes:
         spatial: sides of the map.
         window: its window.
-        scale: of the logits.
-        config: that of `natjax_kernels.fused.band.configuration`.
+        scale: of the logits, above 0.
+        config: one of `natjax_kernels.fused.band.configurations`.
         multiprocessors: of the device, which programs fill.
-
-    Raises:
-        NotImplementedError: the scale is not positive: the table is divided by it, and the largest product sought.
     """
 
     spatial: tuple[int, ...]
@@ -46,10 +43,6 @@ class BandLaunch:
     scale: float
     config: Config
     multiprocessors: int
-
-    def __post_init__(self):
-        if self.scale <= 0:
-            raise NotImplementedError(f"the band design needs a scale above 0; got {self.scale}")
 
     @property
     def layout(self) -> Band:

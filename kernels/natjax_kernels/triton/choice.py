@@ -26,13 +26,16 @@ def choose(case: Case, device: str) -> Config:
     """Returns the configuration for a case on this kind of device.
 
     Raises:
-        NotImplementedError: it names a design that cannot compute the case.
+        NotImplementedError: one was named, of a design that cannot compute the case.
     """
+    if config := configurations.named(case):
+        if config.design == "band" and (reason := band.why_not(case, config)):
+            raise NotImplementedError(f"the band design cannot compute {case.key}: {reason}")
+        return config
     kinds = _measured()  # whose keys tell compute capabilities apart
-    config = configurations.choose(case, collections.ChainMap(kinds.get(device, {}), *kinds.values()), estimate)
-    if config.design == "band" and (reason := band.why_not(case, config)):
-        raise NotImplementedError(f"the band design cannot compute {case.key}: {reason}")
-    return config
+    found = collections.ChainMap(kinds.get(device, {}), *kinds.values()).get(case.key)
+    config = configurations.read(found) if found else estimate(case)
+    return estimate(case) if config.design == "band" and band.why_not(case, config) else config
 
 
 @functools.lru_cache(maxsize=512)
@@ -51,18 +54,24 @@ def candidates(case: Case) -> list[Config]:
     found = [
         config for tile in tiles for config in (_resident(case, tile), _streamed(case, tile)) if config is not None
     ]
-    return [dataclasses.replace(config, programs=max(1, _warps(case, config) // config.num_warps)) for config in found]
+    return [dataclasses.replace(config, programs=programs(case, config)) for config in found]
 
 
-def _warps(case: Case, config: Config) -> int:
-    """Returns how many warps a multiprocessor's registers hold at least: 12 where a thread has up to 168, else 8."""
+def programs(case: Case, config: Config) -> int:
+    """Returns how many programs a multiprocessor holds at a time, by what was compiled.
+
+    Registers hold 12 warps where a thread has up to 168, else 8; 100 kB of shared memory hold 10, and fewer of wide floats.
+    """
+    if _wide_floats(case):
+        return max(1, 4 // config.num_warps)
     few = math.prod(halo(case, config.tile)) <= 64  # keys, whose table takes few registers
     lean = {
         "fwd": few or (not config.resident and case.capability < 120),
         "bwd_dq": False,
         "bwd_dkv": _hopper(case) and (few or not config.resident),
     }
-    return 12 if lean[case.kernel] and case.head_dim <= 32 and case.dtype != "float32" else 8
+    warps = 12 if lean[case.kernel] and case.head_dim <= 32 and case.dtype != "float32" else 8
+    return max(1, min(warps, 10 if band.little_shared_memory(case) else 12) // config.num_warps)
 
 
 def _most_queries(case: Case) -> int:

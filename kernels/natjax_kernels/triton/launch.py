@@ -33,7 +33,7 @@ class Launch:
     Attributes:
         spatial: sides of the map.
         window: its window.
-        scale: of the logits.
+        scale: of the logits, above 0.
         config: how the work is cut.
         multiprocessors: of the device, which programs fill.
         precision: of float32 products, one of Triton's `input_precision`.

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from natjax_kernels._compat import vary_alike
@@ -34,8 +35,11 @@ def attend(problem: Problem):
     Raises:
         NotImplementedError: for a gradient of the log-sum-exp, or a second derivative, when it is traced.
     """
+    query, scale = problem.query, problem.scale
+    if scale <= 0:  # the kernels' is above 0, as tables may be divided by it
+        query, scale = query * np.sign(scale).astype(query.dtype), abs(scale) or 1.0
     # Decided once: the backward pass may be traced under another default.
-    return _attend(problem.window, problem.scale, float32_products(), *vary_alike(*problem.arrays))
+    return _attend(problem.window, scale, float32_products(), *vary_alike(query, *problem.arrays[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -91,7 +91,10 @@ def why_not(capability: int) -> str | None:
         return None
     from triton.backends.nvidia.compiler import get_ptxas, ptx_get_version
 
-    own = get_ptxas(capability)  # Triton's, whose PTX it writes
+    try:
+        own = get_ptxas(capability)  # Triton's, whose PTX it writes
+    except RuntimeError as error:
+        return f"Triton lacks its own ptxas ({error}): reinstall triton"
     folder, name = os.path.split(own.path)
     newer = folder if name == "ptxas" else None  # which jaxlib finds if it is on PATH
     needs = f"jaxlib assembles the fused kernels with ptxas, here of CUDA {own.version} or newer, and finds"

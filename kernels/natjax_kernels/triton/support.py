@@ -7,10 +7,9 @@ import importlib.metadata
 import importlib.util
 import re
 
-from natjax_kernels.fused.configurations import KERNELS, Case
+from natjax_kernels.fused.configurations import KERNELS, Case, Config
 from natjax_kernels.fused.layout import furthest, sizes
 from natjax_kernels.fused.schedule import Schedule
-from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
 from natjax_kernels.triton import ptxas
 from natjax_kernels.triton.choice import choose
@@ -70,8 +69,10 @@ def _why_not_this(problem: Problem) -> str | None:
     if problem.batch == 0:
         return "the fused kernels need at least one batch entry; there is none"
     bias_heads = 0 if problem.rpb is None else problem.heads
-    size, last = _extremes(problem.spatial, problem.window, channels, problem.dtype.name, problem.batch, bias_heads,
-                           device_kind(), capability(), multiprocessors())  # fmt: skip
+    described = problem.spatial, problem.window, channels, problem.dtype.name, bias_heads > 0, capability()
+    cases = [Case(kernel, *described) for kernel in KERNELS]
+    chosen = tuple((case, choose(case, device_kind())) for case in cases)
+    size, last = _extremes(chosen, problem.batch, bias_heads, multiprocessors())
     if last >= 2**31:  # 32-bit sums of it would wrap before the minimum that holds them to the map
         return f"the fused kernels count fewer than 2**31 tokens; those of {problem.spatial} and their halos are {last + 1}"
     if size > _LARGEST:
@@ -83,22 +84,13 @@ def _why_not_this(problem: Problem) -> str | None:
 
 @functools.lru_cache(maxsize=512)
 def _extremes(
-    spatial: tuple[int, ...],
-    window: Window,
-    channels: int,
-    dtype: str,
-    batch: int,
-    bias_heads: int,
-    kind: str,
-    capability: int,
-    multiprocessors: int,
+    chosen: tuple[tuple[Case, Config], ...], batch: int, bias_heads: int, multiprocessors: int
 ) -> tuple[int, int]:
     """Returns the bytes of the largest array that any of the kernels makes of the bias or mask, and the last token counted to."""
     largest = last = 0
-    for kernel in KERNELS:
-        config = choose(Case(kernel, spatial, window, channels, dtype, bias_heads > 0, capability), kind)
-        layout = spatial, window, config.tile, config.block, kernel == "bwd_dkv"
+    for case, config in chosen:
+        layout = case.spatial, case.window, config.tile, config.block, case.kernel == "bwd_dkv"
         schedule = Schedule(sizes(*layout), config, multiprocessors)
-        largest = max(largest, schedule.largest_array(batch, bias_heads, sums=kernel == "bwd_dq"))
+        largest = max(largest, schedule.largest_array(batch, bias_heads, sums=case.kernel == "bwd_dq"))
         last = max(last, furthest(*layout))
     return largest, last
