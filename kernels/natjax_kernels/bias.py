@@ -57,7 +57,7 @@ def _neighbours(relative: Sequence[np.ndarray]):
 
 
 def _pad(x, padded: tuple[int, int] | None, value):
-    """Pads [classes, T, S] to more slots; what is known before the program runs stays so."""
+    """Pads [classes, T, S] to more slots: before the program runs where it is NumPy's, as places of a bias are."""
     if padded is None:
         return x
     more = [(0, wanted - got) for wanted, got in zip(padded, x.shape[1:], strict=True)]

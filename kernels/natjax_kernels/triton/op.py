@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
-from natjax_kernels.fused.configurations import Case
+from natjax_kernels.fused.configurations import Case, Config
 from natjax_kernels.fused.partitioning import Call
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
@@ -49,7 +48,7 @@ def _attend(window, scale, products, query, key, value, rpb):
 
 def _run_forward(window, scale, products, query, key, value, rpb):
     """Returns the output [B, L, N, D], the maximum of logits and the logarithm of the sum of weights, [B, N, L] in base 2."""
-    launch = _launch("fwd", query, rpb, window, scale, products)
+    launch = _forward_launch(query, rpb, window, scale, products)
     call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY, _PER_QUERY))
     return call(*_flat(query, key, value), launch.table(rpb))
 
@@ -71,7 +70,7 @@ def _backward(window, scale, products, residuals, cotangents):
     d_out, d_lse = cotangents
     if not isinstance(d_lse, SymbolicZero):
         raise NotImplementedError('the fused kernels have no gradient of the log-sum-exp; use implementation="xla"')
-    queries, keys = (_launch(kernel, query, rpb, window, scale, products) for kernel in ("bwd_dq", "bwd_dkv"))
+    queries, keys = (_backward_launch(kernel, query, rpb, window, scale, products) for kernel in ("bwd_dq", "bwd_dkv"))
     tables = [launch.table(rpb) for launch in (queries, keys)]
     axes = _table_axes(rpb)
     call = Call(
@@ -93,7 +92,7 @@ def _backward(window, scale, products, residuals, cotangents):
 _attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _run(launch: Launch, q, k, v, table):
+def _run(launch: Launch | BandLaunch, q, k, v, table):
     """Computes what `_run_forward` does."""
     runs, share = launch.shares(q.shape[0], q.shape[2])
     return launch("fwd", [q, k, v], [_like(q), _per_query(q), _per_query(q)], table=table, runs=runs, share=share)
@@ -137,12 +136,21 @@ def _sum_by_row(d_logits, launch: Launch, runs):
     return sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(sums), heads, slots, -1)
 
 
-def _launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Any:
-    case = Case(kernel, query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability())
-    config = choose(case, device_kind())
+def _forward_launch(query, rpb, window: Window, scale: float, products: str) -> Launch | BandLaunch:
+    config = _config("fwd", query, rpb, window)
     if config.design == "band":
-        return BandLaunch(case.spatial, window, scale, config, multiprocessors())
-    return Launch(case.spatial, window, scale, config, multiprocessors(), products, kernel == "bwd_dkv")
+        return BandLaunch(query.shape[1:-2], window, scale, config, multiprocessors())
+    return Launch(query.shape[1:-2], window, scale, config, multiprocessors(), products)
+
+
+def _backward_launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Launch:
+    config = _config(kernel, query, rpb, window)
+    return Launch(query.shape[1:-2], window, scale, config, multiprocessors(), products, kernel == "bwd_dkv")
+
+
+def _config(kernel: str, query, rpb, window: Window) -> Config:
+    described = query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability()
+    return choose(Case(kernel, *described), device_kind())
 
 
 def _flat(*arrays):
