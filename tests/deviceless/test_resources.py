@@ -23,6 +23,7 @@ RESERVED = 1 << 10  # of them, for each block
 
 BAND_INSTRUCTIONS = 1024  # of which some 650 are for an entry of the batch: 10 per score
 
+LARGE_WINDOWS = [case.name for case in resources.cases.LARGE]
 ATTENTION_OF_MODELS = [*resources.LEVELS, *resources.LARGE, "level 1 float16", "kernel 11", "kernel 13"]
 
 
@@ -34,8 +35,8 @@ def spilled(architecture, shape, table):
         return (72, 10) if table else (48, 0)
     if shape == "64 channels level 4":
         return 88, 2
-    if shape == "2-D kernel 80":
-        return 128, 0
+    if shape in LARGE_WINDOWS and architecture == 100:
+        return 128, 10
     return {90: 16, 100: 8}.get(architecture, 56), 0
 
 
