@@ -29,7 +29,7 @@ MOST_SCORES = 2**28  # of queries and all keys, which the reference holds severa
 
 LARGE = [
     Case("level 1, batch 128", 128, (56, 56), 2, 32, 7),  # as it is timed: many images a program
-    Case("256 heads", 4, (28, 28), 256, 32, 7),  # several tiles a program, and all images
+    Case("512 heads", 3, (28, 28), 512, 32, 7),  # several tiles a program, and all images
 ]
 CALLS = [
     *LARGE,
