@@ -1,9 +1,10 @@
 """Finds the fastest configurations of the fused kernels on this GPU and writes them into configs.json, in at most 9 minutes.
 
 For every shape of NAT and DiNAT and every kernel, the configurations that the estimate likes best and those that benchmarks.gpu
-has beside it are timed inside the op, then the best of them with other warps, stages and chunks. A configuration whose results
-differ from those of `xla` is passed over. The file is written after every kernel, so a run that is stopped keeps what it found,
-and entries of other kinds of device stay. Each kernel has an equal part of the time that is left.
+has beside it are timed, the kernel by itself; then the best of them with other warps, programs at a time, stages and chunks, and
+alternatives with other programs. A configuration whose results differ from those of `xla` is passed over. The file is written
+after every kernel, so a run that is stopped keeps what it found, and entries of other kinds of device stay. Each kernel has an
+equal part of the time that is left.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pathlib
 import tempfile
 import time
 
-from benchmarks.harness import CASES, Options
+from benchmarks.harness import CASES, Options, describe
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
         raise SystemExit(f"No case is named like {args.cases}; --list prints the names.")
     path = args.configs or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else FOLDER) / "configs.json"
     most, threads = (2, 1) if args.rehearse else (args.most, args.threads)
-    kind, started = args.device_kind or device_kind(), time.monotonic()
+    kind, started, count = args.device_kind or device_kind(), time.monotonic(), 0
     jobs = [(case, dtype, kernel) for dtype in args.dtypes for case in cases for kernel in KERNELS]
     for i, (case, dtype, kernel) in enumerate(jobs):
         elapsed = time.monotonic() - started
@@ -62,10 +63,18 @@ def main() -> None:
             break
         print(f"[{i + 1}/{len(jobs)}, {elapsed:.0f} of {args.seconds:.0f} s] {case.name} {dtype} {kernel}", flush=True)
         if kernel == KERNELS[0]:
-            alone = Alone(case, dtype)
-        if found := tune(alone, kernel, most, started + elapsed + (args.seconds - elapsed) / (len(jobs) - i), threads):
+            try:
+                alone = Alone(case, dtype)
+            except Exception as error:  # the other cases may do
+                alone = None
+                print(f"    {describe(error)}", flush=True)
+        deadline = started + elapsed + (args.seconds - elapsed) / (len(jobs) - i)
+        if alone and (found := tune(alone, kernel, most, deadline, threads)):
             merge(path, kind, *found)
-    print(f"Configurations for {kind!r} are in {path}.")
+            count += 1
+    if not count:
+        raise SystemExit(f"Nothing could be timed; {path} is as it was.")
+    print(f"{count} configurations for {kind!r} are in {path}.")
 
 
 if __name__ == "__main__":

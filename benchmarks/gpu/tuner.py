@@ -10,11 +10,12 @@ import statistics
 import time
 
 from benchmarks.gpu.alone import Alone, tuned
-from benchmarks.gpu.kernels import alternatives
+from benchmarks.gpu.kernels import alternatives, computes
 from benchmarks.harness import describe, read, write
 from benchmarks.timing import side_by_side
+from natjax_kernels.fused import configurations
 from natjax_kernels.fused.configurations import Config
-from natjax_kernels.triton.choice import candidates, clocks, estimate
+from natjax_kernels.triton.choice import candidates, clocks, estimate, programs
 
 __all__ = ["merge", "tune"]
 
@@ -25,19 +26,22 @@ def tune(alone: Alone, kernel: str, most: int, deadline: float, threads: int) ->
     Args:
         alone: the call.
         kernel: of it.
-        most: of the estimate's configurations to try, beside the alternatives and the variants of the best.
+        most: of the estimate's configurations to try, beside the alternatives, the variants of the best, and alternatives with
+            other programs at a time.
         deadline: when to start nothing new, by `time.monotonic()`.
         threads: that compile side by side.
     """
     case = tuned(alone.case, alone.dtype, kernel)
     guess = estimate(case)
+    others = list(alternatives(case, guess).values())
     ranked = sorted(candidates(case), key=functools.partial(clocks, case))[:most]
     measure = functools.partial(_times, alone, kernel, deadline=deadline, threads=threads)
-    times = measure(list(dict.fromkeys([guess, *alternatives(case, guess).values(), *ranked])))
+    times = measure(list(dict.fromkeys([guess, *others, *ranked])))
     if not times:
         return None
     best = min(times, key=times.__getitem__)
-    times |= measure([config for config in _variants(best) if config not in times])
+    more = [*_variants(case, best), *(config for other in others if other in times for config in _fewer_or_more(other))]
+    times |= measure([config for config in dict.fromkeys(more) if config not in times and computes(case, config)])
     best, estimated = min(times, key=times.__getitem__), times.get(guess, math.nan)
     print(f"    {times[best] * 1e6:.1f} us ({estimated * 1e6:.1f} us as estimated) {best}", flush=True)
     return case.key, best
@@ -59,16 +63,19 @@ def _times(alone: Alone, kernel: str, configs: list[Config], deadline: float, th
     return times
 
 
-def _variants(config: Config) -> list[Config]:
+def _variants(case: configurations.Case, config: Config) -> list[Config]:
     """Returns a configuration with other warps, programs at a time, stages and chunks, one at a time."""
     change = functools.partial(dataclasses.replace, config)
-    held = config.num_warps * config.programs  # warps of a multiprocessor
-    warps = [w for w in (config.num_warps // 2, config.num_warps * 2) if 1 <= w <= 8]
-    warps = [change(num_warps=w, programs=max(1, held // w)) for w in warps]
-    programs = [change(programs=p) for p in (config.programs - 1, config.programs + 1) if p]
+    warps = [change(num_warps=w) for w in (config.num_warps // 2, config.num_warps * 2) if 1 <= w <= 8]
+    warps = [dataclasses.replace(other, programs=programs(case, other)) for other in warps]
     stages = [change(num_stages=s) for s in (1, 2, 3, 4) if s != config.num_stages]
-    chunks = () if config.resident else (config.chunk // 2, config.chunk * 2)
-    return warps + programs + stages + [change(chunk=c) for c in chunks if 16 <= c <= 128]
+    chunks = [change(chunk=c) for c in (config.chunk // 2, config.chunk * 2) if 16 <= c <= 128]
+    return warps + _fewer_or_more(config) + stages + chunks
+
+
+def _fewer_or_more(config: Config) -> list[Config]:
+    """Returns a configuration with one program at a time less and more: how many there are is an estimate."""
+    return [dataclasses.replace(config, programs=p) for p in (config.programs - 1, config.programs + 1) if p]
 
 
 def merge(path: pathlib.Path, kind: str, key: str, config: Config) -> None:

@@ -17,9 +17,9 @@ from benchmarks.gpu import kernels, numerics, op, tuner
 from benchmarks.harness import Options, Report
 from natjax.presets import PRESETS
 from natjax_kernels.cases import Case, levels, published
-from natjax_kernels.fused import configurations
+from natjax_kernels.fused import band, configurations
 from natjax_kernels.fused.configurations import KERNELS, Config
-from natjax_kernels.triton.choice import estimate
+from natjax_kernels.triton.choice import estimate, programs
 
 pytestmark = pytest.mark.once
 
@@ -203,17 +203,63 @@ def test_inputs_are_drawn_without_compiling_once_the_call_is_compiled():
     assert len({x.tobytes() for x in arrays}) == len(arrays) == 15
 
 
-def test_alternatives_differ_from_what_is_chosen_and_fit_the_kernels():
+def described(kernel="fwd"):
+    """Returns what a configuration of a kernel is for at level 1 on a Hopper."""
     level = levels(128, 2, "tiny")[0]
-    described = {
-        kernel: configurations.Case(kernel, level.spatial, level.window, 32, "bfloat16", True, 90) for kernel in KERNELS
-    }
-    found = {kernel: kernels.alternatives(case, estimate(case)) for kernel, case in described.items()}
-    assert found["fwd"]["4 x 4 resident, 1 warps"] == Config((4, 4), None, 128, True, 1)
+    return configurations.Case(kernel, level.spatial, level.window, 32, "bfloat16", True, 90)
+
+
+def test_alternatives_differ_from_what_is_chosen_and_fit_the_kernels():
+    found = {kernel: kernels.alternatives(described(kernel), estimate(described(kernel))) for kernel in KERNELS}
+    assert found["fwd"]["4 x 4 resident, 1 warps"] == Config((4, 4), None, 128, True, 1, programs=8)
     assert found["fwd"]["band, 2 stages"].design == "band"
     assert "chunks of 64" in found["bwd_dkv"]
     for kernel, others in found.items():
-        assert len({estimate(described[kernel]), *others.values()}) == 1 + len(others)
+        assert len({estimate(described(kernel)), *others.values()}) == 1 + len(others)
+    chosen = found["fwd"]["band, 2 stages"]
+    others = kernels.alternatives(described(), chosen)
+    assert "band, 1 stages" in others
+    assert len({chosen, *others.values()}) == 1 + len(others)
+    assert all(kernels.computes(described(), config) for config in others.values())
+
+
+def test_alternatives_run_as_many_programs_as_a_multiprocessor_holds_of_them():
+    """A chosen number, which may be measured, is of the chosen configuration and its other stages alone."""
+    chosen = Config((7, 8), None, 64, True, 4, programs=1)
+    for kernel in KERNELS:
+        case = described(kernel)
+        others = kernels.alternatives(case, chosen)
+        assert {others.pop(f"{n} stages").programs for n in (1, 3)} == {1}
+        assert all(c.programs == programs(case, c) for c in others.values() if c.design == "tiles")
+    assert kernels.alternatives(described(), chosen)["8 x 8"].programs == 3
+    assert kernels.alternatives(described(), chosen)["table streamed"].programs == 3
+
+
+def test_predictions_stand_beside_the_configurations_that_they_are_of(monkeypatch, tmp_path):
+    """Not beside a measured one."""
+    case = calls.groups(Options(small=True))["tiny"][0]
+
+    def choose(case, device):
+        found = estimate(case)
+        return dataclasses.replace(found, num_stages=4) if case.kernel == "bwd_dkv" else found
+
+    replaced = {
+        "copy_rate": lambda small: 1.0,
+        "Alone": lambda *_: None,
+        "capability": lambda: 90,
+        "device_kind": lambda: "",
+        "tuned": lambda _, dtype, kernel: dataclasses.replace(described(kernel), dtype=dtype),
+        "choose": choose,
+        "compiled": lambda *_: None,
+        "row": lambda *_: {},
+        "predictions": lambda _: {(kernels.level(case), kernel): {"predicted_at_least": 1.0} for kernel in KERNELS},
+    }
+    for name, replacement in replaced.items():
+        monkeypatch.setattr(kernels, name, replacement)
+    report = Report(tmp_path / "x.json", "kernels", {}, 60)
+    kernels.measure(report, Options(small=True, threads=1))
+    found = {(row["kernel"], row["config"]) for row in report.content["rows"] if "predicted_at_least" in row}
+    assert found == {("fwd", kernels.CHOSEN), ("bwd_dq", kernels.CHOSEN), ("bwd_dq", kernels.LESS)}
 
 
 def test_fused_calls_that_fail_leave_the_times_of_xla(monkeypatch, tmp_path):
@@ -384,6 +430,11 @@ for kernel, bias in (("fwd", True), ("bwd_dq", True), ("bwd_dq", False), ("bwd_d
     run = call.compile(kernel, dataclasses.replace(chosen, chunk=16), bias=bias)
     calls = run.func.as_text().count('custom_call_target="xla_ffi_python')
     found[f"{kernel} {bias}"] = [calls, (kernel, 16) in launched, call.error(kernel, run)]
+half = alone.Alone(dataclasses.replace(case, batch=1), "bfloat16")
+chosen = estimate(alone.tuned(case, "bfloat16", "bwd_dq"))
+for bias in (True, False):
+    text = half.compile("bwd_dq", chosen, bias=bias).func.as_text()
+    found[f"bfloat16 {bias}"] = [chosen.resident, text.count('custom_call_target="xla_ffi_python')]
 (results, *_) = run()
 for wrong in (1.1, float("nan")):
     try:
@@ -398,6 +449,9 @@ def test_kernels_run_alone_in_the_configuration_that_is_asked_for_and_are_checke
     found = interpreted(ALONE)
     assert "off by" in found.pop("1.1")
     assert "off by inf" in found.pop("nan")
+    # With the table on chip the launch writes the bias's gradient whether or not it is summed.
+    assert found.pop("bfloat16 True") == found.pop("bfloat16 False") == [True, 1]
+    assert kernels.LESS.endswith("bias's gradient not summed")
     # Of each of four sets: the bias's gradient in float32 is a launch of its own, and bwd_dkv follows bwd_dq.
     assert {kernel: calls for kernel, (calls, *_) in found.items()} == {
         "fwd True": 4,
@@ -409,15 +463,63 @@ def test_kernels_run_alone_in_the_configuration_that_is_asked_for_and_are_checke
 
 
 def test_variants_change_one_thing_at_a_time():
-    """But for programs, which follow warps: a multiprocessor's registers hold as many warps as before."""
+    """But for programs, which follow warps: a multiprocessor holds another number of them."""
+    case = described()
     config = Config((8, 8), None, 64, False, 4, programs=3)
-    variants = tuner._variants(config)
+    variants = tuner._variants(case, config)
     assert len(set(variants)) == len(variants)
     assert config not in variants
     assert {(c.num_warps, c.programs) for c in variants if c.num_warps != 4} == {(2, 6), (8, 1)}
     for variant in (c for c in variants if c.num_warps == 4):
         assert sum(a != b for a, b in zip(dataclasses.astuple(variant), dataclasses.astuple(config), strict=True)) == 1
     assert {c.programs for c in variants if c.num_warps == 4} == {2, 3, 4}
-    resident = tuner._variants(dataclasses.replace(config, resident=True, programs=1))
-    assert {c.chunk for c in resident} == {64}
+    assert {c.chunk for c in variants} == {32, 64, 128}
+    resident = tuner._variants(case, dataclasses.replace(config, resident=True, chunk=128, programs=1))
+    assert {c.chunk for c in resident} == {64, 128}
     assert min(c.programs for c in resident) == 1
+
+
+def test_tuning_tries_variants_of_the_best_and_programs_of_what_ran(monkeypatch):
+    """But none that the band design refuses, or that could not be timed."""
+    case, timed = described(), []
+    guess, others = estimate(case), kernels.alternatives(case, estimate(case))
+    best, failing = others["band, 2 stages"], others["8 x 8"]
+
+    def times(alone, kernel, configs, deadline, threads):
+        timed.extend(configs)
+        return {config: 1.0 + (config != best) for config in configs if config != failing}
+
+    monkeypatch.setattr(tuner, "_times", times)
+    monkeypatch.setattr(tuner, "tuned", lambda *_: case)
+    alone = types.SimpleNamespace(case=None, dtype="bfloat16")
+    assert tuner.tune(alone, "fwd", 5, math.inf, 1) == (case.key, best)
+    assert len(set(timed)) == len(timed)
+    assert {config for config in timed if config.design == "band"} == set(band.configurations(case))
+    ran = [config for config in others.values() if config.design == "tiles" and config != failing]
+    assert {dataclasses.replace(config, programs=config.programs + 1) for config in ran} <= set(timed)
+    assert dataclasses.replace(failing, programs=failing.programs + 1) not in timed
+    assert timed[0] == guess
+
+
+def test_a_case_that_fails_ends_no_tuning(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("triton")
+    from benchmarks import tune
+    from benchmarks.gpu import alone
+
+    def make(case, dtype):
+        if case.name == "tiny level 1":
+            raise MemoryError("too large")
+        return case
+
+    found = Config((4, 4), None, 64, True, 4)
+    monkeypatch.setattr(alone, "Alone", make)
+    monkeypatch.setattr(tuner, "tune", lambda alone, kernel, *_: (f"{alone.name} {kernel}", found))
+    path, names = tmp_path / "configs.json", ["tiny level 1", "tiny level 2"]
+    command = ["benchmarks.tune", "--configs", str(path), "--device-kind", "A", "--cases"]
+    monkeypatch.setattr(sys, "argv", [*command, *names])
+    tune.main()
+    assert set(json.loads(path.read_text())["A"]) == {f"tiny level 2 {kernel}" for kernel in KERNELS}
+    assert "MemoryError: too large" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command, names[0]])
+    with pytest.raises(SystemExit, match="Nothing could be timed"):
+        tune.main()
