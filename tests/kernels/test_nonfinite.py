@@ -124,3 +124,22 @@ def test_second_derivatives(x64):
 
     for got, expected in zip(run("xla"), run("reference"), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "triton"])
+@pytest.mark.parametrize("lowest", [-1e30, -np.inf])
+def test_strongly_negative_biases(implementation, lowest):
+    """Of some neighbours, or finite ones of all: weights are what is left, and gradients are finite."""
+    (query, key, value, rpb), d_out = draw((1, 9, 2, 8), 3, True)
+    rpb = jnp.full_like(rpb, lowest) if np.isfinite(lowest) else rpb.at[:, :2].set(lowest)
+
+    def op(implementation, query, key, value, rpb):
+        return neighborhood_attention(query, key, value, rpb=rpb, kernel_size=3, implementation=implementation)
+
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: x.astype("float64"), (query, key, value, rpb, d_out))
+        expected, pull = jax.vjp(functools.partial(op, "reference"), *exact[:4])
+        expected = [expected, *pull(exact[4])]
+    out, pull = jax.vjp(functools.partial(op, implementation), query, key, value, rpb)
+    for got, right in zip([out, *pull(d_out)], expected, strict=True):
+        np.testing.assert_allclose(got, right, atol=1e-5)

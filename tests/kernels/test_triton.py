@@ -418,6 +418,12 @@ REFUSALS = {
     ),
     "wide heads": ((1, 8, 8, 2, 129), "float32", 129, "at most 128 channels; these have 129"),
     "empty batch": ((0, 8, 8, 2, 8), "float32", 8, "at least one batch entry"),
+    "many heads": (
+        (1, 8, 8, 65536, 8),
+        "float32",
+        8,
+        "at most 65535 programs for all heads of a tile; these need 65536",
+    ),
     "vast maps": ((1, 2**16, 2**15, 1, 8), "float32", 8, "fewer than 2\\*\\*31 tokens"),
 }
 

@@ -20,7 +20,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
 _LOG2E = gl.constexpr(1.4426950408889634)
-_LOWEST = gl.constexpr(-1e30)  # the maximum over nothing but minus infinities must be finite
+_LOWEST = gl.constexpr(-3e38)  # the maximum over nothing but minus infinities must be finite
 
 
 @gluon.jit

@@ -68,10 +68,12 @@ def programs(case: Case, config: Config) -> int:
     lean = {
         "fwd": few or (not config.resident and case.capability < 120),
         "bwd_dq": False,
-        "bwd_dkv": _hopper(case) and (few or not config.resident),
-    }
-    warps = 12 if lean[case.kernel] and case.head_dim <= 32 and case.dtype != "float32" else 8
-    return max(1, min(warps, 10 if band.little_shared_memory(case) else 12) // config.num_warps)
+        "bwd_dkv": _hopper(case) and config.num_warps >= 4 and (few or not config.resident),
+    }[case.kernel]
+    warps = 10 if band.little_shared_memory(case) else 12
+    if not lean or case.head_dim not in (16, 32) or case.dtype == "float32":
+        warps = 8
+    return max(1, warps // config.num_warps)
 
 
 def _most_queries(case: Case) -> int:

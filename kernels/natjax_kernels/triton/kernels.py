@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_LOWEST = tl.constexpr(-1e30)  # the maximum over nothing but minus infinities must be finite
+_LOWEST = tl.constexpr(-3e38)  # the maximum over nothing but minus infinities must be finite
 
 
 @triton.jit

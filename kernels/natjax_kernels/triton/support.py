@@ -21,6 +21,7 @@ _LEAST_CAPABILITY = 8.0  # Ampere
 _TRITON = "3.6"  # as in the gpu extra: newer ones write PTX that is too new for JAX, and the configurations were chosen with it
 _INSTALL = "pip install 'jax-triton>=0.3.1,<0.4' 'triton>=3.6,<3.7'"  # the gpu extra's
 _LARGEST = 2**30  # bytes
+_MOST_PROGRAMS = 65535  # along the second axis of a grid
 
 
 def why_not(problem: Problem, *, named: bool) -> str | None:
@@ -72,7 +73,11 @@ def _why_not_this(problem: Problem) -> str | None:
     described = problem.spatial, problem.window, channels, problem.dtype.name, bias_heads > 0, capability()
     cases = [Case(kernel, *described) for kernel in KERNELS]
     chosen = tuple((case, choose(case, device_kind())) for case in cases)
-    size, last = _extremes(chosen, problem.batch, bias_heads, multiprocessors())
+    size, last, parts = _extremes(chosen, problem.batch, bias_heads, multiprocessors())
+    if (launched := problem.heads * parts) > _MOST_PROGRAMS:
+        return (
+            f"the fused kernels launch at most {_MOST_PROGRAMS} programs for all heads of a tile; these need {launched}"
+        )
     if last >= 2**31:  # 32-bit sums of it would wrap before the minimum that holds them to the map
         return f"the fused kernels count fewer than 2**31 tokens; those of {problem.spatial} and their halos are {last + 1}"
     if size > _LARGEST:
@@ -85,12 +90,15 @@ def _why_not_this(problem: Problem) -> str | None:
 @functools.lru_cache(maxsize=512)
 def _extremes(
     chosen: tuple[tuple[Case, Config], ...], batch: int, bias_heads: int, multiprocessors: int
-) -> tuple[int, int]:
-    """Returns the bytes of the largest array that any of the kernels makes of the bias or mask, and the last token counted to."""
-    largest = last = 0
+) -> tuple[int, int, int]:
+    """Returns the bytes of the largest array that any of the kernels makes of the bias or mask, the last token counted to, and
+    the programs for a head of a tile.
+    """
+    largest, last, parts = 0, 0, 1
     for case, config in chosen:
         layout = case.spatial, case.window, config.tile, config.block, case.kernel == "bwd_dkv"
         schedule = Schedule(sizes(*layout), config, multiprocessors)
         largest = max(largest, schedule.largest_array(batch, bias_heads, sums=case.kernel == "bwd_dq"))
         last = max(last, furthest(*layout))
-    return largest, last
+        parts = max(parts, schedule.parts if case.bias and case.kernel == "bwd_dq" else 1)
+    return largest, last, parts

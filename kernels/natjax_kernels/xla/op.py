@@ -118,8 +118,7 @@ def _backward_tiles(contain, window, scale, bias, query, key, value, table, d_ou
         halos = (_untile_rows(x, rows, axes, halo=True) for x in (d_key, d_value))
         return d_table, (_untile_rows(d_query, rows, axes), *halos)
 
-    # Times 0 rather than zeros: under shard_map it has to vary as the table does.
-    d_table = table * 0 if bias else None
+    d_table = vary(jnp.zeros_like(table), varying_axes(table)) if bias else None
     d_table, gradients = _by_steps(part, _batch_parts((query, key, value, d_out, d_lse), axes), d_table)
     return *(_joined(x, like) for x, like in zip(gradients, (query, key, value), strict=True)), d_table
 
