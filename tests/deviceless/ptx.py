@@ -7,7 +7,6 @@ depends on which warp is faster (`ptx_memory`); products of matrices are in `ptx
 
 from __future__ import annotations
 
-import collections
 import itertools
 import operator
 import re
@@ -28,23 +27,16 @@ _NUMBER = re.compile(r"(-?)(0x[0-9A-Fa-f]+|\d+)U?")
 
 
 def run(text, grid, arguments, shared_bytes):
-    """Runs the kernel of a PTX text over its grid; arguments are arrays, some of which it writes, and integers of 32 bits.
-
-    Returns how often it did what a GPU's memory model does not allow and GPUs do all the same, by what it is.
-    """
+    """Runs the kernel of a PTX text over its grid; arguments are arrays, some of which it writes, and integers of 32 bits."""
     program, labels, parameters = _parse(text)
     threads = int(re.search(r"\.reqntid (\d+)", text)[1])
     arrays = {i + 1: x.reshape(-1).view(np.uint8) for i, x in enumerate(arguments) if isinstance(x, np.ndarray)}
     values = [np.uint64((i + 1) << REGION) if i + 1 in arrays else np.uint32(x) for i, x in enumerate(arguments)]
     values += [np.uint64(0)] * (len(parameters) - len(values))  # scratch memory that is not there
-    found = collections.Counter()
     with np.errstate(all="ignore"):
         for at in itertools.product(*map(range, grid)):
             named = dict(zip(parameters, values, strict=True))
-            block = _Block(program, labels, named, arrays, at, grid, threads, shared_bytes)
-            block.run()
-            found += block.found
-    return dict(found)
+            _Block(program, labels, named, arrays, at, grid, threads, shared_bytes).run()
 
 
 def without_one(text, instruction):
@@ -82,7 +74,6 @@ class _Block(Memory, Matrices):
             self.special[f"%ctaid.{axis}"] = np.full(threads, i, np.uint32)
             self.special[f"%nctaid.{axis}"] = np.full(threads, count, np.uint32)
         self.registers = {}
-        self.found = collections.Counter()
         Memory.__init__(self, threads, shared_bytes)
         Matrices.__init__(self)
 

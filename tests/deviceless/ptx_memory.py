@@ -14,7 +14,6 @@ import numpy as np
 
 REGION = 40  # bits of an address within an array
 _SEVERAL = -1  # warps
-_STORED, _COPIED = 1, 2  # by threads, with no fence since
 
 
 class Race(Exception):  # noqa: N818
@@ -29,7 +28,7 @@ class Memory:
         # For every byte of shared memory, after which barrier it was last written and read, and by which warp.
         self.barriers, self.warp = 1, np.arange(threads) // 32
         self.touched = {kind: np.zeros((2, shared_bytes), int) for kind in ("write", "read")}
-        self.unfenced = np.zeros(shared_bytes, np.uint8)
+        self.unfenced = np.zeros(shared_bytes, bool)  # written since the last fence
         self.in_use = np.zeros(shared_bytes, int)  # by how many asynchronous products
         self.copies = [[]]
 
@@ -60,7 +59,7 @@ class Memory:
         if kind == "write":
             if self.in_use[places].any():
                 raise Race("a warp writes what a product may still read")
-            self.unfenced[places] = _STORED
+            self.unfenced[places] = True
         when, whose = self.touched[kind][:, places]
         others = (when >= self.barriers) & (whose != warp)  # other readers
         self._touched_by(kind, places, self.barriers, np.where(others, _SEVERAL, warp))
@@ -71,9 +70,8 @@ class Memory:
     def begin_reading(self, places):
         """Notes that an asynchronous product of all warps reads bytes from now on."""
         self.touch("read", places, _SEVERAL)
-        if (self.unfenced[places] == _STORED).any():
-            raise Race("a product reads what a warp stored, with no fence.proxy.async in between")
-        self.found["products that read copies without a fence"] += int((self.unfenced[places] == _COPIED).any())
+        if self.unfenced[places].any():
+            raise Race("a product reads what a warp wrote, with no fence.proxy.async in between")
         self.in_use[places] += 1
 
     def end_reading(self, places):
@@ -84,7 +82,7 @@ class Memory:
     def op_fence(self, kind):
         assert kind == ["proxy", "async", "shared"]
         assert self.active.all()
-        self.unfenced[:] = 0
+        self.unfenced[:] = False
 
     def op_ld(self, kind, out, operand):
         if kind[0] == "param":
@@ -112,7 +110,7 @@ class Memory:
             for target, values, warp in itertools.chain.from_iterable(groups[:done]):
                 self.shared[target] = values
                 self._touched_by("write", target, self.barriers, warp)
-                self.unfenced[target] = _COPIED
+                self.unfenced[target] = True
             self.copies = [*groups[done:], open_group]
         else:
             shared, source, size, *read = operands  # read: how many bytes of them, before zeros

@@ -95,17 +95,19 @@ def band_launches(shape, architecture, multiprocessors=132):
             yield "band", BandLaunch(case.spatial, case.window, case.channels**-0.5, config, multiprocessors), {}
 
 
-def _source(name, launch, flags, shape):
+def _source(name, launch, flags, shape, architecture):
     """Returns what Triton compiles."""
     from triton.compiler import ASTSource
 
     from natjax_kernels.triton import band_launch, kernels
+    from natjax_kernels.triton.launch import fenced
 
     case, dtype = shape
     if name == "band":
         return band_launch.source(launch.static(case.heads, case.heads if case.bias else 1, case.channels), dtype)
     function = getattr(kernels, name)
     constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
+    constants |= {"FENCED": fenced(launch.config, architecture)}
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
     types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32")
     types |= dict.fromkeys(("maxima", "logs", "statistics", "d_logits"), "*fp32")
@@ -127,7 +129,7 @@ def compile_kernel(name, launch, flags, shape, architecture):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    config, source = launch.config, _source(name, launch, flags, shape)
+    config, source = launch.config, _source(name, launch, flags, shape, architecture)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     tools = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -69,6 +69,7 @@ def test_faults_show(architecture):
         found, several = kinds["bar.sync"]
         assert found >= several - 2, name
         assert kinds["cp.async.wait_group"][0] >= 1, name
+        assert kinds.get("fence.proxy.async", [1])[0] >= 1, name  # the next chunk's copies came with the first's
         for kind in {"wgmma.fence", "wgmma.wait_group"} & kinds.keys():  # others: operands in memory, sums that go on
             found, several = kinds[kind]
             assert found >= several / 3, (name, kind)

@@ -109,6 +109,13 @@ def _dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def _fence():
+    """Lets products that read shared memory by themselves (wgmma) see what was copied there; see `launch.fenced`."""
+    asm: tl.constexpr = "fence.proxy.async.shared::cta;\nmov.b32 $0, 0;"
+    tl.inline_asm_elementwise(asm, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def _halo_chunk(halo, step, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr,
                 K: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
     """Tokens of a chunk of a halo, [K]; past a block's end its last, which the table masks and the cache has at hand."""
@@ -137,7 +144,7 @@ def fwd(
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr,
 ):  # fmt: skip
     """Computes the output and, for the backward pass, the maximum and the sum of every query's weights."""
     run, head, first_entry = tl.program_id(0), tl.program_id(1), tl.program_id(2) * share
@@ -168,6 +175,8 @@ def fwd(
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
+                    if FENCED:
+                        _fence()
                     m, l, o = _online_softmax(q, k, v, resident[c], m, l, o, SCALE, PRECISION, UPCAST)
             else:
                 for step in range(steps):
@@ -175,6 +184,8 @@ def fwd(
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
+                    if FENCED:
+                        _fence()
                     if BLOCK_COUNT == 1:
                         bias = tl.load(at_table + step * K)
                     else:
@@ -218,7 +229,7 @@ def bwd_dq(
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
 ):  # fmt: skip
     """Computes dquery and statistics where D_QUERY, and the summed gradient of the logits where D_TABLE.
 
@@ -262,6 +273,8 @@ def bwd_dq(
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
+                    if FENCED:
+                        _fence()
                     ds = _d_logits(q, k, v, do, resident[c], m, log, delta, SCALE, PRECISION, UPCAST)
                     if D_TABLE:
                         new_sums = new_sums + (sums[c] + ds,)
@@ -275,6 +288,8 @@ def bwd_dq(
                     at_key = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     k = _load_halo(key + image + at_key, D, PADDED_D)
                     v = _load_halo(value + image + at_key, D, PADDED_D)
+                    if FENCED:
+                        _fence()
                     if BLOCK_COUNT == 1:
                         bias = tl.load(at_table + step * K)
                     else:
@@ -311,7 +326,7 @@ def bwd_dkv(
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr,
 ):  # fmt: skip
     """Computes dkey and dvalue; tiles are of keys, and halos of the queries that see them."""
     run, head, first_entry = tl.program_id(0), tl.program_id(1), tl.program_id(2) * share
@@ -343,6 +358,8 @@ def bwd_dkv(
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
+                    if FENCED:
+                        _fence()
                     m, log, delta = _load_statistics(statistics, at_row + near, K)
                     dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
             else:
@@ -351,6 +368,8 @@ def bwd_dkv(
                     at_query = _elements(near, head, HEADS, D, PADDED_D, WIDE)
                     q = _load_halo(query + image + at_query, D, PADDED_D)
                     do = _load_halo(d_out + image + at_query, D, PADDED_D)
+                    if FENCED:
+                        _fence()
                     m, log, delta = _load_statistics(statistics, at_row + near, K)
                     if BLOCK_COUNT == 1:
                         bias = tl.load(at_table + step * K)

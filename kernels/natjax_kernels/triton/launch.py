@@ -83,6 +83,7 @@ class Launch:
         batch, _, heads, channels = arrays[0].shape
         static |= self.static(heads, table.shape[1], channels)
         static["UPCAST"] = interpreted() and arrays[0].dtype == jnp.bfloat16
+        static["FENCED"] = not interpreted() and fenced(self.config, capability())
         tokens, others = arrays[:3], arrays[3:]
         plan = [jnp.asarray(x, jnp.int32) for x in (self.layout.tiles, runs, self.layout.rows)]
         grid = (len(runs), heads * parts, math.ceil(batch / share))
@@ -111,7 +112,16 @@ class Launch:
             "WIDE": plan.tokens * heads * padded_channels >= 2**31,
             "PRECISION": self.precision,
             "UPCAST": False,
+            "FENCED": False,
         }
+
+
+def fenced(config: Config, capability: int) -> bool:
+    """Returns whether copies to shared memory need a fence: where products read it by themselves (wgmma: Hopper, 64 rows).
+
+    NVIDIA's PTX ISA asks for one, under "Async Proxy"; Triton 3.6 has none after copies that run ahead, newer ones do.
+    """
+    return capability // 10 == 9 and config.slots >= 64
 
 
 def interpreted() -> bool:
