@@ -63,6 +63,7 @@ class Case:
 CASES = {
     "level 1": Case((21, 24), (56, 56), (7, 7), heads=2),
     "dilated": Case((14, 14), None, (7, 7), dtype="float16", dilation=2, batch=3, wide=True),
+    "level 4": Case((7, 7), None, (7, 7), batch=5, heads=2, multiprocessors=2),
     "no bias": Case((14, 16), (56, 56), (7, 7), bias=False, multiprocessors=8, batch=3),
     "kernel 11": Case((20, 24), (56, 56), (11, 11), batch=1),
     "1-D, 24 channels": Case((100,), None, (13,), 24, "float16", dilation=2, heads=2),

@@ -24,6 +24,7 @@ LARGEST_ERROR = {"float32": 5e-7, "float16": 1e-3, "bfloat16": 6e-3}  # a step o
 CASES = {
     "level 1": ("bfloat16", ["fwd: 64 queries, 1 blocks of 3 x 64 on chip", "bwd_dq D_QUERY D_TABLE: 16 queries"]),
     "dilated": ("float16", ["bwd_dq D_QUERY D_TABLE WIDE: 64 queries, 1 blocks of 1 x 64 on chip"]),
+    "level 4": ("bfloat16", ["fwd: 64 queries, 1 blocks of 1 x 64 on chip, grid (1, 2, 3)"]),  # entries: 2, 2 and 1
     "no bias": ("bfloat16", ["bwd_dq D_QUERY: "]),
     "kernel 11": ("bfloat16", ["bwd_dq D_QUERY D_TABLE: 16 queries, 1 blocks of 1 x 256 on chip"]),
     "1-D, 24 channels": ("float16", []),
