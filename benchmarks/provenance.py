@@ -14,14 +14,14 @@ from typing import Any
 
 from benchmarks import ROOT
 
-KERNELS = ROOT / "kernels" / "natjax_kernels" / "triton"
-FUSED = KERNELS.parent / "fused"
+KERNELS = ROOT / "kernels" / "natjax_kernels"
+NOT_FUSED = ("xla", "reference.py")  # what the fused kernels do not use
 PACKAGES = "jax jaxlib jax-cuda13-plugin flax numpy triton jax-triton torch transformers natten safetensors"
 COMMIT = "NATJAX_COMMIT"  # environment variable: the commit of a tree that was carried without its repository
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Returns date, machine and its load, versions, commit and a hash of the fused kernels' sources, and `more`.
+    """Returns date, machine and its load, versions, commit and a hash of the sources of the fused kernels, and `more`.
 
     Without a repository, the commit is what the variable `COMMIT` says, and whether there are changes is not known.
     """
@@ -44,10 +44,12 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def kernels_hash() -> str:
-    """Returns a hash of the sources of the fused kernels and of their measured configurations."""
+    """Returns a hash of all sources of natjax_kernels but `NOT_FUSED`, and of the measured configurations."""
     digest = hashlib.sha256()
-    for path in sorted([*FUSED.glob("*.py"), *KERNELS.glob("*.py"), KERNELS / "configs.json"]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted([*KERNELS.rglob("*.py"), KERNELS / "triton" / "configs.json"]):
+        name = path.relative_to(KERNELS)
+        if name.parts[0] not in NOT_FUSED:
+            digest.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -39,7 +39,7 @@ def main() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     from benchmarks.gpu.alone import Alone
     from benchmarks.gpu.tuner import merge, tune
-    from benchmarks.provenance import KERNELS as FOLDER
+    from benchmarks.provenance import KERNELS as PACKAGE
     from natjax_kernels.cases import Case, published
     from natjax_kernels.fused.configurations import KERNELS
     from natjax_kernels.triton.launch import device_kind
@@ -52,7 +52,7 @@ def main() -> None:
         return
     if not cases:
         raise SystemExit(f"No case is named like {args.cases}; --list prints the names.")
-    path = args.configs or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else FOLDER) / "configs.json"
+    path = args.configs or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else PACKAGE / "triton") / "configs.json"
     most, threads = (2, 1) if args.rehearse else (args.most, args.threads)
     kind, started, count = args.device_kind or device_kind(), time.monotonic(), 0
     jobs = [(case, dtype, kernel) for dtype in args.dtypes for case in cases for kernel in KERNELS]

@@ -261,11 +261,18 @@ def test_provenance_changes_with_the_kernels(tmp_path, monkeypatch):
     found = provenance.provenance(note="x")
     assert {"date", "device", "cpu", "python", "versions", "commit", "uncommitted_changes", "note"} <= set(found)
     monkeypatch.setattr(provenance, "KERNELS", tmp_path)
-    for name in ("configs.json", "kernels.py"):
+    used = ["triton/configs.json", "triton/kernels.py", "fused/layout.py", "bias.py", "plan.py"]
+    for name in (*used, "xla/op.py", "reference.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
-    before = provenance.kernels_hash()
-    (tmp_path / "kernels.py").write_text("changed")
-    assert provenance.kernels_hash() != before != found["kernels_sha256"]
+    hashes = [found["kernels_sha256"], provenance.kernels_hash()]
+    for name in used:
+        (tmp_path / name).write_text("changed")
+        hashes.append(provenance.kernels_hash())
+    assert len(set(hashes)) == len(hashes)
+    for name in ("xla/op.py", "reference.py"):
+        (tmp_path / name).write_text("changed")
+        assert provenance.kernels_hash() == hashes[-1]
 
 
 ENTRANT = """
