@@ -17,6 +17,24 @@ def has_figures(content: dict[str, Any]) -> bool:
     return any(map(_measured, content.get("rows", [])))
 
 
+def problem(content: Any) -> str | None:
+    """Returns why what a file has of a section of `benchmarks.gpu` is none, or None where it is one."""
+    if not isinstance(content, dict) or not _texts({"output": ""} | content, "status", "output"):
+        return "it is no dict with a status"
+    rows, origin = content.get("rows"), content.get("provenance", {"device": "", "date": ""})
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return "its rows are no list of dicts"
+    if not all(_texts(row, *({"date", "error", "skipped"} & row.keys())) for row in rows):
+        return "its rows have a date, error or reason that is no text"
+    if any(isinstance(row.get(label), list | dict) for row in rows for label in LABELS):
+        return "its rows have lists or dicts for labels"
+    if not isinstance(origin, dict) or not _texts(origin, "device", "date"):
+        return "its provenance has no device and date"
+    if "load_before_run" in content or (has_figures(content) and origin["device"] == "cpu" and not origin.get("small")):
+        return "it was measured on a CPU"
+    return None
+
+
 def outcome(rows: list[dict[str, Any]]) -> str:
     """Returns whether a section whose process ended well measured all it had to, peers that are not there aside."""
     if not rows:
@@ -66,6 +84,10 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if "passed" in merged:
         merged["passed"] = passed(merged["rows"])
     return merged
+
+
+def _texts(found: dict[str, Any], *names: str) -> bool:
+    return all(isinstance(found.get(name), str) for name in names)
 
 
 def _measured(row: dict[str, Any]) -> bool:

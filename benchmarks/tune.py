@@ -16,6 +16,8 @@ import tempfile
 import time
 
 from benchmarks.harness import CASES, Options, describe
+from natjax.atomic import check_writable
+from natjax.cli._arguments import not_negative_int, positive_int, positive_seconds
 
 
 def main() -> None:
@@ -28,9 +30,13 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device-kind", help="name under which to file the result (default: that of this device)")
     parser.add_argument("--configs", type=pathlib.Path, help="file to update (default: that of the package)")
-    parser.add_argument("--most", type=int, default=24, help="of the estimate's configurations to try")
-    parser.add_argument("--seconds", type=float, default=540, help="time limit, after which nothing new starts")
-    parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1), help="that compile side by side")
+    parser.add_argument("--most", type=not_negative_int, default=24, help="of the estimate's configurations to try")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=540, help="time limit, after which nothing new starts"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, default=min(16, os.cpu_count() or 1), help="that compile side by side"
+    )
     parser.add_argument(
         "--rehearse", action="store_true", help="a tiny case in Triton's interpreter, into another file"
     )
@@ -38,7 +44,7 @@ def main() -> None:
     if args.rehearse:  # to be said before Triton is imported
         os.environ["TRITON_INTERPRET"] = "1"
     from benchmarks.gpu.alone import Alone
-    from benchmarks.gpu.tuner import merge, tune
+    from benchmarks.gpu.tuner import load, merge, tune
     from benchmarks.provenance import KERNELS as PACKAGE
     from natjax_kernels.cases import Case, published
     from natjax_kernels.fused.configurations import KERNELS
@@ -47,12 +53,17 @@ def main() -> None:
     cases = [case for case in published() if Options(cases=args.cases).wants(case.name)]
     if args.rehearse:
         cases = [Case("rehearsal", 1, (8, 8), 1, 8, 3)]
+    if not cases:
+        raise SystemExit(f"No case is named like {args.cases}; --list without --cases prints the names.")
     if args.list:
         print("\n".join(case.name for case in cases))
         return
-    if not cases:
-        raise SystemExit(f"No case is named like {args.cases}; --list prints the names.")
     path = args.configs or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else PACKAGE / "triton") / "configs.json"
+    try:  # before the first kernel is tuned, which would be lost
+        check_writable(path)
+        load(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"--configs: {error}")
     most, threads = (2, 1) if args.rehearse else (args.most, args.threads)
     kind, started, count = args.device_kind or device_kind(), time.monotonic(), 0
     jobs = [(case, dtype, kernel) for dtype in args.dtypes for case in cases for kernel in KERNELS]

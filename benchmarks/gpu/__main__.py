@@ -9,6 +9,7 @@ measures nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import re
@@ -17,9 +18,11 @@ import time
 from typing import Any
 
 from benchmarks.harness import CASES, RESULTS, Options, read, write
-from benchmarks.rows import has_figures, merge, passed
+from benchmarks.rows import has_figures, merge, passed, problem
 from benchmarks.sections import Section, run, say
 from benchmarks.tables import markdown
+from natjax.atomic import check_writable
+from natjax.cli._arguments import positive_int, positive_seconds
 
 ALL = 590  # seconds, of all sections together
 
@@ -53,25 +56,44 @@ def main() -> int:
     )
     parser.add_argument("--sections", nargs="+", default=names, choices=names)
     parser.add_argument("--cases", nargs="+", default=[], help=CASES)
-    parser.add_argument("--within", type=float, help=f"seconds of all sections together (default: {ALL})")
-    parser.add_argument("--seconds", type=float, help="budget of every section; all may then take longer")
+    parser.add_argument("--within", type=positive_seconds, help=f"seconds of all sections together (default: {ALL})")
+    parser.add_argument("--seconds", type=positive_seconds, help="budget of every section; all may then take longer")
     parser.add_argument("--rehearse", action="store_true", help="all of it in small, on a CPU")
-    parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1), help="that compile side by side")
+    parser.add_argument(
+        "--threads", type=positive_int, default=min(16, os.cpu_count() or 1), help="that compile side by side"
+    )
     parser.add_argument(
         "--summary", nargs="*", type=pathlib.Path, metavar="FILE",
         help="print the tables of what is in --out, after adding these files: results of other machines, partial ones, too",
     )  # fmt: skip
     args = parser.parse_args()
     out = (args.out or (pathlib.Path(tempfile.mkdtemp()) if args.rehearse else RESULTS)).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    partial = sorted(out.glob("gpu_*.partial.json"))
-    for path in args.summary or []:
-        if not take_in(out, path):
-            parser.error(f"{path} has no results of {parser.prog}")
+    try:  # before anything is written, or measured that could not be added
+        partial = sorted(out.glob("gpu_*.partial.json"))
+        brought = [load(path) for path in args.summary or []]
+        for path in complete(out):
+            load(path)
+        if args.summary is None or brought or partial:
+            out.mkdir(parents=True, exist_ok=True)
+            check_writable(out / "gpu.json")
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f"--out has to be a folder that files can be written in: {error}")
     for path in partial:
-        take_in(out, path)
+        try:
+            brought.append(load(path))
+        except ValueError as error:
+            say(f"{error} It is passed over.")
+    for results in brought:
+        for name, content in results.items():
+            add(out, name, content)
     if args.summary is not None:
-        print("\n\n".join(markdown(read(path)) for path in sorted(set(out.glob("gpu_*.json")) - set(partial))))
+        if not complete(out):
+            parser.error(
+                f"{out} has no results of {parser.prog}: run it without --summary, or name their folder or files"
+            )
+        print("\n\n".join(markdown(read(path)) for path in complete(out)))
         return 0
     for path in partial:
         path.unlink()
@@ -92,15 +114,34 @@ def main() -> int:
     return 0 if all(measured) else 1
 
 
-def take_in(out: pathlib.Path, path: pathlib.Path) -> bool:
-    """Adds a file's results, of all sections or what one had when it was ended from outside; returns whether it has some."""
-    found = read(path)
-    if "section" in found:
+def complete(out: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files of all sections in a folder, one for each device."""
+    return sorted(set(out.glob("gpu_*.json")) - set(out.glob("gpu_*.partial.json")))
+
+
+def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Returns a file's results by section: of all, or what one had when it was ended from outside.
+
+    Raises:
+        ValueError: it cannot be read, has none, or has some that cannot be added to others.
+    """
+    expected = (
+        "Expected a file of python -m benchmarks.gpu, such as gpu_nvidia_h200.json; move this away or name another."
+    )
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}. {expected}") from error
+    found = found if isinstance(found, dict) else {}
+    if isinstance(found.get("section"), str):
         found = {found["section"]: found | {"status": "ended from outside"}}
     found = {name: content for name, content in found.items() if name in sections(False)}
+    if not found:
+        raise ValueError(f"{path} has no results of a GPU. {expected}")
     for name, content in found.items():
-        add(out, name, content)
-    return bool(found)
+        if what := problem(content):
+            raise ValueError(f"{path} has no results of a GPU in {name!r}: {what}. {expected}")
+    return found
 
 
 def add(out: pathlib.Path, name: str, content: dict[str, Any], device: str | None = None) -> pathlib.Path:

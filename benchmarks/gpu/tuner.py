@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 import statistics
 import time
+from typing import Any
 
 from benchmarks.gpu.alone import Alone, tuned
 from benchmarks.gpu.kernels import alternatives, computes
-from benchmarks.harness import describe, read, write
+from benchmarks.harness import describe, write
 from benchmarks.timing import side_by_side
 from natjax_kernels.fused import configurations
 from natjax_kernels.fused.configurations import Config
 from natjax_kernels.triton.choice import candidates, clocks, estimate, programs
 
-__all__ = ["merge", "tune"]
+__all__ = ["load", "merge", "tune"]
 
 
 def tune(alone: Alone, kernel: str, most: int, deadline: float, threads: int) -> tuple[str, Config] | None:
@@ -78,8 +80,28 @@ def _fewer_or_more(config: Config) -> list[Config]:
     return [dataclasses.replace(config, programs=p) for p in (config.programs - 1, config.programs + 1) if p]
 
 
+def load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Returns the measured configurations by kind of device: none where there is no file.
+
+    Raises:
+        ValueError: the file is there and cannot be read, so that writing it would lose what is in it.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and all(isinstance(entries, dict) for entries in content.values()):
+            return content
+        problem = "it has other than dicts"
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+    raise ValueError(
+        f"{path} cannot be read: {problem}. Expected configurations by kind of device, such as {{}}; restore it or name another."
+    )
+
+
 def merge(path: pathlib.Path, kind: str, key: str, config: Config) -> None:
     """Sets one entry of the file and leaves the others; the file is sorted, and whole at any time."""
-    content = read(path)
+    content = load(path)
     content.setdefault(kind, {})[key] = dataclasses.asdict(config)
     write(path, {device: dict(sorted(entries.items())) for device, entries in sorted(content.items())})

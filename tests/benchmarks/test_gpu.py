@@ -101,15 +101,6 @@ def test_results_of_an_earlier_date_replace_none_of_a_later_one(tmp_path, monkey
     assert "Results of monday are of other device, versions, flags or kernels" in capsys.readouterr().err
 
 
-def test_a_summary_of_a_file_without_results_is_refused(tmp_path, monkeypatch, capsys):
-    (tmp_path / "costs.json").write_text('{"provenance": {"date": "monday"}, "gpus": {}}')
-    for name in ("costs.json", "mistyped.json"):
-        with pytest.raises(SystemExit):
-            summary(monkeypatch, tmp_path, tmp_path / name)
-        assert f"{name} has no results of python -m benchmarks.gpu" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
-
-
 def test_what_a_run_left_that_was_ended_from_outside_is_taken_in(tmp_path, monkeypatch, capsys):
     """A partial file from elsewhere, and one in the folder, which the next run deletes, whatever it measures."""
     out, brought, left = tmp_path / "out", tmp_path / "x.partial.json", tmp_path / "out" / "gpu_kernels.partial.json"
