@@ -101,6 +101,19 @@ def _in_table(table, row, head, BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl
 
 
 @triton.jit
+def _stream_table(
+    table, at_table, first_row, step, head, BLOCK_COUNT: tl.constexpr, BIAS_HEADS: tl.constexpr, T: tl.constexpr,
+    K: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Loads the bias of a chunk of a halo, [T, K]: of its one block, or of the row that the chunk's block has."""
+    if BLOCK_COUNT == 1:
+        return tl.load(at_table + step * K)
+    else:
+        row = tl.load(first_row + step // CHUNKS)
+        return tl.load(_in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + step % CHUNKS * K)
+
+
+@triton.jit
 def _dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """Matrix product into float32."""
     if UPCAST:  # Triton's interpreter cannot multiply bfloat16
@@ -186,11 +199,7 @@ def fwd(
                     v = _load_halo(value + image + at_key, D, PADDED_D)
                     if FENCED:
                         _fence()
-                    if BLOCK_COUNT == 1:
-                        bias = tl.load(at_table + step * K)
-                    else:
-                        row = tl.load(first_row + step // CHUNKS)
-                        bias = tl.load(_in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + step % CHUNKS * K)
+                    bias = _stream_table(table, at_table, first_row, step, head, BLOCK_COUNT, BIAS_HEADS, T, K, CHUNKS)
                     m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, PRECISION, UPCAST)
             _store(out + image + at_query, o * (1 / l)[:, None], owned, D, PADDED_D)
             at_row = (tl.cast(b, tl.int64) * HEADS + head) * TOKENS + token
@@ -290,11 +299,7 @@ def bwd_dq(
                     v = _load_halo(value + image + at_key, D, PADDED_D)
                     if FENCED:
                         _fence()
-                    if BLOCK_COUNT == 1:
-                        bias = tl.load(at_table + step * K)
-                    else:
-                        row = tl.load(first_row + step // CHUNKS)
-                        bias = tl.load(_in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + step % CHUNKS * K)
+                    bias = _stream_table(table, at_table, first_row, step, head, BLOCK_COUNT, BIAS_HEADS, T, K, CHUNKS)
                     ds = _d_logits(q, k, v, do, bias, m, log, delta, SCALE, PRECISION, UPCAST)
                     dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
             if D_QUERY:
@@ -371,11 +376,7 @@ def bwd_dkv(
                     if FENCED:
                         _fence()
                     m, log, delta = _load_statistics(statistics, at_row + near, K)
-                    if BLOCK_COUNT == 1:
-                        bias = tl.load(at_table + step * K)
-                    else:
-                        row = tl.load(first_row + step // CHUNKS)
-                        bias = tl.load(_in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + step % CHUNKS * K)
+                    bias = _stream_table(table, at_table, first_row, step, head, BLOCK_COUNT, BIAS_HEADS, T, K, CHUNKS)
                     dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, bias, dk, dv, SCALE, PRECISION, UPCAST)
             _store(d_key + image + at_key, dk * SCALE, owned, D, PADDED_D)
             _store(d_value + image + at_key, dv, owned, D, PADDED_D)
