@@ -20,7 +20,7 @@ import itertools
 
 import numpy as np
 
-from natjax_kernels.fused.configurations import Case, Config
+from natjax_kernels.fused.configurations import Case, Config, little_shared_memory
 from natjax_kernels.plan import Window, windows
 
 TILE = 8  # rows and columns of a tile: four warps with two rows of eight queries, the 16 rows of a matrix product
@@ -56,11 +56,6 @@ def configurations(case: Case) -> list[Config]:
     programs = [1 if n == 2 and little_shared_memory(case) else 2 for n in stages]
     make = functools.partial(Config, (TILE, TILE), None, chunk, True, WARPS, design="band")
     return [make(num_stages=n, programs=p) for n, p in zip(stages, programs, strict=True)]
-
-
-def little_shared_memory(case: Case) -> bool:
-    """Returns whether a multiprocessor has 100 kB of it, as on GPUs for consumers, instead of 164 or 228."""
-    return case.capability in (86, 89, 120, 121)
 
 
 def why_not(case: Case, config: Config) -> str | None:

@@ -28,7 +28,7 @@ class Config:
         resident: whether all chunks are unrolled and their table is kept on chip; for halos of one block.
         num_warps: warps of a program.
         num_stages: how far ahead loads run.
-        programs: that a multiprocessor holds at a time: as many as its registers have room for.
+        programs: that a multiprocessor holds at a time, by its registers and shared memory.
         design: "tiles", as `natjax_kernels.fused.layout` says, or "band" (`natjax_kernels.fused.band`), forward.
     """
 
@@ -113,6 +113,11 @@ def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
         groups = {group_length(n, dilation), n // dilation}  # with strides the shorter one's may be the longer halo
         sides.append(max(longest_halo(length, kernel, stride, causal, t, transposed) for length in groups))
     return sides
+
+
+def little_shared_memory(case: Case) -> bool:
+    """Returns whether a multiprocessor has 100 kB of it, as on GPUs for consumers, instead of 164 or 228."""
+    return case.capability in (86, 89, 120, 121)
 
 
 def power_of_two(slots: int) -> int:

@@ -58,7 +58,8 @@ class Schedule:
         """
         runs = [(longest, batch) for longest in _even(max(self.sizes.class_tiles))]
         times = {one: self._time(*one, batch, programs) for one in runs + [(1, share) for share in _even(batch)]}
-        return next(one for one, time in times.items() if time <= _SLACK * min(times.values()))
+        longest_time = _SLACK * min(times.values())
+        return next(one for one, time in times.items() if time <= longest_time)
 
     def _time(self, longest: int, share: int, batch: int, programs: int) -> float:
         """Returns how long a GPU takes at most: in waves of programs as long as the longest, or of all kinds in any order."""

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from natjax_kernels.fused import band, configurations
-from natjax_kernels.fused.configurations import Case, Config, halo, lengths, power_of_two
+from natjax_kernels.fused.configurations import Case, Config, halo, lengths, little_shared_memory, power_of_two
 
 _BOXES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}  # of keys, where a halo is too large to be one block
 
@@ -70,7 +70,7 @@ def programs(case: Case, config: Config) -> int:
         "bwd_dq": False,
         "bwd_dkv": _hopper(case) and config.num_warps >= 4 and (few or not config.resident),
     }[case.kernel]
-    warps = 10 if band.little_shared_memory(case) else 12
+    warps = 10 if little_shared_memory(case) else 12
     if not lean or case.head_dim not in (16, 32) or case.dtype == "float32":
         warps = 8
     return max(1, warps // config.num_warps)

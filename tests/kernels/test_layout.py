@@ -1,0 +1,151 @@
+"""Layouts and schedules of the fused kernels: every pair once, sizes without a layout, waves of programs that are full."""
+
+import dataclasses
+import heapq
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from natjax_kernels import neighborhood_attention
+from natjax_kernels.bias import MASKED, bias_table
+from natjax_kernels.fused.configurations import KERNELS, Case, Config, halo
+from natjax_kernels.fused.layout import Sizes, furthest, layout, sizes
+from natjax_kernels.fused.schedule import Schedule
+from natjax_kernels.plan import Window
+
+pytestmark = pytest.mark.once  # all of it is static
+
+
+LAYOUTS = {  # sides of the map, kernel size, dilation, stride, causal, tile, block
+    "1-D": ((19,), (5,), (2,), (1,), (False,), (4,), None),
+    "strided groups": ((15,), (2,), (2,), (2,), (False,), (6,), None),
+    "1-D in blocks": ((40,), (17,), (1,), (1,), (False,), (8,), (8,)),
+    "2-D": ((9, 11), (3, 4), (2, 1), (1, 2), (False, True), (3, 4), None),
+    "2-D in blocks": ((14, 15), (9, 11), (1, 1), (1, 1), (False, False), (4, 4), (4, 8)),
+    "3-D in blocks": ((5, 6, 7), (3, 5, 4), (1, 1, 1), (1, 1, 1), (True, False, False), (2, 3, 4), (4, 4, 4)),
+}
+
+
+def seen_by(plan, spatial):
+    """Counts how often a layout has (row of tiles' tokens, row of halos' tokens) as neighbours, [L, L]."""
+    counts = np.zeros((math.prod(spatial),) * 2, int)
+    table = np.asarray(bias_table(plan.relative, None, jnp.float32))[:, 0] > MASKED / 2  # [rows, T, S]
+
+    def offsets(sides):
+        return np.tensordot(np.indices(sides).reshape(3, -1), plan.steps, (0, 0))
+
+    origins = np.tensordot(np.indices(plan.blocks).reshape(3, -1), np.multiply(plan.steps, plan.block), (0, 0))
+    slots = np.indices(plan.tile).reshape(3, -1)
+    for query, key, tile_class, *counts_of_axes in plan.tiles:
+        owned = (slots < np.reshape(counts_of_axes, (3, 1))).all(axis=0)
+        for origin, row in zip(origins, plan.rows[tile_class], strict=True):
+            t, s = np.nonzero(table[row] & owned[:, None])
+            np.add.at(counts, (query + offsets(plan.tile)[t], key + origin + offsets(plan.block)[s]), 1)
+    return counts
+
+
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts_hold_every_pair_once(case):
+    spatial, kernel, dilation, stride, causal, tile, block = case
+    window = Window(kernel, dilation, stride, causal)
+    pairs = seen_by(layout(spatial, window, tile, block), spatial)
+    tokens = math.prod(spatial)
+    # A query's output at values of one-hot keys is above 0 where it sees a key.
+    one_hot = jnp.eye(tokens).reshape(1, *spatial, 1, tokens)
+    zeros = jnp.zeros((1, *spatial, 1, 1))
+    options = dataclasses.asdict(window) | {"implementation": "reference"}
+    expected = np.asarray(neighborhood_attention(zeros, zeros, one_hot, **options)).reshape(tokens, tokens) > 0
+    assert (pairs == expected).all()
+    assert (seen_by(layout(spatial, window, tile, block, transposed=True), spatial) == expected.T).all()
+
+
+def test_blocks_that_look_alike_share_rows():
+    plan = layout((256, 256), Window((80, 80), (1, 1), (1, 1), (False, False)), (8, 8), (8, 8))
+    assert len(plan.tiles) == 1024
+    assert math.prod(len(axis) for axis in plan.relative) < 2000  # of more than 100,000 blocks
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_sizes_are_those_of_the_layout(case, transposed):
+    spatial, kernel, dilation, stride, causal, tile, block = case
+    arguments = spatial, Window(kernel, dilation, stride, causal), tile, block, transposed
+    plan, found = layout(*arguments), sizes(*arguments)
+    assert found.rows == math.prod(len(axis) for axis in plan.relative)
+    assert (found.blocks, found.block) == (math.prod(plan.blocks), math.prod(plan.block))
+    assert sorted(found.class_tiles) == sorted(np.bincount(plan.tiles[:, 2]))
+    for longest in (1, 3, 100):
+        assert sum(math.ceil(n / longest) for n in found.class_tiles) == len(plan.runs(longest))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_halos_are_as_long_as_those_of_the_layout(case, kernel):
+    spatial, size, dilation, stride, causal, tile, _ = case
+    window = Window(size, dilation, stride, causal)
+    plan = layout(spatial, window, tile, None, kernel == "bwd_dkv")
+    assert tuple(halo(Case(kernel, spatial, window, 8, "float32", False, 90), tile)) == plan.block[3 - len(spatial) :]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_furthest_token_is_what_kernels_count_to(case, transposed):
+    spatial, kernel, dilation, stride, causal, tile, block = case
+    arguments = spatial, Window(kernel, dilation, stride, causal), tile, block, transposed
+    plan = layout(*arguments)
+    slot = np.stack(np.unravel_index(np.arange(math.prod(plan.block)), plan.block))
+    number = np.stack(np.unravel_index(np.arange(math.prod(plan.blocks)), plan.blocks))
+    origins = plan.tiles[:, 1].max() + (number.T * plan.block) @ plan.steps
+    assert furthest(*arguments) == origins.max() + (slot.T @ plan.steps).max()
+
+
+def dispatched(made, longest, share, batch, programs):
+    """Returns when a GPU is done that takes the next program whenever there is room, in entries of the batch of one tile."""
+    free = [0] * (made.config.programs * made.multiprocessors)
+    for _ in range(math.ceil(batch / share) * programs):
+        for tiles in made.sizes.class_tiles:
+            for first in range(0, tiles, longest):
+                heapq.heapreplace(free, free[0] + min(longest, tiles - first) * share + 1)
+    return max(free)
+
+
+@pytest.mark.parametrize(
+    ("class_tiles", "programs", "batch"),
+    [
+        ((56,), 2, 128),
+        ((196,), 2, 128),
+        ((7,), 8, 128),
+        ((1,), 16, 64),
+        ((3,), 2, 5),
+        ((1, 22, 1, 22, 484, 22, 1, 22, 1), 6, 16),
+    ],
+)
+def test_waves_of_programs_are_full(class_tiles, programs, batch):
+    sizes = Sizes(rows=1, blocks=1, block=64, class_tiles=class_tiles)
+    made = Schedule(sizes, Config((8, 8), None, 64, False, 4, programs=3), multiprocessors=132)
+    longest, share = made.shares(batch, programs)
+    took = dispatched(made, longest, share, batch, programs)
+    work = sum(class_tiles) * programs * batch  # that there is, beside what a GPU does in that time
+    assert work >= 0.8 * (took - 1) * min(3 * 132, work)
+    one_by_one = dispatched(made, 1, 1, batch, programs)
+    assert took <= one_by_one
+
+
+def test_programs_that_start_less_often_are_as_many_as_run_at_a_time():
+    sizes = Sizes(rows=1, blocks=1, block=64, class_tiles=(100, 100))
+    made = Schedule(sizes, Config((8, 8), None, 64, False, 4, programs=1), multiprocessors=4)
+    assert made.shares(1, 2) == (100, 1)
+    assert made.shares(10, 1) == (50, 10)
+
+
+@pytest.mark.parametrize("longest", [1, 3, 100])
+def test_runs_are_of_one_class(longest):
+    plan = layout((56, 56), Window((7, 7), (1, 1), (1, 1), (False, False)), (8, 8), None)
+    runs = plan.runs(longest)
+    assert runs[0, 0] == 0
+    assert runs[-1, 1] == len(plan.tiles)
+    assert (runs[1:, 0] == runs[:-1, 1]).all()
+    assert (runs[:, 1] - runs[:, 0]).max() <= longest
+    assert all(len(set(plan.tiles[a:b, 2])) == 1 for a, b in runs)
