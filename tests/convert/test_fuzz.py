@@ -3,12 +3,12 @@
 Damage that cannot be noticed (safetensors has no checksum of its data) may pass, with the model's own shapes.
 """
 
+import functools
 import json
 import os
 import pathlib
 import random
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -218,12 +218,10 @@ def test_damaged_configuration(checkpoint, case, refuse):
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: str(fields)[:40])
-def test_odd_configuration(checkpoint, fields, refuse):
+def test_odd_configuration(checkpoint, fields, refuse, quick_error):
     original = json.loads((GOLDENS / "hf_nat" / "config.json").read_text())
     configured(checkpoint, json.dumps(original | fields).encode())
     refuse(checkpoint)
     for model_class in (natjax.NatForImageClassification, natjax.NatBackbone):
-        start = time.thread_time()
-        with pytest.raises(natjax.CheckpointError):
-            model_class.from_pretrained(checkpoint, replace_head=True)
-        assert time.thread_time() - start < 1
+        load = functools.partial(model_class.from_pretrained, checkpoint, replace_head=True)
+        assert quick_error(load) is not None
