@@ -379,6 +379,17 @@ def test_devices(monkeypatch, gpu, missing, version, reason):
     assert why is None if reason is None else re.search(reason, why)
 
 
+def test_a_gpu_that_is_not_here():
+    x, wide = (jax.ShapeDtypeStruct((1, 56, 56, 2, d), "bfloat16") for d in (32, 512))
+    problem, gpu = make_problem(x, x, x, kernel_size=7), support.GPU(80, "NVIDIA A100-SXM4-80GB", 108)
+    found = support.configured(problem, gpu)
+    assert [case.kernel for case, _ in found] == list(KERNELS)
+    assert {case.capability for case, _ in found} == {80}
+    assert [config for _, config in found] == [choose(case, gpu.kind) for case, _ in found]
+    assert support.why_not_on(problem, gpu) is None
+    assert "these have 512" in support.why_not_on(make_problem(wide, wide, wide, kernel_size=7), gpu)
+
+
 def test_exporting_on_a_machine_with_a_gpu(monkeypatch):
     monkeypatch.setattr(support, "_why_not_here", lambda named: None)  # as if the default device were one
     x = jax.ShapeDtypeStruct((1, 8, 8, 2, 8), "float32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -24,9 +25,36 @@ _LARGEST = 2**30  # bytes
 _MOST_PROGRAMS = 65535  # along the second axis of a grid
 
 
+@dataclasses.dataclass(frozen=True)
+class GPU:
+    """What configurations depend on of a device, which need not be here.
+
+    Attributes:
+        capability: compute capability, times ten.
+        kind: its name, such as "NVIDIA H200".
+        multiprocessors: how many it has.
+    """
+
+    capability: int
+    kind: str
+    multiprocessors: int
+
+
+def here() -> GPU:
+    """Returns the device that a program traced now would run on by default."""
+    return GPU(capability(), device_kind(), multiprocessors())
+
+
+def configured(problem: Problem, gpu: GPU) -> tuple[tuple[Case, Config], ...]:
+    """Returns the case of every kernel, forward and backward, and its configuration on a GPU."""
+    described = problem.spatial, problem.window, problem.head_dim, problem.dtype.name
+    cases = [Case(kernel, *described, problem.rpb is not None, gpu.capability) for kernel in KERNELS]
+    return tuple((case, choose(case, gpu.kind)) for case in cases)
+
+
 def why_not(problem: Problem, *, named: bool) -> str | None:
     """Returns why the kernels cannot compute this problem here, or None where they can."""
-    return _why_not_here(named) or _why_not_this(problem)
+    return _why_not_here(named) or why_not_on(problem, here())
 
 
 def _why_not_here(named: bool) -> str | None:
@@ -54,7 +82,8 @@ def _triton_version() -> str:
         return "one of unknown version"
 
 
-def _why_not_this(problem: Problem) -> str | None:
+def why_not_on(problem: Problem, gpu: GPU) -> str | None:
+    """Returns why the kernels cannot compute this problem on a GPU that has all they need, or None where they can."""
     channels, values = problem.head_dim, problem.value.shape[-1]
     for name, array in (("query", problem.query), ("rpb", problem.rpb)):
         if array is not None and array.dtype.name not in _DTYPES:
@@ -70,10 +99,7 @@ def _why_not_this(problem: Problem) -> str | None:
     if problem.batch == 0:
         return "the fused kernels need at least one batch entry; there is none"
     bias_heads = 0 if problem.rpb is None else problem.heads
-    described = problem.spatial, problem.window, channels, problem.dtype.name, bias_heads > 0, capability()
-    cases = [Case(kernel, *described) for kernel in KERNELS]
-    chosen = tuple((case, choose(case, device_kind())) for case in cases)
-    size, last, parts = _extremes(chosen, problem.batch, bias_heads, multiprocessors())
+    size, last, parts = _extremes(configured(problem, gpu), problem.batch, bias_heads, gpu.multiprocessors)
     if (launched := problem.heads * parts) > _MOST_PROGRAMS:
         return (
             f"the fused kernels launch at most {_MOST_PROGRAMS} programs for all heads of a tile; these need {launched}"

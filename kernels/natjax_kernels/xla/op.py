@@ -60,7 +60,7 @@ def _attend_tiles(contain, window, scale, query, key, value, table):
         lse = m + jnp.log(total)  # [M, B, N, T, 1]
         return None, [_untile_rows(x, rows, axes) for x in ((out / total).astype(v.dtype), lse)]
 
-    _, results = _by_steps(step, _row_steps(query, axes))
+    _, results = _by_steps(step, row_steps(query, axes))
     return [_untile_columns(x, axes) for x in results]
 
 
@@ -91,7 +91,7 @@ def _backward_tiles(contain, window, scale, bias, query, key, value, table, d_ou
     neighbours = neighbour_table(_relative(axes)) if contain else None
 
     def part(d_table, tokens):
-        d_table, gradients = _by_steps(functools.partial(step, *tokens), _row_steps(tokens[0], axes), d_table)
+        d_table, gradients = _by_steps(functools.partial(step, *tokens), row_steps(tokens[0], axes), d_table)
         return d_table, [_untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients)]
 
     def step(query, key, value, d_out, d_lse, d_table, rows):
@@ -202,7 +202,7 @@ def _joined(x, like):
     return reshape(x, like.shape, spec_of(like))
 
 
-def _row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
+def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
     """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
 
     Temporaries are those of one step, however large the map. The last step is padded with rows that own no query.
