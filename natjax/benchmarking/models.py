@@ -1,22 +1,14 @@
-"""How fast a model is on this device: compiled programs of inference and of training, and the time they take.
-
-    program = natjax.benchmarking.inference(natjax.get_config("nat_tiny"), batch=8, side=224)
-    seconds = natjax.benchmarking.measure(program, seconds=10)
-
-Weights are random and images noise: neither changes the time. The training step is `natjax_train`'s own.
-"""
+"""Programs of models: inference, and the training step that `natjax train` takes."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from natjax.benchmarking.programs import Program, compiled, memory
 from natjax.errors import install_line
 from natjax.models import NatForImageClassification
 from natjax.nn.xla import compiler_options
@@ -24,31 +16,14 @@ from natjax.nn.xla import compiler_options
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
 
-_LEAST, _MOST = 5, 1000  # runs that are timed
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled program.
-
-    Attributes:
-        run: runs it on a batch and returns when that is done.
-        compile_seconds: for tracing and compiling it.
-        memory_bytes: of its arguments, results and temporaries, where the compiler says.
-    """
-
-    run: Callable[[], Any]
-    compile_seconds: float
-    memory_bytes: int | None
-
 
 def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
     """Compiles the logits of [batch, side, side, channels], with random weights of the same dtype."""
     graphdef, params = random_model(config, dtype, dtype)
     pixels = jax.random.normal(jax.random.key(0), (batch, side, side, config.num_channels), dtype)
     forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits, compiler_options=compiler_options())
-    program, seconds = _compile(forward, params, pixels)
-    return Program(lambda: jax.block_until_ready(program(params, pixels)), seconds, _memory(program))
+    program, seconds = compiled(forward, params, pixels)
+    return Program(lambda: jax.block_until_ready(program(params, pixels)), seconds, memory(program))
 
 
 def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
@@ -97,14 +72,14 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
             params
         )  # one program, where eagerly each shape of a parameter would be one
         train_state = jax.device_put(train_state, mesh.state_shardings(devices, train_state))
-        program, seconds = _compile(programs.step, train_state, inputs)
+        program, seconds = compiled(programs.step, train_state, inputs)
 
     def run() -> Any:
         nonlocal train_state
         train_state, metrics = program(train_state, inputs)
         return jax.block_until_ready(metrics["loss"])
 
-    return Program(run, seconds, _memory(program))
+    return Program(run, seconds, memory(program))
 
 
 def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
@@ -124,40 +99,3 @@ def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -
     # Made of their dtype by numpy, too: on the device that would be a program for each shape.
     arrays = jax.tree.map(lambda x: (0.02 * rng.standard_normal(x.shape, np.float32)).astype(x.dtype), shapes)
     return graphdef, jax.device_put(arrays)
-
-
-def measure(program: Program, seconds: float, progress: Callable[[int, int], None] | None = None) -> list[float]:
-    """Returns the seconds that runs take, one by one, for about so many seconds: 5 to 1000 of them, after two others.
-
-    Args:
-        program: what to run.
-        seconds: to go on for.
-        progress: is told runs done and their number in all.
-    """
-    program.run()
-    started = time.perf_counter()
-    program.run()
-    count = round(seconds / max(time.perf_counter() - started, 1e-9))
-    count = max(_LEAST, min(_MOST, count))
-    times = []
-    for i in range(count):
-        started = time.perf_counter()
-        program.run()
-        times.append(time.perf_counter() - started)
-        if progress:
-            progress(i + 1, count)
-    return times
-
-
-def _compile(jitted: Any, *arguments: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
-    program = jitted.lower(*arguments).compile()
-    return program, time.perf_counter() - started
-
-
-def _memory(program: Any) -> int | None:
-    sizes = program.memory_analysis()
-    if sizes is None:
-        return None
-    total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    return total - sizes.alias_size_in_bytes
