@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from natjax.nn.initializers import truncated_normal
-from natjax.nn.layers import as_rngs, dropout, linear
+from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, rms_norm
+from natjax.nn.rotary import rotate
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 from natjax_kernels.problem import as_array, as_scale, check_biased, check_known, make_window
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
     from jaxtyping import Array, Float
 
+_QK_NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 _WEIGHTS_BY = (None, "xla", "reference")  # implementations that can return attention weights and drop them
 
 
@@ -32,7 +34,9 @@ class NeighborhoodAttention(nnx.Module):
         y = layer(x)  # [B, H, W, 64] to [B, H, W, 64]
 
         audio = natjax.NeighborhoodAttention(64, 4, kernel_size=(31,), is_causal=True, rpb=False, rngs=nnx.Rngs(0))
-        video = natjax.NeighborhoodAttention(64, 4, kernel_size=(3, 7, 7), rngs=nnx.Rngs(0))
+        video = natjax.NeighborhoodAttention(
+            64, 4, kernel_size=(3, 7, 7), rpb=False, rope=True, qk_norm="rms_norm", rngs=nnx.Rngs(0)
+        )
 
     Windows shift inward at the borders, so that every token has as many neighbours. A map smaller than `kernel_size * dilation`
     along an axis is padded with zeros at its end, the padding's projections are attended to like any token, and the result is
@@ -40,7 +44,8 @@ class NeighborhoodAttention(nnx.Module):
 
     A new layer is in evaluation mode. `nnx.view(layer, deterministic=False)` returns its training view, whose dropouts draw from
     the `rngs` that it is called with. Parameters: `qkv` (kernel [C, 3 * C], query, key and value in turn, heads before their
-    channels), `rpb` [N, 2 * K - 1 per axis] and `output` (kernel [C, C]).
+    channels), `rpb` [N, 2 * K - 1 per axis], `output` (kernel [C, C]), `q_norm` and `k_norm` (scale [C / N], and
+    a LayerNorm's bias).
 
     Source: NAT, section 3.1; relative positional bias by offset, as in the authors' code. For the op alone see
     `natjax.neighborhood_attention`.
@@ -58,6 +63,9 @@ class NeighborhoodAttention(nnx.Module):
         num_spatial_dims: int | None = None,
         qkv_bias: bool = True,
         rpb: bool = True,
+        qk_norm: Literal["layer_norm", "rms_norm"] | None = None,
+        rope: bool = False,
+        rope_theta: float = 100.0,
         scale: float | None = None,
         attention_dropout: float = 0.0,
         projection_dropout: float = 0.0,
@@ -80,6 +88,12 @@ class NeighborhoodAttention(nnx.Module):
                 that is one number.
             qkv_bias: whether the projections to query, key and value have a bias.
             rpb: whether to learn a relative positional bias, for odd kernel sizes without stride and causality only.
+            qk_norm: what normalises each head's queries and keys over their channels, before rotation and product (ViT-22B,
+                arXiv 2302.05442): a LayerNorm or an RMSNorm, both with learned weights. By default nothing does.
+            rope: whether queries and keys are rotated by their positions (RoPE), counted in tokens. A head's channels are divided
+                among the axes, which takes at least 2 per axis.
+            rope_theta: base of the rotations' frequencies. 100 is RoPE-ViT's for axes of images (arXiv 2403.13298), 10000 that
+                of language models: the lowest frequency turns once in about 2 * pi * rope_theta tokens.
             scale: of the logits; (dim / num_heads) ** -0.5 by default.
             attention_dropout: share of the attention weights to drop in training, in [0, 1).
             projection_dropout: share of the output to drop in training, in [0, 1).
@@ -106,9 +120,19 @@ class NeighborhoodAttention(nnx.Module):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {rate}.")
         self.dim, self.num_heads = dim, num_heads = int(dim), int(num_heads)
+        if qk_norm is not None and qk_norm not in _QK_NORMS:
+            raise ValueError(f"qk_norm must be None or one of {', '.join(map(repr, _QK_NORMS))}; got {qk_norm!r}.")
+        if rope and dim // num_heads < 2 * num_spatial_dims:
+            raise ValueError(
+                f"rope needs heads of at least 2 channels per spatial axis, here {2 * num_spatial_dims}; got {dim // num_heads} "
+                f"(dim {dim} / num_heads {num_heads})."
+            )
+        if not (isinstance(rope_theta, numbers.Real) and 1 < rope_theta < np.inf):
+            raise ValueError(f"rope_theta must be a number above 1; got {rope_theta!r}.")
         window = make_window(num_spatial_dims, kernel_size, dilation, stride, is_causal)
         self.kernel_size, self.dilation = window.kernel_size, window.dilation
         self.stride, self.is_causal = window.stride, window.is_causal
+        self.rope, self.rope_theta = bool(rope), float(rope_theta)
         self.scale, self.implementation = as_scale(scale), implementation
         self.attention_dropout, self.deterministic = float(attention_dropout), True
         if rpb:
@@ -123,6 +147,11 @@ class NeighborhoodAttention(nnx.Module):
             self.rpb = nnx.data(None)
         self.output = linear(dim, dim, **options)
         self.dropout = dropout(float(projection_dropout))
+        if qk_norm is None:
+            self.q_norm, self.k_norm = nnx.data(None), nnx.data(None)
+        else:  # made last, so that the other weights are those of a layer without
+            options = {"epsilon": 1e-6, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+            self.q_norm, self.k_norm = (_QK_NORMS[qk_norm](dim // num_heads, **options) for _ in range(2))
 
     def set_view(self, deterministic: bool | None = None):
         """Args of `nnx.view`:
@@ -175,12 +204,18 @@ class NeighborhoodAttention(nnx.Module):
         heads = (*x.shape[:-1], self.num_heads, self.dim // self.num_heads)
         # Split rather than sliced: a split's gradient is one concatenation, those of slices are padded and summed.
         query, key, value = (y.reshape(heads) for y in jax.lax.split(self.qkv(x), (self.dim,) * 3, axis=rank + 1))
+        query, key = self._place(query, self.q_norm, key.shape), self._place(key, self.k_norm, key.shape)
         with jax.named_scope("neighborhood_attention"):
             x, weights = self._attend(query, key, value, rngs, output_attentions)
         if any(missing):
             x = x[(slice(None), *map(slice, spatial))]
         x = self.dropout(self.output(x.reshape(*x.shape[:-2], self.dim)), rngs=rngs)
         return (x, weights) if output_attentions else x
+
+    def _place(self, x, norm: nnx.Module | None, key_shape):
+        """Returns queries or keys, normalised and rotated by their positions as far as the layer does either."""
+        x = x if norm is None else norm(x)
+        return rotate(x, key_shape[1:-2], self.rope_theta, (False,) * len(self.kernel_size)) if self.rope else x
 
     def _attend(self, query, key, value, rngs: nnx.Rngs | None, output_attentions: bool):
         """Returns the attended values, and the weights where they are asked for or dropped."""

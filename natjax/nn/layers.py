@@ -73,6 +73,13 @@ def layer_norm(
     )
 
 
+def rms_norm(
+    features: int, *, epsilon: float, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.RMSNorm:
+    """Returns an RMSNorm (arXiv 1910.07467) over channels."""
+    return nnx.RMSNorm(features, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
 def dropout(rate: float) -> nnx.Dropout:
     """Returns element-wise dropout, off until `nnx.view(model, deterministic=False)`."""
     return nnx.Dropout(rate, deterministic=True)

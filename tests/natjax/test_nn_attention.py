@@ -97,6 +97,31 @@ def test_under_jit_and_grad_every_parameter_learns():
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=0.02)
 
 
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_queries_and_keys_are_normalised_head_by_head(kind):
+    plain, layer, x = make(kernel_size=(3,)), make(kernel_size=(3,), qk_norm=kind), tokens(7)
+    params = nnx.to_pure_dict(nnx.state(layer))
+    norm = {"scale": (DIM // HEADS,)} if kind == "rms_norm" else {"scale": (DIM // HEADS,), "bias": (DIM // HEADS,)}
+    assert jax.tree.map(jnp.shape, (params.pop("q_norm"), params.pop("k_norm"))) == (norm, norm)
+    jax.tree.map(np.testing.assert_array_equal, params, nnx.to_pure_dict(nnx.state(plain)))  # all else is as without
+    layer.q_norm.scale[...], layer.k_norm.scale[...] = jnp.linspace(1, 2, 4), jnp.linspace(3, 1, 4)
+
+    query, key, value = (y.reshape(2, 7, HEADS, 4) for y in np.split(np.asarray(layer.qkv(x)), 3, axis=-1))
+    normed = []
+    for y, scale in ((query, np.linspace(1, 2, 4)), (key, np.linspace(3, 1, 4))):
+        y = y - y.mean(-1, keepdims=True) if kind == "layer_norm" else y
+        normed.append(np.float32(y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6) * scale))
+    desired = natjax.neighborhood_attention(*normed, value, kernel_size=3, rpb=layer.rpb, implementation="reference")
+    desired = layer.output(desired.reshape(2, 7, DIM))
+    np.testing.assert_allclose(run(layer, x), desired, rtol=0, atol=1e-5)
+    grads = nnx.to_pure_dict(nnx.state(nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer)))
+    assert np.abs(grads["q_norm"]["scale"]).min() > 1e-3
+    assert np.abs(grads["k_norm"]["scale"]).min() > 1e-3
+    with jax.numpy_dtype_promotion("standard"):  # Flax's own norms promote half precision to float32
+        half = make(kernel_size=(3,), qk_norm=kind, dtype=jnp.bfloat16)(jnp.asarray(x, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+
+
 def test_training_view_drops_weights_and_outputs():
     layer, x = make(kernel_size=(3,), attention_dropout=0.5), tokens(9)
     train = nnx.view(layer, deterministic=False)
@@ -138,6 +163,7 @@ def test_bfloat16_computes_with_float32_parameters():
         ({"is_causal": 1}, r"is_causal must be one bool or one per spatial axis \(2\); got 1"),
         ({"is_causal": True}, "rpb needs windows that are not causal.*in a layer, False"),
         ({"kernel_size": 4}, "rpb needs odd kernel sizes.*in a layer, False"),
+        ({"qk_norm": True}, "qk_norm must be None or one of 'layer_norm', 'rms_norm'; got True"),
         ({"attention_dropout": 1.0}, r"attention_dropout must be in \[0, 1\); got 1.0"),
         ({"projection_dropout": -0.1}, r"projection_dropout must be in \[0, 1\); got -0.1"),
     ],
