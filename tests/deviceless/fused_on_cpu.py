@@ -44,6 +44,7 @@ class Case:
         multiprocessors: of the GPU; with few of them, programs take several tiles.
         wide: whether offsets are of 64 bits, as in large maps.
         block: sides of blocks that halos are cut into, as those of more than 1024 keys are; None for natjax's choice.
+        d_lse: whether the log-sum-exp has a gradient, too.
     """
 
     spatial: tuple[int, ...]
@@ -58,6 +59,7 @@ class Case:
     multiprocessors: int = 1
     wide: bool = False
     block: tuple[int, ...] | None = None
+    d_lse: bool = False
 
 
 CASES = {
@@ -66,7 +68,7 @@ CASES = {
     "level 4": Case((7, 7), None, (7, 7), batch=5, heads=2, multiprocessors=2),
     "no bias": Case((14, 16), (56, 56), (7, 7), bias=False, multiprocessors=8, batch=3),
     "kernel 11": Case((20, 24), (56, 56), (11, 11), batch=1),
-    "1-D, 24 channels": Case((100,), None, (13,), 24, "float16", dilation=2, heads=2),
+    "1-D, 24 channels": Case((100,), None, (13,), 24, "float16", dilation=2, heads=2, d_lse=True),
     "3-D, several blocks": Case((5, 8, 9), None, (3, 5, 5), 16, block=(4, 4, 4)),
     "64 channels": Case((16, 16), (56, 56), (7, 7), 64, batch=1),
     "128 channels": Case((16, 16), (56, 56), (7, 7), 128, batch=1),
@@ -100,7 +102,7 @@ class Launched:
     def described(self):
         """What is particular about it."""
         static, parts = self.static, [self.name]
-        parts += [flag for flag in ("D_QUERY", "D_TABLE", "WIDE") if static.get(flag)]
+        parts += [flag for flag in ("D_QUERY", "D_TABLE", "D_LSE", "WIDE") if static.get(flag)]
         chunks = f"{static['CHUNKS']} x {static['K']}" + (" on chip" if static["RESIDENT"] else "")
         return f"{' '.join(parts)}: {static['T']} queries, {np.prod(static['BLOCKS'])} blocks of {chunks}, grid {self.grid}"
 
@@ -112,34 +114,38 @@ class Launches:
         self.architecture, self.wide = architecture, wide
         self.made = []
 
-    def __call__(self, name, operands, scalars, outputs, grid, static, config):
+    def __call__(self, name, arguments, outputs, grid, static, config):
         static = static | {"WIDE": self.wide}
-        text, shared = _compile(name, operands, scalars, outputs, static, config, self.architecture)
+        text, shared = _compile(name, arguments, outputs, static, config, self.architecture)
 
         def execute(*operands):
+            rest = iter(operands)
+            # What is 1 is a constant of what jax-triton compiles.
+            passed = [
+                x if isinstance(x, int) else np.array(next(rest)) for x in arguments if not isinstance(x, int) or x != 1
+            ]
             results = [np.full(x.shape, np.nan, x.dtype) for x in outputs]
-            passed = [x for x in scalars if x != 1]  # others are constants of what jax-triton compiles
-            arguments = [*(np.array(x) for x in operands), *passed, *results]
-            self.made.append(Launched(name, text, grid, arguments, shared, static))
+            self.made.append(Launched(name, text, grid, [*passed, *results], shared, static))
             return self.made[-1].run()[-len(outputs) :]
 
-        return jax.pure_callback(execute, outputs, *operands)
+        return jax.pure_callback(execute, outputs, *(x for x in arguments if not isinstance(x, int)))
 
 
-def _compile(name, operands, scalars, outputs, static, config, architecture):
+def _compile(name, arguments, outputs, static, config, architecture):
     """Returns PTX and bytes of shared memory of a launch, as jax-triton compiles it."""
     from jax_triton import triton_lib
 
-    count = len(operands)
-    types = [triton_lib.get_triton_type(jax.core.ShapedArray(x.shape, x.dtype)) for x in (*operands, *outputs)]
-    types[count:count] = ["i32"] * len(scalars)
+    types = [
+        "i32" if isinstance(x, int) else triton_lib.get_triton_type(jax.core.ShapedArray(x.shape, x.dtype))
+        for x in (*arguments, *outputs)
+    ]
     with mock.patch.object(triton_lib.triton_kernel_call_lib, "TritonKernel", lambda *parts: parts):
         (_, _, _, shared, text, *_), _ = triton_lib.get_or_create_triton_kernel(
             triton_lib.get_cuda_backend,
             "cuda",
             getattr(kernels, name),
             types,
-            [(count + i, "i32", x) for i, x in enumerate(scalars)],
+            [(i, "i32", x) for i, x in enumerate(arguments) if isinstance(x, int)],
             num_warps=config.num_warps,
             num_stages=config.num_stages,
             num_ctas=1,
@@ -193,8 +199,13 @@ def _evaluated(attend, case, arrays, d_out):
     def run(query, key, value, rpb):
         return attend(make_problem(query, key, value, rpb=rpb, kernel_size=case.kernel_size, dilation=case.dilation))
 
-    out, pull, lse = jax.vjp(run, *arrays, has_aux=True)
-    return [None if x is None else np.asarray(x, np.float64) for x in (out, lse, *pull(d_out))]
+    if case.d_lse:
+        (out, lse), pull = jax.vjp(run, *arrays)
+        gradients = pull((d_out, d_out[..., 0].astype(lse.dtype)))
+    else:
+        out, pull, lse = jax.vjp(run, *arrays, has_aux=True)
+        gradients = pull(d_out)
+    return [None if x is None else np.asarray(x, np.float64) for x in (out, lse, *gradients)]
 
 
 def check(name, architecture):

@@ -76,10 +76,10 @@ def launches(shape, architecture, multiprocessors=132):
         if name != "bwd_dq":
             yield name, launch, {}
         elif case.bias and not config.resident:
-            yield name, launch, {"D_QUERY": True, "D_TABLE": False}
-            yield name, launch, {"D_QUERY": False, "D_TABLE": True}
+            yield name, launch, {"D_QUERY": True, "D_TABLE": False, "D_LSE": False}
+            yield name, launch, {"D_QUERY": False, "D_TABLE": True, "D_LSE": False}
         else:
-            yield name, launch, {"D_QUERY": True, "D_TABLE": case.bias}
+            yield name, launch, {"D_QUERY": True, "D_TABLE": case.bias, "D_LSE": False}
 
 
 def band_launches(shape, architecture, multiprocessors=132):
@@ -108,6 +108,7 @@ def _source(name, launch, flags, shape, architecture):
     function = getattr(kernels, name)
     constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
     constants |= {"FENCED": fenced(launch.config, architecture)}
+    constants |= dict.fromkeys({"d_lse"} & set(function.arg_names), 1)  # as `Launch` passes what is not there
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
     types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32")
     types |= dict.fromkeys(("maxima", "logs", "statistics", "d_logits"), "*fp32")

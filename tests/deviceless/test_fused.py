@@ -27,7 +27,7 @@ CASES = {
     "level 4": ("bfloat16", ["fwd: 64 queries, 1 blocks of 1 x 64 on chip, grid (1, 2, 3)"]),  # entries: 2, 2 and 1
     "no bias": ("bfloat16", ["bwd_dq D_QUERY: "]),
     "kernel 11": ("bfloat16", ["bwd_dq D_QUERY D_TABLE: 16 queries, 1 blocks of 1 x 256 on chip"]),
-    "1-D, 24 channels": ("float16", []),
+    "1-D, 24 channels": ("float16", ["bwd_dq D_QUERY D_TABLE D_LSE: "]),
     "3-D, several blocks": ("bfloat16", ["bwd_dq D_TABLE: ", "bwd_dkv: 64 queries, 12 blocks of 2 x 32, "]),
     "64 channels": ("bfloat16", ["fwd: 64 queries, 1 blocks of 3 x 64, "]),
     "128 channels": ("bfloat16", []),

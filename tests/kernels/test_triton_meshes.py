@@ -61,7 +61,7 @@ def main():
         bias = jnp.sum(jnp.maximum(table.astype(jnp.float32), 0), (0, 2, 3))[:, None]  # [N, 1]
         return q * k + v * bias, jnp.sum(q * k, -1).swapaxes(1, 2), jnp.sum(q * v, -1).swapaxes(1, 2)
 
-    def backward(queries, keys, bias, q, k, v, do, out, maximum, log, table, transposed_table):
+    def backward(queries, keys, bias, q, k, v, do, out, maximum, log, table, transposed_table, d_lse):
         lse = (maximum + log).swapaxes(1, 2)[..., None]
         d_table = jnp.einsum("bsnd,bsnd->n", do, v)[:, None, None] * jnp.ones_like(table, jnp.float32)
         return do * k * lse, do * q, do + out, d_table

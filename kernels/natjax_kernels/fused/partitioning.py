@@ -43,12 +43,24 @@ class Call:
     mapped: int = 0
 
     def __call__(self, *arrays):
-        """Calls the function under whatever vmap and mesh there is."""
+        """Calls the function under whatever vmap and mesh there is; operands that are None are None to it."""
+        if any(x is None for x in arrays):
+            return self._of_those_given(*arrays)
         call = custom_vmap(self._on_mesh)
         call.def_vmap(self._vmap)
         call = jax.custom_jvp(call)
         call.defjvp(_no_second_derivative)
         return call(*arrays)
+
+    def _of_those_given(self, *arrays):
+        given = [x is not None for x in arrays]
+
+        def function(*operands):
+            rest = iter(operands)
+            return self.function(*(next(rest) if there else None for there in given))
+
+        call = Call(function, tuple(itertools.compress(self.operands, given)), self.results)
+        return call(*itertools.compress(arrays, given))
 
     def _vmap(self, size: int, batched: list[bool], *arrays):
         """Maps within each device's share: folding the mapped axis into the batch here would mix the shares of devices.

@@ -50,14 +50,20 @@ class _Tensor:
         self._be(storage.array)
 
 
-def run(kernel: Any, grid: tuple[int, ...], scalars: tuple[int, ...], static: dict[str, Any], outputs: list, *operands):
-    """Runs a kernel over its grid; returns arrays of the shapes and dtypes of `outputs`, NaN where nothing was written."""
+def run(kernel: Any, grid: tuple[int, ...], scalars: dict[int, int], static: dict[str, Any], outputs: list, *operands):
+    """Runs a kernel over its grid; returns arrays of the shapes and dtypes of `outputs`, NaN where nothing was written.
+
+    `scalars` are arguments by their place among `operands`.
+    """
     results = [np.full(x.shape, np.nan, x.dtype) for x in outputs]
     tensors = [_Tensor(np.ascontiguousarray(x)) for x in (*operands, *results)]
-    inputs, written = tensors[: len(operands)], tensors[len(operands) :]
+    inputs: list[Any] = [*tensors[: len(operands)]]
+    written = tensors[len(operands) :]
+    for place, scalar in sorted(scalars.items()):
+        inputs.insert(place, scalar)
     with _ONE_AT_A_TIME, np.errstate(all="ignore"):
         _mend_scalars()
-        kernel[grid](*inputs, *scalars, *written, **static)
+        kernel[grid](*inputs, *written, **static)
     return results
 
 

@@ -13,9 +13,10 @@ large, and weights would not sum to 1. No atomics: every output has one writer, 
     bwd_dq   dq, statistics, dS    likewise; dS is summed over the program's tiles and batch entries on chip
     bwd_dkv  dk, dv                tiles of keys and the queries that see them (the transposed layout)
 
-Shapes: tokens [B, L, N, D]; maxima m and logs (of the sums of weights, l) [B, N, L] float32; statistics [B, N, L, 4] float32: m,
-log l, delta (the sum of out * d_out) and padding; table [rows, N or 1, T, S], a bias in float32; dS [shares of the batch, runs,
-chunks or 1, N, 1 or chunks, T, K] float32. Triples are (z, y, x).
+Shapes: tokens [B, L, N, D]; maxima m, logs (of the sums of weights, l) and, with D_LSE, the gradient of the log-sum-exp d_lse
+[B, N, L] float32; statistics [B, N, L, 4] float32: m, log l, delta (the sum of out * d_out, less d_lse) and padding; table
+[rows, N or 1, T, S], a bias in float32; dS [shares of the batch, runs, chunks or 1, N, 1 or chunks, T, K] float32. Triples are
+(z, y, x).
 Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S slots of a block in CHUNKS of K, all powers of two but S.
 """
 
@@ -234,11 +235,13 @@ def _d_logits(q, k, v, do, bias, m, log, delta, SCALE: tl.constexpr, PRECISION: 
 
 @triton.jit
 def bwd_dq(
-    query, key, value, table, tiles, runs, rows, out, maxima, logs, d_out, batch, share, steps, d_query, statistics, d_logits,
+    query, key, value, table, tiles, runs, rows, out, maxima, logs, d_out, d_lse, batch, share, steps,
+    d_query, statistics, d_logits,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, BIAS_HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr,
     T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
+    D_LSE: tl.constexpr,
 ):  # fmt: skip
     """Computes dquery and statistics where D_QUERY, and the summed gradient of the logits where D_TABLE.
 
@@ -274,6 +277,8 @@ def bwd_dq(
             log = tl.load(logs + at_row, mask=owned, other=0.0)
             o = _load(out + image + at_query, owned, D, PADDED_D)
             delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+            if D_LSE:  # whose gradient by a logit is that logit's weight
+                delta -= tl.load(d_lse + at_row, mask=owned, other=0.0)
             dq = tl.zeros([T, PADDED_D], tl.float32)
             if D_TABLE or RESIDENT:
                 new_sums = ()

@@ -78,18 +78,19 @@ class Launch:
     ):
         """Runs the kernel `name` on `arrays`, the first of which is [B, L, N, D]; returns arrays like `outputs`.
 
+        Kernels have no parameter for arrays that are None: what is 1, as they are passed, is a constant to Triton.
         `parts` is how many programs share a run: 1, or one for every chunk of its halos.
         """
         batch, _, heads, channels = arrays[0].shape
         static |= self.static(heads, table.shape[1], channels)
         static["UPCAST"] = interpreted() and arrays[0].dtype == jnp.bfloat16
         static["FENCED"] = not interpreted() and fenced(self.config, capability())
-        tokens, others = arrays[:3], arrays[3:]
+        tokens, others = arrays[:3], [1 if x is None else x for x in arrays[3:]]
         plan = [jnp.asarray(x, jnp.int32) for x in (self.layout.tiles, runs, self.layout.rows)]
         grid = (len(runs), heads * parts, math.ceil(batch / share))
         run = _interpret if interpreted() else _compile
-        scalars = batch, share, self.schedule.steps
-        return run(name, [*tokens, table, *plan, *others], scalars, outputs, grid, static, self.config)
+        arguments = [*tokens, table, *plan, *others, batch, share, self.schedule.steps]
+        return run(name, arguments, outputs, grid, static, self.config)
 
     def static(self, heads: int, bias_heads: int, channels: int) -> dict[str, Any]:
         """Returns the compile-time arguments that all kernels share."""
@@ -157,12 +158,11 @@ def float32_products() -> str:
     return "tf32" if jax.config.values["jax_default_matmul_precision"] in _ONE_PASS else "tf32x3"
 
 
-def _compile(name, operands, scalars, outputs, grid, static, config: Config):
+def _compile(name, arguments, outputs, grid, static, config: Config):
     from natjax_kernels.triton import kernels
 
     return _jax_triton().triton_call(
-        *operands,
-        *scalars,
+        *arguments,
         kernel=getattr(kernels, name),
         out_shape=outputs,
         grid=grid,
@@ -186,9 +186,10 @@ def _jax_triton():
     return jax_triton
 
 
-def _interpret(name, operands, scalars, outputs, grid, static, config: Config):
+def _interpret(name, arguments, outputs, grid, static, config: Config):
     from natjax_kernels.triton import kernels
     from natjax_kernels.triton.interpret import run
 
+    scalars = {i: x for i, x in enumerate(arguments) if isinstance(x, int)}
     call = functools.partial(run, getattr(kernels, name), grid, scalars, static, outputs)
-    return jax.pure_callback(call, outputs, *operands)
+    return jax.pure_callback(call, outputs, *(x for x in arguments if not isinstance(x, int)))

@@ -32,7 +32,7 @@ def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`.
 
     Raises:
-        NotImplementedError: for a gradient of the log-sum-exp, or a second derivative, when it is traced.
+        NotImplementedError: for a second derivative, when it is traced.
     """
     query, scale = problem.query, problem.scale
     if scale <= 0:  # the kernels' is above 0, as tables may be divided by it
@@ -68,17 +68,25 @@ def _forward(window, scale, products, *primals):
 def _backward(window, scale, products, residuals, cotangents):
     query, key, value, rpb, out, maximum, log = residuals
     d_out, d_lse = cotangents
-    if not isinstance(d_lse, SymbolicZero):
-        raise NotImplementedError('the fused kernels have no gradient of the log-sum-exp; use implementation="xla"')
+    if isinstance(d_out, SymbolicZero):  # of the log-sum-exp alone
+        d_out = jnp.zeros_like(out)
+    d_lse = None if isinstance(d_lse, SymbolicZero) else _flat_rows(d_lse)
     queries, keys = (_backward_launch(kernel, query, rpb, window, scale, products) for kernel in ("bwd_dq", "bwd_dkv"))
     tables = [launch.table(rpb) for launch in (queries, keys)]
     axes = _table_axes(rpb)
     call = Call(
         functools.partial(_run_backward, queries, keys, rpb is not None),
-        (*[_TOKENS] * 5, _PER_QUERY, _PER_QUERY, axes, axes.replace("r", "p").replace("t", "u").replace("k", "l")),
+        (
+            *[_TOKENS] * 5,
+            _PER_QUERY,
+            _PER_QUERY,
+            axes,
+            axes.replace("r", "p").replace("t", "u").replace("k", "l"),
+            _PER_QUERY,
+        ),
         (*[_TOKENS] * 3, *([axes] if rpb is not None else [])),
     )
-    gradients = call(*_flat(query, key, value, d_out), out, maximum, log, *tables)
+    gradients = call(*_flat(query, key, value, d_out), out, maximum, log, *tables, d_lse)
     d_rpb = None
     if rpb is not None:
         *gradients, d_table = gradients
@@ -98,14 +106,16 @@ def _run(launch: Launch | BandLaunch, q, k, v, table):
     return launch("fwd", [q, k, v], [_like(q), _per_query(q), _per_query(q)], table=table, runs=runs, share=share)
 
 
-def _run_backward(queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, maximum, log, table, transposed_table):
+def _run_backward(
+    queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, maximum, log, table, transposed_table, d_lse=None
+):
     """Returns dquery, dkey, dvalue and, where there is a bias, the table's gradient [rows, N, T, S], summed over the batch."""
     batch, _, heads, _ = q.shape
-    operands = [q, k, v, out, maximum, log, do]
+    operands = [q, k, v, out, maximum, log, do, d_lse]
     runs, share = queries.shares(batch, heads)
     sums = jax.ShapeDtypeStruct(queries.schedule.sums(batch, heads), jnp.float32)
     together = bias and queries.config.resident
-    run = functools.partial(queries, "bwd_dq", operands, table=table)
+    run = functools.partial(queries, "bwd_dq", operands, table=table, D_LSE=d_lse is not None)
     statistics = jax.ShapeDtypeStruct((*maximum.shape, 4), jnp.float32)
     d_query, statistics, d_logits = run(
         [_like(q), statistics, sums if together else _NOTHING],
@@ -155,6 +165,11 @@ def _config(kernel: str, query, rpb, window: Window) -> Config:
 
 def _flat(*arrays):
     return [x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in arrays]
+
+
+def _flat_rows(x):
+    """Returns [B, N, L] of [B, *spatial, N]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1]).swapaxes(1, 2)
 
 
 def _like(x) -> jax.ShapeDtypeStruct:
