@@ -42,6 +42,7 @@ TINY = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "ker
 SHORT = {
     "train": "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --warmup-epochs 0 --cooldown-epochs 0 --mesh data=1",
     "bench": "--seconds 0.1 --image-size 32",
+    "bench op": "--seconds 0.1",
 }
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -88,7 +89,8 @@ def commands(code):
 
 
 def run_natjax(arguments):
-    arguments = [*arguments, *SHORT.get(arguments[0], "").split()]
+    name = "bench op" if arguments[:2] == ["bench", "op"] else arguments[0]
+    arguments = [*arguments, *SHORT.get(name, "").split()]
     for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
         if flag in arguments:
             del arguments[arguments.index(flag) : arguments.index(flag) + 2]

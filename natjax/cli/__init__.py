@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 
 from natjax._version import __version__
-from natjax.cli import bench, classify, convert, demo, doctor, features, info, list_models, push, train
+from natjax.cli import bench, bench_op, classify, convert, demo, doctor, features, info, list_models, push, train
 from natjax.cli import eval as evaluate
 from natjax.cli._devices import explain_no_device
 from natjax.cli._output import complain
@@ -33,6 +33,7 @@ _COMMANDS = {
     "push": push,
     "demo": demo,
     "bench": bench,
+    "bench op": bench_op,
     "doctor": doctor,
 }
 _EXPECTED = (ValueError, OSError, NotImplementedError, ImportError)  # natjax's own errors are ValueErrors
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper):  # class and file names may lie outside of the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:2] == ["bench", "op"]:  # a command of two words; a folder of this name is ./op
+        argv[:2] = ["bench op"]
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
         args.parser.refuse_unknown(unknown)

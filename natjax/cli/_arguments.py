@@ -64,6 +64,42 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def token_shape(text: str) -> tuple[int, ...]:
+    """Returns the shape of a problem of the op, [B, *spatial, N, D]."""
+    sizes = tuple(map(_int, text.split(",")))
+    if not 4 <= len(sizes) <= 6 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be batch, 1 to 3 sides of the map, heads, channels of a head, as in 1,56,56,2,32; got {text!r}"
+        )
+    return sizes
+
+
+def int_per_axis(text: str) -> int | tuple[int, ...]:
+    """Returns an integer, or those of several axes."""
+    try:
+        values = tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be an integer or one per axis, as in 3,7; got {text!r}") from error
+    return values if len(values) > 1 else values[0]
+
+
+def flag_per_axis(text: str) -> bool | tuple[bool, ...]:
+    """Returns a flag, or those of several axes."""
+    values = text.split(",")
+    if not set(values) <= {"0", "1"}:
+        raise argparse.ArgumentTypeError(f"must be 0 or 1, or one per axis, as in 1,0; got {text!r}")
+    flags = tuple(value == "1" for value in values)
+    return flags if len(flags) > 1 else flags[0]
+
+
+def capability(text: str) -> int:
+    """Returns a compute capability, times ten."""
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and len(minor) == 1 and minor.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a compute capability, as in 9.0; got {text!r}")
+    return 10 * int(major) + int(minor)
+
+
 def _int(text: str) -> int:
     try:
         return int(text)

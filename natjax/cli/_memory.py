@@ -19,7 +19,7 @@ def explain_out_of_memory(message: str) -> Generator[None]:
 
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not any(said in str(error) for said in _OUT_OF_MEMORY):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the former is Python's and NumPy's
+        if not (isinstance(error, MemoryError) or any(said in str(error) for said in _OUT_OF_MEMORY)):
             raise
         raise ValueError(message) from error

@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the command with usage, message and, where a choice was mistyped, the nearest one."""
         if found := _INVALID_CHOICE.search(message):
-            message += "." + did_you_mean(found[1], re.findall(r"[\w-]+", found[2]), _CUTOFF)
+            choices = [choice.strip("'") for choice in found[2].split(", ")]
+            message += "." + did_you_mean(found[1], choices, _CUTOFF)
         if self.format_usage().count("\n") > _LONG_USAGE:  # which would push the message out of sight
             self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists all flags.\n")
         super().error(message)

@@ -17,7 +17,7 @@ def test_help_and_version_import_nothing_heavy():
     code = """
 import sys
 from natjax.cli import main
-for arguments in (["--help"], ["--version"], ["classify", "--help"], ["convert", "--help"]):
+for arguments in (["--help"], ["--version"], ["classify", "--help"], ["convert", "--help"], ["bench", "op", "--help"]):
     try:
         main(arguments)
     except SystemExit as ended:
@@ -26,7 +26,7 @@ for arguments in (["--help"], ["--version"], ["classify", "--help"], ["convert",
     assert not heavy, (arguments, heavy)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.count("usage: natjax") == 3
+    assert result.stdout.count("usage: natjax") == 4
     assert f"natjax {natjax.__version__}\n" in result.stdout
 
 
@@ -41,6 +41,7 @@ def test_module_and_script_are_the_same_command():
         ("", "required: COMMAND"),
         ("paint", "invalid choice: 'paint'"),
         ("classfy x.png", "). Did you mean classify?"),
+        ("bnch op", "). Did you mean bench?"),
         ("convert a b --to shilab", "). Did you mean shilabs?"),
         ("info nat_mini --image-sise 8", "unrecognized arguments: --image-sise 8. Did you mean --image-size?"),
         ("bench nat_mini --batchsize=8", "unrecognized arguments: --batchsize=8. Did you mean --batch-size?"),

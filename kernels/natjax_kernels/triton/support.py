@@ -84,6 +84,8 @@ def _triton_version() -> str:
 
 def why_not_on(problem: Problem, gpu: GPU) -> str | None:
     """Returns why the kernels cannot compute this problem on a GPU that has all they need, or None where they can."""
+    if gpu.capability < round(10 * _LEAST_CAPABILITY):
+        return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and this is {gpu.capability / 10}"
     channels, values = problem.head_dim, problem.value.shape[-1]
     for name, array in (("query", problem.query), ("rpb", problem.rpb)):
         if array is not None and array.dtype.name not in _DTYPES:
