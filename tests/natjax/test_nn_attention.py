@@ -211,6 +211,14 @@ def test_numbers_of_numpy_and_variables():
         plain(x.tolist())
 
 
+def test_the_layer_as_a_module_of_linen():
+    layer, x = make(kernel_size=(3,), dilation=2), tokens(7)
+    module = natjax.to_linen(natjax.NeighborhoodAttention, DIM, HEADS, kernel_size=(3,), dilation=2)
+    variables = {"params": nnx.to_pure_dict(nnx.state(layer, nnx.Param))}
+    assert jax.tree.map(jnp.shape, module.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
+    np.testing.assert_allclose(module.apply(variables, x), layer(x), rtol=0, atol=1e-6)
+
+
 def test_symbolic_maps_are_refused():
     x = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, h, 7, {DIM}"), jnp.float32)
     with pytest.raises(ValueError, match="x must have a known size along every axis but the batch"):
