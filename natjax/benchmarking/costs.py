@@ -6,15 +6,17 @@ Letters: T queries of a tile, S keys of a tile.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
 import numpy as np
 
+from natjax_kernels import neighborhood_attention
 from natjax_kernels.fused.configurations import Case, Config, halo, power_of_two
 from natjax_kernels.fused.layout import sizes
 from natjax_kernels.fused.schedule import Schedule
-from natjax_kernels.plan import AxisPlan, Window, plan
+from natjax_kernels.plan import AxisPlan, plan
 from natjax_kernels.problem import Problem
 from natjax_kernels.triton import support
 from natjax_kernels.triton.band_launch import BandLaunch
@@ -25,7 +27,8 @@ from natjax_kernels.xla.tiling import tile_shape
 
 def options(problem: Problem) -> dict[str, Any]:
     """Returns the keyword arguments of the op that describe the problem's window and scale."""
-    window = {field.name: getattr(problem.window, field.name) for field in dataclasses.fields(Window)}
+    names = inspect.signature(neighborhood_attention).parameters
+    window = {name: x for name, x in dataclasses.asdict(problem.window).items() if name in names}
     return window | {"scale": problem.scale}
 
 

@@ -41,8 +41,7 @@ def attention(problem: Problem, implementation: str, *, backward: bool = False) 
     """
     if implementation == "reference" and (reason := why_not_dense(problem, backward=backward)):
         raise MemoryError(reason)  # before the machine runs out of it
-
-    return _timed(call(problem, implementation), problem.arrays, backward)
+    return _timed(call(problem, implementation), (*_tokens(problem), problem.rpb), backward)
 
 
 def call(problem: Problem, implementation: str) -> Callable:
@@ -61,7 +60,7 @@ def dense(problem: Problem, *, backward: bool = False) -> Program:
         tokens = [x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (query, key, value)]
         return jax.nn.dot_product_attention(*tokens, scale=problem.scale).reshape(*query.shape[:-1], value.shape[-1])
 
-    return _timed(op, problem.arrays[:3], backward)
+    return _timed(op, _tokens(problem), backward)
 
 
 def why_not_dense(problem: Problem, *, backward: bool = False) -> str | None:
@@ -92,6 +91,10 @@ def multiplying(dtype: str) -> tuple[Program, int]:
     a, b = (jax.device_put(_noise((side, side), dtype)) for _ in range(2))
     program, seconds = compiled(jax.jit(jnp.matmul), a, b)
     return _in_flight(program, [(a, b)], seconds), 2 * side**3
+
+
+def _tokens(problem: Problem) -> tuple[Any, Any, Any]:
+    return problem.query, problem.key, problem.value
 
 
 def _timed(op: Callable, arrays: tuple, backward: bool) -> Program:

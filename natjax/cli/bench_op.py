@@ -7,6 +7,7 @@ matrix products, whichever is longer; both rates are measured in the same run. `
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -159,8 +160,8 @@ def _reasons(names: Sequence[str], problem: Problem) -> dict[str, str]:
     from natjax.benchmarking.costs import options
     from natjax_kernels import explain
 
-    *tokens, rpb = problem.arrays
-    said = [explain(*tokens, rpb=rpb, **options(problem), implementation=name) for name in names or [None]]
+    call = functools.partial(explain, problem.query, problem.key, problem.value, rpb=problem.rpb, **options(problem))
+    said = [call(implementation=name) for name in names or [None]]
     return {name: reason for name, _, reason in (text.partition(": ") for text in said)}
 
 
