@@ -45,6 +45,7 @@ class Case:
         wide: whether offsets are of 64 bits, as in large maps.
         block: sides of blocks that halos are cut into, as those of more than 1024 keys are; None for natjax's choice.
         d_lse: whether the log-sum-exp has a gradient, too.
+        values: channels of a head of values; None for as many as of keys.
     """
 
     spatial: tuple[int, ...]
@@ -60,6 +61,7 @@ class Case:
     wide: bool = False
     block: tuple[int, ...] | None = None
     d_lse: bool = False
+    values: int | None = None
 
 
 CASES = {
@@ -68,7 +70,7 @@ CASES = {
     "level 4": Case((7, 7), None, (7, 7), batch=5, heads=2, multiprocessors=2),
     "no bias": Case((14, 16), (56, 56), (7, 7), bias=False, multiprocessors=8, batch=3),
     "kernel 11": Case((20, 24), (56, 56), (11, 11), batch=1),
-    "1-D, 24 channels": Case((100,), None, (13,), 24, "float16", dilation=2, heads=2, d_lse=True),
+    "1-D, 24 channels": Case((100,), None, (13,), 24, "float16", dilation=2, heads=2, d_lse=True, values=20),
     "3-D, several blocks": Case((5, 8, 9), None, (3, 5, 5), 16, block=(4, 4, 4)),
     "64 channels": Case((16, 16), (56, 56), (7, 7), 64, batch=1),
     "128 channels": Case((16, 16), (56, 56), (7, 7), 128, batch=1),
@@ -162,7 +164,10 @@ def execute(case, architecture):
     rng = np.random.default_rng(0)
     shape = case.batch, *case.spatial, case.heads, case.channels
     biases = (case.heads, *(2 * k - 1 for k in case.kernel_size))
-    *tokens, d_out = (jnp.asarray(rng.normal(size=shape), case.dtype) for _ in range(4))
+    value_shape = *shape[:-1], case.values or case.channels
+    *tokens, d_out = (
+        jnp.asarray(rng.normal(size=size), case.dtype) for size in (shape, shape, value_shape, value_shape)
+    )
     arrays = (*tokens, jnp.asarray(rng.normal(size=biases), case.dtype) if case.bias else None)
     launches = Launches(architecture, case.wide)
     with _launching(launches, case):

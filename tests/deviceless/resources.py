@@ -49,7 +49,7 @@ OTHERS = {
     **{f"level {i} float32": (LEVELS[f"level {i} dilation 1"][0], "float32") for i in (1, 2, 3, 4)},
     "kernel 11": _level_1(kernel_size=11),
     "kernel 13": _level_1(kernel_size=13),
-    **{f"{d} channels": _level_1(channels=d) for d in (8, 16, 64, 128)},
+    **{f"{d} channels": _level_1(channels=d) for d in (8, 16, 64, 128, 256)},
     "64 channels level 4": (dataclasses.replace(LEVELS["level 4 dilation 1"][0], channels=64), "bfloat16"),
     **{f"{d} channels float32": _level_1("float32", channels=d) for d in (64, 128)},
     "128 channels float32 no bias": _level_1("float32", channels=128, bias=False),
@@ -108,7 +108,7 @@ def _source(name, launch, flags, shape, architecture):
     function = getattr(kernels, name)
     constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
     constants |= {"FENCED": fenced(launch.config, architecture)}
-    constants |= dict.fromkeys({"d_lse"} & set(function.arg_names), 1)  # as `Launch` passes what is not there
+    constants |= dict.fromkeys({"d_lse", "hidden"} & set(function.arg_names), 1)  # as `Launch` passes what is not there
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
     types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32")
     types |= dict.fromkeys(("maxima", "logs", "statistics", "d_logits"), "*fp32")

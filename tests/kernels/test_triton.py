@@ -72,6 +72,18 @@ def test_channels_of_a_head(channels):
     assert_right(OpCase("channels", 1, (7, 8), 2, channels, 3))
 
 
+@pytest.mark.parametrize(("channels", "values"), [(8, 40), (24, 3), (256, 200)])
+def test_values_of_other_channels(channels, values):
+    dtype = "bfloat16" if channels > 128 else "float32"
+    case = OpCase("values", 1, (7, 8), 2, channels, 3)
+    arguments, d_out = draw(case.shape, 3, True, dtype, values)
+    got = both(arguments, d_out, kernel_size=3, implementation="triton")
+    expected = both(
+        *jax.tree.map(lambda x: x.astype("float32"), (arguments, d_out)), kernel_size=3, implementation="xla"
+    )
+    assert_close(got, expected, TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("entries", [1, 8, 9, 1000])
 def test_sums_by_segment(entries):
     """Of segments from one entry to nearly all, not in order."""
@@ -132,7 +144,9 @@ def test_offsets_are_of_64_bits_where_an_image_needs_them(monkeypatch):
     launch = launching.Launch((64,), window, 1.0, Config((64,), None, 64, False, 4), 132, "ieee")
 
     def wide(length, heads):
-        monkeypatch.setattr(launching, "layout", lambda *_: dataclasses.replace(plan, tokens=length))
+        monkeypatch.setattr(
+            launching, "layout", lambda *_: dataclasses.replace(plan, tokens=length, halo_tokens=length)
+        )
         return launch.static(heads, 1, 128)["WIDE"]
 
     assert not wide(2**23, 1)
@@ -275,13 +289,8 @@ def test_keys_of_cases_tell_them_apart():
 
 REFUSALS = {
     "float64": ((1, 8, 8, 2, 8), "float64", 8, "compute in float32, bfloat16, float16; query is float64"),
-    "values of other channels": (
-        (1, 8, 8, 2, 8),
-        "float32",
-        4,
-        "values of as many channels as keys; they have 4 and 8",
-    ),
-    "wide heads": ((1, 8, 8, 2, 129), "float32", 129, "at most 128 channels; these have 129"),
+    "wide heads": ((1, 8, 8, 2, 129), "float32", 129, "at most 128 channels in float32; these have 129"),
+    "wide values": ((1, 8, 8, 2, 8), "bfloat16", 257, "at most 256 channels in bfloat16; these have 257"),
     "empty batch": ((0, 8, 8, 2, 8), "float32", 8, "at least one batch entry"),
     "many heads": (
         (1, 8, 8, 65536, 8),

@@ -57,11 +57,11 @@ def main():
     import natjax_kernels.triton.op as op
     from natjax_kernels import neighborhood_attention
 
-    def forward(launch, q, k, v, table):
+    def forward(launch, group, q, k, v, table, hidden):
         bias = jnp.sum(jnp.maximum(table.astype(jnp.float32), 0), (0, 2, 3))[:, None]  # [N, 1]
         return q * k + v * bias, jnp.sum(q * k, -1).swapaxes(1, 2), jnp.sum(q * v, -1).swapaxes(1, 2)
 
-    def backward(queries, keys, bias, q, k, v, do, out, maximum, log, table, transposed_table, d_lse):
+    def backward(queries, keys, group, bias, q, k, v, do, out, maximum, log, table, transposed_table, d_lse, hidden):
         lse = (maximum + log).swapaxes(1, 2)[..., None]
         d_table = jnp.einsum("bsnd,bsnd->n", do, v)[:, None, None] * jnp.ones_like(table, jnp.float32)
         return do * k * lse, do * q, do + out, d_table

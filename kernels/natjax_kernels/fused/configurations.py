@@ -53,12 +53,14 @@ class Case:
 
     Attributes:
         kernel: one of `KERNELS`.
-        spatial: sides of the map.
+        spatial: sides of the map of keys.
         window: its window.
-        head_dim: channels of a head.
+        head_dim: channels of a head of queries and keys.
         dtype: name of the dtype.
         bias: whether there is a relative positional bias.
         capability: compute capability of the device, times ten.
+        value_dim: channels of a head of values; None for as many.
+        group: heads of queries that share a head of keys.
     """
 
     kernel: str
@@ -68,13 +70,42 @@ class Case:
     dtype: str
     bias: bool
     capability: int
+    value_dim: int | None = None
+    group: int = 1
+
+    @classmethod
+    def of(cls, kernel: str, window: Window, capability: int, query, key, value, rpb) -> Case:
+        """Returns the case of a kernel for arrays as those of the op."""
+        channels, values = query.shape[-1], value.shape[-1]
+        return cls(
+            kernel,
+            tuple(key.shape[1:-2]),
+            window,
+            channels,
+            query.dtype.name,
+            rpb is not None,
+            capability,
+            None if values == channels else values,
+            query.shape[-2] // key.shape[-2],
+        )
+
+    @property
+    def values(self) -> int:
+        """Channels of a head of values."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of a head, of keys or values, whichever has more."""
+        return max(self.head_dim, self.values)
 
     @property
     def key(self) -> str:
         """The name of the case in configs.json."""
         axes = zip(self.spatial, self.window.axes(), strict=True)
         window = " ".join(f"{n}:{k}x{d}{f'/{s}' * (s > 1)}{'c' * c}" for n, (k, d, s, c) in axes)
-        return f"{self.kernel} {window} D{self.head_dim} {self.dtype}{' rpb' * self.bias} sm_{self.capability}"
+        more = (f"/{self.value_dim}" if self.value_dim else "") + f" x{self.group}" * (self.group > 1)
+        return f"{self.kernel} {window} D{self.head_dim}{more} {self.dtype}{' rpb' * self.bias} sm_{self.capability}"
 
 
 _overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVar("overrides")

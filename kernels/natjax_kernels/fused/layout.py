@@ -37,8 +37,10 @@ class Layout:
         tile: sides of a tile along z, y, x.
         block: sides of a block of keys along z, y, x.
         blocks: blocks of a halo along z, y, x.
-        steps: tokens between neighbouring slots along z, y, x.
-        tokens: tokens of the map.
+        steps: tokens between neighbouring slots of a tile along z, y, x.
+        halo_steps: those of a halo.
+        tokens: tokens of the map of tiles.
+        halo_tokens: tokens of the map of halos.
     """
 
     tiles: np.ndarray
@@ -48,7 +50,9 @@ class Layout:
     block: tuple[int, ...]
     blocks: tuple[int, ...]
     steps: tuple[int, ...]
+    halo_steps: tuple[int, ...]
     tokens: int
+    halo_tokens: int
 
     def runs(self, longest: int) -> np.ndarray:
         """Cuts the tiles into runs of one class, [runs, 2] int32: first tile and the one after the last."""
@@ -94,6 +98,7 @@ def layout(
     # rows: [classes and blocks of the first axis, then of the next, ...] -> [classes, blocks]
     rows = rows.transpose(*range(0, rows.ndim, 2), *range(1, rows.ndim, 2)).reshape(-1, math.prod(blocks))
     ones = (1,) * missing
+    steps = (*(0,) * missing, *(s * d for s, d in zip(strides, window.dilation, strict=True)))
     return Layout(
         tiles=tiles[np.argsort(tiles[:, 2], kind="stable")].astype(np.int32),
         rows=rows.astype(np.int32),
@@ -101,8 +106,10 @@ def layout(
         tile=(*ones, *tile),
         block=(*ones, *block),
         blocks=(*ones, *blocks),
-        steps=(*(0,) * missing, *(s * d for s, d in zip(strides, window.dilation, strict=True))),
+        steps=steps,
+        halo_steps=steps,
         tokens=math.prod(spatial),
+        halo_tokens=math.prod(spatial),
     )
 
 

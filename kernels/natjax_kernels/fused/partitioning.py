@@ -5,7 +5,8 @@ entry and head needs no other one, so each device calls the kernels on what it h
 gradient over the devices that share the batch.
 
 `Call` describes a function of token arrays [B, L, N, D] or [B, N, L] and of tables [rows, N or 1, T, S] by the axes of its
-operands and results, letters as in an einsum: b batch, n heads, and v0, v1, ... those that vmap maps.
+operands and results, letters as in an einsum: b batch, n heads, and v0, v1, ... those that vmap maps. Where several heads of
+queries share one of keys, n are those of keys, and queries have an axis more, of those that share one: they stay on one device.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from natjax_kernels._compat import vary, varying_axes
+from natjax_kernels.sharding import reshape, spec_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,29 @@ class Call:
         return tuple(
             x if "b" in axes.split() else jax.lax.psum(x, batch) for x, axes in zip(results, self.results, strict=True)
         )
+
+
+def split_heads(x, axis: int, group: int):
+    """Splits an axis of query heads into those of keys and the `group` that share one, if several do; see the module's text."""
+    if group == 1:
+        return x
+    places, key_heads = list(spec_of(x)), x.shape[axis] // group
+    if places[axis] is not None:
+        sharding = jax.typeof(x).sharding
+        if key_heads % (x.shape[axis] // sharding.shard_shape(x.shape)[axis]):  # a key head's are on several devices
+            places[axis] = None
+            x = jax.sharding.reshard(x, NamedSharding(sharding.mesh, P(*places)))
+    shape = *x.shape[:axis], key_heads, group, *x.shape[axis + 1 :]
+    return reshape(x, shape, (*places[: axis + 1], None, *places[axis + 1 :]))
+
+
+def join_heads(x, axis: int, group: int):
+    """Undoes `split_heads`."""
+    if group == 1:
+        return x
+    places = spec_of(x)
+    shape = *x.shape[:axis], x.shape[axis] * group, *x.shape[axis + 2 :]
+    return reshape(x, shape, (*places[: axis + 1], *places[axis + 2 :]))
 
 
 def _no_second_derivative(primals, tangents):

@@ -61,10 +61,10 @@ class BandLaunch:
         return self.layout.tiles, Schedule(sizes, self.config, self.multiprocessors).shares(batch, programs)[1]
 
     def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray):
-        """Runs the kernel, as `name` "fwd", on query, key and value [B, L, N, D]; returns arrays like `outputs`."""
+        """Runs the kernel, as `name` "fwd", on query, key and value [B, L, N, D] and None; returns arrays like `outputs`."""
         batch, _, heads, channels = arrays[0].shape
         plan = [jnp.asarray(x, jnp.int32) for x in (runs, self.layout.box_rows)]
-        operands, grid = [*arrays, table, *plan], (len(runs), heads, math.ceil(batch / share))
+        operands, grid = [*arrays[:3], table, *plan], (len(runs), heads, math.ceil(batch / share))
         static = self.static(heads, table.shape[1], channels)
         run = _interpret if interpreted() else _call
         return run(operands, (batch, share), outputs, grid, static)

@@ -71,7 +71,7 @@ def programs(case: Case, config: Config) -> int:
         "bwd_dkv": _hopper(case) and config.num_warps >= 4 and (few or not config.resident),
     }[case.kernel]
     warps = 10 if little_shared_memory(case) else 12
-    if not lean or case.head_dim not in (16, 32) or case.dtype == "float32":
+    if not lean or case.channels not in (16, 32) or case.dtype == "float32":
         warps = 8
     return max(1, warps // config.num_warps)
 
@@ -82,22 +82,22 @@ def _most_queries(case: Case) -> int:
     """
     if not _wide_floats(case):
         return 64
-    return 32 if case.head_dim <= 64 and case.kernel != "bwd_dq" else 16
+    return 32 if case.channels <= 64 and case.kernel != "bwd_dq" else 16
 
 
 def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
     """Keys stream by in chunks, each with its part of the table."""
     keys = math.prod(halo(case, tile))
     block = _BOXES[len(tile)] if keys > 1024 else None
-    chunk = 32 if case.dtype == "float32" or case.head_dim > 64 else 64
-    wide, wide_floats = case.head_dim > 64, _wide_floats(case)
-    rows, stages = 8 if wide_floats else 16, 2  # rows of a tile per warp
+    chunk = 32 if case.dtype == "float32" or case.channels > 64 else 64
+    wide, wide_floats = case.channels > 64, _wide_floats(case)
+    rows, stages = 8 if wide_floats or case.channels > 128 else 16, 2  # rows of a tile per warp
     halved = True
     if case.kernel == "bwd_dkv":  # four products of a chunk at once
         if wide or (_blackwell(case) and case.dtype != "float32"):
             rows = 4 if wide_floats else 8
     elif case.kernel == "fwd":
-        halved, stages = wide and wide_floats, 3 if _blackwell(case) and case.head_dim <= 32 else 2
+        halved, stages = wide and wide_floats, 3 if _blackwell(case) and case.channels <= 32 else 2
     else:
         halved = wide_floats or ((wide or _short_of_registers(case)) and (keys > 64 or chunk < 64))
     config = Config(tile, block, min(chunk // 2 if halved else chunk, power_of_two(keys)), False, 1, stages)
@@ -106,31 +106,32 @@ def _streamed(case: Case, tile: tuple[int, ...]) -> Config:
 
 def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
     """All keys in unrolled chunks, with the table on chip and its gradient beside it; None where a loop over them spills."""
-    if case.dtype == "float32":
+    if case.dtype == "float32" or (case.kernel == "bwd_dkv" and case.group > 1):  # whose heads have tables of their own
         return None
     keys = math.prod(halo(case, tile))
     config = Config(tile, None, power_of_two(keys), True, 4)
     if case.kernel == "fwd":
-        if config.slots == 64 and keys <= 192 and case.head_dim <= 32:
+        if config.slots == 64 and keys <= 192 and case.channels <= 32:
             return dataclasses.replace(config, chunk=min(64, config.chunk))
-        if config.slots == 16 and 64 < keys <= 128 and case.head_dim <= 32:
+        if config.slots == 16 and 64 < keys <= 128 and case.channels <= 32:
             return dataclasses.replace(config, num_warps=2)
     elif case.kernel == "bwd_dkv":
         most = 192 if _hopper(case) else 128 if _short_of_registers(case) else 64
-        if config.slots == 64 and keys <= most and case.head_dim <= 32:
+        if config.slots == 64 and keys <= most and case.channels <= 32:
             chunk, warps = 32 if keys > 64 or _hopper(case) else 64, 8 if _blackwell(case) else 4
             return dataclasses.replace(config, chunk=min(chunk, config.chunk), num_warps=warps)
-        if config.slots == 16 and 64 < keys <= 128 and case.head_dim <= 32:
+        if config.slots == 16 and 64 < keys <= 128 and case.channels <= 32:
             return dataclasses.replace(config, chunk=32, num_warps=2)
-    elif config.slots == 64 and keys <= 64 and case.head_dim <= 32:
+    elif config.slots == 64 and keys <= 64 and case.channels <= 32:
         return dataclasses.replace(config, num_stages=1) if case.bias and _short_of_registers(case) else config
-    elif case.bias and config.slots == 16 and config.chunk in (128, 256) and case.head_dim >= 32:
-        return dataclasses.replace(config, num_warps=config.chunk // (32 if case.head_dim <= 64 else 16))
+    elif case.bias and config.slots == 16 and config.chunk in (128, 256) and case.channels >= 32:
+        if case.channels <= 128 or not little_shared_memory(case):
+            return dataclasses.replace(config, num_warps=config.chunk // (32 if case.channels <= 64 else 16))
     return None
 
 
 def _wide_floats(case: Case) -> bool:
-    return case.dtype == "float32" and case.head_dim > 32
+    return case.dtype == "float32" and case.channels > 32
 
 
 def _hopper(case: Case) -> bool:
@@ -159,7 +160,11 @@ def clocks(case: Case, config: Config) -> float:
     )
     scores = config.slots * chunks * config.chunk
     passes = 2 if case.kernel == "bwd_dq" and case.bias and not config.resident else 1
-    tokens = 2 * (math.prod(sides) + math.prod(config.tile)) * case.head_dim * (4 if case.dtype == "float32" else 2)
+    tokens = (
+        (math.prod(sides) + math.prod(config.tile))
+        * (case.head_dim + case.values)
+        * (4 if case.dtype == "float32" else 2)
+    )
     table = 0 if config.resident else scores * (4 if case.bias else 2)
     instructions = scores * (10 if config.resident else 14) * (2 if _blackwell(case) and config.slots < 64 else 1)
     return passes * tiles * (instructions / 128 + (tokens + table) / 26)

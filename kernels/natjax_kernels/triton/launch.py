@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax_kernels.bias import bias_table
-from natjax_kernels.fused.configurations import Config
+from natjax_kernels.fused.configurations import Config, power_of_two
 from natjax_kernels.fused.layout import Layout, layout, sizes
 from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.plan import Window
@@ -76,44 +76,54 @@ class Launch:
     def __call__(
         self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, parts: int = 1, **static
     ):
-        """Runs the kernel `name` on `arrays`, the first of which is [B, L, N, D]; returns arrays like `outputs`.
+        """Runs the kernel `name` on `arrays`: query, key, value, hidden keys and others; returns arrays like `outputs`.
 
         Kernels have no parameter for arrays that are None: what is 1, as they are passed, is a constant to Triton.
         `parts` is how many programs share a run: 1, or one for every chunk of its halos.
         """
-        batch, _, heads, channels = arrays[0].shape
-        static |= self.static(heads, table.shape[1], channels)
+        (batch, _, heads, channels), (_, _, key_heads, _), (*_, values) = (x.shape for x in arrays[:3])
+        static |= self.static(heads, table.shape[1], channels, key_heads, values)
         static["UPCAST"] = interpreted() and arrays[0].dtype == jnp.bfloat16
+        static["MASKED"] = arrays[3] is not None
         static["FENCED"] = not interpreted() and fenced(self.config, capability())
         tokens, others = arrays[:3], [1 if x is None else x for x in arrays[3:]]
         plan = [jnp.asarray(x, jnp.int32) for x in (self.layout.tiles, runs, self.layout.rows)]
-        grid = (len(runs), heads * parts, math.ceil(batch / share))
+        grid = (len(runs), (key_heads if self.transposed else heads) * parts, math.ceil(batch / share))
         run = _interpret if interpreted() else _compile
-        arguments = [*tokens, table, *plan, *others, batch, share, self.schedule.steps]
-        return run(name, arguments, outputs, grid, static, self.config)
+        steps = self.schedule.steps * (heads // key_heads if self.transposed else 1)
+        return run(name, [*tokens, table, *plan, *others, batch, share, steps], outputs, grid, static, self.config)
 
-    def static(self, heads: int, bias_heads: int, channels: int) -> dict[str, Any]:
-        """Returns the compile-time arguments that all kernels share."""
-        plan, padded_channels = self.layout, max(16, 1 << (channels - 1).bit_length())
-        return {
+    def static(
+        self, heads: int, bias_heads: int, channels: int, key_heads: int | None = None, values: int | None = None
+    ) -> dict[str, Any]:
+        """Returns the compile-time arguments that all kernels share; key heads and channels of values are the same if None."""
+        plan, key_heads, values = self.layout, key_heads or heads, values or channels
+        queries, keys = plan.tokens, plan.halo_tokens
+        if self.transposed:
+            queries, keys = keys, queries
+        tokens = {
+            "QUERY": (queries, heads, channels, power_of_two(channels)),
+            "KEY": (keys, key_heads, channels, power_of_two(channels)),
+            "VALUE": (keys, key_heads, values, power_of_two(values)),
+            "OUT": (queries, heads, values, power_of_two(values)),
+        }
+        return tokens | {
             "SCALE": self.scale,
             "TILE": plan.tile,
             "BLOCK": plan.block,
             "BLOCKS": plan.blocks,
             "STEPS": plan.steps,
-            "TOKENS": plan.tokens,
-            "HEADS": heads,
+            "HALO_STEPS": plan.halo_steps,
             "BIAS_HEADS": bias_heads,
-            "D": channels,
-            "PADDED_D": padded_channels,
             "T": self.config.slots,
             "K": self.config.chunk,
             "CHUNKS": self.schedule.chunks,
-            "RESIDENT": self.config.resident,
-            "WIDE": plan.tokens * heads * padded_channels >= 2**31,
+            "RESIDENT": self.config.resident and not (self.transposed and heads > key_heads),
+            "WIDE": any(length * n * padded >= 2**31 for length, n, _, padded in tokens.values()),
             "PRECISION": self.precision,
             "UPCAST": False,
             "FENCED": False,
+            "MASKED": False,
         }
 
 

@@ -16,15 +16,17 @@ from jax.custom_derivatives import SymbolicZero
 from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.fused.configurations import Case, Config
-from natjax_kernels.fused.partitioning import Call
+from natjax_kernels.fused.partitioning import Call, join_heads, split_heads
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
-from natjax_kernels.sharding import sharded_as
+from natjax_kernels.sharding import reshape, sharded_as, spec_of
 from natjax_kernels.triton.band_launch import BandLaunch
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products, multiprocessors
 
-_TOKENS, _PER_QUERY = "b s n d", "b n s"
+# Axes of tokens, of what there is per query, and of what there is per key.
+_QUERY, _KEY, _VALUE, _OUT = "b s n d", "b j n d", "b j n e", "b s n e"
+_ROWS, _HIDDEN = "b n s", "b j"
 _NOTHING = jax.ShapeDtypeStruct((1,), jnp.float32)  # of an output that a launch does not write
 
 
@@ -38,83 +40,103 @@ def attend(problem: Problem):
     if scale <= 0:  # the kernels' is above 0, as tables may be divided by it
         query, scale = query * np.sign(scale).astype(query.dtype), abs(scale) or 1.0
     # Decided once: the backward pass may be traced under another default.
-    return _attend(problem.window, scale, float32_products(), *vary_alike(query, *problem.arrays[1:]))
+    arrays = vary_alike(query, problem.key, problem.value, problem.rpb, None)
+    return _attend(problem.window, scale, float32_products(), *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(window, scale, products, query, key, value, rpb):
-    return _as_results(*_run_forward(window, scale, products, query, key, value, rpb), query)
+def _attend(window, scale, products, query, *others):
+    return _as_results(*_run_forward(window, scale, products, query, *others), query)
 
 
-def _run_forward(window, scale, products, query, key, value, rpb):
-    """Returns the output [B, L, N, D], the maximum of logits and the logarithm of the sum of weights, [B, N, L] in base 2."""
-    launch = _forward_launch(query, rpb, window, scale, products)
-    call = Call(functools.partial(_run, launch), (*[_TOKENS] * 3, _table_axes(rpb)), (_TOKENS, _PER_QUERY, _PER_QUERY))
-    return call(*_flat(query, key, value), launch.table(rpb))
+def _run_forward(window, scale, products, query, key, value, rpb, hidden):
+    """Returns the output, and the maximum of logits and the logarithm of the sum of weights in base 2.
+
+    [B, L, N, Dv] and [B, N, L] each, with heads as `split_heads` splits them.
+    """
+    case, config = _configured("fwd", window, query, key, value, rpb)
+    if config.design == "band":
+        launch = BandLaunch(case.spatial, window, scale, config, multiprocessors())
+    else:
+        launch = Launch(case.spatial, window, scale, config, multiprocessors(), products)
+    call = Call(
+        functools.partial(_run, launch, case.group),
+        _split_axes(case.group, _QUERY, _KEY, _VALUE, _table_axes(rpb), _HIDDEN),
+        _split_axes(case.group, _OUT, _ROWS, _ROWS),
+    )
+    return call(split_heads(*_flat(query), 2, case.group), *_flat(key, value), _table(launch, rpb, case.group), hidden)
 
 
 def _as_results(out, maximum, log, query):
-    """Returns output [B, *spatial, N, D] and natural log-sum-exp [B, *spatial, N]."""
-    lse = (maximum + log) * math.log(2)
-    return out.reshape(query.shape), lse.swapaxes(1, 2).reshape(query.shape[:-1])
+    """Returns output [B, *spatial, N, Dv] and natural log-sum-exp [B, *spatial, N]."""
+    lse = jnp.moveaxis((maximum + log) * math.log(2), -1, 1)
+    places = spec_of(query)
+    return reshape(out, (*query.shape[:-1], out.shape[-1]), places), reshape(lse, query.shape[:-1], places[:-1])
 
 
 def _forward(window, scale, products, *primals):
-    query, key, value, rpb = jax.tree.map(lambda primal: primal.value, primals)
-    results = _run_forward(window, scale, products, query, key, value, rpb)
-    return _as_results(*results, query), (query, key, value, rpb, *results)
+    arrays = jax.tree.map(lambda primal: primal.value, primals)
+    results = _run_forward(window, scale, products, *arrays)
+    return _as_results(*results, arrays[0]), (*arrays, *results)
 
 
 def _backward(window, scale, products, residuals, cotangents):
-    query, key, value, rpb, out, maximum, log = residuals
-    d_out, d_lse = cotangents
-    if isinstance(d_out, SymbolicZero):  # of the log-sum-exp alone
-        d_out = jnp.zeros_like(out)
-    d_lse = None if isinstance(d_lse, SymbolicZero) else _flat_rows(d_lse)
-    queries, keys = (_backward_launch(kernel, query, rpb, window, scale, products) for kernel in ("bwd_dq", "bwd_dkv"))
-    tables = [launch.table(rpb) for launch in (queries, keys)]
-    axes = _table_axes(rpb)
-    call = Call(
-        functools.partial(_run_backward, queries, keys, rpb is not None),
-        (
-            *[_TOKENS] * 5,
-            _PER_QUERY,
-            _PER_QUERY,
-            axes,
-            axes.replace("r", "p").replace("t", "u").replace("k", "l"),
-            _PER_QUERY,
-        ),
-        (*[_TOKENS] * 3, *([axes] if rpb is not None else [])),
+    query, key, value, rpb, hidden, out, maximum, log = residuals
+    chosen = [_configured(kernel, window, query, key, value, rpb) for kernel in ("bwd_dq", "bwd_dkv")]
+    queries, keys = (
+        Launch(case.spatial, window, scale, config, multiprocessors(), products, case.kernel == "bwd_dkv")
+        for case, config in chosen
     )
-    gradients = call(*_flat(query, key, value, d_out), out, maximum, log, *tables, d_lse)
+    group = chosen[0][0].group
+    d_out, d_lse = cotangents
+    d_out = jnp.zeros_like(out) if isinstance(d_out, SymbolicZero) else split_heads(*_flat(d_out), 2, group)
+    d_lse = None if isinstance(d_lse, SymbolicZero) else split_heads(_flat_rows(d_lse), 1, group)
+    axes = _table_axes(rpb)
+    transposed = axes.replace("r", "p").replace("t", "u").replace("k", "l")
+    operands = _QUERY, _KEY, _VALUE, _OUT, _OUT, _ROWS, _ROWS, axes, transposed, _ROWS, _HIDDEN
+    call = Call(
+        functools.partial(_run_backward, queries, keys, group, rpb is not None),
+        _split_axes(group, *operands),
+        _split_axes(group, _QUERY, _KEY, _VALUE, *([axes] if rpb is not None else [])),
+    )
+    tokens = split_heads(*_flat(query), 2, group), *_flat(key, value), d_out, out
+    tables = [_table(launch, rpb, group) for launch in (queries, keys)]
+    d_query, *gradients = call(*tokens, maximum, log, *tables, d_lse, hidden)
+    gradients = [join_heads(d_query, 2, group), *gradients]
     d_rpb = None
     if rpb is not None:
-        *gradients, d_table = gradients
+        d_table = join_heads(gradients.pop(), 1, group)
         slots, span = (math.prod(sides) for sides in (queries.layout.tile, queries.layout.block))
         d_rpb = bias_gradient(d_table[:, :, :slots, :span], queries.layout.relative, window.kernel_size)
         d_rpb = sharded_as(d_rpb.astype(rpb.dtype), rpb)
     gradients = (sharded_as(x.reshape(y.shape), y) for x, y in zip(gradients, (query, key, value), strict=True))
-    return *gradients, d_rpb
+    return *gradients, d_rpb, None
 
 
 _attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _run(launch: Launch | BandLaunch, q, k, v, table):
+def _run(launch: Launch | BandLaunch, group: int, q, k, v, table, hidden):
     """Computes what `_run_forward` does."""
+    q, table = join_heads(q, 2, group), _joined_table(table, group)
     runs, share = launch.shares(q.shape[0], q.shape[2])
-    return launch("fwd", [q, k, v], [_like(q), _per_query(q), _per_query(q)], table=table, runs=runs, share=share)
+    outputs = [_like(q, v.shape[-1]), _per_query(q), _per_query(q)]
+    out, *rows = launch("fwd", [q, k, v, hidden], outputs, table=table, runs=runs, share=share)
+    return split_heads(out, 2, group), *(split_heads(x, 1, group) for x in rows)
 
 
 def _run_backward(
-    queries: Launch, keys: Launch, bias: bool, q, k, v, do, out, maximum, log, table, transposed_table, d_lse=None
-):
+    queries: Launch, keys: Launch, group: int, bias: bool, q, k, v, do, out, maximum, log, table, transposed_table, d_lse, hidden
+):  # fmt: skip
     """Returns dquery, dkey, dvalue and, where there is a bias, the table's gradient [rows, N, T, S], summed over the batch."""
+    q, do, out = (join_heads(x, 2, group) for x in (q, do, out))
+    maximum, log, d_lse = (x if x is None else join_heads(x, 1, group) for x in (maximum, log, d_lse))
     batch, _, heads, _ = q.shape
-    operands = [q, k, v, out, maximum, log, do, d_lse]
+    operands = [q, k, v, hidden, out, maximum, log, do, d_lse]
     runs, share = queries.shares(batch, heads)
     sums = jax.ShapeDtypeStruct(queries.schedule.sums(batch, heads), jnp.float32)
     together = bias and queries.config.resident
+    table = _joined_table(table, group)
     run = functools.partial(queries, "bwd_dq", operands, table=table, D_LSE=d_lse is not None)
     statistics = jax.ShapeDtypeStruct((*maximum.shape, 4), jnp.float32)
     d_query, statistics, d_logits = run(
@@ -128,12 +150,12 @@ def _run_backward(
         runs, share = queries.shares(batch, heads * queries.schedule.parts)
         outputs = [_NOTHING, _NOTHING, sums]
         *_, d_logits = run(outputs, runs=runs, share=share, parts=queries.schedule.parts, D_QUERY=False, D_TABLE=True)
-    d_table = [_sum_by_row(d_logits, queries, runs)] if bias else []
+    d_table = [split_heads(_sum_by_row(d_logits, queries, runs), 1, group)] if bias else []
 
-    runs, share = keys.shares(batch, heads)
-    operands = [q, k, v, statistics, do]
-    d_keys = keys("bwd_dkv", operands, [_like(k), _like(v)], table=transposed_table, runs=runs, share=share)
-    return d_query, *d_keys, *d_table
+    runs, share = keys.shares(batch, heads // group)
+    operands, table = [q, k, v, hidden, statistics, do], _joined_table(transposed_table, group)
+    d_keys = keys("bwd_dkv", operands, [_like(k), _like(v)], table=table, runs=runs, share=share)
+    return split_heads(d_query, 2, group), *d_keys, *d_table
 
 
 def _sum_by_row(d_logits, launch: Launch, runs):
@@ -146,21 +168,25 @@ def _sum_by_row(d_logits, launch: Launch, runs):
     return sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(sums), heads, slots, -1)
 
 
-def _forward_launch(query, rpb, window: Window, scale: float, products: str) -> Launch | BandLaunch:
-    config = _config("fwd", query, rpb, window)
-    if config.design == "band":
-        return BandLaunch(query.shape[1:-2], window, scale, config, multiprocessors())
-    return Launch(query.shape[1:-2], window, scale, config, multiprocessors(), products)
+def _configured(kernel: str, window: Window, query, key, value, rpb) -> tuple[Case, Config]:
+    case = Case.of(kernel, window, capability(), query, key, value, rpb)
+    return case, choose(case, device_kind())
 
 
-def _backward_launch(kernel: str, query, rpb, window: Window, scale: float, products: str) -> Launch:
-    config = _config(kernel, query, rpb, window)
-    return Launch(query.shape[1:-2], window, scale, config, multiprocessors(), products, kernel == "bwd_dkv")
+def _table(launch: Launch | BandLaunch, rpb, group: int):
+    """Returns a launch's table, [rows, N, T, S] with heads as `split_heads` splits them, or [rows, 1, T, S] without a bias."""
+    table = launch.table(rpb)
+    return table if rpb is None else split_heads(table, 1, group)
 
 
-def _config(kernel: str, query, rpb, window: Window) -> Config:
-    described = query.shape[1:-2], window, query.shape[-1], query.dtype.name, rpb is not None, capability()
-    return choose(Case(kernel, *described), device_kind())
+def _joined_table(table, group: int):
+    """Returns the table that a launch takes."""
+    return join_heads(table, 1, group) if table.ndim > 4 else table
+
+
+def _split_axes(group: int, *many: str) -> tuple[str, ...]:
+    """Gives the heads of queries a second axis where several share a head of keys, as `split_heads` does."""
+    return tuple(axes.replace("n", "n g") if group > 1 and axes not in (_KEY, _VALUE) else axes for axes in many)
 
 
 def _flat(*arrays):
@@ -172,8 +198,8 @@ def _flat_rows(x):
     return x.reshape(x.shape[0], -1, x.shape[-1]).swapaxes(1, 2)
 
 
-def _like(x) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+def _like(x, channels: int | None = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*x.shape[:-1], channels or x.shape[-1]), x.dtype)
 
 
 def _per_query(q) -> jax.ShapeDtypeStruct:

@@ -16,8 +16,7 @@ from natjax_kernels.triton import ptxas
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import capability, device, device_kind, interpreted, multiprocessors
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_MOST_CHANNELS = 128
+_MOST_CHANNELS = {"float32": 128, "bfloat16": 256, "float16": 256}  # of a head, for which registers do
 _LEAST_CAPABILITY = 8.0  # Ampere
 _TRITON = "3.6"  # as in the gpu extra: newer ones write PTX that is too new for JAX, and the configurations were chosen with it
 _INSTALL = "pip install 'jax-triton>=0.3.1,<0.4' 'triton>=3.6,<3.7'"  # the gpu extra's
@@ -47,8 +46,7 @@ def here() -> GPU:
 
 def configured(problem: Problem, gpu: GPU) -> tuple[tuple[Case, Config], ...]:
     """Returns the case of every kernel, forward and backward, and its configuration on a GPU."""
-    described = problem.spatial, problem.window, problem.head_dim, problem.dtype.name
-    cases = [Case(kernel, *described, problem.rpb is not None, gpu.capability) for kernel in KERNELS]
+    cases = [Case.of(kernel, problem.window, gpu.capability, *problem.arrays[:4]) for kernel in KERNELS]
     return tuple((case, choose(case, gpu.kind)) for case in cases)
 
 
@@ -86,14 +84,12 @@ def why_not_on(problem: Problem, gpu: GPU) -> str | None:
     """Returns why the kernels cannot compute this problem on a GPU that has all they need, or None where they can."""
     if gpu.capability < round(10 * _LEAST_CAPABILITY):
         return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and this is {gpu.capability / 10}"
-    channels, values = problem.head_dim, problem.value.shape[-1]
+    channels = max(problem.head_dim, problem.value.shape[-1])
     for name, array in (("query", problem.query), ("rpb", problem.rpb)):
-        if array is not None and array.dtype.name not in _DTYPES:
-            return f"the fused kernels compute in {', '.join(_DTYPES)}; {name} is {array.dtype}"
-    if values != channels:
-        return f"the fused kernels need values of as many channels as keys; they have {values} and {channels}"
-    if channels > _MOST_CHANNELS:
-        return f"the fused kernels take heads of at most {_MOST_CHANNELS} channels; these have {channels}"
+        if array is not None and array.dtype.name not in _MOST_CHANNELS:
+            return f"the fused kernels compute in {', '.join(_MOST_CHANNELS)}; {name} is {array.dtype}"
+    if channels > (most := _MOST_CHANNELS[problem.dtype.name]):
+        return f"the fused kernels take heads of at most {most} channels in {problem.dtype}; these have {channels}"
     if problem.tokens >= 2**31:
         return f"the fused kernels take maps of fewer than 2**31 tokens; this one is {problem.spatial}"
     if not isinstance(problem.batch, int):
