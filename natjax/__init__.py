@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from natjax.presets import list_models as list_models
     from natjax_kernels import default_implementation as default_implementation
     from natjax_kernels import explain as explain
+    from natjax_kernels import merge_attentions as merge_attentions
     from natjax_kernels import neighborhood_attention as neighborhood_attention
     from natjax_kernels import neighborhood_attention_with_weights as neighborhood_attention_with_weights
+    from natjax_kernels import neighbors as neighbors
 
 _MODULES = {
     "CheckpointError": "natjax.errors",
@@ -49,8 +51,10 @@ _MODULES = {
     "get_config": "natjax.presets",
     "list_models": "natjax.presets",
     "load_image": "natjax.images",
+    "merge_attentions": "natjax_kernels",
     "neighborhood_attention": "natjax_kernels",
     "neighborhood_attention_with_weights": "natjax_kernels",
+    "neighbors": "natjax_kernels",
     "pipeline": "natjax.pipelines",
     "to_linen": "natjax.linen",
 }

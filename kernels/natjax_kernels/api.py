@@ -2,30 +2,34 @@
 
 Source: NAT (arXiv 2204.07143) and DiNAT (arXiv 2209.15001); stride, causality and constraints as in NATTEN (arXiv 2504.16922).
 
-Letters: B batch, X Y Z spatial axes, N heads, D channels of a head, K kernel size.
+Letters: B batch, X Y Z spatial axes, N heads (Nk of keys), D channels of a head, K kernel size, S additional keys.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import logging
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from natjax_kernels import reference, triton, xla
+from natjax_kernels.grids import unfold
 from natjax_kernels.problem import Problem, make_problem
+from natjax_kernels.xla import autodiff
 from natjax_kernels.xla.weights import attend_with_weights
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 _log = logging.getLogger("natjax")
 
 # Modules with `attend` and, where they cannot always run, `why_not` (see problem.py); the first that can is the default.
-IMPLEMENTATIONS = {"triton": triton, "xla": xla, "reference": reference}
+IMPLEMENTATIONS = {"triton": triton, "xla": xla, "xla_autodiff": autodiff, "reference": reference}
 
 _default: contextvars.ContextVar[str | None] = contextvars.ContextVar("default", default=None)
 
@@ -52,48 +56,81 @@ def default_implementation(name: str | None) -> Generator[None]:
 
 
 def neighborhood_attention(
-    query: Float[Array, "B *spatial N D"],
-    key: Float[Array, "B *spatial N D"],
-    value: Float[Array, "B *spatial N Dv"],
+    query: Float[Array, "B *queries N D"],
+    key: Float[Array, "B *spatial Nk D"],
+    value: Float[Array, "B *spatial Nk Dv"],
     *,
     kernel_size: int | tuple[int, ...],
     dilation: int | tuple[int, ...] = 1,
     stride: int | tuple[int, ...] = 1,
     is_causal: bool | tuple[bool, ...] = False,
+    periodic: bool | tuple[bool, ...] = False,
     rpb: Float[Array, "N *offsets"] | None = None,
     scale: float | None = None,
+    additional_keys: Float[Array, "B S Nk D"] | None = None,
+    additional_values: Float[Array, "B S Nk Dv"] | None = None,
+    key_mask: Bool[Array, "B *spatial"] | None = None,
+    return_lse: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "B *spatial N Dv"]:
+) -> Any:
     """Attention of every token to the `kernel_size` tokens around it, along one, two or three axes.
 
     Windows shift inward at the borders, so every token has as many neighbours. A NaN or infinity reaches what sees it, the
     gradient of rpb and nothing else (with "triton", all tiles that load it: docs/kernels.md). Softmax is in float32 (float64 for
     float64 inputs).
 
-    The op works under jit, vmap, grad, remat, on sharded batches and heads, and in `jax.export` with a symbolic batch; it has no
-    forward-mode derivative, and second derivatives with "xla" and "reference" only (along Explicit axes under `jax.set_mesh`).
+    The op works under jit, vmap, grad, remat, on sharded batches and heads, and in `jax.export` with a symbolic batch. What an
+    implementation has:
+
+    ======================================  ======  ======  ============  =========
+    ..                                      triton  xla     xla_autodiff  reference
+    ======================================  ======  ======  ============  =========
+    windows of any kind, with rpb           yes     yes     yes           yes
+    periodic axes                           no      yes     yes           yes
+    finer grids of queries, fewer key_heads no      yes     yes           yes
+    coarser grids of queries                no      yes     yes           yes
+    additional keys, key_mask               no      yes     yes           yes
+    gradients, also of the log-sum-exp      yes     yes     yes           yes
+    second derivatives (reverse)            no      yes     yes           yes
+    forward mode (jvp, linearize, hessian)  no      no      yes           no
+    float64                                 no      yes     yes           yes
+    NaNs stay within windows                no      yes     no            yes
+    ======================================  ======  ======  ============  =========
+
+    Second derivatives of "xla" along Explicit axes need `jax.set_mesh`.
 
     Args:
-        query: [B, X, N, D], [B, Y, X, N, D] or [B, Z, Y, X, N, D], float32, bfloat16, float16 or float64. Like key, value and
-            rpb an array of JAX or NumPy, or what holds one, as `nnx.Param` does.
-        key: like query.
-        value: like query, with any number of channels.
+        query: [B, X, N, D], [B, Y, X, N, D] or [B, Z, Y, X, N, D], float32, bfloat16, float16 or float64. Like all arrays here
+            one of JAX or NumPy, or what holds one, as `nnx.Param` does. Along every axis there may be r times as many
+            queries as keys: query i then has the window of key i // r; or r times as few: that of key i * r + r // 2.
+        key: like query; the heads may be fewer, Nk of a number that divides N: query head n attends with key head
+            n // (N // Nk) (grouped-query attention).
+        value: like key, with any number of channels.
         kernel_size: neighbours along every axis (or one number for all), at least 2; `kernel_size * dilation` may not
-            exceed the axis. Even ones see one more to the left.
+            exceed the axis. Even ones see one more to the left. -1 is all of an axis.
         dilation: distance between neighbours along every axis.
         stride: queries along every axis that share a window, at most `kernel_size`.
         is_causal: whether a token sees only tokens up to itself along an axis.
-        rpb: relative positional bias [N, 2 * K - 1 per axis], added to the logits of each key by its offset from the query.
-            For odd kernel sizes without stride and causality.
+        periodic: whether an axis is a ring (longitude, a panorama): windows wrap around instead of shifting inward. Query i sees
+            (i + (j - kernel_size // 2) * dilation) modulo the axis, which must be a multiple of dilation * stride.
+        rpb: relative positional bias [N, 2 * K - 1 per axis], added to the logits of each key by its offset from the query (or
+            from the key whose window the query has).
         scale: of the logits; D ** -0.5 where None.
-        implementation: "triton" (fused kernels for NVIDIA GPUs), "xla", "reference", or None for that of
+        additional_keys: [B, S, Nk, D] that every query sees beside its window, in the same softmax and without bias: registers,
+            class or text tokens.
+        additional_values: [B, S, Nk, Dv], their values.
+        key_mask: [B, *spatial] bool, True for keys that queries may see. A query that sees none gets 0, with a log-sum-exp
+            of minus infinity.
+        return_lse: whether to return the log-sum-exp, too.
+        implementation: "triton" (fused kernels for NVIDIA GPUs), "xla", "xla_autodiff", "reference", or None for that of
             `default_implementation` or else the best one that runs here. A named one is never replaced by another.
 
     Returns:
-        [B, *spatial, N, Dv], of the inputs' dtype.
+        [B, *queries, N, Dv], of the inputs' dtype. With return_lse, that and the natural logarithm of the sum of every query's
+        exponentials, [B, *queries, N] float32 (float64 for float64), both differentiable; see `merge_attentions`.
 
     Raises:
-        TypeError: query, key, value or rpb is no array.
+        TypeError: an array is none.
         ValueError: an argument is impossible; the message names it, its value and what is expected.
         NotImplementedError: the named implementation cannot run this.
     """
@@ -105,31 +142,40 @@ def neighborhood_attention(
         dilation=dilation,
         stride=stride,
         is_causal=is_causal,
+        periodic=periodic,
         rpb=rpb,
         scale=scale,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        key_mask=key_mask,
     )
     name, reason = _choose(implementation, problem)
     if implementation is None:
         _log.debug("neighborhood_attention %s %s: %s, %s", problem.query.shape, problem.window, name, reason)
     with jax.named_scope(f"neighborhood_attention_{name}"):
-        out, _ = IMPLEMENTATIONS[name].attend(problem)
-    return out
+        out, lse = IMPLEMENTATIONS[name].attend(_without_hidden(problem))
+        out = unfold(out, problem.folded)
+        return (out, unfold(lse, problem.folded)) if return_lse else out
 
 
 def neighborhood_attention_with_weights(
-    query: Float[Array, "B *spatial N D"],
-    key: Float[Array, "B *spatial N D"],
-    value: Float[Array, "B *spatial N Dv"],
+    query: Float[Array, "B *queries N D"],
+    key: Float[Array, "B *spatial Nk D"],
+    value: Float[Array, "B *spatial Nk Dv"],
     *,
     kernel_size: int | tuple[int, ...],
     dilation: int | tuple[int, ...] = 1,
     stride: int | tuple[int, ...] = 1,
     is_causal: bool | tuple[bool, ...] = False,
+    periodic: bool | tuple[bool, ...] = False,
     rpb: Float[Array, "N *offsets"] | None = None,
     scale: float | None = None,
+    additional_keys: Float[Array, "B S Nk D"] | None = None,
+    additional_values: Float[Array, "B S Nk Dv"] | None = None,
+    key_mask: Bool[Array, "B *spatial"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
-) -> tuple[Float[Array, "B *spatial N Dv"], Float[Array, "B N *spatial K"]]:
+) -> tuple[Float[Array, "B *queries N Dv"], Float[Array, "B N *queries K"]]:
     """Neighborhood attention that also returns its weights, and can drop some of them.
 
     It holds all weights in memory; `neighborhood_attention` does not.
@@ -142,14 +188,18 @@ def neighborhood_attention_with_weights(
         dilation: see there.
         stride: see there.
         is_causal: see there.
+        periodic: see there.
         rpb: see there.
         scale: see there.
+        additional_keys: see there.
+        additional_values: see there.
+        key_mask: see there.
         dropout_rate: share of the weights to drop, in [0, 1); the others are rescaled by 1 / (1 - dropout_rate).
         dropout_key: a `jax.random.key`, needed where dropout_rate is above 0.
 
     Returns:
-        The output, and the weights that made it (so after dropout) as [B, N, *spatial, product of kernel sizes]: one per
-        neighbour, in the order of the axes, 0 for those that a causal window does not have.
+        The output, and the weights that made it (so after dropout) as [B, N, *queries, product of kernel sizes + S]: one per
+        neighbour, in the order of the axes, 0 for those that a causal window does not have, and one per additional key.
 
     Raises:
         TypeError: see there.
@@ -163,14 +213,20 @@ def neighborhood_attention_with_weights(
         dilation=dilation,
         stride=stride,
         is_causal=is_causal,
+        periodic=periodic,
         rpb=rpb,
         scale=scale,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        key_mask=key_mask,
     )
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1); got {dropout_rate}.")
     if dropout_rate and dropout_key is None:
         raise ValueError(f"dropout_rate {dropout_rate} needs a dropout_key, such as jax.random.key(0); got None.")
-    return attend_with_weights(problem, dropout_rate=dropout_rate, dropout_key=dropout_key)
+    out, weights = attend_with_weights(_without_hidden(problem), dropout_rate=dropout_rate, dropout_key=dropout_key)
+    out, weights = (unfold(x, problem.folded) for x in (out, weights))
+    return out, jnp.moveaxis(weights, -2, 1)
 
 
 def explain(
@@ -182,8 +238,12 @@ def explain(
     dilation: int | tuple[int, ...] = 1,
     stride: int | tuple[int, ...] = 1,
     is_causal: bool | tuple[bool, ...] = False,
+    periodic: bool | tuple[bool, ...] = False,
     rpb: Any = None,
     scale: float | None = None,
+    additional_keys: Any = None,
+    additional_values: Any = None,
+    key_mask: Any = None,
     implementation: str | None = None,
 ) -> str:
     """Says which implementation `neighborhood_attention` takes for these arguments on this machine, and why.
@@ -198,11 +258,23 @@ def explain(
         dilation=dilation,
         stride=stride,
         is_causal=is_causal,
+        periodic=periodic,
         rpb=rpb,
         scale=scale,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        key_mask=key_mask,
     )
     name, reason = _choose(implementation, problem)
     return f"{name}: {reason}"
+
+
+def _without_hidden(problem: Problem) -> Problem:
+    """Makes keys and values 0 where the mask hides them: they may be NaN, and get no gradient."""
+    if problem.key_mask is None:
+        return problem
+    key, value = (jnp.where(problem.key_mask[..., None, None], x, 0) for x in (problem.key, problem.value))
+    return dataclasses.replace(problem, key=key, value=value)
 
 
 def _choose(implementation: str | None, problem: Problem) -> tuple[str, str]:

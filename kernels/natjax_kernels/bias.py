@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels.plan import Window
+
 _LARGEST_CONSTANT = 2**16  # pairs of a table whose entries' places a program holds; those of larger tables it computes
 MASKED = (
     -1e38
@@ -76,11 +78,12 @@ def _spread(parts: list[np.ndarray]) -> list:
     return spread
 
 
-def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[int]):
+def bias_gradient(table, relative: Sequence[np.ndarray], window: Window):
     """Sums a table's gradient, [classes, N, T, S], 0 where the key is no neighbour, into [N, 2k - 1, ...].
 
-    A pair's entry of the bias grows with the key and falls with the query, one by one: along an axis all pairs on a diagonal of a
-    tile share one. Summed over, they are as few as the entries, and a static gather sums classes.
+    A pair's entry of the bias grows with the key, one by one, and falls with the query, by as many keys as lie between
+    neighbouring queries: along an axis all pairs on a diagonal of a tile share one. Summed over, they are as few as the entries,
+    and a static gather sums classes.
     """
     rank, heads = len(relative), table.shape[1]
     classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
@@ -88,32 +91,34 @@ def bias_gradient(table, relative: Sequence[np.ndarray], kernel_size: Sequence[i
     table = table.reshape(*classes, heads, *table.shape[2:])
     table = table.reshape(*classes, heads, *queries, table.shape[-1])
     table = table.reshape(*classes, heads, *queries, *keys)
-    for axis, kernel in zip(relative, kernel_size, strict=True):
+    for axis, of_axis in zip(relative, window.axes(), strict=True):
+        step = of_axis.in_group().spacing
         table = jnp.moveaxis(table, (rank + 1, 2 * rank + 1), (1, 2))  # the first class, query and key axis left
-        table = _sum_diagonals(table)  # [classes, T + S - 1, ...]
-        places = jnp.asarray(_places_of_entries(axis, kernel), jnp.int32)
+        table = _sum_diagonals(table, step)  # [classes, diagonals, ...]
+        places = jnp.asarray(_places_of_entries(axis, of_axis.kernel, step), jnp.int32)
         table = jnp.take(jax.lax.collapse(table, 0, 2), places, axis=0, mode="fill", fill_value=0)
         table = jnp.moveaxis(jnp.sum(table, axis=0), 0, -1)
         rank -= 1
     return table
 
 
-def _sum_diagonals(x):
-    """Sums x, [n, T, S, ...], over pairs of equal S - T: [n, T + S - 1, ...]."""
+def _sum_diagonals(x, step: int):
+    """Sums x, [n, T, S, ...], over pairs of equal S - step * T: [n, step * (T - 1) + S, ...]."""
     n, queries, keys, *rest = x.shape
-    x = jnp.pad(jnp.flip(x, 1), ((0, 0), (0, 0), (0, queries), *((0, 0),) * len(rest)))
-    x = jax.lax.slice_in_dim(jax.lax.collapse(x, 1, 3), 0, queries * (queries + keys - 1), axis=1)
-    return jnp.sum(x.reshape(n, queries, queries + keys - 1, *rest), axis=1)  # every row is one further to the right
+    x = jnp.pad(jnp.flip(x, 1), ((0, 0), (0, 0), (0, step * queries), *((0, 0),) * len(rest)))
+    diagonals = step * (queries - 1) + keys
+    x = jax.lax.slice_in_dim(jax.lax.collapse(x, 1, 3), 0, queries * diagonals, axis=1)
+    return jnp.sum(x.reshape(n, queries, diagonals, *rest), axis=1)  # every row is `step` further to the right
 
 
-def _places_of_entries(relative: np.ndarray, kernel: int) -> np.ndarray:
-    """Returns which of all diagonals, [classes * (T + S - 1)], is of an entry, [classes, 2k - 1]; past the end if none."""
+def _places_of_entries(relative: np.ndarray, kernel: int, step: int) -> np.ndarray:
+    """Returns which of all diagonals, [classes * diagonals], is of an entry, [classes, 2k - 1]; past the end if none."""
     classes, queries, keys = relative.shape
-    diagonals = queries + keys - 1
+    diagonals = step * (queries - 1) + keys
     # The first pair in a tile that are neighbours says where its diagonals are; padded queries come last.
     pair = np.argmax(relative.reshape(classes, -1) >= 0, axis=1)
     query, key = np.divmod(pair, keys)
-    first = relative[np.arange(classes), query, key] - (key - query + queries - 1)
+    first = relative[np.arange(classes), query, key] - (key - step * (query - queries + 1))
     diagonal = np.arange(2 * kernel - 1) - first[:, None]
     return np.where(
         (diagonal >= 0) & (diagonal < diagonals),

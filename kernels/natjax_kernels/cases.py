@@ -10,9 +10,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from natjax_kernels.plan import Window
-from natjax_kernels.problem import Problem, make_problem
+from natjax_kernels.problem import Problem, make_map_window, make_problem
 
 DILATIONS = (8, 4, 2, 1)  # of DiNAT's levels at 224 pixels
 
@@ -24,14 +25,20 @@ class Case:
     Attributes:
         name: for tables, and to choose it by.
         batch: batch entries.
-        spatial: sides of the map.
-        heads: heads.
-        channels: channels of a head, of queries, keys and values.
+        spatial: sides of the map of keys.
+        heads: heads of queries.
+        channels: channels of a head, of queries and keys.
         kernel_size: neighbours along every axis, or one number for all.
         dilation: likewise.
         stride: likewise.
         is_causal: likewise.
+        periodic: likewise.
         bias: whether there is a relative positional bias.
+        queries: sides of the map of queries; None where they are those of the keys.
+        key_heads: heads of keys and values; None for as many as of queries.
+        value_channels: channels of a head of values; None for as many as of keys.
+        additional: additional keys.
+        masked: whether a mask hides keys.
     """
 
     name: str
@@ -43,12 +50,23 @@ class Case:
     dilation: int | tuple[int, ...] = 1
     stride: int | tuple[int, ...] = 1
     is_causal: bool | tuple[bool, ...] = False
+    periodic: bool | tuple[bool, ...] = False
     bias: bool = True
+    queries: tuple[int, ...] | None = None
+    key_heads: int | None = None
+    value_channels: int | None = None
+    additional: int = 0
+    masked: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of query, key, value and output."""
-        return self.batch, *self.spatial, self.heads, self.channels
+        """Shape of query; in calls without more features also that of key, value and output."""
+        return self.batch, *(self.queries or self.spatial), self.heads, self.channels
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        return *self.shape[:-1], self.value_channels or self.channels
 
     @property
     def rpb_shape(self) -> tuple[int, ...] | None:
@@ -58,18 +76,30 @@ class Case:
     @property
     def window(self) -> Window:
         """The window, one entry per axis."""
-        rank = len(self.spatial)
-        return Window(**{k: x if isinstance(x, tuple) else (x,) * rank for k, x in self.options().items()})
+        return make_map_window(self.spatial, **self.options())
 
     def options(self) -> dict[str, Any]:
-        """Returns the keyword arguments of the op that describe the window."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Window)}
+        """Returns the keyword arguments of the op that describe the window; `periodic` only where an axis is."""
+        options = {name: getattr(self, name) for name in ("kernel_size", "dilation", "stride", "is_causal", "periodic")}
+        return options if np.any(self.periodic) else {k: x for k, x in options.items() if k != "periodic"}
+
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the op's arrays, by the names of its arguments."""
+        heads, values = self.key_heads or self.heads, self.value_channels or self.channels
+        keys = (self.batch, *self.spatial, heads)
+        shapes = {"query": self.shape, "key": (*keys, self.channels), "value": (*keys, values)}
+        if self.rpb_shape is not None:
+            shapes["rpb"] = self.rpb_shape
+        if self.additional:
+            more = (self.batch, self.additional, heads)
+            shapes |= {"additional_keys": (*more, self.channels), "additional_values": (*more, values)}
+        return shapes | ({"key_mask": keys[:-1]} if self.masked else {})
 
     def problem(self, dtype: str) -> Problem:
         """Returns the call without its data: a problem of `jax.ShapeDtypeStruct`."""
-        tokens = jax.ShapeDtypeStruct(self.shape, dtype)
-        rpb = None if self.rpb_shape is None else jax.ShapeDtypeStruct(self.rpb_shape, dtype)
-        return make_problem(tokens, tokens, tokens, rpb=rpb, **self.options())
+        dtypes = {"key_mask": "bool"}
+        arrays = {name: jax.ShapeDtypeStruct(x, dtypes.get(name, dtype)) for name, x in self.arrays().items()}
+        return make_problem(**arrays, **self.options())
 
 
 def levels(
@@ -123,8 +153,34 @@ FEATURES = [
     Case("2-D", 2, (9, 14), 2, 4, (3, 7)),
     Case("2-D dilated", 1, (17, 15), 2, 4, (5, 3), (2, 5)),
     Case("2-D exact", 1, (6, 7), 1, 8, (3, 7), (2, 1)),  # kernel_size * dilation is the side
-    Case("2-D even", 1, (9, 10), 2, 4, (4, 2), (1, 3), bias=False),
-    Case("2-D causal", 1, (10, 11), 2, 4, (3, 4), is_causal=(True, False), bias=False),
+    Case("2-D even", 1, (9, 10), 2, 4, (4, 2), (1, 3)),
+    Case("2-D causal", 1, (10, 11), 2, 4, (3, 4), is_causal=(True, False)),
     Case("2-D strided", 1, (11, 13), 1, 4, (5, 4), stride=(2, 4), is_causal=(False, True), bias=False),
+    Case("2-D periodic", 1, (9, 12), 1, 4, (3, 4), (1, 2), periodic=(False, True)),
+    Case("1-D ring", 2, (12,), 1, 4, 5, stride=3, periodic=True),
+    Case("2-D of fewer key heads", 2, (8, 9), 4, 4, 3, key_heads=2),
+    Case("1-D of one key head", 1, (19,), 3, 4, 5, key_heads=1, bias=False),
+    Case("2-D wide values", 1, (7, 8), 2, 4, 3, value_channels=20),
+    Case("2-D of finer queries", 1, (4, 5), 2, 4, 3, queries=(8, 15)),
+    Case("2-D of coarser queries", 1, (8, 12), 2, 4, (4, 3), (1, 2), queries=(4, 4)),
+    Case("2-D with additional keys", 2, (7, 8), 2, 4, 3, additional=5),
+    Case("2-D masked", 2, (7, 8), 2, 4, 3, masked=True),
+    Case("1-D of all", 1, (9,), 1, 4, -1, is_causal=True),
     Case("3-D", 1, (5, 6, 7), 1, 4, 3, (1, 2, 1)),
+    Case(
+        "3-D of many features",
+        2,
+        (4, 4, 6),
+        4,
+        4,
+        (3, 2, 3),
+        (1, 2, 2),
+        is_causal=(True, False, False),
+        periodic=(False, False, True),
+        queries=(8, 4, 3),
+        key_heads=2,
+        value_channels=6,
+        additional=2,
+        masked=True,
+    ),
 ]

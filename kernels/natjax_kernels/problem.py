@@ -7,10 +7,11 @@
 - `why_not(problem, *, named) -> str | None`, where it cannot always run: the reason, or None where it can. `named` says that the
   caller asked for this implementation.
 
-A new argument of the op (a mask, say, or fewer heads of keys than of queries) is a new field of `Problem`, which `make_problem`
-validates and every `why_not` refuses until its implementation has it.
+A new argument of the op is a new field of `Problem`, which `make_problem` validates and every `why_not` refuses until its
+implementation has it. Implementations know one grid: where queries are finer than keys, `make_problem` folds those that share a
+window into heads (`natjax_kernels.grids`); where they are coarser, `Window.spacing` says so.
 
-Letters: B batch, N heads, D channels of a head.
+Letters: B batch, N heads (Nk of keys), D channels of a head, S additional keys.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels.grids import fold, fold_bias
 from natjax_kernels.plan import Window
 
 
@@ -34,25 +36,39 @@ class Problem:
     """One call of the op; `make_problem` makes valid ones. Arrays may be `jax.ShapeDtypeStruct` where nothing is computed.
 
     Attributes:
-        query: [B, *spatial, N, D].
-        key: [B, *spatial, N, D].
-        value: [B, *spatial, N, Dv].
+        query: [B, *window.queries(spatial), N, D].
+        key: [B, *spatial, Nk, D]; query head n attends with key head n // (N // Nk).
+        value: [B, *spatial, Nk, Dv].
         rpb: relative positional bias [N, 2 * K - 1 per axis], or None.
+        additional_keys: [B, S, Nk, D] that every query sees, or None.
+        additional_values: [B, S, Nk, Dv], or None.
+        key_mask: [B, *spatial] bool, False where no query may see the key, or None.
         window: the window of every axis.
         scale: of the logits.
+        folded: queries per key along every axis that were folded into heads.
     """
 
     query: Any
     key: Any
     value: Any
     rpb: Any
+    additional_keys: Any
+    additional_values: Any
+    key_mask: Any
     window: Window
     scale: float
+    folded: tuple[int, ...]
+
+    ARRAYS = "query", "key", "value", "rpb", "additional_keys", "additional_values", "key_mask"
 
     @property
-    def arrays(self) -> tuple[Any, Any, Any, Any]:
-        """Query, key, value and rpb."""
-        return self.query, self.key, self.value, self.rpb
+    def arrays(self) -> tuple[Any, ...]:
+        """The arrays, as `ARRAYS` names them."""
+        return tuple(getattr(self, name) for name in self.ARRAYS)
+
+    def with_arrays(self, *arrays: Any) -> Problem:
+        """Returns this problem with other arrays of these shapes."""
+        return dataclasses.replace(self, **dict(zip(self.ARRAYS, arrays, strict=True)))
 
     @property
     def batch(self) -> int:
@@ -61,18 +77,23 @@ class Problem:
 
     @property
     def spatial(self) -> tuple[int, ...]:
-        """Sides of the map."""
-        return tuple(self.query.shape[1:-2])
+        """Sides of the map of keys."""
+        return tuple(self.key.shape[1:-2])
 
     @property
     def tokens(self) -> int:
-        """Tokens of the map."""
+        """Tokens of the map of keys."""
         return math.prod(self.spatial)
 
     @property
     def heads(self) -> int:
-        """Heads, N."""
+        """Heads of queries, N."""
         return self.query.shape[-2]
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values, Nk."""
+        return self.key.shape[-2]
 
     @property
     def head_dim(self) -> int:
@@ -96,29 +117,46 @@ def accumulator(x) -> Any:
 
 
 def make_problem(
-    query, key, value, *, kernel_size, dilation=1, stride=1, is_causal=False, rpb=None, scale=None
+    query,
+    key,
+    value,
+    *,
+    kernel_size,
+    dilation=1,
+    stride=1,
+    is_causal=False,
+    periodic=False,
+    rpb=None,
+    scale=None,
+    additional_keys=None,
+    additional_values=None,
+    key_mask=None,
 ) -> Problem:
-    """Checks the arguments of `natjax_kernels.neighborhood_attention` against NATTEN's constraints.
+    """Checks the arguments of `natjax_kernels.neighborhood_attention` against the constraints of NATTEN and of this op.
 
     Raises:
-        TypeError: query, key, value or rpb is no array.
+        TypeError: an array is none.
         ValueError: an argument is impossible; the message names it, its value and what is expected.
     """
     query, key, value = (as_array(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
-    rpb = None if rpb is None else as_array("rpb", rpb)
-    _check_tokens(query, key, value)
-    spatial, heads = tuple(query.shape[1:-2]), query.shape[-2]
-    window = make_window(len(spatial), kernel_size, dilation, stride, is_causal)
-    for axis, (length, (k, d, *_)) in enumerate(zip(spatial, window.axes(), strict=True)):
-        if k * d > length:
-            raise ValueError(
-                f"kernel_size * dilation must not exceed the input: along spatial axis {axis}, {k} * {d} = {k * d} > {length}. "
-                "Pad the input or use a smaller window."
-            )
-    if rpb is not None:
-        _check_rpb(rpb, heads, window)
-    scale = as_scale(scale)
-    return Problem(query, key, value, rpb, window, query.shape[-1] ** -0.5 if scale is None else scale)
+    optional = {
+        "rpb": rpb,
+        "additional_keys": additional_keys,
+        "additional_values": additional_values,
+        "key_mask": key_mask,
+    }
+    optional = {name: None if x is None else as_array(name, x) for name, x in optional.items()}
+    folded, spacing = _check_tokens(query, key, value)
+    window = make_map_window(tuple(key.shape[1:-2]), kernel_size, dilation, stride, is_causal, periodic)
+    window = dataclasses.replace(window, spacing=spacing)
+    if optional["rpb"] is not None:
+        _check_rpb(optional["rpb"], query.shape[-2], window)
+    _check_additional(optional, key, value)
+    _check_mask(optional["key_mask"], key)
+    number = as_scale(scale)
+    number = query.shape[-1] ** -0.5 if number is None else number
+    query, optional["rpb"] = fold(query, folded), fold_bias(optional["rpb"], folded)
+    return Problem(query, key, value, **optional, window=window, scale=number, folded=folded)
 
 
 _ADVICE = {"list": "Pass jnp.asarray(x).", "torch.Tensor": "Pass x.detach().cpu().numpy()."}
@@ -179,43 +217,71 @@ def as_scale(x: Any) -> float | None:
     return float(number)
 
 
-def make_window(rank: int, kernel_size: Any, dilation: Any = 1, stride: Any = 1, is_causal: Any = False) -> Window:
+def make_window(
+    rank: int, kernel_size: Any, dilation: Any = 1, stride: Any = 1, is_causal: Any = False, periodic: Any = False
+) -> Window:
     """Returns the window of `rank` axes; every argument is one value per axis, or one for all.
+
+    A kernel size of -1, all of an axis, remains: `make_map_window` knows how much that is.
 
     Raises:
         ValueError: an argument is impossible; the message names it, its value and what is expected.
     """
     window = Window(
-        kernel_size=_per_axis("kernel_size", kernel_size, rank, minimum=2),
+        kernel_size=_per_axis("kernel_size", kernel_size, rank, minimum=2, other=-1),
         dilation=_per_axis("dilation", dilation, rank, minimum=1),
         stride=_per_axis("stride", stride, rank, minimum=1),
         is_causal=_flags("is_causal", is_causal, rank),
+        periodic=_flags("periodic", periodic, rank),
     )
-    for axis, (k, _, s, _) in enumerate(window.axes()):
-        if s > k:
+    for a, axis in enumerate(window.axes()):
+        if axis.stride > axis.kernel > 0:
             raise ValueError(
-                f"stride must not exceed kernel_size; along spatial axis {axis} got stride {s} > kernel_size {k}."
+                f"stride must not exceed kernel_size; along spatial axis {a} got stride {axis.stride} > "
+                f"kernel_size {axis.kernel}."
             )
+        if axis.causal and axis.periodic:
+            raise ValueError(f"an axis cannot be causal and periodic; spatial axis {a} is both.")
     return window
 
 
-def check_biased(window: Window) -> None:
-    """Checks that a window can have a relative positional bias.
+def make_map_window(spatial: tuple[int, ...], *arguments: Any, **named: Any) -> Window:
+    """Returns the window of a map of keys with such sides; arguments as those of `make_window`.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: an argument is impossible, or the window does not fit the map.
     """
-    for fine, needs, got in (
-        (all(k % 2 for k in window.kernel_size), "odd kernel sizes", f"kernel_size {window.kernel_size}"),
-        (all(s == 1 for s in window.stride), "stride 1", f"stride {window.stride}"),
-        (not any(window.is_causal), "windows that are not causal", f"is_causal {window.is_causal}"),
-    ):
-        if not fine:
-            raise ValueError(f"rpb needs {needs}; got {got}. Leave rpb out (None; in a layer, False).")
+    window = make_window(len(spatial), *arguments, **named)
+    sizes = []
+    for a, (length, axis) in enumerate(zip(spatial, window.axes(), strict=True)):
+        k, d = axis.kernel, axis.dilation
+        if k == -1 and length % d:
+            raise ValueError(
+                f"kernel_size -1 needs a dilation that divides the axis; along spatial axis {a} got dilation {d} and "
+                f"length {length}."
+            )
+        k = length // d if k == -1 else k
+        if k * d > length:
+            raise ValueError(
+                f"kernel_size * dilation must not exceed the input: along spatial axis {a}, {k} * {d} = {k * d} > {length}. "
+                "Pad the input or use a smaller window."
+            )
+        if axis.stride > k:
+            raise ValueError(
+                f"stride must not exceed kernel_size; along spatial axis {a} got stride {axis.stride} > kernel_size {k}."
+            )
+        if axis.periodic and length % (d * axis.stride):
+            raise ValueError(
+                f"a periodic axis must be a multiple of dilation * stride; along spatial axis {a} got {length} and "
+                f"{d} * {axis.stride}."
+            )
+        sizes.append(k)
+    return dataclasses.replace(window, kernel_size=tuple(sizes))
 
 
-def _check_tokens(query, key, value) -> None:
-    shape = tuple(query.shape)
+def _check_tokens(query, key, value) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns queries per key and keys per query along every axis."""
+    shape, keys = tuple(query.shape), tuple(key.shape)
     if len(shape) not in (4, 5, 6):
         raise ValueError(
             f"query must be [B, *spatial, N, D] with 1 to 3 spatial axes, so of rank 4 to 6; got shape {shape}."
@@ -223,17 +289,40 @@ def _check_tokens(query, key, value) -> None:
     check_known("query", shape)
     if 0 in shape[1:]:
         raise ValueError(f"query must have at least one token, head and channel; got shape {shape}.")
-    if tuple(key.shape) != shape:
-        raise ValueError(f"key must have query's shape {shape}; got {tuple(key.shape)}.")
-    if tuple(value.shape[:-1]) != shape[:-1] or 0 in value.shape[1:]:
-        raise ValueError(
-            f"value must be {[*shape[:-1], 'Dv']}, as query but for its last axis; got {tuple(value.shape)}."
-        )
+    if len(keys) != len(shape) or keys[0] != shape[0] or keys[-1] != shape[-1]:
+        raise ValueError(f"key must have query's rank, batch and channels, of shape {shape}; got {keys}.")
+    check_known("key", keys)
+    if 0 in keys[1:] or shape[-2] % keys[-2]:
+        raise ValueError(f"key must have tokens, and heads that divide the {shape[-2]} of query; got shape {keys}.")
+    grids = check_grids(shape[1:-2], keys[1:-2])
+    if tuple(value.shape[:-1]) != keys[:-1] or 0 in value.shape[1:]:
+        raise ValueError(f"value must be {[*keys[:-1], 'Dv']}, as key but for its last axis; got {tuple(value.shape)}.")
     if not jnp.issubdtype(query.dtype, jnp.floating):
         raise ValueError(f"query must be of a floating dtype; got {query.dtype}.")
     for name, array in (("key", key), ("value", value)):
-        if array.dtype != query.dtype:
-            raise ValueError(f"{name} must have query's dtype {query.dtype}; got {array.dtype}. Cast them alike.")
+        _check_dtype(name, array, query)
+    return grids
+
+
+def _check_dtype(name: str, x, query) -> None:
+    if x.dtype != query.dtype:
+        raise ValueError(f"{name} must have query's dtype {query.dtype}; got {x.dtype}. Cast them alike.")
+
+
+def check_grids(queries: tuple[int, ...], keys: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns queries per key and keys per query along every axis.
+
+    Raises:
+        ValueError: neither is a multiple of the other.
+    """
+    for axis, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        if q % k and k % q:
+            raise ValueError(
+                f"along every axis, queries must be a multiple of keys or keys of queries; along spatial axis {axis} got "
+                f"{q} queries and {k} keys."
+            )
+    pairs = list(zip(queries, keys, strict=True))
+    return tuple(max(q // k, 1) for q, k in pairs), tuple(max(k // q, 1) for q, k in pairs)
 
 
 def _check_rpb(rpb, heads: int, window: Window) -> None:
@@ -242,16 +331,54 @@ def _check_rpb(rpb, heads: int, window: Window) -> None:
         raise ValueError(f"rpb must be [N, 2 * kernel_size - 1 per axis], here {expected}; got {tuple(rpb.shape)}.")
     if not jnp.issubdtype(rpb.dtype, jnp.floating):
         raise ValueError(f"rpb must be of a floating dtype; got {rpb.dtype}.")
-    check_biased(window)
 
 
-def _per_axis(name: str, value: Any, rank: int, *, minimum: int) -> tuple[int, ...]:
+def _check_additional(optional: dict[str, Any], key, value) -> None:
+    """Checks additional keys and values; makes both None where there are none of them."""
+    keys, values = optional["additional_keys"], optional["additional_values"]
+    if (keys is None) != (values is None):
+        missing, other = ("keys", "values") if keys is None else ("values", "keys")
+        raise ValueError(
+            f"additional_keys and additional_values come together; got additional_{other} alone. Pass additional_{missing}."
+        )
+    if keys is None:
+        return
+    for name, x, like in (("additional_keys", keys, key), ("additional_values", values, value)):
+        if (
+            x.ndim != 4
+            or (x.shape[0], *x.shape[2:]) != (like.shape[0], *like.shape[-2:])
+            or x.shape[1] != keys.shape[1]
+        ):
+            expected = [like.shape[0], "S" if x is keys else keys.shape[1], *like.shape[-2:]]
+            raise ValueError(
+                f"{name} must be [B, S, heads, channels] as its like, here {expected}; got {tuple(x.shape)}."
+            )
+        check_known(name, tuple(x.shape))
+        _check_dtype(name, x, key)
+    if keys.shape[1] == 0:
+        optional.update(additional_keys=None, additional_values=None)
+
+
+def _check_mask(mask, key) -> None:
+    if mask is None:
+        return
+    if tuple(mask.shape) != tuple(key.shape[:-2]):
+        raise ValueError(
+            f"key_mask must be [B, *spatial] of key, here {tuple(key.shape[:-2])}; got {tuple(mask.shape)}."
+        )
+    if mask.dtype != bool:
+        raise ValueError(f"key_mask must be bool, True where a key may be seen; got {mask.dtype}.")
+
+
+def _per_axis(name: str, value: Any, rank: int, *, minimum: int, other: int | None = None) -> tuple[int, ...]:
     values = _entries(value, rank)
     if len(values) != rank:
         raise ValueError(f"{name} must be one integer or one per spatial axis ({rank}); got {value!r}.")
     for entry in values:
-        if isinstance(entry, bool) or not isinstance(entry, numbers.Integral) or entry < minimum:
-            raise ValueError(f"{name} must consist of integers of at least {minimum}; got {value!r}.")
+        integer = isinstance(entry, numbers.Integral) and not isinstance(entry, bool)
+        if not integer or (entry < minimum and entry != other):
+            more = "" if other is None else f", or {other} for all of an axis"
+            raise ValueError(f"{name} must consist of integers of at least {minimum}{more}; got {value!r}.")
     return tuple(int(entry) for entry in values)
 
 

@@ -5,7 +5,6 @@ Shardings name their mesh: it is that of the arrays, and need not be the one of 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -39,18 +38,22 @@ def laid_out(x: jax.Array, spec: tuple) -> NamedSharding | None:
     return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec)) if any(spec) else None
 
 
-def laid_alike(query, key, value, rpb) -> tuple:
-    """Lays key, value and rpb, which may be None, along the same Explicit axes as query, whatever theirs are."""
-    arrays = query, key, value, rpb
-    mesh = _explicit_mesh(arrays)
+def laid_alike(problem: Any) -> Any:
+    """Returns a problem whose arrays lie along the same Explicit axes as its query, whatever theirs were."""
+    mesh = _explicit_mesh(problem.arrays)
     if mesh is None:
-        return arrays
-    tokens = spec_of(query)
-    specs = tokens, tokens, tokens, () if rpb is None else (tokens[-2], *(None,) * (rpb.ndim - 1))
-    return tuple(
-        x if x is None or spec_of(x) == spec else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
-        for x, spec in zip(arrays, specs, strict=True)
-    )
+        return problem
+    batch, *sides, heads, channels = tokens = spec_of(problem.query)
+    additional = batch, None, heads, channels
+    specs = {"key": tokens, "value": tokens, "additional_keys": additional, "additional_values": additional}
+    specs |= {"query": tokens, "key_mask": (batch, *sides), "rpb": (heads,)}
+
+    def laid(name, x):
+        spec = (*specs[name], *(None,) * (x.ndim - len(specs[name]))) if x is not None else ()
+        alike = x is None or spec_of(x) == spec
+        return x if alike else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return problem.with_arrays(*map(laid, problem.ARRAYS, problem.arrays))
 
 
 def within_auto_axes(attend: Callable, problem: Any, *more: Any, specs: tuple) -> Any:
@@ -62,12 +65,12 @@ def within_auto_axes(attend: Callable, problem: Any, *more: Any, specs: tuple) -
     if mesh is None or AxisType.Manual in mesh.axis_types:  # within `jax.shard_map` they know the mesh
         return attend(problem, *more)
 
-    def compute(query, key, value, rpb, *more):
-        return attend(dataclasses.replace(problem, query=query, key=key, value=value, rpb=rpb), *more)
+    def compute(arrays, *more):
+        return attend(problem.with_arrays(*arrays), *more)
 
     explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     shardings = tuple(NamedSharding(mesh, PartitionSpec(*spec)) for spec in specs)
-    return auto_axes(compute, axes=explicit, out_sharding=shardings)(*problem.arrays, *more)
+    return auto_axes(compute, axes=explicit, out_sharding=shardings)(problem.arrays, *more)
 
 
 def _explicit_mesh(arrays: tuple) -> Any:

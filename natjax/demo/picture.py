@@ -16,7 +16,7 @@ import PIL.ImageOps
 
 from natjax.fonts import fit
 from natjax.images import load_image
-from natjax_kernels.plan import windows
+from natjax_kernels.plan import AxisWindow, windows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -96,7 +96,7 @@ def _draw_attention(image, pen, path: Path, at, query, weights, kernel_size: int
         x, y = at[0] + column * _TOKEN, at[1] + row * _TOKEN
         return x, y, x + columns * _TOKEN, y + rows * _TOKEN
 
-    row, column = (int(windows(n, kernel_size, 1, 1, False)[0][i]) for n, i in zip((height, width), query, strict=True))
+    row, column = (int(windows(n, AxisWindow(kernel_size))[0][i]) for n, i in zip((height, width), query, strict=True))
     window = weights[query].reshape(kernel_size, kernel_size)
     for (i, j), weight in np.ndenumerate(window):
         cell = box(row + i, column + j)

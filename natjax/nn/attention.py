@@ -17,7 +17,7 @@ from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, rms_norm
 from natjax.nn.rotary import rotate
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
-from natjax_kernels.problem import as_array, as_scale, check_biased, check_known, make_window
+from natjax_kernels.problem import as_array, as_scale, check_known, make_window
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -135,8 +135,6 @@ class NeighborhoodAttention(nnx.Module):
         self.rope, self.rope_theta = bool(rope), float(rope_theta)
         self.scale, self.implementation = as_scale(scale), implementation
         self.attention_dropout, self.deterministic = float(attention_dropout), True
-        if rpb:
-            check_biased(window)
         kernel_init = truncated_normal(0.02) if kernel_init is None else kernel_init
         options: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.qkv = linear(dim, 3 * dim, use_bias=qkv_bias, **options)

@@ -13,7 +13,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 TRITON = [pytest.mark.skipif(not HAS_TRITON, reason="Triton is for Linux"), pytest.mark.once]  # in the interpreter
 
 
-@pytest.fixture(params=["reference", "xla", pytest.param("triton", marks=TRITON)])
+@pytest.fixture(params=["reference", "xla", "xla_autodiff", pytest.param("triton", marks=TRITON)])
 def implementation(request):
     """Every implementation that runs here: a new one is one more name, and inherits the whole suite."""
     return request.param

@@ -28,17 +28,64 @@ def both(arguments, d_out, **options):
     return _evaluated(jax.jit(functools.partial(_run, options)), arguments, d_out)
 
 
+def draw_case(case, dtype):
+    """Returns the arrays of a case, by name, and the gradients of its output and log-sum-exp, of normal numbers."""
+    rng = np.random.default_rng(0)
+
+    def normal(shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    arrays = {name: normal(shape) for name, shape in case.arrays().items() if name != "key_mask"}
+    if case.masked:  # with queries that see nothing
+        arrays["key_mask"] = jnp.asarray(rng.random(case.arrays()["key_mask"]) < 0.2)
+    return arrays, normal(case.out_shape), normal(case.out_shape[:-1])
+
+
+def attend_to_case(case, arrays, **options):
+    """Calls the op on arrays by name; what is no gradient's is under `arrays["key_mask"]`."""
+    return neighborhood_attention(**arrays, **case.options(), **options)
+
+
+def gradients(case, arrays, d_out, **options):
+    """Returns, by name, the output, and the gradients of all arrays but the mask."""
+    return _named(jax.jit(functools.partial(_gradients, case, options))(arrays, d_out))
+
+
 @functools.cache
 def exact(case, dtype):
-    """Returns what `both` should be for a case drawn in a dtype: the reference's, in float64."""
-    drawn = draw(case.shape, case.kernel_size, case.bias, dtype)
+    """Returns what `gradients` should be for a case drawn in a dtype: the reference's, in float64."""
+    arrays, d_out, _ = draw_case(case, dtype)
     with jax.enable_x64(True):
-        return _evaluated(_reference(case), *jax.tree.map(lambda x: x.astype("float64"), drawn))
+        return _named(_exact(case)(*jax.tree.map(as_float64, (arrays, d_out))))
+
+
+def as_float64(x):
+    """Returns the array in float64; a mask remains one."""
+    return x if x.dtype == bool else x.astype("float64")
 
 
 @functools.cache
-def _reference(case):
-    return jax.jit(functools.partial(_run, case.options() | {"implementation": "reference"}))
+def _exact(case):
+    return jax.jit(functools.partial(_gradients, case, {"implementation": "reference"}))
+
+
+def _gradients(case, options, arrays, d_out):
+    mask = {name: x for name, x in arrays.items() if x.dtype == bool}
+    differentiable = {name: x for name, x in arrays.items() if x.dtype != bool}
+    out, pull = jax.vjp(lambda arrays: attend_to_case(case, arrays | mask, **options), differentiable)
+    return {"out": out} | pull(d_out)[0]
+
+
+def _named(results):
+    return {name: np.asarray(x, np.float64) for name, x in results.items()}
+
+
+def assert_all_close(got, expected, tolerance):
+    """Compares results by name, relative to the largest entry of each."""
+    assert got.keys() == expected.keys()
+    for name, right in expected.items():
+        size = max(1.0, np.abs(right).max(initial=0))
+        np.testing.assert_allclose(got[name] / size, right / size, rtol=0, atol=tolerance, err_msg=name)
 
 
 def _run(options, arguments, d_out):

@@ -56,6 +56,7 @@ def test_layouts_hold_every_pair_once(case):
     one_hot = jnp.eye(tokens).reshape(1, *spatial, 1, tokens)
     zeros = jnp.zeros((1, *spatial, 1, 1))
     options = dataclasses.asdict(window) | {"implementation": "reference"}
+    options.pop("spacing")
     expected = np.asarray(neighborhood_attention(zeros, zeros, one_hot, **options)).reshape(tokens, tokens) > 0
     assert (pairs == expected).all()
     assert (seen_by(layout(spatial, window, tile, block, transposed=True), spatial) == expected.T).all()

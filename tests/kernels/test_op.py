@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
-from op_oracle import TOLERANCE, assert_close, both, draw, exact
+from op_oracle import TOLERANCE, assert_all_close, assert_close, attend_to_case, both, draw, draw_case, exact, gradients
 
-from natjax_kernels import neighborhood_attention
+from natjax_kernels import explain, neighborhood_attention
 from natjax_kernels.api import IMPLEMENTATIONS
 from natjax_kernels.cases import FEATURES
-from natjax_kernels.problem import make_problem
+from natjax_kernels.problem import Problem, make_problem
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "natten_ops.npz"
 with np.load(GOLDENS) as _archive:
@@ -52,12 +52,23 @@ def test_equals_natten(implementation, precise, case, dtype):
     assert_close(got, expected, TOLERANCE[dtype])
 
 
+def skip_where_lacking(implementation, case, dtype="float32"):
+    """What an implementation has not got it says, in one of these words."""
+    arrays = case.problem(dtype).arrays
+    described = dict(zip(Problem.ARRAYS, arrays, strict=True))
+    try:
+        explain(**described, **case.options(), implementation=implementation)
+    except NotImplementedError as lacking:
+        pytest.skip(str(lacking))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @every_feature
 def test_precision(implementation, case, dtype):
-    arguments, d_out = draw(case.shape, case.kernel_size, case.bias, dtype)
-    got = both(arguments, d_out, **case.options(), implementation=implementation)
-    assert_close(got, exact(case, dtype), TOLERANCE[dtype])
+    skip_where_lacking(implementation, case, dtype)
+    arrays, d_out, _ = draw_case(case, dtype)
+    got = gradients(case, arrays, d_out, implementation=implementation)
+    assert_all_close(got, exact(case, dtype), TOLERANCE[dtype])
 
 
 def test_dtypes_of_results_are_those_of_the_arguments(implementation):
@@ -81,38 +92,38 @@ def test_dtypes_of_results_are_those_of_the_arguments(implementation):
 def test_gradients_are_those_of_finite_differences(implementation, case, x64):
     if implementation == "triton":
         pytest.skip("it has no float64")
-    arguments, _ = draw(case.shape, case.kernel_size, case.bias, "float64")
+    arrays, _, _ = draw_case(case, "float64")
+    mask = {"key_mask": arrays.pop("key_mask")} if case.masked else {}
+    modes = ["rev", "fwd"] if implementation == "xla_autodiff" else ["rev"]
 
-    def op(*args):
-        rpb = args[3] if case.bias else None
-        return neighborhood_attention(*args[:3], rpb=rpb, **case.options(), implementation=implementation)
+    def op(arrays):
+        return attend_to_case(case, arrays | mask, implementation=implementation)
 
-    args = arguments if case.bias else arguments[:3]
     with jax.numpy_dtype_promotion("standard"):  # JAX's own check mixes dtypes
-        jax.test_util.check_grads(jax.jit(op), args, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+        jax.test_util.check_grads(jax.jit(op), (arrays,), order=1, modes=modes, atol=1e-6, rtol=1e-6)
 
 
 @every_feature
 def test_log_sum_exp(implementation, precise, case, x64):
-    """Its value and its gradient: alone and with that of the output."""
-    (query, key, value, rpb), d_out = draw(case.shape, case.kernel_size, case.bias, precise)
-    d_lse = d_out[..., 0]
+    """Its value and its gradient: alone and with that of the output; 0 of queries that see nothing."""
+    skip_where_lacking(implementation, case)
+    arrays, d_out, d_lse = draw_case(case, precise)
+    mask = {"key_mask": arrays.pop("key_mask")} if case.masked else {}
 
-    def attend(name, *arrays):
-        return IMPLEMENTATIONS[name].attend(make_problem(*arrays[:3], rpb=arrays[3], **case.options()))
+    def run(name, dtype):
+        attend = functools.partial(attend_to_case, case, return_lse=True, implementation=name)
+        given, d_given, d_log = jax.tree.map(lambda x: x.astype(dtype), (arrays, d_out, d_lse))
+        (out, lse), pull = jax.vjp(lambda arrays: attend(arrays | mask), given)
+        return (out, lse), pull((jnp.zeros_like(d_given), d_log)), pull((d_given, d_log))
 
-    def run(name):
-        (_, lse), pull = jax.vjp(functools.partial(attend, name), query, key, value, rpb)
-        alone = jax.vjp(lambda *arrays: attend(name, *arrays)[1], query, key, value, rpb)[1](d_lse)
-        return lse, [x for x in (*alone, *pull((d_out, d_lse))) if x is not None]
-
-    lse, gradients = jax.jit(run, static_argnums=0)(implementation)
-    expected, exact_gradients = jax.jit(run, static_argnums=0)("reference")
-    assert lse.dtype == precise
-    assert lse.shape == case.shape[:-1]
-    np.testing.assert_allclose(lse, expected, atol=TOLERANCE[precise])
-    for got, right in zip(gradients, exact_gradients, strict=True):
-        np.testing.assert_allclose(got, right, atol=TOLERANCE[precise])
+    got = jax.jit(run, static_argnums=(0, 1))(implementation, precise)
+    expected = jax.jit(run, static_argnums=(0, 1))("reference", "float64")
+    assert got[0][1].dtype == precise
+    assert got[0][1].shape == case.out_shape[:-1]
+    assert (not case.masked) or (np.isneginf(expected[0][1]).any() != bool(case.additional))
+    for a, b in zip(*(map(np.float64, jax.tree.leaves(x)) for x in (got, expected)), strict=True):
+        size = max(1.0, np.abs(b, where=np.isfinite(b), out=np.zeros(b.shape)).max(initial=0))
+        np.testing.assert_allclose(a / size, b / size, rtol=0, atol=TOLERANCE[precise])
 
 
 def test_an_unused_log_sum_exp_costs_nothing():

@@ -6,89 +6,93 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from natjax_kernels.plan import Window, plan, plan_axis, tile_classes, transposed_windows, windows
+from natjax_kernels.plan import AxisWindow, Window, plan, plan_axis, tile_classes, windows
 
 pytestmark = pytest.mark.once
 LENGTHS = range(2, 26)
 
 
 def settings(length):
-    """Every legal (kernel, dilation, stride, causal) of an axis."""
-    for kernel in range(2, length + 1):
+    """Every legal window of an axis."""
+    for kernel in range(1, length + 1):
         for dilation in range(1, length // kernel + 1):
-            yield from itertools.product([kernel], [dilation], range(1, kernel + 1), [False, True])
+            for stride, spacing in itertools.product(range(1, kernel + 1), range(1, length + 1)):
+                if length % spacing or (length > 12 and spacing > 3):
+                    continue
+                for causal in (False, True):
+                    yield AxisWindow(kernel, dilation, stride, causal, spacing=spacing)
+                if length % (dilation * stride) == 0:
+                    yield AxisWindow(kernel, dilation, stride, periodic=True, spacing=spacing)
 
 
-def neighbours(length, query, kernel, dilation, stride, causal):
-    """The positions that a query sees: a run of its dilation group around its stride group's leader."""
-    group = [i for i in range(length) if i % dilation == query % dilation]
-    place = group.index(query)
-    mates = [i for i in range(len(group)) if i // stride == place // stride]  # cut short at the end of the axis
-    if causal:
-        run = range(mates[-1] - kernel + 1, place + 1)
-        return [group[i] for i in run if i >= 0]
-    leader = min(mates[0] + stride // 2, mates[-1])
-    first = leader - kernel // 2
+def neighbours(length, position, axis):
+    """What a query at a position sees, with the distance in keys of the group: a run around its stride group's leader."""
+    group = [i for i in range(length) if i % axis.dilation == position % axis.dilation]
+    place = group.index(position)
+    mates = [
+        i for i in range(len(group)) if i // axis.stride == place // axis.stride
+    ]  # cut short at the end of the axis
+    if axis.causal:
+        first, last = mates[-1] - axis.kernel + 1, place
+        return {group[i]: i - place for i in range(max(first, 0), last + 1)}
+    first = min(mates[0] + axis.stride // 2, mates[-1]) - axis.kernel // 2
+    if axis.periodic:
+        return {group[i % len(group)]: i - place for i in range(first, first + axis.kernel)}
     while first < 0:
         first += 1
-    while first + kernel > len(group):
+    while first + axis.kernel > len(group):
         first -= 1
-    return group[first : first + kernel]
+    return {group[i]: i - place for i in range(first, first + axis.kernel)}
+
+
+def queries(length, axis):
+    """Positions of the queries among the keys."""
+    return [i * axis.spacing + axis.spacing // 2 for i in range(length // axis.spacing)]
+
+
+def offsets(length, axis):
+    """The entry of the bias of every query and key, [queries, L]; -1 where the key is no neighbour."""
+    table = np.full((length // axis.spacing, length), -1)
+    for query, position in enumerate(queries(length, axis)):
+        for key, distance in neighbours(length, position, axis).items():
+            table[query, key] = distance + axis.kernel - 1
+    return table
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_windows_are_those_of_the_definition(length):
-    for setting in settings(length):
-        start, end = windows(length, *setting)
-        dilation = setting[1]
+    for axis in settings(length):
+        if axis.spacing > 1:
+            continue
+        start, end = windows(length, axis)
+        size = length // axis.dilation if axis.periodic else length
         for query in range(length):
-            seen = [j * dilation + query % dilation for j in range(start[query], end[query])]
-            assert seen == neighbours(length, query, *setting), (setting, query)
+            run = [j % size * axis.dilation + query % axis.dilation for j in range(start[query], end[query])]
+            assert run == list(neighbours(length, query, axis)), (axis, query)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_axis_plans_hold_every_pair_once(length):
-    for setting in settings(length):
-        kernel, dilation, _, _ = setting
-        seen = seen_of(length, *setting)
-        for tile in {1, 3, kernel, length} if length < 12 or setting[2] in (1, kernel) else {4}:
-            check(plan_axis.__wrapped__(length, *setting, tile), seen, kernel, dilation)
+    for axis in settings(length):
+        expected = offsets(length, axis)
+        for tile in {1, 3, axis.kernel, length} if length < 10 else {4}:
+            check(plan_axis.__wrapped__(length, axis, tile), expected)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_transposed_windows_hold_the_queries_that_see_a_key(length):
-    for setting in settings(length):
-        seen = seen_of(length, *setting)
-        start, end = transposed_windows(length, *setting)
-        for key in range(length):
-            run = [j * setting[1] + key % setting[1] for j in range(start[key], end[key])]
-            assert run == np.flatnonzero(seen[:, key]).tolist(), (setting, key)
-
-
-@pytest.mark.parametrize("length", range(2, 14))
+@pytest.mark.parametrize("length", range(2, 16))
 def test_transposed_plans_hold_every_pair_once(length):
-    for setting in settings(length):
-        kernel, dilation, _, _ = setting
-        axis = plan_axis.__wrapped__(length, *setting, 4, True)
-        relative = axis.relative[axis.classes]  # [tiles, T, S], T of keys
-        tile, t, s = np.nonzero((relative >= 0) & (axis.queries >= 0)[:, :, None])
-        key, query = axis.queries[tile, t], axis.keys[tile, s]
-        pairs = np.zeros((length, length), int)
-        np.add.at(pairs, (query, key), 1)
-        assert (pairs == seen_of(length, *setting)).all()
-        assert (relative[tile, t, s] == (key - query) // dilation + kernel - 1).all()
+    for axis in settings(length):
+        for tile in (1, 4):
+            made = plan_axis.__wrapped__(length, axis, tile, True)
+            relative = made.relative[made.classes]  # [tiles, T, S], T of keys
+            tiles, t, s = np.nonzero((relative >= 0) & (made.queries >= 0)[:, :, None])
+            key, query = made.queries[tiles, t], made.keys[tiles, s]
+            assert sorted(made.queries[made.queries >= 0]) == list(range(length))
+            assert_pairs_once(query, key, relative[tiles, t, s], offsets(length, axis))
 
 
-def seen_of(length, kernel, dilation, stride, causal):
-    """Which keys every query sees, [L, L]."""
-    start, end = windows(length, kernel, dilation, stride, causal)
-    position = np.arange(length)
-    seen = position[:, None] % dilation == position % dilation
-    return seen & (start[:, None] <= position // dilation) & (position // dilation < end[:, None])
-
-
-def check(axis, seen, kernel, dilation):
-    length = len(seen)
+def check(axis, expected):
+    length = len(expected)
     owned = axis.queries >= 0
     assert sorted(axis.queries[owned]) == list(range(length))
     assert (axis.queries.reshape(-1)[axis.query_slot] == np.arange(length)).all()
@@ -97,31 +101,38 @@ def check(axis, seen, kernel, dilation):
     tile, t, s = np.nonzero((relative >= 0) & owned[:, :, None])
     query, key = axis.queries[tile, t], axis.keys[tile, s]
     assert (key >= 0).all()
-    pairs = np.zeros((length, length), int)
-    np.add.at(pairs, (query, key), 1)
-    assert (pairs == seen).all()
-    assert (relative[tile, t, s] == (key - query) // dilation + kernel - 1).all()
+    assert_pairs_once(query, key, relative[tile, t, s], expected)
     assert (relative[~owned] == 0).all()
 
-    first = axis.first_slot[axis.classes][owned]
-    assert (axis.keys[np.nonzero(owned)[0], first] == np.argmax(seen[axis.queries[owned]], axis=1)).all()
+    first = np.argmax(relative >= 0, axis=-1)[owned]
+    assert (axis.first_slot[axis.classes][owned] == first).all()
 
     slots = axis.keys.size
     position, column = np.nonzero(axis.key_slots >= 0)
+    assert (axis.keys.reshape(-1)[axis.key_slots[position, column]] == position).all()
     got = position * slots + axis.key_slots[position, column]
-    assert (np.sort(got) == np.unique(key * slots + tile * axis.keys.shape[1] + s)).all()
+    assert len(np.unique(got)) == len(got)
+    assert np.isin(key * slots + tile * axis.keys.shape[1] + s, got).all()
+
+
+def assert_pairs_once(query, key, offset, expected):
+    pairs, got = np.zeros_like(expected), np.full_like(expected, -1)
+    np.add.at(pairs, (query, key), 1)
+    got[query, key] = offset
+    assert (pairs == (expected >= 0)).all()
+    assert (got == expected).all()
 
 
 def test_alike_tiles_share_classes():
-    assert len(plan_axis(56, 7, 1, 1, False, 8).relative) == 3
-    assert len(plan_axis(56, 7, 8, 1, False, 7).relative) == 1
-    assert len(plan_axis(4096, 7, 1, 1, False, 8).relative) == 3
+    assert len(plan_axis(56, AxisWindow(7), 8).relative) == 3
+    assert len(plan_axis(56, AxisWindow(7, 8), 7).relative) == 1
+    assert len(plan_axis(4096, AxisWindow(7), 8).relative) == 3
 
 
 def test_planning_takes_the_memory_of_classes_and_not_of_tiles():
     length, kernel = 65536, 512
     tracemalloc.start()
-    axis = plan_axis.__wrapped__(length, kernel, 1, 1, False, 64)
+    axis = plan_axis.__wrapped__(length, AxisWindow(kernel), 64)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(axis.relative) < 20

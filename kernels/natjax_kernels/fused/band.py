@@ -21,7 +21,7 @@ import itertools
 import numpy as np
 
 from natjax_kernels.fused.configurations import Case, Config, little_shared_memory
-from natjax_kernels.plan import Window, windows
+from natjax_kernels.plan import AxisWindow, Window, windows
 
 TILE = 8  # rows and columns of a tile: four warps with two rows of eight queries, the 16 rows of a matrix product
 COLUMNS = 16  # of a box
@@ -97,7 +97,7 @@ def band(spatial: tuple[int, ...], window: Window) -> Band:
     slots = np.broadcast_to((first_columns[:, None] + np.arange(COLUMNS))[:, None], (width // TILE, TILE, COLUMNS))
     column_classes, of_column = np.unique(_relative(slots, width, columns), axis=0, return_inverse=True)
 
-    starts, ends = (edge.reshape(-1, TILE) - first_columns[:, None] for edge in windows(width, columns, 1, 1, False))
+    starts, ends = (edge.reshape(-1, TILE) - first_columns[:, None] for edge in windows(width, AxisWindow(columns)))
     seen = np.stack([starts.min(axis=1), ends.max(axis=1)], axis=1)
 
     tiles = [
@@ -128,6 +128,6 @@ def _boxes(height: int, kernel: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _relative(keys: np.ndarray, length: int, kernel: int) -> np.ndarray:
     """Returns key minus query plus kernel - 1, -1 where the key is no neighbour, of keys [tiles, 8, slots] (-1: none)."""
-    start, end = (edge.reshape(-1, TILE, 1) for edge in windows(length, kernel, 1, 1, False))
+    start, end = (edge.reshape(-1, TILE, 1) for edge in windows(length, AxisWindow(kernel)))
     query = np.arange(length).reshape(-1, TILE, 1)
     return np.where((keys >= start) & (keys < end), keys - query + kernel - 1, -1)

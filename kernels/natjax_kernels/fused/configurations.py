@@ -12,7 +12,7 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from natjax_kernels.plan import Window, group_length, longest_halo
+from natjax_kernels.plan import AxisWindow, Window, group_length, longest_halo
 
 KERNELS = ("fwd", "bwd_dq", "bwd_dkv")
 
@@ -102,10 +102,19 @@ class Case:
     @property
     def key(self) -> str:
         """The name of the case in configs.json."""
-        axes = zip(self.spatial, self.window.axes(), strict=True)
-        window = " ".join(f"{n}:{k}x{d}{f'/{s}' * (s > 1)}{'c' * c}" for n, (k, d, s, c) in axes)
+        window = " ".join(f"{n}:{_named(axis)}" for n, axis in zip(self.spatial, self.window.axes(), strict=True))
         more = (f"/{self.value_dim}" if self.value_dim else "") + f" x{self.group}" * (self.group > 1)
         return f"{self.kernel} {window} D{self.head_dim}{more} {self.dtype}{' rpb' * self.bias} sm_{self.capability}"
+
+
+def _named(axis: AxisWindow) -> str:
+    more = (
+        (f"/{axis.stride}", axis.stride > 1),
+        ("c", axis.causal),
+        ("p", axis.periodic),
+        (f"@{axis.spacing}", axis.spacing > 1),
+    )
+    return f"{axis.kernel}x{axis.dilation}" + "".join(mark for mark, on in more if on)
 
 
 _overrides: contextvars.ContextVar[Mapping[str, Config]] = contextvars.ContextVar("overrides")
@@ -140,9 +149,9 @@ def lengths(case: Case) -> list[int]:
 def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
     """Returns the longest sides of the halos of tiles."""
     sides, transposed = [], case.kernel == "bwd_dkv"
-    for n, (kernel, dilation, stride, causal), t in zip(case.spatial, case.window.axes(), tile, strict=True):
-        groups = {group_length(n, dilation), n // dilation}  # with strides the shorter one's may be the longer halo
-        sides.append(max(longest_halo(length, kernel, stride, causal, t, transposed) for length in groups))
+    for n, axis, t in zip(case.spatial, case.window.axes(), tile, strict=True):
+        groups = {group_length(n, axis.dilation), n // axis.dilation}  # with strides the shorter one's may be longer
+        sides.append(max(longest_halo(length, axis, t, transposed) for length in groups))
     return sides
 
 

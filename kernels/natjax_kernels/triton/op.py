@@ -17,6 +17,7 @@ from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.fused.configurations import Case, Config
 from natjax_kernels.fused.partitioning import Call, join_heads, split_heads
+from natjax_kernels.merge import merging_additional_keys
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import reshape, sharded_as, spec_of
@@ -30,6 +31,7 @@ _ROWS, _HIDDEN = "b n s", "b j"
 _NOTHING = jax.ShapeDtypeStruct((1,), jnp.float32)  # of an output that a launch does not write
 
 
+@merging_additional_keys
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`.
 
@@ -40,7 +42,10 @@ def attend(problem: Problem):
     if scale <= 0:  # the kernels' is above 0, as tables may be divided by it
         query, scale = query * np.sign(scale).astype(query.dtype), abs(scale) or 1.0
     # Decided once: the backward pass may be traced under another default.
-    arrays = vary_alike(query, problem.key, problem.value, problem.rpb, None)
+    hidden = problem.key_mask
+    if hidden is not None:  # what is added to logits, [B, L]
+        hidden = jnp.where(hidden.reshape(problem.batch, -1), 0, -jnp.inf).astype(jnp.float32)
+    arrays = vary_alike(query, problem.key, problem.value, problem.rpb, hidden)
     return _attend(problem.window, scale, float32_products(), *arrays)
 
 
@@ -107,7 +112,7 @@ def _backward(window, scale, products, residuals, cotangents):
     if rpb is not None:
         d_table = join_heads(gradients.pop(), 1, group)
         slots, span = (math.prod(sides) for sides in (queries.layout.tile, queries.layout.block))
-        d_rpb = bias_gradient(d_table[:, :, :slots, :span], queries.layout.relative, window.kernel_size)
+        d_rpb = bias_gradient(d_table[:, :, :slots, :span], queries.layout.relative, window)
         d_rpb = sharded_as(d_rpb.astype(rpb.dtype), rpb)
     gradients = (sharded_as(x.reshape(y.shape), y) for x, y in zip(gradients, (query, key, value), strict=True))
     return *gradients, d_rpb, None

@@ -23,7 +23,8 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from natjax_kernels._compat import vary, vary_alike, varying_axes
-from natjax_kernels.bias import bias_gradient, bias_table, neighbour_table
+from natjax_kernels.bias import MASKED, bias_gradient, bias_table, neighbour_table
+from natjax_kernels.grids import join_group, split_group
 from natjax_kernels.masked import product, scores, transpose
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem, accumulator
@@ -33,35 +34,85 @@ from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_
 
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`."""
-    return _attend(problem.window, problem.scale, *vary_alike(*laid_alike(*problem.arrays)))
+    problem = laid_alike(problem)
+    return _attend(problem.window, problem.scale, *vary_alike(*problem.arrays))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(window, scale, query, key, value, rpb):
-    table = bias_table(_relative(_plan(query, window)), rpb, accumulator(query))
-    out, lse = _contained(_attend_tiles, 1, (window, scale), query, key, value, table)
+def attend_plainly(problem: Problem):
+    """As `attend`, with JAX's own derivatives; NaNs and infinities spread over tiles."""
+    query, key, value, rpb, *rest = problem.arrays
+    table = bias_table(_relative(_plan(key, problem.window)), rpb, problem.accumulator)
+    out, lse = _attend_tiles(False, problem.window, problem.scale, query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
-def _attend_tiles(contain, window, scale, query, key, value, table):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(window, scale, query, key, value, rpb, *rest):
+    table = bias_table(_relative(_plan(key, window)), rpb, accumulator(query))
+    out, lse = _contained(_attend_tiles, 1, (window, scale), query, key, value, table, *rest)
+    return out, jnp.squeeze(lse, -1)
+
+
+def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, more_values, key_mask):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
-    axes = _plan(query, window)
-    neighbours = neighbour_table(_relative(axes)) if contain else None
+    axes, groups = _plan(key, window), query.shape[-2] // key.shape[-2]
+    table = join_group(table, groups)
+    neighbours = join_group(neighbour_table(_relative(axes)), groups) if contain else None
 
-    def step(_, rows):
-        q = _tiles(query, [rows["queries"], *_queries(axes[1:])])  # [M, B, N, T, D]
+    def step(rows):
+        q = join_group(_tiles(query, [rows["queries"], *_queries(axes[1:])]), groups)  # [M, B, N, T, D]
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
-        seen = _seen(neighbours, rows, axes, q.ndim)
+        seen = _seen(neighbours, rows, axes, q.ndim, groups)
         logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        m = jnp.max(logits, axis=-1, keepdims=True)
-        weights = jnp.exp(logits - m)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights, more, total, m, any_key = _weights(q, logits, _visible(key_mask, rows, axes), more_keys, scale)
         out = product(weights.astype(v.dtype), v, seen)
+        if more is not None:
+            out = out + _product_of_all(more.astype(v.dtype), more_values)
         lse = m + jnp.log(total)  # [M, B, N, T, 1]
-        return None, [_untile_rows(x, rows, axes) for x in ((out / total).astype(v.dtype), lse)]
+        if any_key is not None:
+            lse = jnp.where(any_key, lse, -jnp.inf)
+        out = (out / total).astype(v.dtype)
+        return [_untile_rows(split_group(x, groups), rows, axes) for x in (out, lse)]
 
-    _, results = _by_steps(step, row_steps(query, axes))
+    def steps(_, rows):  # JAX's own derivatives would keep all weights; a closure, as positions may be static
+        return None, jax.checkpoint(functools.partial(step, rows), prevent_cse=False)()
+
+    _, results = _by_steps(steps, row_steps(query, axes))
     return [_untile_columns(x, axes) for x in results]
+
+
+def _weights(q, logits, visible, more_keys, scale):
+    """Returns weights before they are normalised.
+
+    Args:
+        q: queries [M, B, N, T, D].
+        logits: those of keys in windows, [M, B, N, T, S].
+        visible: which keys no mask hides, [M, B, 1, 1, S]; or None.
+        more_keys: additional keys [B, S, N, D]; or None.
+        scale: of their logits.
+
+    Returns:
+        Weights of keys and of additional keys (or None), their sum (1 instead of 0), the maximum of logits, and which queries
+        see anything (or None where all do).
+    """
+    more = None if more_keys is None else _scores_with_all(q, more_keys) * scale
+    if visible is not None:
+        logits = jnp.where(visible, logits, -jnp.inf)
+    m = jnp.max(logits, axis=-1, keepdims=True)
+    if more is not None:
+        m = jnp.maximum(m, jnp.max(more, axis=-1, keepdims=True))
+    m, any_key = jax.lax.stop_gradient(m), None
+    if visible is not None:
+        any_key = m > MASKED / 2
+        m = jnp.where(any_key, m, 0)
+    weights = jnp.exp(logits - m)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if more is not None:
+        more = jnp.exp(more - m)
+        total = total + jnp.sum(more, axis=-1, keepdims=True)
+    if any_key is not None:
+        total = jnp.where(any_key, total, 1)
+    return weights, more, total, m, any_key
 
 
 def _forward(window, scale, *primals):
@@ -70,57 +121,78 @@ def _forward(window, scale, *primals):
 
 
 def _backward(window, scale, residuals, cotangents):
-    query, key, value, rpb = residuals
+    query, key, value, rpb, *rest = residuals
     d_out, d_lse = cotangents
     if isinstance(d_out, SymbolicZero):
-        d_out = vary(jnp.zeros_like(value), varying_axes(value))
+        d_out = vary(jnp.broadcast_to(jnp.zeros_like(query[..., :1]), d_out.shape), varying_axes(value))
     # An unused log-sum-exp costs nothing: what XLA compiles has no operand for it.
     d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
-    relative = _relative(_plan(query, window))
+    relative = _relative(_plan(key, window))
     table = bias_table(relative, rpb, accumulator(query))
-    static = window, scale, rpb is not None
-    *gradients, d_table = _contained(_backward_tiles, 3, static, query, key, value, table, d_out, d_lse)
-    if rpb is None:
-        return *gradients, None
-    return *gradients, sharded_as(bias_gradient(d_table, relative, window.kernel_size).astype(rpb.dtype), rpb)
+    static, more = (window, scale, rpb is not None), 0 if rest[0] is None else 2
+    gradients = _contained(_backward_tiles, 3 + more, static, query, key, value, table, *rest, d_out, d_lse)
+    *gradients, d_table = gradients
+    d_rpb = None
+    if rpb is not None:
+        d_rpb = sharded_as(bias_gradient(d_table, relative, window).astype(rpb.dtype), rpb)
+    return *gradients[:3], d_rpb, *(gradients[3:] or (None, None)), None
 
 
-def _backward_tiles(contain, window, scale, bias, query, key, value, table, d_out, d_lse):
-    """Returns the gradients of query, key, value and, of a bias, of the table."""
-    axes = _plan(query, window)
-    neighbours = neighbour_table(_relative(axes)) if contain else None
+def _backward_tiles(
+    contain, window, scale, bias, query, key, value, table, more_keys, more_values, key_mask, d_out, d_lse
+):
+    """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, of the table."""
+    axes, groups = _plan(key, window), query.shape[-2] // key.shape[-2]
+    table = join_group(table, groups)
+    neighbours = join_group(neighbour_table(_relative(axes)), groups) if contain else None
 
     def part(d_table, tokens):
         d_table, gradients = _by_steps(functools.partial(step, *tokens), row_steps(tokens[0], axes), d_table)
-        return d_table, [_untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients)]
+        of_map = [_untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients[:3])]
+        return d_table, [*of_map, *(jnp.sum(x, axis=0) for x in gradients[3:])]
 
-    def step(query, key, value, d_out, d_lse, d_table, rows):
+    def step(query, key, value, more_keys, more_values, key_mask, d_out, d_lse, d_table, rows):
         queries = [rows["queries"], *_queries(axes[1:])]
-        q, do, d_lse = jax.tree.map(lambda x: _tiles(x, queries), (query, d_out, d_lse))
+        q, do, d_lse = jax.tree.map(lambda x: join_group(_tiles(x, queries), groups), (query, d_out, d_lse))
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
-            do, d_lse = jax.tree.map(lambda x: jnp.where(_owned(rows, axes, x.ndim), x, 0), (do, d_lse))
-        seen = _seen(neighbours, rows, axes, q.ndim)
+            owned = _owned(rows, axes, q.ndim, groups)
+            do, d_lse = jax.tree.map(lambda x: jnp.where(owned, x, 0), (do, d_lse))
+        seen = _seen(neighbours, rows, axes, q.ndim, groups)
         logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        weights, more, total, _, any_key = _weights(q, logits, _visible(key_mask, rows, axes), more_keys, scale)
+        if any_key is not None and d_lse is not None:
+            d_lse = jnp.where(any_key, d_lse, 0)
+        weights = weights / total
         d_weights = scores(do, v, seen)
         delta = jnp.sum(weights * d_weights, axis=-1, keepdims=True)
+        if more is not None:
+            more, d_more = more / total, _scores_with_all(do, more_values)
+            delta = delta + jnp.sum(more * d_more, axis=-1, keepdims=True)
         if d_lse is not None:
             delta = delta - d_lse
         d_logits = weights * (d_weights - delta)
         weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
-        d_query = product(scaled, k, seen).astype(q.dtype)
+        d_query = product(scaled, k, seen)
         d_key = product(transpose(scaled), q, transpose(seen)).astype(k.dtype)
         d_value = product(transpose(weights), do, transpose(seen)).astype(v.dtype)
+        of_all = []
+        if more is not None:
+            d_more = (more * (d_more - delta) * scale).astype(q.dtype)
+            d_query = d_query + _product_of_all(d_more, more_keys)
+            of_all = [_sum_over_queries(d_more, q), _sum_over_queries(more.astype(v.dtype), do)]
         if bias:
             d_table = d_table + _sum_by_class(d_logits, _classes(rows, axes), len(table))
+        d_query = _untile_rows(split_group(d_query.astype(q.dtype), groups), rows, axes)
         halos = (_untile_rows(x, rows, axes, halo=True) for x in (d_key, d_value))
-        return d_table, (_untile_rows(d_query, rows, axes), *halos)
+        return d_table, (d_query, *halos, *of_all)
 
     d_table = vary(jnp.zeros_like(table), varying_axes(table)) if bias else None
-    d_table, gradients = _by_steps(part, _batch_parts((query, key, value, d_out, d_lse), axes), d_table)
-    return *(_joined(x, like) for x, like in zip(gradients, (query, key, value), strict=True)), d_table
+    arrays = query, key, value, more_keys, more_values, key_mask, d_out, d_lse
+    d_table, gradients = _by_steps(part, _batch_parts(arrays, axes), d_table)
+    likes = query, key, value, more_keys, more_values
+    gradients = [_joined(x.astype(like.dtype), like) for x, like in zip(gradients, likes, strict=False)]
+    return *gradients, split_group(d_table, groups) if bias else None
 
 
 _attend.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -181,6 +253,38 @@ def _tiles(x, index: list):
 def from_tiles(x, axes: tuple[AxisPlan, ...]):
     """Undoes `to_tiles` of queries: [M, B, N, T, D] -> [B, *spatial, N, D]."""
     return _from_slots(_untile(x, _queries(axes)), _slots(axes, halo=False), first_axis=1)
+
+
+def _visible(key_mask, rows: dict, axes: tuple[AxisPlan, ...]):
+    """Which keys of tiles no mask hides, [M, B, 1, 1, S]; None without a mask."""
+    if key_mask is None:
+        return None
+    return transpose(_tiles(key_mask[..., None, None], [rows["keys"], *_keys(axes[1:])]))
+
+
+def _scores_with_all(query, key):
+    """Multiplies queries of tiles with keys that all see: [M, B, N, T, D] and [B, S, N, D] -> [M, B, N, T, S]."""
+    key = _of_heads(key, query.ndim)
+    return jnp.einsum("m...td,...sd->m...ts", query, key, preferred_element_type=accumulator(query))
+
+
+def _product_of_all(weights, value):
+    """Sums values that all see: [M, B, N, T, S] and [B, S, N, D] -> [M, B, N, T, D]."""
+    value = _of_heads(value, weights.ndim)
+    return jnp.einsum("m...ts,...sd->m...td", weights, value, preferred_element_type=accumulator(value))
+
+
+def _sum_over_queries(weights, query):
+    """Sums queries of all tiles by weights: [M, B, N, T, S] and [M, B, N, T, D] -> [B, S, N, D]."""
+    if weights.ndim == 4:
+        weights, query = weights[:, None], query[:, None]
+    return jnp.einsum("mbnts,mbntd->bsnd", weights, query, preferred_element_type=accumulator(query))
+
+
+def _of_heads(x, rank: int):
+    """Brings additional tokens [B, S, N, D] to [B, N, S, D], or for tiles without a batch axis to [N, S, D]."""
+    x = x.swapaxes(1, 2)
+    return x[0] if rank == 4 else x
 
 
 def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
@@ -300,19 +404,19 @@ def _sum_by_class(x, classes, count: int):
     return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
 
 
-def _owned(rows: dict, axes: tuple[AxisPlan, ...], rank: int):
+def _owned(rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
     """Which query slots hold a token of their own and no padding, [M, 1, T, 1], or of rank 5, [M, 1, 1, T, 1]."""
     owned = [jnp.asarray(x, jnp.int32) for x in (rows["owned"], *(axis.queries >= 0 for axis in axes[1:]))]
-    owned = functools.reduce(jnp.kron, owned)[:, None, :, None] > 0
+    owned = join_group(functools.reduce(jnp.kron, owned)[:, None, :, None] > 0, groups)
     return owned if rank == 4 else owned[:, None]
 
 
-def _seen(neighbours, rows: dict, axes: tuple[AxisPlan, ...], rank: int):
+def _seen(neighbours, rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
     """Which queries, but padding, see which keys, of the rank of scores; None without a table of neighbours."""
     if neighbours is None:
         return None
     seen = _of_tiles(neighbours, rows, axes, rank)
-    return seen & _owned(rows, axes, rank) if "owned" in rows else seen
+    return seen & _owned(rows, axes, rank, groups) if "owned" in rows else seen
 
 
 def _untile(x, index: list):
@@ -342,6 +446,6 @@ def _of_tiles(table, rows: dict, axes: tuple[AxisPlan, ...], rank: int):
     return table if rank == 4 else table[:, None]
 
 
-def _plan(query, window: Window) -> tuple[AxisPlan, ...]:
-    spatial = query.shape[1:-2]
+def _plan(key, window: Window) -> tuple[AxisPlan, ...]:
+    spatial = key.shape[1:-2]
     return plan(spatial, window, tile_shape(spatial, window))

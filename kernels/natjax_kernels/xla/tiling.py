@@ -27,10 +27,11 @@ def tile_shape(spatial: tuple[int, ...], window: Window) -> tuple[int, ...]:
     cut an axis most evenly are tried, so that little of the last tile is padding.
     """
     axes = []  # of every axis: what a side of a tile makes of it, as (side, tiles, keys of a tile)
-    for length, (kernel, dilation, stride, causal) in zip(spatial, window.axes(), strict=True):
-        n = group_length(length, dilation)
+    for length, axis in zip(spatial, window.axes(), strict=True):
+        keys = group_length(length, axis.dilation)
+        n = math.ceil(keys / axis.in_group().spacing)  # queries
         sides = {math.ceil(n / m) for m in range(1, n + 1)} & set(range(_MOST_QUERIES + 1))
-        axes.append([(t, math.ceil(n / t), longest_halo(n, kernel, stride, causal, t)) for t in sorted(sides)])
+        axes.append([(t, math.ceil(n / t), longest_halo(keys, axis, t)) for t in sorted(sides)])
 
     def cost(choice) -> float:
         queries, tiles, keys = (math.prod(numbers) for numbers in zip(*choice, strict=True))

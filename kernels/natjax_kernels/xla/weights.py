@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natjax_kernels.bias import bias_table, neighbour_table
+from natjax_kernels.bias import MASKED, bias_table, neighbour_table
+from natjax_kernels.grids import repeat_heads
 from natjax_kernels.masked import product, scores
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem
@@ -23,17 +24,17 @@ from natjax_kernels.xla.tiling import tile_shape
 def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
     """See `natjax_kernels.neighborhood_attention_with_weights`."""
 
-    batch, *spatial, heads, _ = spec_of(problem.query)
-    specs = spec_of(problem.query), (batch, heads, *spatial, None)
-    return within_auto_axes(functools.partial(_attend, dropout_rate), problem, dropout_key, specs=specs)
+    spec = spec_of(problem.query)
+    return within_auto_axes(functools.partial(_attend, dropout_rate), problem, dropout_key, specs=(spec, spec))
 
 
 def _attend(dropout_rate: float, problem: Problem, dropout_key):
+    """Returns the output and the weights [B, *spatial, N, K + S]."""
     axes = plan(problem.spatial, problem.window, tile_shape(problem.spatial, problem.window))
-    accumulate = problem.accumulator
+    accumulate, repeats = problem.accumulator, problem.heads // problem.key_heads
     q = to_tiles(problem.query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
     keys = [np.maximum(axis.keys, 0) for axis in axes]
-    k, v = (to_tiles(x, keys) for x in (problem.key, problem.value))  # [M, B, N, S, D]
+    k, v = (repeat_heads(to_tiles(x, keys), repeats, 2) for x in (problem.key, problem.value))  # [M, B, N, S, D]
     classes = tile_classes(axes)
     relative = [axis.relative for axis in axes]
     bias = bias_table(relative, problem.rpb, accumulate)[classes][:, None]
@@ -42,19 +43,38 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
         owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, jnp.int32) for axis in axes])  # [M, T]
         seen &= owned[:, None, None, :, None] > 0
     logits = scores(q, k, seen) * problem.scale + bias
+    any_key = None
+    if problem.key_mask is not None:
+        logits = jnp.where(to_tiles(problem.key_mask[..., None, None], keys).swapaxes(-1, -2), logits, -jnp.inf)
+    slots, present = _neighbour_slots(axes, problem.window)  # [classes, T, K]
+    if problem.additional_keys is not None:
+        more, values = (
+            repeat_heads(x.swapaxes(1, 2), repeats, 1)[None]
+            for x in (problem.additional_keys, problem.additional_values)
+        )
+        more, values = (jnp.broadcast_to(x, (len(classes), *x.shape[1:])) for x in (more, values))  # [M, B, N, S, D]
+        logits = jnp.concatenate([logits, scores(q, more) * problem.scale], axis=-1)
+        span, count, v = k.shape[-2], more.shape[-2], jnp.concatenate([v, values], axis=-2)
+        seen = jnp.concatenate([seen, jnp.ones((*seen.shape[:-1], count), bool)], axis=-1)
+        columns = np.broadcast_to(span + np.arange(count), (*slots.shape[:-1], count))
+        slots = np.concatenate([slots, columns], axis=-1)
+        present = np.concatenate([present, np.ones(columns.shape, bool)], axis=-1)
+    if problem.key_mask is not None:
+        any_key = jnp.max(logits, axis=-1, keepdims=True) > MASKED / 2
+        logits = jnp.where(any_key, logits, 0)
     probabilities = jax.nn.softmax(logits, axis=-1)
+    if any_key is not None:
+        probabilities = jnp.where(any_key, probabilities, 0)
     if dropout_rate:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / (1 - dropout_rate), 0)
     probabilities = probabilities.astype(problem.dtype)
     out = product(probabilities, v, seen).astype(problem.dtype)
-    slots, present = _neighbour_slots(axes, problem.window)  # [classes, T, K]
     slots = jnp.asarray(slots, jnp.int32)[classes][:, None, None]
     per_neighbour = jnp.take_along_axis(probabilities, slots, axis=-1, mode="clip")
     if not present.all():
         per_neighbour = jnp.where(jnp.asarray(present)[classes][:, None, None], per_neighbour, 0)
-    per_neighbour = from_tiles(per_neighbour, axes)
-    return from_tiles(out, axes), jnp.moveaxis(per_neighbour, -2, 1)
+    return from_tiles(out, axes), from_tiles(per_neighbour, axes)
 
 
 def _neighbour_slots(axes: tuple[AxisPlan, ...], window: Window) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,95 @@
+"""Merges attention over parts of the keys, by their log-sum-exps (as FlashDecoding and NATTEN's `merge_attentions` do).
+
+Letters: B batch, N heads (Nk of keys), D channels of a head, S additional keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from natjax_kernels.problem import Problem, accumulator, as_array
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def merge_attentions(
+    outputs: Sequence[Float[Array, "*queries D"]], lses: Sequence[Float[Array, "*queries"]]
+) -> tuple[Float[Array, "*queries D"], Float[Array, "*queries"]]:
+    """Returns attention over all keys, from attention of the same queries over disjoint parts of them.
+
+        local, local_lse = natjax.neighborhood_attention(q, k, v, kernel_size=7, return_lse=True)
+        distant, distant_lse = natjax.neighborhood_attention(q, k, v, kernel_size=7, dilation=8, return_lse=True)
+        out, lse = natjax.merge_attentions([local, distant], [local_lse, distant_lse])  # common keys count twice
+
+    A part's weight is the softmax of the log-sum-exps. A query that sees nothing in any part gets 0 and minus infinity. Both
+    results are differentiable, any number of times and in both modes, as far as the parts are.
+
+    Args:
+        outputs: [*queries, D] of every part, of one shape and dtype; at least one.
+        lses: [*queries] of every part, natural logarithms, as `neighborhood_attention(..., return_lse=True)` returns them.
+
+    Returns:
+        Output, of the dtype of `outputs`, and log-sum-exp, float32 (float64 for float64).
+
+    Raises:
+        TypeError: an entry is no array.
+        ValueError: there is no part, or shapes or dtypes do not fit each other.
+    """
+    parts = [as_array(f"outputs[{i}]", x) for i, x in enumerate(outputs)]
+    logs = [as_array(f"lses[{i}]", x) for i, x in enumerate(lses)]
+    if not parts or len(parts) != len(logs):
+        raise ValueError(f"as many outputs as lses are needed, at least one; got {len(parts)} and {len(logs)}.")
+    first = parts[0]
+    for i, (out, lse) in enumerate(zip(parts, logs, strict=True)):
+        if out.shape != first.shape or out.dtype != first.dtype:
+            raise ValueError(
+                f"outputs must be alike; outputs[0] is {first.dtype} {first.shape} and outputs[{i}] {out.dtype} {out.shape}."
+            )
+        if lse.shape != out.shape[:-1]:
+            raise ValueError(
+                f"lses[{i}] must have the shape of its output but for the last axis, {out.shape[:-1]}; got {lse.shape}."
+            )
+    logs = [lse.astype(accumulator(first)) for lse in logs]
+    largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logs))
+    largest = jnp.where(largest == -jnp.inf, 0, largest)
+    weights = [jnp.exp(lse - largest) for lse in logs]
+    total = functools.reduce(operator.add, weights)
+    seen = total > 0
+    total = jnp.where(seen, total, 1)
+    merged = (out.astype(total.dtype) * (w / total)[..., None] for out, w in zip(parts, weights, strict=True))
+    out = functools.reduce(operator.add, merged).astype(first.dtype)
+    return out, jnp.where(seen, largest + jnp.log(total), -jnp.inf)
+
+
+def merging_additional_keys(attend: Callable) -> Callable:
+    """Gives additional keys to an implementation without: it attends to windows, XLA to additional keys; both are merged."""
+
+    @functools.wraps(attend)
+    def merged(problem: Problem):
+        if problem.additional_keys is None:
+            return attend(problem)
+        windows = attend(dataclasses.replace(problem, additional_keys=None, additional_values=None))
+        return merge_attentions(*zip(windows, _attend_to_additional_keys(problem), strict=True))
+
+    return merged
+
+
+def _attend_to_additional_keys(problem: Problem):
+    """Returns output and log-sum-exp of attention to the additional keys alone; as large as queries times S."""
+    query, accumulate = problem.query, problem.accumulator
+    *queries, heads, channels = query.shape
+    query = query.reshape(*queries, problem.key_heads, heads // problem.key_heads, channels)
+    logits = jnp.einsum("b...ngd,bsnd->b...ngs", query, problem.additional_keys, preferred_element_type=accumulate)
+    logits = logits * problem.scale
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    weights = jnp.exp(logits - lse[..., None]).astype(problem.dtype)
+    out = jnp.einsum("b...ngs,bsnd->b...ngd", weights, problem.additional_values, preferred_element_type=accumulate)
+    return out.astype(problem.dtype).reshape(*queries, heads, -1), lse.reshape(*queries, heads)
