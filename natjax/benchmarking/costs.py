@@ -152,11 +152,12 @@ def least_shared_bytes(case: Case, config: Config) -> int:
     table and what threads exchange come on top, or do not, as the compiler likes: what it made is in
     benchmarks/results/resources.json, in the median three times as much.
     """
-    channels = power_of_two(case.head_dim) * np.dtype(case.dtype if case.dtype == "float32" else "float16").itemsize
+    size = 4 if case.dtype == "float32" else 2
+    channels, values = power_of_two(case.head_dim), power_of_two(case.values)
     if config.design == "band":  # boxes of keys and values, and the queries
-        return config.num_stages * channels * (2 * (config.chunk + 3 * 32) + config.slots)
+        return config.num_stages * size * ((channels + values) * (config.chunk + 3 * 32) + channels * config.slots)
     loads = 1 if config.resident else max(1, config.num_stages - 1) + fenced(config, case.capability)
-    return loads * 2 * config.chunk * channels
+    return loads * config.chunk * (channels + values) * size
 
 
 def _neighbours(axis: AxisPlan) -> int:

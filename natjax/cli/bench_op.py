@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=int_per_axis, default=1, metavar="S", help="default: 1")
     flags: dict[str, Any] = {"type": flag_per_axis, "nargs": "?", "const": True, "default": False, "metavar": "0|1,..."}
     parser.add_argument("--causal", **flags, help="along all axes, or as in 1,0 along the first of two")
+    parser.add_argument("--periodic", **flags, help="likewise: axes that are rings")
     bias = "with a relative positional bias (default: with one)"
     parser.add_argument("--bias", action=argparse.BooleanOptionalAction, default=True, help=bias)
     parser.add_argument("--backward", action="store_true", help="measure the gradients of all inputs, too")
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="xla, triton or reference, or several (default: the one that the op takes here)",
+        help="triton, xla, xla_autodiff or reference, or several (default: the one that the op takes here)",
     )
     parser.add_argument(
         "--seconds",
@@ -100,7 +101,13 @@ def _problem(args: argparse.Namespace) -> Problem:
     from natjax_kernels.problem import make_problem
 
     tokens = jax.ShapeDtypeStruct(args.shape, args.dtype)
-    window = {"kernel_size": args.kernel, "dilation": args.dilation, "stride": args.stride, "is_causal": args.causal}
+    window = {
+        "kernel_size": args.kernel,
+        "dilation": args.dilation,
+        "stride": args.stride,
+        "is_causal": args.causal,
+        "periodic": args.periodic,
+    }
     problem = make_problem(tokens, tokens, tokens, **window)
     if not args.bias:
         return problem
@@ -267,7 +274,7 @@ def _print_problem(problem: Problem, backward: bool, where: str) -> None:
     said += [
         f"{name} {_sides(x)}" for name, x in (("dilation", window.dilation), ("stride", window.stride)) if set(x) != {1}
     ]
-    if any(window.is_causal):
-        axes = [str(i) for i, causal in enumerate(window.is_causal) if causal]
-        said.append(f"causal along axis {' and '.join(axes)}")
+    for name, flags in (("causal", window.is_causal), ("periodic", window.periodic)):
+        if any(flags):
+            said.append(f"{name} along axis {' and '.join(str(axis) for axis, flag in enumerate(flags) if flag)}")
     print(f"{', '.join(said)}, {'without' if problem.rpb is None else 'with'} bias\n")

@@ -3,6 +3,7 @@
 No time is asserted.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -209,6 +210,8 @@ def test_shared_memory_is_no_more_than_what_was_compiled():
         )
         config = configurations.read({name: row[name] for name in fields})
         assert row["shared_bytes"] / 20 <= costs.least_shared_bytes(case, config) <= row["shared_bytes"], row
+        wider = dataclasses.replace(case, value_dim=3 * case.head_dim)
+        assert costs.least_shared_bytes(wider, config) > costs.least_shared_bytes(case, config)
 
 
 def test_dry_run(capsys, monkeypatch):
@@ -250,6 +253,10 @@ def test_windows(capsys):
     said = "kernel 3 x 6, dilation 2 x 1, stride 1 x 2, causal along axis 1, without bias"
     assert capsys.readouterr().out.splitlines()[1] == said
     assert document([*arguments, "--causal"], capsys)["is_causal"] == [True, True]
+    ring = [*arguments[:9], "--periodic", "1,0"]
+    assert document(ring, capsys)["periodic"] == [True, False]
+    assert main(ring) == 0
+    assert "kernel 3 x 6, dilation 2 x 1, periodic along axis 0, with bias\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
