@@ -266,7 +266,8 @@ def longest_halo(length: int, axis: AxisWindow, tile: int, transposed: bool = Fa
     if transposed:
         start, end = transposed_windows(length, axis)
     else:
-        start, end = (x[axis.centers(length)] for x in windows(length, axis))
+        centers = axis.centers(length) if axis.spacing // 2 < length else [0]  # a group may have none
+        start, end = (x[centers] for x in windows(length, axis))
     last = np.minimum(np.arange(tile - 1, len(start) + tile - 1, tile), len(start) - 1)
     return int(np.max(end[last] - start[::tile]))
 
