@@ -86,10 +86,10 @@ def neighborhood_attention(
     ..                                      triton  xla     xla_autodiff  reference
     ======================================  ======  ======  ============  =========
     windows of any kind, with rpb           yes     yes     yes           yes
-    periodic axes                           no      yes     yes           yes
-    finer grids of queries, fewer key_heads no      yes     yes           yes
-    coarser grids of queries                no      yes     yes           yes
-    additional keys, key_mask               no      yes     yes           yes
+    periodic axes                           yes     yes     yes           yes
+    finer grids of queries, fewer key_heads yes     yes     yes           yes
+    coarser grids of queries                yes     yes     yes           yes
+    additional keys, key_mask               yes     yes     yes           yes
     gradients, also of the log-sum-exp      yes     yes     yes           yes
     second derivatives (reverse)            no      yes     yes           yes
     forward mode (jvp, linearize, hessian)  no      no      yes           no

@@ -46,6 +46,10 @@ class Case:
         block: sides of blocks that halos are cut into, as those of more than 1024 keys are; None for natjax's choice.
         d_lse: whether the log-sum-exp has a gradient, too.
         values: channels of a head of values; None for as many as of keys.
+        group: heads of queries that share a head of keys.
+        masked: whether a mask hides keys, of some queries all that they see.
+        periodic: whether the last axis is a ring.
+        spacing: keys per query, along the last axis.
     """
 
     spatial: tuple[int, ...]
@@ -62,6 +66,10 @@ class Case:
     block: tuple[int, ...] | None = None
     d_lse: bool = False
     values: int | None = None
+    group: int = 1
+    masked: bool = False
+    periodic: bool = False
+    spacing: int = 1
 
 
 CASES = {
@@ -75,6 +83,11 @@ CASES = {
     "64 channels": Case((16, 16), (56, 56), (7, 7), 64, batch=1),
     "128 channels": Case((16, 16), (56, 56), (7, 7), 128, batch=1),
     "float32": Case((16, 16), (56, 56), (7, 7), dtype="float32"),
+    "grouped and masked": Case((12, 14), (56, 56), (7, 7), heads=4, group=2, masked=True, multiprocessors=4),
+    "coarser queries on a ring": Case(
+        (8, 42), None, (4, 7), dtype="float16", dilation=2, periodic=True, spacing=3, masked=True
+    ),
+    "256 channels": Case((9, 10), (56, 56), (7, 7), 256, batch=1, bias=False),
 }
 ARCHITECTURES = (
     80,
@@ -104,7 +117,7 @@ class Launched:
     def described(self):
         """What is particular about it."""
         static, parts = self.static, [self.name]
-        parts += [flag for flag in ("D_QUERY", "D_TABLE", "D_LSE", "WIDE") if static.get(flag)]
+        parts += [flag for flag in ("D_QUERY", "D_TABLE", "D_LSE", "MASKED", "WIDE") if static.get(flag)]
         chunks = f"{static['CHUNKS']} x {static['K']}" + (" on chip" if static["RESIDENT"] else "")
         return f"{' '.join(parts)}: {static['T']} queries, {np.prod(static['BLOCKS'])} blocks of {chunks}, grid {self.grid}"
 
@@ -162,12 +175,12 @@ def _compile(name, arguments, outputs, static, config, architecture):
 def execute(case, architecture):
     """Returns the largest errors of a case on an architecture, and its launches."""
     rng = np.random.default_rng(0)
-    shape = case.batch, *case.spatial, case.heads, case.channels
+    queries = (case.batch, *case.spatial[:-1], case.spatial[-1] // case.spacing, case.heads)
+    keys = (case.batch, *case.spatial, case.heads // case.group)
+    values = case.values or case.channels
+    shapes = [(*queries, case.channels), (*keys, case.channels), (*keys, values), (*queries, values)]
     biases = (case.heads, *(2 * k - 1 for k in case.kernel_size))
-    value_shape = *shape[:-1], case.values or case.channels
-    *tokens, d_out = (
-        jnp.asarray(rng.normal(size=size), case.dtype) for size in (shape, shape, value_shape, value_shape)
-    )
+    *tokens, d_out = (jnp.asarray(rng.normal(size=size), case.dtype) for size in shapes)
     arrays = (*tokens, jnp.asarray(rng.normal(size=biases), case.dtype) if case.bias else None)
     launches = Launches(architecture, case.wide)
     with _launching(launches, case):
@@ -201,8 +214,16 @@ def _launching(launches, case):
 def _evaluated(attend, case, arrays, d_out):
     """Returns output, log-sum-exp and gradients, in float64."""
 
+    periodic = (False,) * (len(case.spatial) - 1) + (case.periodic,)
+    mask = None
+    if case.masked:  # of the first half of the last axis nothing is seen
+        mask = jnp.arange(math.prod(case.spatial)).reshape(case.spatial) % 5 > 1
+        mask = jnp.broadcast_to(mask.at[..., : case.spatial[-1] // 2].set(False), (case.batch, *case.spatial))
+
     def run(query, key, value, rpb):
-        return attend(make_problem(query, key, value, rpb=rpb, kernel_size=case.kernel_size, dilation=case.dilation))
+        window = {"kernel_size": case.kernel_size, "dilation": case.dilation, "periodic": periodic}
+        out, lse = attend(make_problem(query, key, value, rpb=rpb, key_mask=mask, **window))
+        return out, jnp.where(jnp.isneginf(lse), 0, lse)
 
     if case.d_lse:
         (out, lse), pull = jax.vjp(run, *arrays)

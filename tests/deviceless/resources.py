@@ -54,6 +54,11 @@ OTHERS = {
     **{f"{d} channels float32": _level_1("float32", channels=d) for d in (64, 128)},
     "128 channels float32 no bias": _level_1("float32", channels=128, bias=False),
     "no bias": _level_1(bias=False),
+    "one key head, masked": _level_1(key_heads=1, masked=True),
+    "level 4 masked": (dataclasses.replace(LEVELS["level 4 dilation 1"][0], masked=True), "bfloat16"),
+    "values of 64 channels": _level_1(value_channels=64),
+    "ring": _level_1(periodic=(False, True)),
+    "coarser queries": _level_1(queries=(28, 28)),
     **{case.name: (case, "bfloat16") for case in cases.LARGE},
 }
 SHAPES = LEVELS | LARGE | OTHERS
@@ -67,11 +72,14 @@ def launches(shape, architecture, multiprocessors=132):
     from natjax_kernels.triton.launch import Launch
 
     case, dtype = shape
+    problem = case.problem(dtype)
     for name in KERNELS:
-        config = estimate(Case(name, case.spatial, case.window, case.channels, dtype, case.bias, architecture))
-        precision = "tf32x3" if dtype == "float32" else "ieee"
+        arrays = problem.query, problem.key, problem.value, problem.rpb, problem.key_mask
+        described = Case.of(name, problem.window, architecture, *arrays)
+        config, precision = estimate(described), "tf32x3" if dtype == "float32" else "ieee"
+        transposed = name == "bwd_dkv"
         launch = Launch(
-            case.spatial, case.window, case.channels**-0.5, config, multiprocessors, precision, name == "bwd_dkv"
+            case.spatial, problem.window, case.channels**-0.5, config, multiprocessors, precision, transposed
         )
         if name != "bwd_dq":
             yield name, launch, {}
@@ -89,7 +97,9 @@ def band_launches(shape, architecture, multiprocessors=132):
     from natjax_kernels.triton.band_launch import BandLaunch
 
     case, dtype = shape
-    described = Case("fwd", case.spatial, case.window, case.channels, dtype, case.bias, architecture)
+    problem = case.problem(dtype)
+    arrays = problem.query, problem.key, problem.value, problem.rpb, problem.key_mask
+    described = Case.of("fwd", problem.window, architecture, *arrays)
     for config in configurations(described):
         if why_not(described, config) is None:
             yield "band", BandLaunch(case.spatial, case.window, case.channels**-0.5, config, multiprocessors), {}
@@ -106,12 +116,14 @@ def _source(name, launch, flags, shape, architecture):
     if name == "band":
         return band_launch.source(launch.static(case.heads, case.heads if case.bias else 1, case.channels), dtype)
     function = getattr(kernels, name)
-    constants = launch.static(case.heads, case.heads if case.bias else 1, case.channels) | flags
-    constants |= {"FENCED": fenced(launch.config, architecture)}
-    constants |= dict.fromkeys({"d_lse", "hidden"} & set(function.arg_names), 1)  # as `Launch` passes what is not there
+    bias_heads = case.heads if case.bias else 1
+    constants = launch.static(case.heads, bias_heads, case.channels, case.key_heads, case.value_channels) | flags
+    constants |= {"FENCED": fenced(launch.config, architecture), "MASKED": case.masked}
+    absent = {"d_lse"} if case.masked else {"d_lse", "hidden"}
+    constants |= dict.fromkeys(absent & set(function.arg_names), 1)  # as `Launch` passes what is not there
     types = dict.fromkeys(("query", "key", "value", "out", "d_out", "d_query", "d_key", "d_value"), f"*{_TYPES[dtype]}")
     types |= dict.fromkeys(("tiles", "runs", "rows"), "*i32")
-    types |= dict.fromkeys(("maxima", "logs", "statistics", "d_logits"), "*fp32")
+    types |= dict.fromkeys(("maxima", "logs", "statistics", "d_logits", *(["hidden"] if case.masked else [])), "*fp32")
     types |= {"table": "*fp32" if case.bias else "*bf16"}
     types |= dict.fromkeys(("batch", "share", "steps"), "i32")
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}

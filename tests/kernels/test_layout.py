@@ -18,48 +18,60 @@ from natjax_kernels.plan import Window
 pytestmark = pytest.mark.once  # all of it is static
 
 
-LAYOUTS = {  # sides of the map, kernel size, dilation, stride, causal, tile, block
+LAYOUTS = {  # sides of the map of keys, kernel size, dilation, stride, causal, tile, block; periodic and keys per query
     "1-D": ((19,), (5,), (2,), (1,), (False,), (4,), None),
     "strided groups": ((15,), (2,), (2,), (2,), (False,), (6,), None),
     "1-D in blocks": ((40,), (17,), (1,), (1,), (False,), (8,), (8,)),
     "2-D": ((9, 11), (3, 4), (2, 1), (1, 2), (False, True), (3, 4), None),
     "2-D in blocks": ((14, 15), (9, 11), (1, 1), (1, 1), (False, False), (4, 4), (4, 8)),
     "3-D in blocks": ((5, 6, 7), (3, 5, 4), (1, 1, 1), (1, 1, 1), (True, False, False), (2, 3, 4), (4, 4, 4)),
+    "a ring": ((24,), (5,), (2,), (2,), (False,), (4,), None, (True,)),
+    "a ring in blocks": ((10, 30), (3, 13), (1, 1), (1, 1), (False, False), (4, 5), (4, 8), (False, True)),
+    "a ring that tiles go around": ((5, 6), (3, 5), (1, 1), (1, 1), (True, False), (2, 6), None, (False, True)),
+    "coarser queries": ((24, 15), (5, 4), (3, 2), (1, 2), (False, True), (3, 2), None, (), (4, 3)),
+    "coarser queries in blocks": ((48,), (24,), (1,), (1,), (False,), (4,), (8,), (), (3,)),
+    "coarser queries on a ring": ((24,), (3,), (4,), (1,), (False,), (2,), None, (True,), (6,)),
 }
 
 
-def seen_by(plan, spatial):
-    """Counts how often a layout has (row of tiles' tokens, row of halos' tokens) as neighbours, [L, L]."""
-    counts = np.zeros((math.prod(spatial),) * 2, int)
+def taken_apart(case):
+    """Returns sides, window, tile and block."""
+    spatial, kernel, dilation, stride, causal, tile, block, *more = case
+    return spatial, Window(kernel, dilation, stride, causal, *more), tile, block
+
+
+def seen_by(plan):
+    """Counts how often a layout has (token of tiles, token of halos) as neighbours, [L of tiles, L of halos]."""
+    counts = np.zeros((plan.tokens, plan.halo_tokens), int)
     table = np.asarray(bias_table(plan.relative, None, jnp.float32))[:, 0] > MASKED / 2  # [rows, T, S]
-
-    def offsets(sides):
-        return np.tensordot(np.indices(sides).reshape(3, -1), plan.steps, (0, 0))
-
-    origins = np.tensordot(np.indices(plan.blocks).reshape(3, -1), np.multiply(plan.steps, plan.block), (0, 0))
-    slots = np.indices(plan.tile).reshape(3, -1)
-    for query, key, tile_class, *counts_of_axes in plan.tiles:
-        owned = (slots < np.reshape(counts_of_axes, (3, 1))).all(axis=0)
-        for origin, row in zip(origins, plan.rows[tile_class], strict=True):
+    slots, near = np.indices(plan.tile).reshape(3, -1), np.indices(plan.block).reshape(3, -1)
+    blocks = np.indices(plan.blocks).reshape(3, -1).T * plan.block
+    length, apart, stride = (np.reshape(x, (3, 1)) for x in zip(*plan.rings, strict=True))
+    for query, key, tile_class, *rest in plan.tiles:
+        owned = (slots < np.reshape(rest[:3], (3, 1))).all(axis=0)
+        for first, row in zip(blocks, plan.rows[tile_class], strict=True):
+            slot = first[:, None] + near
+            keys = key + np.tensordot(slot, plan.halo_steps, (0, 0))
+            if len(rest) > 3:
+                position = np.reshape(rest[3:], (3, 1)) + slot * apart
+                keys = (np.where(length > 0, position % np.maximum(length, 1), position) * stride).sum(axis=0)
             t, s = np.nonzero(table[row] & owned[:, None])
-            np.add.at(counts, (query + offsets(plan.tile)[t], key + origin + offsets(plan.block)[s]), 1)
+            np.add.at(counts, (query + np.tensordot(slots, plan.steps, (0, 0))[t], keys[s]), 1)
     return counts
 
 
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
 def test_layouts_hold_every_pair_once(case):
-    spatial, kernel, dilation, stride, causal, tile, block = case
-    window = Window(kernel, dilation, stride, causal)
-    pairs = seen_by(layout(spatial, window, tile, block), spatial)
+    spatial, window, tile, block = taken_apart(case)
     tokens = math.prod(spatial)
     # A query's output at values of one-hot keys is above 0 where it sees a key.
     one_hot = jnp.eye(tokens).reshape(1, *spatial, 1, tokens)
-    zeros = jnp.zeros((1, *spatial, 1, 1))
+    query, key = (jnp.zeros((1, *sides, 1, 1)) for sides in (window.queries(spatial), spatial))
     options = dataclasses.asdict(window) | {"implementation": "reference"}
-    options.pop("spacing")
-    expected = np.asarray(neighborhood_attention(zeros, zeros, one_hot, **options)).reshape(tokens, tokens) > 0
-    assert (pairs == expected).all()
-    assert (seen_by(layout(spatial, window, tile, block, transposed=True), spatial) == expected.T).all()
+    del options["spacing"]
+    expected = np.asarray(neighborhood_attention(query, key, one_hot, **options)).reshape(-1, tokens) > 0
+    assert (seen_by(layout(spatial, window, tile, block)) == expected).all()
+    assert (seen_by(layout(spatial, window, tile, block, transposed=True)) == expected.T).all()
 
 
 def test_blocks_that_look_alike_share_rows():
@@ -71,8 +83,7 @@ def test_blocks_that_look_alike_share_rows():
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
 def test_sizes_are_those_of_the_layout(case, transposed):
-    spatial, kernel, dilation, stride, causal, tile, block = case
-    arguments = spatial, Window(kernel, dilation, stride, causal), tile, block, transposed
+    arguments = *taken_apart(case), transposed
     plan, found = layout(*arguments), sizes(*arguments)
     assert found.rows == math.prod(len(axis) for axis in plan.relative)
     assert (found.blocks, found.block) == (math.prod(plan.blocks), math.prod(plan.block))
@@ -84,8 +95,7 @@ def test_sizes_are_those_of_the_layout(case, transposed):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
 def test_halos_are_as_long_as_those_of_the_layout(case, kernel):
-    spatial, size, dilation, stride, causal, tile, _ = case
-    window = Window(size, dilation, stride, causal)
+    spatial, window, tile, _ = taken_apart(case)
     plan = layout(spatial, window, tile, None, kernel == "bwd_dkv")
     assert tuple(halo(Case(kernel, spatial, window, 8, "float32", False, 90), tile)) == plan.block[3 - len(spatial) :]
 
@@ -93,13 +103,16 @@ def test_halos_are_as_long_as_those_of_the_layout(case, kernel):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_furthest_token_is_what_kernels_count_to(case, transposed):
-    spatial, kernel, dilation, stride, causal, tile, block = case
-    arguments = spatial, Window(kernel, dilation, stride, causal), tile, block, transposed
+    arguments = *taken_apart(case), transposed
     plan = layout(*arguments)
-    slot = np.stack(np.unravel_index(np.arange(math.prod(plan.block)), plan.block))
-    number = np.stack(np.unravel_index(np.arange(math.prod(plan.blocks)), plan.blocks))
-    origins = plan.tiles[:, 1].max() + (number.T * plan.block) @ plan.steps
-    assert furthest(*arguments) == origins.max() + (slot.T @ plan.steps).max()
+    slot = np.indices([n * side for n, side in zip(plan.blocks, plan.block, strict=True)]).reshape(3, -1)
+    tokens = plan.tiles[:, 1].max() + slot.T @ plan.halo_steps
+    if plan.tiles.shape[1] > 6:
+        tokens = 0
+        for axis, (length, apart, stride) in enumerate(plan.rings):
+            positions = plan.tiles[:, 6 + axis].max() + slot[axis] * apart
+            tokens += stride * (length - 1 if length else positions.max())
+    assert furthest(*arguments) == np.max(tokens)
 
 
 def dispatched(made, longest, share, batch, programs):

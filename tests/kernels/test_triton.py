@@ -13,7 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from op_oracle import TOLERANCE, assert_close, both, draw, exact
+from op_oracle import TOLERANCE, assert_all_close, assert_close, both, draw, draw_case, exact, gradients
 
 from natjax_kernels import default_implementation, explain, neighborhood_attention
 from natjax_kernels.bias import sum_by_segment
@@ -63,8 +63,10 @@ def test_any_configuration_computes_the_op(monkeypatch, case, config, programs):
 
 def assert_right(case):
     """Compares outputs and gradients of the kernels with the reference's."""
-    got = both(*draw(case.shape, case.kernel_size, case.bias), **case.options(), implementation="triton")
-    assert_close(got, exact(case, "float32"), TOLERANCE["float32"])
+    arrays, d_out, _ = draw_case(case, "float32")
+    assert_all_close(
+        gradients(case, arrays, d_out, implementation="triton"), exact(case, "float32"), TOLERANCE["float32"]
+    )
 
 
 @pytest.mark.parametrize("channels", [8, 16, 24, 64, 128])
@@ -283,8 +285,12 @@ def test_keys_of_cases_tell_them_apart():
         case(bias=False), case(spatial=(56, 57)), case(spatial=(56,)), case(capability=100),
         dataclasses.replace(case(), window=Window((7, 7), (1, 1), (2, 1), (False, False))),
         dataclasses.replace(case(), window=Window((7, 7), (1, 1), (1, 1), (True, False))),
+        dataclasses.replace(case(), window=Window((7, 7), (1, 1), (1, 1), (False, False), (True, False))),
+        dataclasses.replace(case(), window=Window((7, 7), (1, 1), (1, 1), (False, False), (), (1, 2))),
+        dataclasses.replace(case(), value_dim=16), dataclasses.replace(case(), group=2), dataclasses.replace(case(), masked=True),
     ]  # fmt: skip
     assert len({c.key for c in cases}) == len(cases)
+    assert case().key == "fwd 56:7x1 56:7x1 D32 bfloat16 rpb sm_90"  # as files of measured ones have it
 
 
 REFUSALS = {

@@ -20,6 +20,9 @@ CASES = [
     "shard_map unchecked",
 ]
 
+# Two heads of queries share one of keys, whose heads are sharded alike; or all share one, which no device can have a part of.
+GROUPED = [f"{kind}, {heads} key heads" for kind in ("auto", "explicit") for heads in (2, 1)]
+
 # What is sharded of mapped tokens [V, B, ...].
 MAPPED = [
     f"vmap, {kind}, {sharded}"
@@ -31,6 +34,7 @@ MAPPED = [
 # The sum of drpb over the batch; where its type is replicated over sharded heads, also its gathering. Under vmap every entry has
 # a drpb of its own, so tokens that are not sharded by the batch need none.
 COLLECTIVES = {case: ["all-gather", "all-reduce"] if case == "explicit" else ["all-reduce"] for case in CASES}
+COLLECTIVES |= {case: ["all-gather", "all-reduce"] for case in GROUPED} | {"auto, 2 key heads": ["all-reduce"]}
 COLLECTIVES |= {case: ["all-reduce"] if case.endswith(("batch", "both")) else [] for case in MAPPED}
 
 
@@ -42,7 +46,10 @@ def test_meshes_change_nothing_and_cost_one_sum():
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout)
     assert {case: report["backward"] for case, report in reports.items()} == COLLECTIVES
-    assert [case for case, report in reports.items() if report["forward"]] == []
+    assert [case for case, report in reports.items() if report["forward"]] == [
+        "auto, 1 key heads",
+        "explicit, 1 key heads",
+    ]
     errors = {case: max(report["errors"]) for case, report in reports.items()}
     assert all(error < 1e-5 for error in errors.values()), errors
 
@@ -56,15 +63,28 @@ def main():
 
     import natjax_kernels.triton.op as op
     from natjax_kernels import neighborhood_attention
+    from natjax_kernels.fused.partitioning import join_heads, split_heads
+
+    def shared(group, q, *keys):
+        """Joins the heads of queries, and repeats those of keys for all that share one."""
+        return join_heads(q, 2, group), *(jnp.repeat(x, group, axis=2) for x in keys)
 
     def forward(launch, group, q, k, v, table, hidden):
+        q, k, v = shared(group, q, k, v)
+        table = join_heads(table, 1, group)
+        v = v if hidden is None else v + jnp.maximum(hidden, -1)[..., None, None]
         bias = jnp.sum(jnp.maximum(table.astype(jnp.float32), 0), (0, 2, 3))[:, None]  # [N, 1]
-        return q * k + v * bias, jnp.sum(q * k, -1).swapaxes(1, 2), jnp.sum(q * v, -1).swapaxes(1, 2)
+        rows = (split_heads(jnp.sum(x, -1).swapaxes(1, 2), 1, group) for x in (q * k, q * v))
+        return split_heads(q * k + v * bias, 2, group), *rows
 
     def backward(queries, keys, group, bias, q, k, v, do, out, maximum, log, table, transposed_table, d_lse, hidden):
-        lse = (maximum + log).swapaxes(1, 2)[..., None]
+        q, k, v = shared(group, q, k, v)
+        do, out = (join_heads(x, 2, group) for x in (do, out))
+        table, *rows = (join_heads(x, 1, group) for x in (table, maximum, log))
+        lse = sum(rows).swapaxes(1, 2)[..., None]
         d_table = jnp.einsum("bsnd,bsnd->n", do, v)[:, None, None] * jnp.ones_like(table, jnp.float32)
-        return do * k * lse, do * q, do + out, d_table
+        d_keys = (x.reshape(*x.shape[:2], -1, group, x.shape[-1]).sum(axis=3) for x in (do * q, do + out))
+        return split_heads(do * k * lse, 2, group), *d_keys, split_heads(d_table, 1, group)
 
     op._run, op._run_backward = forward, backward
     shape = (16, 9, 8, 4, 16)
@@ -123,6 +143,33 @@ def main():
 
         specs = {"in_specs": (data, data, data, whole, data), "out_specs": (*[data] * 4, whole)}
         reports[name] = report(out, jax.shard_map(all_of_them, **specs, **local), arguments)
+
+    mask = jax.random.bernoulli(keys[0], 0.9, shape[:3])
+
+    def attend_masked(query, key, value, rpb):
+        return neighborhood_attention(
+            query,
+            key,
+            value,
+            rpb=rpb,
+            key_mask=jnp.broadcast_to(mask, key.shape[:3]),
+            kernel_size=3,
+            implementation="triton",
+        )
+
+    def gradients_masked(query, key, value, rpb, d_out):
+        out, pull = jax.vjp(attend_masked, query, key, value, rpb)
+        return out, *pull(d_out)
+
+    for kind, mesh in (("auto", auto), ("explicit", explicit)):
+        for heads in (2, 1):
+            few = [query, key[..., :heads, :], value[..., :heads, :], rpb, d_out]
+            right = jax.jit(gradients_masked)(*few)
+            of_keys = P("data", None, None, "model" if heads > 1 else None)
+            specs = (P("data", None, None, "model"), of_keys, of_keys, P(), P("data", None, None, "model"))
+            with jax.set_mesh(mesh):
+                put = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(few, specs, strict=True)]
+                reports[f"{kind}, {heads} key heads"] = report(attend_masked, gradients_masked, put, right)
 
     # Forward the axis goes into the batch; backward every entry has a gradient of the bias, and they are worked through.
     def each(query, key, value, rpb, d_out):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from natjax_kernels.plan import AxisWindow, Window, group_length, longest_halo
+from natjax_kernels.plan import AxisWindow, Window, group_length, longest_halo, plan_axis
 
 KERNELS = ("fwd", "bwd_dq", "bwd_dkv")
 
@@ -61,6 +61,7 @@ class Case:
         capability: compute capability of the device, times ten.
         value_dim: channels of a head of values; None for as many.
         group: heads of queries that share a head of keys.
+        masked: whether keys may be hidden.
     """
 
     kernel: str
@@ -72,9 +73,10 @@ class Case:
     capability: int
     value_dim: int | None = None
     group: int = 1
+    masked: bool = False
 
     @classmethod
-    def of(cls, kernel: str, window: Window, capability: int, query, key, value, rpb) -> Case:
+    def of(cls, kernel: str, window: Window, capability: int, query, key, value, rpb, mask) -> Case:
         """Returns the case of a kernel for arrays as those of the op."""
         channels, values = query.shape[-1], value.shape[-1]
         return cls(
@@ -87,6 +89,7 @@ class Case:
             capability,
             None if values == channels else values,
             query.shape[-2] // key.shape[-2],
+            mask is not None,
         )
 
     @property
@@ -104,7 +107,8 @@ class Case:
         """The name of the case in configs.json."""
         window = " ".join(f"{n}:{_named(axis)}" for n, axis in zip(self.spatial, self.window.axes(), strict=True))
         more = (f"/{self.value_dim}" if self.value_dim else "") + f" x{self.group}" * (self.group > 1)
-        return f"{self.kernel} {window} D{self.head_dim}{more} {self.dtype}{' rpb' * self.bias} sm_{self.capability}"
+        added = " rpb" * self.bias + " mask" * self.masked
+        return f"{self.kernel} {window} D{self.head_dim}{more} {self.dtype}{added} sm_{self.capability}"
 
 
 def _named(axis: AxisWindow) -> str:
@@ -142,14 +146,20 @@ def read(fields: Mapping[str, Any]) -> Config:
 
 
 def lengths(case: Case) -> list[int]:
-    """Returns the longest dilation group of every axis."""
-    return [group_length(n, d) for n, d in zip(case.spatial, case.window.dilation, strict=True)]
+    """Returns the longest dilation group of every axis of what tiles are of: queries, or in `bwd_dkv` keys."""
+    longest = [group_length(n, d) for n, d in zip(case.spatial, case.window.dilation, strict=True)]
+    if case.kernel == "bwd_dkv":
+        return longest
+    return [math.ceil(n / axis.in_group().spacing) for n, axis in zip(longest, case.window.axes(), strict=True)]
 
 
 def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
     """Returns the longest sides of the halos of tiles."""
     sides, transposed = [], case.kernel == "bwd_dkv"
     for n, axis, t in zip(case.spatial, case.window.axes(), tile, strict=True):
+        if axis.spacing > 1:  # where a group's first query is differs from group to group
+            sides.append(plan_axis(n, axis, t, transposed).keys.shape[1])
+            continue
         groups = {group_length(n, axis.dilation), n // axis.dilation}  # with strides the shorter one's may be longer
         sides.append(max(longest_halo(length, axis, t, transposed) for length in groups))
     return sides

@@ -2,7 +2,8 @@
 
 Positions of a tile's tokens are affine in their slots, so a tile needs no more than its first query and its first key: the
 token of slot (z, y, x) is origin + z * step_z + y * step_y + x * step_x, with the dilation inside the steps. Windows of any rank
-become windows over three axes, whose missing ones are of length 1: one kernel serves them all.
+become windows over three axes, whose missing ones are of length 1: one kernel serves them all. Where an axis is a ring, halos go
+on at its start: there a tile has the position of its first key along every axis, too.
 
 The halo of a tile is worked on in blocks of keys. Where it is small it is one block; where it is large it is cut into equal
 boxes, and boxes that look alike from their tiles share a row of the table. Tiles are sorted by class, and runs of tiles of one
@@ -23,15 +24,14 @@ import numpy as np
 
 from natjax_kernels.plan import AxisPlan, Window, plan
 
-TILE_FIELDS = 6  # first query, first key, class, queries along z, y, x
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """What the kernels know of a map; see the module's text.
 
     Attributes:
-        tiles: [tiles, 6] int32, sorted by class: first query, first key, class, queries along every axis.
+        tiles: [tiles, 6] int32, sorted by class: first query, first key, class, queries along z, y, x; [tiles, 9] where an axis
+            is a ring: then the position of the first key along z, y, x.
         rows: [classes, blocks] int32: the row of the table for every block of a tile's halo.
         relative: per axis of the map [distinct blocks, T, S], which make the table (`natjax_kernels.bias`).
         tile: sides of a tile along z, y, x.
@@ -39,6 +39,8 @@ class Layout:
         blocks: blocks of a halo along z, y, x.
         steps: tokens between neighbouring slots of a tile along z, y, x.
         halo_steps: those of a halo.
+        rings: of every axis (z, y, x) its length where it is a ring, else 0; positions between neighbouring slots of a halo;
+            tokens between neighbouring positions.
         tokens: tokens of the map of tiles.
         halo_tokens: tokens of the map of halos.
     """
@@ -51,6 +53,7 @@ class Layout:
     blocks: tuple[int, ...]
     steps: tuple[int, ...]
     halo_steps: tuple[int, ...]
+    rings: tuple[tuple[int, int, int], ...]
     tokens: int
     halo_tokens: int
 
@@ -70,46 +73,50 @@ def layout(
     block: tuple[int, ...] | None,
     transposed: bool = False,
 ) -> Layout:
-    """Lays out a map in tiles of the given sides; blocks of keys are whole halos where `block` is None.
+    """Lays out a map of keys with such sides in tiles; blocks of keys are whole halos where `block` is None.
 
     The transposed layout exchanges queries and keys, as `natjax_kernels.plan.plan_axis` does.
     """
     axes = plan(spatial, window, tile, transposed=transposed)
     block, blocks = _blocks(axes, block)
-    strides = _strides(spatial)
+    own, other = _maps(spatial, window, transposed)
+    missing = 3 - len(axes)
 
     first_query, first_key, classes, rows = (np.zeros((), int) for _ in range(4))
-    counts, relative = [], []
+    counts, relative, places = [], [], []
     for a, axis in enumerate(axes):
-        first_query = np.add.outer(first_query, axis.queries[:, 0] * strides[a])
-        first_key = np.add.outer(first_key, axis.keys[:, 0] * strides[a])
+        place = np.maximum(axis.keys[:, 0], 0)  # no query sees a group of keys without one
+        first_query = np.add.outer(first_query, axis.queries[:, 0] * own.strides[a])
+        first_key = np.add.outer(first_key, place * other.strides[a])
         classes = np.add.outer(classes * len(axis.relative), axis.classes)
         shape = [1] * len(axes)
         shape[a] = axis.tiles
         counts.append(np.sum(axis.queries >= 0, axis=1).reshape(shape))
+        places.append(place.reshape(shape))
         distinct, inverse = _distinct_blocks(axis.relative, blocks[a], block[a])
         relative.append(distinct)
         # Rows of the table and blocks of the halo are products over the axes, as classes are.
         rows = np.add.outer(rows * len(distinct), inverse)
-    missing = 3 - len(axes)
-    counts = [np.ones((1,) * len(axes), int)] * missing + counts
-    fields = [first_query, first_key, classes, *counts]
+    ones, zeros = [np.ones((1,) * len(axes), int)] * missing, [np.zeros((1,) * len(axes), int)] * missing
+    fields = [first_query, first_key, classes, *ones, *counts]
+    if any(window.periodic):
+        fields += [*zeros, *places]
     tiles = np.stack([np.broadcast_to(field, classes.shape).reshape(-1) for field in fields], axis=1)
     # rows: [classes and blocks of the first axis, then of the next, ...] -> [classes, blocks]
     rows = rows.transpose(*range(0, rows.ndim, 2), *range(1, rows.ndim, 2)).reshape(-1, math.prod(blocks))
-    ones = (1,) * missing
-    steps = (*(0,) * missing, *(s * d for s, d in zip(strides, window.dilation, strict=True)))
+    rings = [n * ring for n, ring in zip(other.sides, window.periodic, strict=True)]
     return Layout(
         tiles=tiles[np.argsort(tiles[:, 2], kind="stable")].astype(np.int32),
         rows=rows.astype(np.int32),
         relative=relative,
-        tile=(*ones, *tile),
-        block=(*ones, *block),
-        blocks=(*ones, *blocks),
-        steps=steps,
-        halo_steps=steps,
-        tokens=math.prod(spatial),
-        halo_tokens=math.prod(spatial),
+        tile=(*(1,) * missing, *tile),
+        block=(*(1,) * missing, *block),
+        blocks=(*(1,) * missing, *blocks),
+        steps=(*(0,) * missing, *own.steps),
+        halo_steps=(*(0,) * missing, *other.steps),
+        rings=(*((0, 0, 0),) * missing, *zip(rings, other.apart, other.strides, strict=True)),
+        tokens=math.prod(own.sides),
+        halo_tokens=math.prod(other.sides),
     )
 
 
@@ -163,15 +170,37 @@ def furthest(
     """Returns the last token that kernels count to in this layout: past the map, where blocks end behind a halo there."""
     axes = plan(spatial, window, tile, transposed=transposed)
     block, blocks = _blocks(axes, block)
+    _, other = _maps(spatial, window, transposed)
     last = [n * side - 1 for n, side in zip(blocks, block, strict=True)]  # slots from a halo's first key
     first = [int(axis.keys[:, 0].max()) for axis in axes]
-    positions = [f + slot * d for f, slot, d in zip(first, last, window.dilation, strict=True)]
-    return sum(p * s for p, s in zip(positions, _strides(spatial), strict=True))
+    positions = [f + slot * apart for f, slot, apart in zip(first, last, other.apart, strict=True)]
+    positions = [n - 1 if ring else p for n, p, ring in zip(other.sides, positions, window.periodic, strict=True)]
+    return sum(p * s for p, s in zip(positions, other.strides, strict=True))
 
 
-def _strides(spatial: tuple[int, ...]) -> list[int]:
-    """Returns the tokens between neighbours along every axis."""
-    return [math.prod(spatial[a + 1 :]) for a in range(len(spatial))]
+@dataclasses.dataclass(frozen=True)
+class _Map:
+    """A map of queries or keys: its sides, and positions that are `apart` from each other in a dilation group."""
+
+    sides: tuple[int, ...]
+    apart: tuple[int, ...]
+
+    @property
+    def strides(self) -> list[int]:
+        """Tokens between neighbours along every axis."""
+        return [math.prod(self.sides[a + 1 :]) for a in range(len(self.sides))]
+
+    @property
+    def steps(self) -> list[int]:
+        """Tokens between neighbours of a dilation group."""
+        return [stride * apart for stride, apart in zip(self.strides, self.apart, strict=True)]
+
+
+def _maps(spatial: tuple[int, ...], window: Window, transposed: bool) -> tuple[_Map, _Map]:
+    """Returns the map of what tiles are of, queries unless transposed, and that of halos, for keys of such sides."""
+    apart = tuple(d // math.gcd(d, spacing) for d, spacing in zip(window.dilation, window.spacing, strict=True))
+    queries, keys = _Map(window.queries(spatial), apart), _Map(spatial, window.dilation)
+    return (keys, queries) if transposed else (queries, keys)
 
 
 def _blocks(axes: Sequence[AxisPlan], block: tuple[int, ...] | None) -> tuple[tuple[int, ...], list[int]]:

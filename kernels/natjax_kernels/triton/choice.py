@@ -71,7 +71,7 @@ def programs(case: Case, config: Config) -> int:
         "bwd_dkv": _hopper(case) and config.num_warps >= 4 and (few or not config.resident),
     }[case.kernel]
     warps = 10 if little_shared_memory(case) else 12
-    if not lean or case.channels not in (16, 32) or case.dtype == "float32":
+    if not lean or case.masked or case.channels not in (16, 32) or case.dtype == "float32":
         warps = 8
     return max(1, warps // config.num_warps)
 
@@ -111,7 +111,8 @@ def _resident(case: Case, tile: tuple[int, ...]) -> Config | None:
     keys = math.prod(halo(case, tile))
     config = Config(tile, None, power_of_two(keys), True, 4)
     if case.kernel == "fwd":
-        if config.slots == 64 and keys <= 192 and case.channels <= 32:
+        most = 64 if case.masked else 192  # whose loads run ahead, too
+        if config.slots == 64 and keys <= most and case.channels <= 32:
             return dataclasses.replace(config, chunk=min(64, config.chunk))
         if config.slots == 16 and 64 < keys <= 128 and case.channels <= 32:
             return dataclasses.replace(config, num_warps=2)

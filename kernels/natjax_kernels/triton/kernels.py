@@ -29,6 +29,7 @@ import triton.language as tl
 from natjax_kernels.triton.memory import (
     elements,
     halo_chunk,
+    halo_origin,
     hide,
     image,
     in_table,
@@ -67,7 +68,8 @@ def _online_softmax(q, k, v, bias, m, l, o, SCALE: tl.constexpr, PRECISION: tl.c
 def fwd(
     query, key, value, table, tiles, runs, rows, hidden, batch, share, steps, out, maxima, logs,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
-    HALO_STEPS: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
+    HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
+    QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
     BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -77,7 +79,7 @@ def fwd(
     BLOCK_COUNT: tl.constexpr = BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
     GROUP: tl.constexpr = QUERY[1] // KEY[1]
     DV: tl.constexpr = OUT[3]
-    first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
+    first_row = rows + tl.load(tiles + FIELDS * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
     at_table = in_table(table, tl.load(first_row), head, BIAS_HEADS, T, K, CHUNKS)
     resident = ()
@@ -85,11 +87,11 @@ def fwd(
         for c in tl.static_range(CHUNKS):
             resident = resident + (tl.load(at_table + c * K),)
     for t in range(first, last):
-        tile = tiles + 6 * t
+        tile = tiles + FIELDS * t
         owned = is_owned(slot, tile, TILE)
         token = tl.where(owned, tl.load(tile) + offsets(slot, TILE, STEPS), 0)
         at_query, at_out = elements(token, head, QUERY, WIDE), elements(token, head, OUT, WIDE)
-        halo = tl.load(tile + 1)
+        halo = halo_origin(tile, FIELDS)
         for b in range(first_entry, min(first_entry + share, batch)):
             q = load_tile(query + image(b, QUERY) + at_query, owned, QUERY)
             m = tl.full([T], _LOWEST, tl.float32)
@@ -97,7 +99,7 @@ def fwd(
             o = tl.zeros([T, DV], tl.float32)
             if RESIDENT:
                 for c in tl.static_range(CHUNKS):
-                    near = halo_chunk(halo, c, BLOCKS, BLOCK, HALO_STEPS, KEY[0], K, CHUNKS)
+                    near = halo_chunk(halo, c, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, KEY[0], K, CHUNKS)
                     k, v = load_chunk(key, value, b, near, head // GROUP, KEY, VALUE, WIDE, FENCED)
                     bias = resident[c]
                     if MASKED:
@@ -105,7 +107,7 @@ def fwd(
                     m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, PRECISION, UPCAST)
             else:
                 for step in range(steps):
-                    near = halo_chunk(halo, step, BLOCKS, BLOCK, HALO_STEPS, KEY[0], K, CHUNKS)
+                    near = halo_chunk(halo, step, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, KEY[0], K, CHUNKS)
                     k, v = load_chunk(key, value, b, near, head // GROUP, KEY, VALUE, WIDE, FENCED)
                     bias = stream_table(
                         table, at_table, first_row, step, head, BLOCK_COUNT == 1, BIAS_HEADS, T, K, CHUNKS
@@ -152,7 +154,8 @@ def bwd_dq(
     query, key, value, table, tiles, runs, rows, hidden, out, maxima, logs, d_out, d_lse, batch, share, steps,
     d_query, statistics, d_logits,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
-    HALO_STEPS: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
+    HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
+    QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
     BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
     D_LSE: tl.constexpr, MASKED: tl.constexpr,
@@ -168,7 +171,7 @@ def bwd_dq(
     GROUP: tl.constexpr = QUERY[1] // KEY[1]
     D: tl.constexpr = QUERY[3]
     ON_CHIP: tl.constexpr = CHUNKS if RESIDENT else 1
-    first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
+    first_row = rows + tl.load(tiles + FIELDS * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
     row = tl.load(first_row + chunk // CHUNKS)
     at_table = in_table(table, row, head, BIAS_HEADS, T, K, CHUNKS) + chunk % CHUNKS * K
@@ -179,11 +182,11 @@ def bwd_dq(
         if D_TABLE:
             sums = sums + (tl.zeros([T, K], tl.float32),)
     for t in range(first, last):
-        tile = tiles + 6 * t
+        tile = tiles + FIELDS * t
         owned = is_owned(slot, tile, TILE)
         token = tl.where(owned, tl.load(tile) + offsets(slot, TILE, STEPS), 0)
         at_query, at_out = elements(token, head, QUERY, WIDE), elements(token, head, OUT, WIDE)
-        halo = tl.load(tile + 1)
+        halo = halo_origin(tile, FIELDS)
         for b in range(first_entry, min(first_entry + share, batch)):
             in_query, in_out = image(b, QUERY), image(b, OUT)
             at_row = (tl.cast(b, tl.int64) * QUERY[1] + head) * QUERY[0] + token
@@ -201,7 +204,7 @@ def bwd_dq(
             if D_TABLE or RESIDENT:
                 new_sums = ()
                 for c in tl.static_range(ON_CHIP):
-                    near = halo_chunk(halo, chunk + c, BLOCKS, BLOCK, HALO_STEPS, KEY[0], K, CHUNKS)
+                    near = halo_chunk(halo, chunk + c, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, KEY[0], K, CHUNKS)
                     k, v = load_chunk(key, value, b, near, head // GROUP, KEY, VALUE, WIDE, FENCED)
                     bias = resident[c]
                     if MASKED:
@@ -215,7 +218,7 @@ def bwd_dq(
                     sums = new_sums
             else:
                 for step in range(steps):
-                    near = halo_chunk(halo, step, BLOCKS, BLOCK, HALO_STEPS, KEY[0], K, CHUNKS)
+                    near = halo_chunk(halo, step, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, KEY[0], K, CHUNKS)
                     k, v = load_chunk(key, value, b, near, head // GROUP, KEY, VALUE, WIDE, FENCED)
                     bias = stream_table(
                         table, at_table, first_row, step, head, BLOCK_COUNT == 1, BIAS_HEADS, T, K, CHUNKS
@@ -251,7 +254,8 @@ def _bwd_dkv_chunk(
 def bwd_dkv(
     query, key, value, table, tiles, runs, rows, hidden, statistics, d_out, batch, share, steps, d_key, d_value,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
-    HALO_STEPS: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
+    HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
+    QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
     BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -266,7 +270,7 @@ def bwd_dkv(
     D: tl.constexpr = QUERY[3]
     DV: tl.constexpr = OUT[3]
     ONE_ROW: tl.constexpr = BLOCK_COUNT == 1 and GROUP == 1
-    first_row = rows + tl.load(tiles + 6 * first + 2) * BLOCK_COUNT
+    first_row = rows + tl.load(tiles + FIELDS * first + 2) * BLOCK_COUNT
     slot = tl.arange(0, T)
     at_table = in_table(table, tl.load(first_row), head, BIAS_HEADS, T, K, CHUNKS)
     resident = ()
@@ -274,11 +278,11 @@ def bwd_dkv(
         for c in tl.static_range(CHUNKS):
             resident = resident + (tl.load(at_table + c * K),)
     for t in range(first, last):
-        tile = tiles + 6 * t
+        tile = tiles + FIELDS * t
         owned = is_owned(slot, tile, TILE)
         token = tl.where(owned, tl.load(tile) + offsets(slot, TILE, STEPS), 0)
         at_key, at_value = elements(token, head, KEY, WIDE), elements(token, head, VALUE, WIDE)
-        halo = tl.load(tile + 1)
+        halo = halo_origin(tile, FIELDS)
         for b in range(first_entry, min(first_entry + share, batch)):
             in_key, in_value = image(b, KEY), image(b, VALUE)
             at_row = (tl.cast(b, tl.int64) * QUERY[1] + head) * QUERY[0]
@@ -288,7 +292,7 @@ def bwd_dkv(
             dv = tl.zeros([T, DV], tl.float32)
             if RESIDENT:
                 for c in tl.static_range(CHUNKS):
-                    near = halo_chunk(halo, c, BLOCKS, BLOCK, HALO_STEPS, QUERY[0], K, CHUNKS)
+                    near = halo_chunk(halo, c, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, QUERY[0], K, CHUNKS)
                     q, do = load_chunk(query, d_out, b, near, head, QUERY, OUT, WIDE, FENCED)
                     m, log, delta = _load_statistics(statistics, at_row + near, K)
                     dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
@@ -298,7 +302,7 @@ def bwd_dkv(
                     if GROUP > 1:  # all chunks of its first query head, then of the next
                         query_head, step = head * GROUP + one // (BLOCK_COUNT * CHUNKS), one % (BLOCK_COUNT * CHUNKS)
                         at_row = (tl.cast(b, tl.int64) * QUERY[1] + query_head) * QUERY[0]
-                    near = halo_chunk(halo, step, BLOCKS, BLOCK, HALO_STEPS, QUERY[0], K, CHUNKS)
+                    near = halo_chunk(halo, step, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, QUERY[0], K, CHUNKS)
                     q, do = load_chunk(query, d_out, b, near, query_head, QUERY, OUT, WIDE, FENCED)
                     m, log, delta = _load_statistics(statistics, at_row + near, K)
                     bias = stream_table(table, at_table, first_row, step, query_head, ONE_ROW, BIAS_HEADS, T, K, CHUNKS)

@@ -114,6 +114,8 @@ class Launch:
             "BLOCKS": plan.blocks,
             "STEPS": plan.steps,
             "HALO_STEPS": plan.halo_steps,
+            "RINGS": sum(plan.rings, ()),
+            "FIELDS": plan.tiles.shape[1],
             "BIAS_HEADS": bias_heads,
             "T": self.config.slots,
             "K": self.config.chunk,

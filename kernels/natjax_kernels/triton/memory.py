@@ -38,15 +38,44 @@ def _block_origin(block, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.co
 
 
 @triton.jit
-def halo_chunk(halo, step, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr,
-               K: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
+def halo_origin(tile, FIELDS: tl.constexpr):
+    """The first token of a tile's halo; where an axis is a ring, its position along every axis."""
+    if FIELDS == 6:
+        return tl.load(tile + 1)
+    else:
+        return tl.load(tile + 6), tl.load(tile + 7), tl.load(tile + 8)
+
+
+@triton.jit
+def halo_chunk(halo, step, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, RINGS: tl.constexpr,
+               FIELDS: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
     """Tokens of a chunk of a halo, [K]; past a block's end its last, which the table masks and the cache has at hand."""
-    origin = halo + _block_origin(step // CHUNKS, BLOCKS, BLOCK, STEPS)
+    if FIELDS == 6:
+        origin = halo + _block_origin(step // CHUNKS, BLOCKS, BLOCK, STEPS)
     slot = step % CHUNKS * K + tl.arange(0, K)
     SLOTS: tl.constexpr = BLOCK[0] * BLOCK[1] * BLOCK[2]
     if SLOTS % K != 0:
         slot = tl.minimum(slot, SLOTS - 1)
-    return tl.minimum(origin + offsets(slot, BLOCK, STEPS), TOKENS - 1)
+    if FIELDS == 6:
+        token = origin + offsets(slot, BLOCK, STEPS)
+    else:
+        block = step // CHUNKS
+        z = block // (BLOCKS[1] * BLOCKS[2]) * BLOCK[0] + slot // (BLOCK[1] * BLOCK[2])
+        y = block // BLOCKS[2] % BLOCKS[1] * BLOCK[1] + slot // BLOCK[2] % BLOCK[1]
+        x = block % BLOCKS[2] * BLOCK[2] + slot % BLOCK[2]
+        token = _on_ring(halo[0], z, RINGS[0], RINGS[1], RINGS[2])
+        token += _on_ring(halo[1], y, RINGS[3], RINGS[4], RINGS[5])
+        token += _on_ring(halo[2], x, RINGS[6], RINGS[7], RINGS[8])
+    return tl.minimum(token, TOKENS - 1)
+
+
+@triton.jit
+def _on_ring(origin, slot, LENGTH: tl.constexpr, APART: tl.constexpr, STRIDE: tl.constexpr):
+    """Tokens to a slot of a halo along one axis, a ring where it has a LENGTH."""
+    position = origin + slot * APART
+    if LENGTH > 0:
+        position = position % LENGTH
+    return position * STRIDE
 
 
 @triton.jit

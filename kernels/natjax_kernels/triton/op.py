@@ -42,10 +42,7 @@ def attend(problem: Problem):
     if scale <= 0:  # the kernels' is above 0, as tables may be divided by it
         query, scale = query * np.sign(scale).astype(query.dtype), abs(scale) or 1.0
     # Decided once: the backward pass may be traced under another default.
-    hidden = problem.key_mask
-    if hidden is not None:  # what is added to logits, [B, L]
-        hidden = jnp.where(hidden.reshape(problem.batch, -1), 0, -jnp.inf).astype(jnp.float32)
-    arrays = vary_alike(query, problem.key, problem.value, problem.rpb, hidden)
+    arrays = vary_alike(query, problem.key, problem.value, problem.rpb, _hidden(problem.key_mask))
     return _attend(problem.window, scale, float32_products(), *arrays)
 
 
@@ -59,7 +56,7 @@ def _run_forward(window, scale, products, query, key, value, rpb, hidden):
 
     [B, L, N, Dv] and [B, N, L] each, with heads as `split_heads` splits them.
     """
-    case, config = _configured("fwd", window, query, key, value, rpb)
+    case, config = _configured("fwd", window, query, key, value, rpb, hidden)
     if config.design == "band":
         launch = BandLaunch(case.spatial, window, scale, config, multiprocessors())
     else:
@@ -87,7 +84,7 @@ def _forward(window, scale, products, *primals):
 
 def _backward(window, scale, products, residuals, cotangents):
     query, key, value, rpb, hidden, out, maximum, log = residuals
-    chosen = [_configured(kernel, window, query, key, value, rpb) for kernel in ("bwd_dq", "bwd_dkv")]
+    chosen = [_configured(kernel, window, query, key, value, rpb, hidden) for kernel in ("bwd_dq", "bwd_dkv")]
     queries, keys = (
         Launch(case.spatial, window, scale, config, multiprocessors(), products, case.kernel == "bwd_dkv")
         for case, config in chosen
@@ -173,9 +170,16 @@ def _sum_by_row(d_logits, launch: Launch, runs):
     return sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(sums), heads, slots, -1)
 
 
-def _configured(kernel: str, window: Window, query, key, value, rpb) -> tuple[Case, Config]:
-    case = Case.of(kernel, window, capability(), query, key, value, rpb)
+def _configured(kernel: str, window: Window, *arrays) -> tuple[Case, Config]:
+    case = Case.of(kernel, window, capability(), *arrays)
     return case, choose(case, device_kind())
+
+
+def _hidden(key_mask):
+    """Returns what is added to logits by key, [B, L] float32: minus infinity where the mask hides one."""
+    if key_mask is None:
+        return None
+    return jnp.where(key_mask.reshape(key_mask.shape[0], -1), 0.0, -jnp.inf).astype(jnp.float32)
 
 
 def _table(launch: Launch | BandLaunch, rpb, group: int):

@@ -46,7 +46,8 @@ def here() -> GPU:
 
 def configured(problem: Problem, gpu: GPU) -> tuple[tuple[Case, Config], ...]:
     """Returns the case of every kernel, forward and backward, and its configuration on a GPU."""
-    cases = [Case.of(kernel, problem.window, gpu.capability, *problem.arrays[:4]) for kernel in KERNELS]
+    arrays = problem.query, problem.key, problem.value, problem.rpb, problem.key_mask
+    cases = [Case.of(kernel, problem.window, gpu.capability, *arrays) for kernel in KERNELS]
     return tuple((case, choose(case, gpu.kind)) for case in cases)
 
 
@@ -84,13 +85,7 @@ def why_not_on(problem: Problem, gpu: GPU) -> str | None:
     """Returns why the kernels cannot compute this problem on a GPU that has all they need, or None where they can."""
     if gpu.capability < round(10 * _LEAST_CAPABILITY):
         return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and this is {gpu.capability / 10}"
-    channels, window = max(problem.head_dim, problem.value.shape[-1]), problem.window
-    for lacking, what in (
-        (any(window.periodic), "periodic axes"),
-        (any(spacing > 1 for spacing in window.spacing), "fewer queries than keys"),
-    ):
-        if lacking:
-            return f"the fused kernels do not have {what} yet"
+    channels = max(problem.head_dim, problem.value.shape[-1])
     for name, array in (("query", problem.query), ("rpb", problem.rpb)):
         if array is not None and array.dtype.name not in _MOST_CHANNELS:
             return f"the fused kernels compute in {', '.join(_MOST_CHANNELS)}; {name} is {array.dtype}"
