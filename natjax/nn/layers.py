@@ -38,6 +38,14 @@ def linear(
     )
 
 
+def project_columns(layer: nnx.Linear, x: jax.Array, start: int, stop: int | None = None) -> jax.Array:
+    """Applies those output channels of a linear layer that go from `start` to `stop`."""
+    kernel, bias = layer.kernel[...][:, start:stop], None if layer.bias is None else layer.bias[...][start:stop]
+    x, kernel, bias = layer.promote_dtype((x, kernel, bias), dtype=layer.dtype)
+    y = flat_dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=layer.precision)
+    return y if bias is None else y + bias
+
+
 def downsampling_conv(
     in_features: int,
     out_features: int,

@@ -8,8 +8,9 @@ Letters: B batch, N heads, D channels of a head, L length of an axis.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,21 @@ from natjax_kernels.problem import accumulator
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
+
+
+def check_rotary(head_dim: int, rank: int, theta: Any) -> None:
+    """Checks that heads can be rotated.
+
+    Raises:
+        ValueError: they have too few channels for the axes, or theta is no base of frequencies.
+    """
+    if head_dim < 2 * rank:
+        raise ValueError(
+            f"rope needs heads of at least 2 channels per spatial axis, here {2 * rank}; got heads of {head_dim} "
+            "(dim / num_heads)."
+        )
+    if not (isinstance(theta, numbers.Real) and 1 < theta < np.inf):
+        raise ValueError(f"rope_theta must be a number above 1; got {theta!r}.")
 
 
 def rotate(

@@ -14,10 +14,11 @@ pytestmark = pytest.mark.nnx
 DIM, HEADS = 8, 2
 WINDOWS = {
     "1-D": ((9,), {"kernel_size": 3, "num_spatial_dims": 1, "dilation": 2}),
-    "1-D, even, causal": ((8,), {"kernel_size": (4,), "stride": 2, "is_causal": True, "rpb": False}),
+    "1-D, even, causal": ((8,), {"kernel_size": (4,), "stride": 2, "is_causal": True}),
     "2-D": ((5, 6), {"kernel_size": 3, "dilation": (1, 2)}),
-    "2-D, mixed": ((6, 7), {"kernel_size": (2, 3), "stride": (2, 1), "is_causal": (False, True), "rpb": False}),
-    "3-D": ((3, 4, 5), {"kernel_size": (3, 3, 5), "qkv_bias": False, "scale": 0.5}),
+    "2-D, mixed": ((6, 7), {"kernel_size": (2, 3), "stride": (2, 1), "is_causal": (False, True)}),
+    "2-D, periodic": ((6, 8), {"kernel_size": (4, 3), "dilation": (1, 2), "stride": (3, 1), "periodic": True}),
+    "3-D": ((3, 4, 5), {"kernel_size": (3, 3, 5), "qkv_bias": False, "rpb": False, "scale": 0.5}),
 }
 
 
@@ -151,18 +152,13 @@ def test_bfloat16_computes_with_float32_parameters():
     [
         ({"dim": 9}, "dim must be a multiple of num_heads; got dim=9 and num_heads=2"),
         ({"num_heads": 0}, "num_heads must be an integer of at least 1; got 0"),
-        ({"kernel_size": 1}, "kernel_size must consist of integers of at least 2; got 1"),
+        ({"kernel_size": 1}, "kernel_size must consist of integers of at least 2, or -1 for all of an axis; got 1"),
         ({"kernel_size": (3, 3, 3, 3)}, r"\(the length of kernel_size\) must be 1, 2 or 3; got 4"),
         ({"kernel_size": (3, 3), "num_spatial_dims": 1}, r"one per spatial axis \(1\); got \(3, 3\)"),
         ({"dilation": (1, 1, 1)}, r"dilation must be one integer or one per spatial axis \(2\); got \(1, 1, 1\)"),
         ({"dilation": 0}, "dilation must consist of integers of at least 1; got 0"),
-        (
-            {"stride": 4, "rpb": False},
-            "stride must not exceed kernel_size; along spatial axis 0 got stride 4 > kernel_size 3",
-        ),
+        ({"stride": 4}, "stride must not exceed kernel_size; along spatial axis 0 got stride 4 > kernel_size 3"),
         ({"is_causal": 1}, r"is_causal must be one bool or one per spatial axis \(2\); got 1"),
-        ({"is_causal": True}, "rpb needs windows that are not causal.*in a layer, False"),
-        ({"kernel_size": 4}, "rpb needs odd kernel sizes.*in a layer, False"),
         ({"qk_norm": True}, "qk_norm must be None or one of 'layer_norm', 'rms_norm'; got True"),
         ({"attention_dropout": 1.0}, r"attention_dropout must be in \[0, 1\); got 1.0"),
         ({"projection_dropout": -0.1}, r"projection_dropout must be in \[0, 1\); got -0.1"),

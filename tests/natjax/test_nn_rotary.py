@@ -120,7 +120,7 @@ def test_in_the_layer(rank):
     [
         (
             {"dim": 8, "kernel_size": (3, 3, 3)},
-            r"rope needs heads of at least 2 channels per spatial axis, here 6; got 4 \(dim 8",
+            r"rope needs heads of at least 2 channels per spatial axis, here 6; got heads of 4 \(dim",
         ),
         ({"rope_theta": 1}, "rope_theta must be a number above 1; got 1"),
         ({"rope_theta": "10000"}, "rope_theta must be a number above 1; got '10000'"),
