@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from natjax_kernels import reference, triton, xla
 from natjax_kernels.grids import unfold
 from natjax_kernels.problem import Problem, make_problem
+from natjax_kernels.sizes import mask_of_sizes
 from natjax_kernels.xla import autodiff
 from natjax_kernels.xla.weights import attend_with_weights
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Int
 
 _log = logging.getLogger("natjax")
 
@@ -70,6 +71,7 @@ def neighborhood_attention(
     additional_keys: Float[Array, "B S Nk D"] | None = None,
     additional_values: Float[Array, "B S Nk Dv"] | None = None,
     key_mask: Bool[Array, "B *spatial"] | None = None,
+    sizes: Int[Array, "B rank"] | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> Any:
@@ -90,6 +92,7 @@ def neighborhood_attention(
     finer grids of queries, fewer key_heads yes     yes     yes           yes
     coarser grids of queries                yes     yes     yes           yes
     additional keys, key_mask               yes     yes     yes           yes
+    sizes                                   no      yes     yes           yes
     gradients, also of the log-sum-exp      yes     yes     yes           yes
     second derivatives (reverse)            no      yes     yes           yes
     forward mode (jvp, linearize, hessian)  no      no      yes           no
@@ -121,6 +124,10 @@ def neighborhood_attention(
         additional_values: [B, S, Nk, Dv], their values.
         key_mask: [B, *spatial] bool, True for keys that queries may see. A query that sees none gets 0, with a log-sum-exp
             of minus infinity.
+        sizes: [B, spatial axes] integers: the size of each entry's own map, which is at the start of the arrays, of at
+            least kernel_size * dilation (that of a traced array is not checked: smaller maps are seen whole). Windows shift
+            inward at its own borders, so that maps of mixed sizes in a batch give what each gives alone; what is past them
+            is 0, with a log-sum-exp of minus infinity.
         return_lse: whether to return the log-sum-exp, too.
         implementation: "triton" (fused kernels for NVIDIA GPUs), "xla", "xla_autodiff", "reference", or None for that of
             `default_implementation` or else the best one that runs here. A named one is never replaced by another.
@@ -148,6 +155,7 @@ def neighborhood_attention(
         additional_keys=additional_keys,
         additional_values=additional_values,
         key_mask=key_mask,
+        sizes=sizes,
     )
     name, reason = _choose(implementation, problem)
     if implementation is None:
@@ -244,6 +252,7 @@ def explain(
     additional_keys: Any = None,
     additional_values: Any = None,
     key_mask: Any = None,
+    sizes: Any = None,
     implementation: str | None = None,
 ) -> str:
     """Says which implementation `neighborhood_attention` takes for these arguments on this machine, and why.
@@ -264,17 +273,23 @@ def explain(
         additional_keys=additional_keys,
         additional_values=additional_values,
         key_mask=key_mask,
+        sizes=sizes,
     )
     name, reason = _choose(implementation, problem)
     return f"{name}: {reason}"
 
 
 def _without_hidden(problem: Problem) -> Problem:
-    """Makes keys and values 0 where the mask hides them: they may be NaN, and get no gradient."""
-    if problem.key_mask is None:
+    """Makes tokens 0 that a mask or sizes hide: they may be NaN, and get no gradient."""
+    query, mask = problem.query, problem.key_mask
+    if problem.sizes is not None:
+        within = mask_of_sizes(problem.sizes, problem.spatial)
+        query = jnp.where(within[..., None, None], query, 0)
+        mask = within if mask is None else mask & within
+    if mask is None:
         return problem
-    key, value = (jnp.where(problem.key_mask[..., None, None], x, 0) for x in (problem.key, problem.value))
-    return dataclasses.replace(problem, key=key, value=value)
+    key, value = (jnp.where(mask[..., None, None], x, 0) for x in (problem.key, problem.value))
+    return dataclasses.replace(problem, query=query, key=key, value=value, key_mask=mask)
 
 
 def _choose(implementation: str | None, problem: Problem) -> tuple[str, str]:

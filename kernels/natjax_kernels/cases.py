@@ -39,6 +39,7 @@ class Case:
         value_channels: channels of a head of values; None for as many as of keys.
         additional: additional keys.
         masked: whether a mask hides keys.
+        sized: whether entries have maps of their own sizes.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case:
     value_channels: int | None = None
     additional: int = 0
     masked: bool = False
+    sized: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,11 +95,15 @@ class Case:
         if self.additional:
             more = (self.batch, self.additional, heads)
             shapes |= {"additional_keys": (*more, self.channels), "additional_values": (*more, values)}
-        return shapes | ({"key_mask": keys[:-1]} if self.masked else {})
+        if self.masked:
+            shapes["key_mask"] = keys[:-1]
+        if self.sized:
+            shapes["sizes"] = (self.batch, len(self.spatial))
+        return shapes
 
     def problem(self, dtype: str) -> Problem:
         """Returns the call without its data: a problem of `jax.ShapeDtypeStruct`."""
-        dtypes = {"key_mask": "bool"}
+        dtypes = {"key_mask": "bool", "sizes": "int32"}
         arrays = {name: jax.ShapeDtypeStruct(x, dtypes.get(name, dtype)) for name, x in self.arrays().items()}
         return make_problem(**arrays, **self.options())
 
@@ -165,6 +171,10 @@ FEATURES = [
     Case("2-D of coarser queries", 1, (8, 12), 2, 4, (4, 3), (1, 2), queries=(4, 4)),
     Case("2-D with additional keys", 2, (7, 8), 2, 4, 3, additional=5),
     Case("2-D masked", 2, (7, 8), 2, 4, 3, masked=True),
+    Case("2-D of mixed sizes", 3, (9, 10), 2, 4, (3, 4), (2, 1), stride=(1, 2), sized=True),
+    Case(
+        "1-D of mixed sizes", 2, (12,), 4, 4, 3, 2, is_causal=True, queries=(24,), key_heads=2, masked=True, sized=True
+    ),
     Case("1-D of all", 1, (9,), 1, 4, -1, is_causal=True),
     Case("3-D", 1, (5, 6, 7), 1, 4, 3, (1, 2, 1)),
     Case(

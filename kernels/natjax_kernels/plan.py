@@ -30,6 +30,8 @@ class AxisWindow:
         causal: whether queries see only keys up to themselves.
         periodic: whether the axis is a ring, on which windows wrap around.
         spacing: keys per query: query i is where key i * spacing + spacing // 2 is.
+        sized: whether entries of the batch have maps of their own sizes, known at run time: the plan has all keys that the
+            window of a query can come to hold.
     """
 
     kernel: int
@@ -38,6 +40,7 @@ class AxisWindow:
     causal: bool = False
     periodic: bool = False
     spacing: int = 1
+    sized: bool = False
 
     def centers(self, length: int) -> np.ndarray:
         """Returns the position of every query among the `length` keys."""
@@ -59,6 +62,7 @@ class Window:
         is_causal: whether queries see only keys up to themselves.
         periodic: whether the axis is a ring; by default none is.
         spacing: keys per query; 1 by default.
+        sized: whether sizes are known at run time; by default they are those of the arrays.
     """
 
     kernel_size: tuple[int, ...]
@@ -67,12 +71,14 @@ class Window:
     is_causal: tuple[bool, ...]
     periodic: tuple[bool, ...] = ()
     spacing: tuple[int, ...] = ()
+    sized: tuple[bool, ...] = ()
 
     def __post_init__(self):
         """Fills in the defaults."""
         rank = len(self.kernel_size)
         object.__setattr__(self, "periodic", self.periodic or (False,) * rank)
         object.__setattr__(self, "spacing", self.spacing or (1,) * rank)
+        object.__setattr__(self, "sized", self.sized or (False,) * rank)
 
     def axes(self) -> list[AxisWindow]:
         """Returns the window of every axis."""
@@ -122,6 +128,9 @@ def windows(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
     position = np.arange(length)
     group, query = position % axis.dilation, position // axis.dilation
     length_of_group = -(-(length - group) // axis.dilation)
+    if axis.sized:
+        end = query + (1 if axis.causal else axis.kernel)
+        return np.maximum(query - (axis.kernel - 1), 0), np.minimum(end, length_of_group)
     leader = query // axis.stride * axis.stride + (axis.stride - 1 if axis.causal else axis.stride // 2)
     if axis.periodic:
         start = leader - axis.kernel // 2

@@ -43,6 +43,7 @@ class Problem:
         additional_keys: [B, S, Nk, D] that every query sees, or None.
         additional_values: [B, S, Nk, Dv], or None.
         key_mask: [B, *spatial] bool, False where no query may see the key, or None.
+        sizes: [B, rank] of the entries' own maps, or None; the window is `sized`, then.
         window: the window of every axis.
         scale: of the logits.
         folded: queries per key along every axis that were folded into heads.
@@ -55,11 +56,12 @@ class Problem:
     additional_keys: Any
     additional_values: Any
     key_mask: Any
+    sizes: Any
     window: Window
     scale: float
     folded: tuple[int, ...]
 
-    ARRAYS = "query", "key", "value", "rpb", "additional_keys", "additional_values", "key_mask"
+    ARRAYS = "query", "key", "value", "rpb", "additional_keys", "additional_values", "key_mask", "sizes"
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -131,6 +133,7 @@ def make_problem(
     additional_keys=None,
     additional_values=None,
     key_mask=None,
+    sizes=None,
 ) -> Problem:
     """Checks the arguments of `natjax_kernels.neighborhood_attention` against the constraints of NATTEN and of this op.
 
@@ -144,6 +147,7 @@ def make_problem(
         "additional_keys": additional_keys,
         "additional_values": additional_values,
         "key_mask": key_mask,
+        "sizes": sizes,
     }
     optional = {name: None if x is None else as_array(name, x) for name, x in optional.items()}
     folded, spacing = _check_tokens(query, key, value)
@@ -153,6 +157,9 @@ def make_problem(
         _check_rpb(optional["rpb"], query.shape[-2], window)
     _check_additional(optional, key, value)
     _check_mask(optional["key_mask"], key)
+    if optional["sizes"] is not None:
+        _check_sizes(optional["sizes"], key, window)
+        window = dataclasses.replace(window, sized=(True,) * len(spacing))
     number = as_scale(scale)
     number = query.shape[-1] ** -0.5 if number is None else number
     query, optional["rpb"] = fold(query, folded), fold_bias(optional["rpb"], folded)
@@ -368,6 +375,28 @@ def _check_mask(mask, key) -> None:
         )
     if mask.dtype != bool:
         raise ValueError(f"key_mask must be bool, True where a key may be seen; got {mask.dtype}.")
+
+
+def _check_sizes(sizes, key, window: Window) -> None:
+    spatial = tuple(key.shape[1:-2])
+    if tuple(sizes.shape) != (key.shape[0], len(spatial)) or not jnp.issubdtype(sizes.dtype, jnp.integer):
+        raise ValueError(
+            f"sizes must be integers [B, spatial axes], here {(key.shape[0], len(spatial))}; "
+            f"got {sizes.dtype} {tuple(sizes.shape)}."
+        )
+    if any(window.periodic) or max(window.spacing) > 1:
+        raise ValueError(
+            "sizes go with axes that are not periodic and with at least as many queries as keys; "
+            f"got periodic {window.periodic} and {window.spacing} keys per query."
+        )
+    if not isinstance(sizes, jax.core.Tracer | jax.ShapeDtypeStruct):
+        values = np.asarray(sizes)
+        least = [k * d for k, d in zip(window.kernel_size, window.dilation, strict=True)]
+        if (values < least).any() or (values > spatial).any():
+            raise ValueError(
+                f"sizes must be at least kernel_size * dilation, here {least}, and at most the map, {list(spatial)}; "
+                f"got {values.tolist()}."
+            )
 
 
 def _per_axis(name: str, value: Any, rank: int, *, minimum: int, other: int | None = None) -> tuple[int, ...]:

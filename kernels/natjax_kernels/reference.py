@@ -16,6 +16,7 @@ from natjax_kernels.masked import product, scores
 from natjax_kernels.plan import Window, windows
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import spec_of, within_auto_axes
+from natjax_kernels.sizes import seen_at_sizes
 
 
 def attend(problem: Problem):
@@ -39,6 +40,8 @@ def _attend(problem: Problem):
         logits = logits + problem.rpb.astype(accumulate).reshape(heads, -1)[:, relative]
     if problem.key_mask is not None:
         mask = mask & problem.key_mask.reshape(batch, 1, 1, -1)
+    if problem.sizes is not None:
+        mask = mask & _seen_at_sizes(problem)
     logits = jnp.where(mask, logits, -jnp.inf)
     if problem.additional_keys is not None:
         extra, values = (tokens(x, heads) for x in (problem.additional_keys, problem.additional_values))
@@ -52,6 +55,17 @@ def _attend(problem: Problem):
     lse = jnp.where(any_key[..., 0], jax.nn.logsumexp(logits, axis=-1), -jnp.inf).swapaxes(1, 2)  # [B, queries, N]
     out = out.reshape(batch, *queries, heads, out.shape[-1]).astype(problem.dtype)
     return out, lse.reshape(batch, *queries, heads)
+
+
+def _seen_at_sizes(problem: Problem):
+    """Which keys are in which windows of the entries' own maps, [B, 1, queries, keys]."""
+    seen = jnp.ones((problem.batch, 1, 1), bool)
+    for a, (length, axis) in enumerate(zip(problem.spatial, problem.window.axes(), strict=True)):
+        position = np.arange(length)
+        of_axis = seen_at_sizes(problem.sizes[:, a], axis, position, position)
+        seen = seen[:, :, None, :, None] & of_axis[:, None, :, None, :]
+        seen = seen.reshape(problem.batch, seen.shape[1] * length, -1)
+    return seen[:, None]
 
 
 def neighbours(spatial: tuple[int, ...], window: Window) -> tuple[np.ndarray, np.ndarray]:

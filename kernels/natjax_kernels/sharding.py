@@ -46,7 +46,7 @@ def laid_alike(problem: Any) -> Any:
     batch, *sides, heads, channels = tokens = spec_of(problem.query)
     additional = batch, None, heads, channels
     specs = {"key": tokens, "value": tokens, "additional_keys": additional, "additional_values": additional}
-    specs |= {"query": tokens, "key_mask": (batch, *sides), "rpb": (heads,)}
+    specs |= {"query": tokens, "key_mask": (batch, *sides), "sizes": (batch,), "rpb": (heads,)}
 
     def laid(name, x):
         spec = (*specs[name], *(None,) * (x.ndim - len(specs[name]))) if x is not None else ()

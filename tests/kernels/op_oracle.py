@@ -8,6 +8,7 @@ import numpy as np
 
 from natjax_kernels import neighborhood_attention
 
+STATIC = "key_mask", "sizes"  # have no gradients
 # Largest error beside float64 arithmetic on the same (rounded) inputs, relative to the largest entry.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
@@ -35,14 +36,22 @@ def draw_case(case, dtype):
     def normal(shape):
         return jnp.asarray(rng.normal(size=shape), dtype)
 
-    arrays = {name: normal(shape) for name, shape in case.arrays().items() if name != "key_mask"}
+    arrays = {name: normal(shape) for name, shape in case.arrays().items() if name not in STATIC}
     if case.masked:  # with queries that see nothing
         arrays["key_mask"] = jnp.asarray(rng.random(case.arrays()["key_mask"]) < 0.2)
+    if case.sized:
+        least = [k * d for k, d in zip(case.window.kernel_size, case.window.dilation, strict=True)]
+        arrays["sizes"] = jnp.asarray(rng.integers(least, np.add(case.spatial, 1), case.arrays()["sizes"]), "int32")
     return arrays, normal(case.out_shape), normal(case.out_shape[:-1])
 
 
+def split_static(arrays):
+    """Returns the arrays that have gradients, and those that have none."""
+    return [{name: x for name, x in arrays.items() if (name in STATIC) == static} for static in (False, True)]
+
+
 def attend_to_case(case, arrays, **options):
-    """Calls the op on arrays by name; what is no gradient's is under `arrays["key_mask"]`."""
+    """Calls the op on arrays by name."""
     return neighborhood_attention(**arrays, **case.options(), **options)
 
 
@@ -60,8 +69,8 @@ def exact(case, dtype):
 
 
 def as_float64(x):
-    """Returns the array in float64; a mask remains one."""
-    return x if x.dtype == bool else x.astype("float64")
+    """Returns numbers in float64; masks and sizes remain what they are."""
+    return x.astype("float64") if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 @functools.cache
@@ -70,9 +79,8 @@ def _exact(case):
 
 
 def _gradients(case, options, arrays, d_out):
-    mask = {name: x for name, x in arrays.items() if x.dtype == bool}
-    differentiable = {name: x for name, x in arrays.items() if x.dtype != bool}
-    out, pull = jax.vjp(lambda arrays: attend_to_case(case, arrays | mask, **options), differentiable)
+    arrays, static = split_static(arrays)
+    out, pull = jax.vjp(lambda arrays: attend_to_case(case, arrays | static, **options), arrays)
     return {"out": out} | pull(d_out)[0]
 
 

@@ -14,7 +14,18 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
-from op_oracle import TOLERANCE, assert_all_close, assert_close, attend_to_case, both, draw, draw_case, exact, gradients
+from op_oracle import (
+    TOLERANCE,
+    assert_all_close,
+    assert_close,
+    attend_to_case,
+    both,
+    draw,
+    draw_case,
+    exact,
+    gradients,
+    split_static,
+)
 
 from natjax_kernels import explain, neighborhood_attention
 from natjax_kernels.api import IMPLEMENTATIONS
@@ -93,11 +104,11 @@ def test_gradients_are_those_of_finite_differences(implementation, case, x64):
     if implementation == "triton":
         pytest.skip("it has no float64")
     arrays, _, _ = draw_case(case, "float64")
-    mask = {"key_mask": arrays.pop("key_mask")} if case.masked else {}
+    arrays, static = split_static(arrays)
     modes = ["rev", "fwd"] if implementation == "xla_autodiff" else ["rev"]
 
     def op(arrays):
-        return attend_to_case(case, arrays | mask, implementation=implementation)
+        return attend_to_case(case, arrays | static, implementation=implementation)
 
     with jax.numpy_dtype_promotion("standard"):  # JAX's own check mixes dtypes
         jax.test_util.check_grads(jax.jit(op), (arrays,), order=1, modes=modes, atol=1e-6, rtol=1e-6)
@@ -108,12 +119,12 @@ def test_log_sum_exp(implementation, precise, case, x64):
     """Its value and its gradient: alone and with that of the output; 0 of queries that see nothing."""
     skip_where_lacking(implementation, case)
     arrays, d_out, d_lse = draw_case(case, precise)
-    mask = {"key_mask": arrays.pop("key_mask")} if case.masked else {}
+    arrays, static = split_static(arrays)
 
     def run(name, dtype):
         attend = functools.partial(attend_to_case, case, return_lse=True, implementation=name)
         given, d_given, d_log = jax.tree.map(lambda x: x.astype(dtype), (arrays, d_out, d_lse))
-        (out, lse), pull = jax.vjp(lambda arrays: attend(arrays | mask), given)
+        (out, lse), pull = jax.vjp(lambda arrays: attend(arrays | static), given)
         return (out, lse), pull((jnp.zeros_like(d_given), d_log)), pull((d_given, d_log))
 
     got = jax.jit(run, static_argnums=(0, 1))(implementation, precise)
@@ -313,3 +324,33 @@ def test_shape_only_evaluation(implementation):
     tokens = jax.ShapeDtypeStruct((2, 64, 64, 4, 32), "bfloat16")
     op = functools.partial(neighborhood_attention, kernel_size=7, implementation=implementation)
     assert jax.eval_shape(op, tokens, tokens, tokens) == tokens
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "options"),
+    [
+        ((3, 4), {"dilation": (2, 1)}),
+        ((4, 3), {"stride": (3, 2), "is_causal": (False, True)}),
+        ((3, 3), {"is_causal": True, "dilation": (1, 2)}),
+    ],
+)
+def test_maps_of_mixed_sizes_give_what_each_gives_alone(implementation, precise, kernel_size, options, x64):
+    if implementation == "triton":
+        pytest.skip("it has no sizes")
+    arrays, d_out = draw((3, 11, 12, 2, 4), kernel_size, True, precise)
+    sizes = np.array([[11, 12], [6, 7], [8, 6]])
+    options = {"kernel_size": kernel_size, "implementation": implementation, **options}
+    inside = np.stack([(np.indices((11, 12)) < size[:, None, None]).all(axis=0) for size in sizes])[..., None, None]
+    # Beyond their sizes, tokens may be anything.
+    arrays = [*(jnp.where(inside, x, np.nan) for x in arrays[:3]), arrays[3]]
+    together = both(arrays, d_out, **options, sizes=jnp.asarray(sizes))
+    d_rpb = 0
+    for entry, (height, width) in enumerate(sizes):
+        here = np.s_[entry : entry + 1, :height, :width]
+        alone = both([*(x[here] for x in arrays[:3]), arrays[3]], d_out[here], **options)
+        for got, expected in zip(together[:4], alone[:4], strict=True):
+            np.testing.assert_allclose(got[here], expected, atol=1e-10)
+        d_rpb = d_rpb + alone[4]
+    np.testing.assert_allclose(together[4], d_rpb, atol=1e-10)
+    for x in together[:4]:
+        assert (x[~np.broadcast_to(inside, x.shape)] == 0).all()

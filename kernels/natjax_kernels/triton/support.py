@@ -86,6 +86,8 @@ def why_not_on(problem: Problem, gpu: GPU) -> str | None:
     if gpu.capability < round(10 * _LEAST_CAPABILITY):
         return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and this is {gpu.capability / 10}"
     channels = max(problem.head_dim, problem.value.shape[-1])
+    if problem.sizes is not None:
+        return "the fused kernels have one size of map for all entries, no sizes"
     for name, array in (("query", problem.query), ("rpb", problem.rpb)):
         if array is not None and array.dtype.name not in _MOST_CHANNELS:
             return f"the fused kernels compute in {', '.join(_MOST_CHANNELS)}; {name} is {array.dtype}"

@@ -29,6 +29,7 @@ from natjax_kernels.masked import product, scores, transpose
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem, accumulator
 from natjax_kernels.sharding import laid_alike, laid_out, reshape, sharded_as, spec_of
+from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
 
 
@@ -53,7 +54,7 @@ def _attend(window, scale, query, key, value, rpb, *rest):
     return out, jnp.squeeze(lse, -1)
 
 
-def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, more_values, key_mask):
+def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, more_values, key_mask, sizes):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
     axes, groups = _plan(key, window), query.shape[-2] // key.shape[-2]
     table = join_group(table, groups)
@@ -64,7 +65,9 @@ def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, m
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
         seen = _seen(neighbours, rows, axes, q.ndim, groups)
         logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        weights, more, total, m, any_key = _weights(q, logits, _visible(key_mask, rows, axes), more_keys, scale)
+        weights, more, total, m, any_key = _weights(
+            q, logits, _visible(key_mask, sizes, window, rows, axes, groups), more_keys, scale
+        )
         out = product(weights.astype(v.dtype), v, seen)
         if more is not None:
             out = out + _product_of_all(more.astype(v.dtype), more_values)
@@ -135,11 +138,11 @@ def _backward(window, scale, residuals, cotangents):
     d_rpb = None
     if rpb is not None:
         d_rpb = sharded_as(bias_gradient(d_table, relative, window).astype(rpb.dtype), rpb)
-    return *gradients[:3], d_rpb, *(gradients[3:] or (None, None)), None
+    return *gradients[:3], d_rpb, *(gradients[3:] or (None, None)), None, None
 
 
 def _backward_tiles(
-    contain, window, scale, bias, query, key, value, table, more_keys, more_values, key_mask, d_out, d_lse
+    contain, window, scale, bias, query, key, value, table, more_keys, more_values, key_mask, sizes, d_out, d_lse
 ):
     """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, of the table."""
     axes, groups = _plan(key, window), query.shape[-2] // key.shape[-2]
@@ -151,7 +154,7 @@ def _backward_tiles(
         of_map = [_untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients[:3])]
         return d_table, [*of_map, *(jnp.sum(x, axis=0) for x in gradients[3:])]
 
-    def step(query, key, value, more_keys, more_values, key_mask, d_out, d_lse, d_table, rows):
+    def step(query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse, d_table, rows):
         queries = [rows["queries"], *_queries(axes[1:])]
         q, do, d_lse = jax.tree.map(lambda x: join_group(_tiles(x, queries), groups), (query, d_out, d_lse))
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
@@ -160,7 +163,9 @@ def _backward_tiles(
             do, d_lse = jax.tree.map(lambda x: jnp.where(owned, x, 0), (do, d_lse))
         seen = _seen(neighbours, rows, axes, q.ndim, groups)
         logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        weights, more, total, _, any_key = _weights(q, logits, _visible(key_mask, rows, axes), more_keys, scale)
+        weights, more, total, _, any_key = _weights(
+            q, logits, _visible(key_mask, sizes, window, rows, axes, groups), more_keys, scale
+        )
         if any_key is not None and d_lse is not None:
             d_lse = jnp.where(any_key, d_lse, 0)
         weights = weights / total
@@ -188,7 +193,7 @@ def _backward_tiles(
         return d_table, (d_query, *halos, *of_all)
 
     d_table = vary(jnp.zeros_like(table), varying_axes(table)) if bias else None
-    arrays = query, key, value, more_keys, more_values, key_mask, d_out, d_lse
+    arrays = query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse
     d_table, gradients = _by_steps(part, _batch_parts(arrays, axes), d_table)
     likes = query, key, value, more_keys, more_values
     gradients = [_joined(x.astype(like.dtype), like) for x, like in zip(gradients, likes, strict=False)]
@@ -255,11 +260,22 @@ def from_tiles(x, axes: tuple[AxisPlan, ...]):
     return _from_slots(_untile(x, _queries(axes)), _slots(axes, halo=False), first_axis=1)
 
 
-def _visible(key_mask, rows: dict, axes: tuple[AxisPlan, ...]):
-    """Which keys of tiles no mask hides, [M, B, 1, 1, S]; None without a mask."""
+def _visible(key_mask, sizes, window: Window, rows: dict, axes: tuple[AxisPlan, ...], groups: int):
+    """Which keys of tiles neither a mask nor an entry's own size hides, [M, B, 1, T or 1, S]; None where all are visible."""
     if key_mask is None:
         return None
-    return transpose(_tiles(key_mask[..., None, None], [rows["keys"], *_keys(axes[1:])]))
+    queries, keys = [rows["queries"], *_queries(axes[1:])], [rows["keys"], *_keys(axes[1:])]
+    visible = transpose(_tiles(key_mask[..., None, None], keys))
+    if sizes is None:
+        return visible
+    rank, seen = len(axes), jnp.ones((), bool)
+    for a, (axis, q, k) in enumerate(zip(window.axes(), queries, keys, strict=True)):
+        of_axis = jnp.moveaxis(seen_at_sizes(sizes[:, a], axis, q, k), 0, 1)  # [tiles, B, T, S]
+        shape = [1] * (3 * rank + 1)
+        shape[a], shape[rank], shape[rank + 1 + a], shape[2 * rank + 1 + a] = of_axis.shape
+        seen = seen & of_axis.reshape(shape)
+    seen = seen.reshape(-1, sizes.shape[0], 1, math.prod(seen.shape[rank + 1 : 2 * rank + 1]), visible.shape[-1])
+    return visible & join_group(seen[:, 0] if visible.ndim == 4 else seen, groups)
 
 
 def _scores_with_all(query, key):
