@@ -66,6 +66,17 @@ def test_blocks_run(page, world):
                 RUN[tool](arguments)
 
 
+def test_the_guide_to_the_op_is_its_example(capsys):
+    """Its code, in order, is examples/op.py without docstring and main; its blocks of text are what that prints."""
+    code = (ROOT / "examples/op.py").read_text(encoding="utf-8").split('"""\n\n', 1)[1].split("\n\ndef main()")[0]
+    assert "\n\n".join(shown for language, shown, _ in blocks("docs/op.md") if language == "python") == code
+    runpy.run_path(str(ROOT / "examples/op.py"), run_name="__main__")
+    printed = [
+        match[2] for match in _FENCE.finditer((ROOT / "docs/op.md").read_text(encoding="utf-8")) if match[1] == "text"
+    ]
+    assert "".join(printed) == capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_stand_in_blocks_that_are_run(page):
     text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
