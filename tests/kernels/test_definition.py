@@ -1,13 +1,24 @@
-"""The definition (definition.py) against what is written by hand."""
+"""The definition (definition.py) against what is written by hand, and every implementation against the definition.
 
+Calls are drawn from combinations of everything that the op has.
+"""
+
+import dataclasses
 import functools
+import itertools
+import math
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
 from definition import Axis, Call, attend, neighbours
+from op_oracle import TOLERANCE
+
+from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights, neighbors
 
 # Programs that run once: XLA takes a quarter of the time to compile them so.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -125,3 +136,163 @@ def evaluated(op, arrays, mask, cotangents):
 
     results = jax.jit(run, compiler_options=QUICK)(arrays, mask, cotangents)
     return jax.tree.map(lambda x: np.asarray(x, np.float64), results)
+
+
+def assert_equal_to_the_definition(implementation, call, dtype, seed):
+    """Compares out, lse and all gradients; where there is a forward mode, that with the gradients."""
+    arrays, mask, cotangents = call.draw(dtype, seed)
+    options = call.options() | {"return_lse": True, "implementation": implementation}
+
+    def op(arrays, mask):
+        return neighborhood_attention(**arrays, key_mask=mask, **options)
+
+    got = evaluated(op, arrays, mask, cotangents)
+    exact = jax.tree.map(lambda x: x.astype("float64"), (arrays, cotangents))
+    expected = evaluated(functools.partial(attend, call), exact[0], mask, exact[1])
+    for (path, right), result in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+        size = max(1.0, np.abs(right[np.isfinite(right)]).max(initial=0))
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(result / size, right / size, rtol=0, atol=TOLERANCE[dtype], err_msg=name)
+    if implementation == "xla_autodiff":
+        tangents, _, _ = call.draw(dtype, seed + 1)
+        forward = jax.jit(lambda *args: jax.jvp(lambda arrays: op(arrays, mask), *args)[1], compiler_options=QUICK)
+        along_tangents = sum(map(jnp.vdot, forward((arrays,), (tangents,)), cotangents))
+        along_gradients = sum(np.vdot(gradient, tangents[name]) for name, gradient in expected[1].items())
+        np.testing.assert_allclose(along_tangents, along_gradients, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@st.composite
+def axes(draw, longest):
+    """Any legal axis."""
+    dilation = draw(st.integers(1, min(3, longest // 2)))
+    kernel = draw(st.integers(2, min(6, longest // dilation)))
+    stride = draw(st.integers(1, min(kernel, 4)))
+    lengths = range(kernel * dilation, longest + 1)
+    even = [n for n in lengths if n % (stride * dilation) == 0]  # whose dilation groups and strides are all alike
+    length = draw(st.sampled_from(even)) if even and draw(st.booleans()) else draw(st.sampled_from(lengths))
+    periodic = length in even and draw(st.booleans())
+    causal = not periodic and draw(st.booleans())
+    if length % dilation == 0 and draw(st.integers(0, 4)) == 0:
+        kernel = -1
+    finer = [n * length for n in (2, 3) if n * length <= 2 * longest]
+    coarser = [length // n for n in range(2, length + 1) if length % n == 0]
+    queries = draw(st.one_of(st.none(), st.sampled_from(finer), st.sampled_from(coarser)))
+    return Axis(length, kernel, dilation, stride, causal, periodic, queries)
+
+
+@st.composite
+def calls(draw, longest, most_entries):
+    """Any legal call on axes that, by their number, are at most so long."""
+    rank, key_heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    return Call(
+        axes=tuple(draw(axes(longest[rank])) for _ in range(rank)),
+        heads=key_heads * draw(st.integers(1, 3)),
+        key_heads=key_heads,
+        channels=draw(st.integers(1, 5)),
+        value_channels=draw(st.integers(1, 5)),
+        batch=draw(st.integers(1, most_entries)),
+        bias=draw(st.booleans()),
+        additional=draw(st.sampled_from([None, 0, 1, 3])),
+        masked=draw(st.sampled_from(["none", "some", "all"])),
+        scale=draw(st.sampled_from([None, 0.7])),
+    )
+
+
+CALLS = calls({1: 20, 2: 8, 3: 5}, 2)
+SMALL_CALLS = calls({1: 10, 2: 5, 3: 4}, 1)  # for Triton's interpreter
+
+
+def sweep(implementation, precise, examples):
+    """Compares so many calls."""
+
+    @hypothesis.settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+    )
+    @hypothesis.given(SMALL_CALLS if implementation == "triton" else CALLS, st.integers(0, 9))
+    def run(call, seed):
+        assert_equal_to_the_definition(implementation, call, precise, seed)
+
+    with jax.enable_x64(True):
+        run()
+
+
+def test_equals_the_definition(implementation, precise):
+    sweep(implementation, precise, examples=20)
+
+
+@pytest.mark.slow
+def test_equals_the_definition_in_many_calls(implementation, precise):
+    sweep(implementation, precise, examples=300 if implementation == "triton" else 1000)
+
+
+@functools.cache
+def every_axis(longest):
+    """Returns every legal axis with as many queries as keys, of at most so many."""
+    found = []
+    for length, dilation in itertools.product(range(2, longest + 1), range(1, longest)):
+        kernels = range(2, length // dilation + 1)
+        whole = [-1] if kernels and length % dilation == 0 else []
+        for kernel in [*kernels, *whole]:
+            for stride in range(1, (length // dilation if kernel == -1 else kernel) + 1):
+                kinds = [(False, False), (True, False)] + [(False, True)] * (length % (dilation * stride) == 0)
+                found += [Axis(length, kernel, dilation, stride, *kind) for kind in kinds]
+    return found
+
+
+def lists_of(table):
+    """Returns the rows of a table as lists without its -1."""
+    return [[entry for entry in row if entry >= 0] for row in table.tolist()]
+
+
+@pytest.mark.parametrize("grid", ["as many", "finer", "coarser"])
+def test_neighbors_of_every_axis(grid):
+    for plain in every_axis(12):
+        length = plain.length
+        coarser = [length // n for n in range(2, length + 1) if length % n == 0]
+        for queries in {"as many": [length], "finer": [2 * length, 3 * length], "coarser": coarser}[grid]:
+            axis = dataclasses.replace(plain, queries=queries)
+            table = neighbors((length,), **Call((axis,)).windows(), query_spatial=(queries,))
+            assert table.dtype == np.int32
+            assert table.shape == (queries, axis.kernel)
+            assert lists_of(table) == [[key for key, _ in window] for window in axis.neighbours()], axis
+
+
+@hypothesis.settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@hypothesis.given(st.lists(axes(5), min_size=2, max_size=3))
+def test_neighbors_of_several_axes(several):
+    spatial, grid = tuple(axis.length for axis in several), tuple(axis.query_length for axis in several)
+    table = neighbors(spatial, **Call(tuple(several)).windows(), query_spatial=grid)
+    count = math.prod(axis.kernel for axis in several)
+    assert table.shape == (*grid, count)
+    assert lists_of(table.reshape(-1, count)) == lists_of(neighbours(several)[0])
+
+
+@hypothesis.settings(max_examples=10, derandomize=True, deadline=None, database=None)
+@hypothesis.given(calls({1: 12, 2: 5, 3: 4}, 1))
+def test_weights_are_those_of_neighbors_in_their_order(call):
+    """Values are unit vectors, so that the definition's output is one weight per key, and then per additional key."""
+    more = call.additional or 0
+    tokens = math.prod(axis.length for axis in call.axes)
+    call = dataclasses.replace(call, key_heads=1, value_channels=tokens + more)
+    with jax.enable_x64(True):
+        arrays, mask, _ = call.draw()
+        units = jnp.eye(tokens + more)[None, :, None]
+        arrays["value"] = units[:, :tokens].reshape(arrays["value"].shape)
+        if call.additional is not None:
+            arrays["additional_values"] = units[:, tokens:]
+        op = functools.partial(neighborhood_attention_with_weights, key_mask=mask, **call.options())
+        _, weights = jax.jit(lambda arrays: op(**arrays), compiler_options=QUICK)(arrays)
+        expected, _ = jax.jit(functools.partial(attend, call), compiler_options=QUICK)(arrays, mask)
+    spatial, grid = tuple(axis.length for axis in call.axes), tuple(axis.query_length for axis in call.axes)
+    index = neighbors(spatial, **call.windows(), query_spatial=grid)
+    index = index.reshape(math.prod(grid), 1, -1)
+    index = np.concatenate([index, np.broadcast_to(tokens + np.arange(more), (*index.shape[:2], more))], axis=-1)
+    in_order = np.where(
+        index < 0, 0, np.take_along_axis(expected.reshape(len(index), call.heads, -1), index, axis=-1)
+    )  # [Q, N, K + S]
+    assert weights.shape == (1, call.heads, *grid, index.shape[-1])
+    np.testing.assert_allclose(weights.reshape(call.heads, len(index), -1).swapaxes(0, 1), in_order, rtol=0, atol=1e-12)
