@@ -60,7 +60,8 @@ def candidates(case: Case) -> list[Config]:
 def programs(case: Case, config: Config) -> int:
     """Returns how many programs a multiprocessor holds at a time, by what was compiled.
 
-    Registers hold 12 warps where a thread has up to 168, else 8; 100 kB of shared memory hold 10, and fewer of wide floats.
+    Registers hold 12 warps where a thread has up to 168, else 8; 100 kB of shared memory hold 10, and fewer of wide floats or
+    where chunks that run ahead take more.
     """
     if _wide_floats(case):
         return max(1, 4 // config.num_warps)
@@ -73,7 +74,11 @@ def programs(case: Case, config: Config) -> int:
     warps = 10 if little_shared_memory(case) else 12
     if not lean or case.masked or case.channels not in (16, 32) or case.dtype == "float32":
         warps = 8
-    return max(1, warps // config.num_warps)
+    held = warps // config.num_warps
+    if little_shared_memory(case) and not config.resident:
+        channels, size = case.head_dim + case.values, 4 if case.dtype == "float32" else 2
+        held = min(held, 100_000 // (config.num_stages * config.chunk * channels * size))
+    return max(1, held)
 
 
 def _most_queries(case: Case) -> int:
