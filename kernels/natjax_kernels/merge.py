@@ -41,13 +41,15 @@ def merge_attentions(
 
     Raises:
         TypeError: an entry is no array.
-        ValueError: there is no part, or shapes or dtypes do not fit each other.
+        ValueError: there is no part, or shapes or dtypes are impossible or do not fit each other.
     """
     parts = [as_array(f"outputs[{i}]", x) for i, x in enumerate(outputs)]
     logs = [as_array(f"lses[{i}]", x) for i, x in enumerate(lses)]
     if not parts or len(parts) != len(logs):
         raise ValueError(f"as many outputs as lses are needed, at least one; got {len(parts)} and {len(logs)}.")
     first = parts[0]
+    if not jnp.issubdtype(first.dtype, jnp.floating):
+        raise ValueError(f"outputs must be of a floating dtype; got {first.dtype}.")
     for i, (out, lse) in enumerate(zip(parts, logs, strict=True)):
         if out.shape != first.shape or out.dtype != first.dtype:
             raise ValueError(
@@ -62,7 +64,7 @@ def merge_attentions(
     largest = jnp.where(largest == -jnp.inf, 0, largest)
     weights = [jnp.exp(lse - largest) for lse in logs]
     total = functools.reduce(operator.add, weights)
-    seen = total > 0
+    seen = total != 0  # also a NaN
     total = jnp.where(seen, total, 1)
     merged = (out.astype(total.dtype) * (w / total)[..., None] for out, w in zip(parts, weights, strict=True))
     out = functools.reduce(operator.add, merged).astype(first.dtype)

@@ -42,7 +42,10 @@ def neighbors(
     Raises:
         ValueError: an argument is impossible; the message names it, its value and what is expected.
     """
-    spatial, query_spatial = _sides("spatial", spatial), _sides("query_spatial", query_spatial or spatial)
+    spatial, query_spatial = (
+        _sides("spatial", spatial),
+        _sides("query_spatial", spatial if query_spatial is None else query_spatial),
+    )
     if len(query_spatial) != len(spatial):
         raise ValueError(f"query_spatial must have {len(spatial)} sides as spatial has; got {query_spatial}.")
     folded, spacing = check_grids(query_spatial, spatial)

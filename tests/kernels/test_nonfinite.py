@@ -84,6 +84,26 @@ def test_weights_that_are_not_finite_are_those_of_queries_that_see_it():
     assert np.isfinite(weights[0, 0]).all()
 
 
+@pytest.mark.parametrize("how", ["reference", "xla", "with weights"])
+def test_under_a_mask_not_finite_is_what_sees_it(how):
+    """A query that is NaN has a NaN log-sum-exp, too: it is no query that sees nothing."""
+    (query, key, value, _), _ = draw((1, 9, 8, 1, 4), 3, False)
+    hidden = jnp.zeros((1, 9, 8), bool).at[0, :3].set(True)  # all that queries of the first two rows see
+    query, key = query.at[0, 5, 4].set(jnp.nan), key.at[0, 2].set(jnp.nan)
+    if how == "with weights":
+        op = neighborhood_attention_with_weights
+    else:
+        op = functools.partial(neighborhood_attention, return_lse=True, implementation=how)
+    out, more = jax.jit(functools.partial(op, kernel_size=3))(query, key, value, key_mask=~hidden)
+    lost = np.zeros((9, 8), bool)
+    lost[5, 4] = True
+    np.testing.assert_array_equal(np.isnan(out).all((0, 3, 4)), lost)
+    np.testing.assert_array_equal(np.isnan(out).any((0, 3, 4)), lost)
+    np.testing.assert_array_equal(np.isnan(more).reshape(9, 8, -1).all(-1), lost)
+    if how != "with weights":
+        np.testing.assert_array_equal(np.isneginf(more[0, ..., 0]), np.arange(9)[:, None] * np.ones(8, int) < 2)
+
+
 def test_products_that_overflow_outside_windows_reach_nothing():
     """Of finite numbers: tile mates' logits of 1e40."""
     (query, key, value, _), _ = draw((1, 16, 1, 4), 3, False)

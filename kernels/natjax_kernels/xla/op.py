@@ -104,18 +104,18 @@ def _weights(q, logits, visible, more_keys, scale):
     m = jnp.max(logits, axis=-1, keepdims=True)
     if more is not None:
         m = jnp.maximum(m, jnp.max(more, axis=-1, keepdims=True))
-    m, any_key = jax.lax.stop_gradient(m), None
+    m = jax.lax.stop_gradient(m)
     if visible is not None:
-        any_key = m > MASKED / 2
-        m = jnp.where(any_key, m, 0)
+        m = jnp.where(m > MASKED / 2, m, 0)  # of queries that see nothing: their weights are then all 0
     weights = jnp.exp(logits - m)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if more is not None:
         more = jnp.exp(more - m)
         total = total + jnp.sum(more, axis=-1, keepdims=True)
-    if any_key is not None:
-        total = jnp.where(any_key, total, 1)
-    return weights, more, total, m, any_key
+    if visible is None:
+        return weights, more, total, m, None
+    any_key = total != 0  # also where it is NaN, of which XLA's maximum on a CPU may know nothing
+    return weights, more, jnp.where(any_key, total, 1), m, any_key
 
 
 def _forward(window, scale, *primals):

@@ -43,7 +43,6 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
         owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, jnp.int32) for axis in axes])  # [M, T]
         seen &= owned[:, None, None, :, None] > 0
     logits = scores(q, k, seen) * problem.scale + bias
-    any_key = None
     if problem.key_mask is not None:
         logits = jnp.where(to_tiles(problem.key_mask[..., None, None], keys).swapaxes(-1, -2), logits, -jnp.inf)
     slots, present = _neighbour_slots(axes, problem.window)  # [classes, T, K]
@@ -59,12 +58,11 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
         columns = np.broadcast_to(span + np.arange(count), (*slots.shape[:-1], count))
         slots = np.concatenate([slots, columns], axis=-1)
         present = np.concatenate([present, np.ones(columns.shape, bool)], axis=-1)
-    if problem.key_mask is not None:
-        any_key = jnp.max(logits, axis=-1, keepdims=True) > MASKED / 2
-        logits = jnp.where(any_key, logits, 0)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    if any_key is not None:
-        probabilities = jnp.where(any_key, probabilities, 0)
+    if problem.key_mask is None:
+        probabilities = jax.nn.softmax(logits, axis=-1)
+    else:
+        any_key = jnp.any(~(logits <= MASKED / 2), axis=-1, keepdims=True)  # a NaN is something that is seen
+        probabilities = jnp.where(any_key, jax.nn.softmax(jnp.where(any_key, logits, 0), axis=-1), 0)
     if dropout_rate:
         kept = jax.random.bernoulli(dropout_key, 1 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(kept, probabilities / (1 - dropout_rate), 0)
