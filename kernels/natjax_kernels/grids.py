@@ -9,13 +9,14 @@ Letters: B batch, L keys along an axis, r queries per key, N heads, D channels o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from natjax_kernels.sharding import reshape, spec_of
+from natjax_kernels.sharding import reshape, shards, spec_of
 
 
 def fold(query: Any, factors: tuple[int, ...]) -> Any:
@@ -67,6 +68,18 @@ def repeat_heads(x: jax.Array, repeats: int, axis: int) -> jax.Array:
     before, heads, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     spread = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*before, heads, repeats, *after))
     return reshape(spread, (*before, heads * repeats, *after), spec_of(x))
+
+
+def repeat_heads_to_shard(problem: Any) -> Any:
+    """Gives every query head a key head of its own where devices that share the query heads cannot share the key heads."""
+    if problem.key_heads % shards(problem.query, -2) == 0:
+        return problem
+    repeats = problem.heads // problem.key_heads
+    names = [
+        name for name in ("key", "value", "additional_keys", "additional_values") if getattr(problem, name) is not None
+    ]
+    repeated = {name: repeat_heads(x, repeats, x.ndim - 2) for name in names for x in [getattr(problem, name)]}
+    return dataclasses.replace(problem, **repeated)
 
 
 def join_group(x: jax.Array, groups: int) -> jax.Array:

@@ -5,6 +5,7 @@ Shardings name their mesh: it is that of the arrays, and need not be the one of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,13 @@ def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple) -> jax.Array:
     return jax.lax.reshape(x, shape, out_sharding=laid_out(x, spec))
 
 
+def shards(x: jax.Array, axis: int) -> int:
+    """Returns into how many parts an axis of an array is cut along Explicit axes of the mesh."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] or ()
+    return math.prod(sharding.mesh.shape[name] for name in (names if isinstance(names, tuple) else (names,)))
+
+
 def sharded_as(x: jax.Array, primal: jax.Array) -> jax.Array:
     """Gives a gradient its primal's sharding where shardings are part of the type."""
     sharding = jax.typeof(primal).sharding
@@ -39,11 +47,20 @@ def laid_out(x: jax.Array, spec: tuple) -> NamedSharding | None:
 
 
 def laid_alike(problem: Any) -> Any:
-    """Returns a problem whose arrays lie along the same Explicit axes as its query, whatever theirs were."""
+    """Returns a problem whose arrays lie along the same Explicit axes as its query, whatever theirs were.
+
+    Raises:
+        ValueError: the query is sharded along its map or its channels.
+    """
     mesh = _explicit_mesh(problem.arrays)
     if mesh is None:
         return problem
     batch, *sides, heads, channels = tokens = spec_of(problem.query)
+    if any(sides) or channels:
+        raise ValueError(
+            f"query may be sharded along Explicit axes by its batch and its heads; got {PartitionSpec(*tokens)}. "
+            "Shard it by these with jax.sharding.reshard, or make the mesh with Auto axes."
+        )
     additional = batch, None, heads, channels
     specs = {"key": tokens, "value": tokens, "additional_keys": additional, "additional_values": additional}
     specs |= {"query": tokens, "key_mask": (batch, *sides), "sizes": (batch,), "rpb": (heads,)}

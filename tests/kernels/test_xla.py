@@ -182,6 +182,34 @@ for budget in (2**24, 2000):  # at once, and in steps
 """
 
 
+SHARED_HEADS = """
+mesh = jax.make_mesh((4,), ("heads",))  # Explicit, as is the default
+draw = lambda n, *shape: jax.random.normal(jax.random.key(n), shape)
+def put(x, axis):
+    return jax.device_put(x, NamedSharding(mesh, P(*(None,) * axis, "heads")))
+query = draw(0, 1, 8, 8, 4)
+for key_heads in (1, 2):
+    arrays = [draw(1, 1, 8, key_heads, 4), draw(2, 1, 8, key_heads, 6), draw(3, 1, 3, key_heads, 4), draw(4, 1, 3, key_heads, 6)]
+    def op(query, key, value, more_keys, more_values):
+        return neighborhood_attention(query, key, value, kernel_size=3, additional_keys=more_keys, additional_values=more_values,
+                                      key_mask=jnp.arange(8)[None] > 2, implementation="xla")
+    def run(*arrays):
+        out, pull = jax.vjp(op, *arrays)
+        return out, *pull(2 * out)
+    got, expected = (jax.jit(run)(q, *arrays) for q in (put(query, 2), query))
+    assert got[0].sharding.spec == P(None, None, "heads", None)
+    for a, b in zip(got, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+for axis in (1, 3):
+    try:
+        op(put(query, axis), *arrays)
+    except ValueError as error:
+        assert "may be sharded along Explicit axes by its batch and its heads; got" in str(error)
+    else:
+        raise AssertionError(axis)
+"""
+
+
 def test_sharded_batches_need_no_collectives():
     run_apart(SETUP + SHARDED_BATCHES)
 
@@ -192,6 +220,10 @@ def test_gradients_on_the_default_mesh():
 
 def test_shard_map_sums_the_gradient_of_a_replicated_bias():
     run_apart(SETUP + SHARD_MAP)
+
+
+def test_sharded_heads_that_share_fewer_key_heads():
+    run_apart(SETUP + SHARED_HEADS)
 
 
 def run_apart(code):

@@ -24,7 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from natjax_kernels._compat import vary, vary_alike, varying_axes
 from natjax_kernels.bias import MASKED, bias_gradient, bias_table, neighbour_table
-from natjax_kernels.grids import join_group, split_group
+from natjax_kernels.grids import join_group, repeat_heads_to_shard, split_group
 from natjax_kernels.masked import product, scores, transpose
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.problem import Problem, accumulator
@@ -35,7 +35,7 @@ from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_
 
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`."""
-    problem = laid_alike(problem)
+    problem = laid_alike(repeat_heads_to_shard(problem))
     return _attend(problem.window, problem.scale, *vary_alike(*problem.arrays))
 
 
