@@ -89,7 +89,7 @@ def neighborhood_attention(
     ======================================  ======  ======  ============  =========
     windows of any kind, with rpb           yes     yes     yes           yes
     periodic axes                           yes     yes     yes           yes
-    finer grids of queries, fewer key_heads yes     yes     yes           yes
+    finer grids of queries, fewer key heads yes     yes     yes           yes
     coarser grids of queries                yes     yes     yes           yes
     additional keys, key_mask               yes     yes     yes           yes
     sizes                                   no      yes     yes           yes
@@ -137,7 +137,7 @@ def neighborhood_attention(
         exponentials, [B, *queries, N] float32 (float64 for float64), both differentiable; see `merge_attentions`.
 
     Raises:
-        TypeError: an array is none.
+        TypeError: what should be an array is not one.
         ValueError: an argument is impossible; the message names it, its value and what is expected.
         NotImplementedError: the named implementation cannot run this.
     """

@@ -40,7 +40,7 @@ def merge_attentions(
         Output, of the dtype of `outputs`, and log-sum-exp, float32 (float64 for float64).
 
     Raises:
-        TypeError: an entry is no array.
+        TypeError: an entry is not an array.
         ValueError: there is no part, or shapes or dtypes are impossible or do not fit each other.
     """
     parts = [as_array(f"outputs[{i}]", x) for i, x in enumerate(outputs)]

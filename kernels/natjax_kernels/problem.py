@@ -138,7 +138,7 @@ def make_problem(
     """Checks the arguments of `natjax_kernels.neighborhood_attention` against the constraints of NATTEN and of this op.
 
     Raises:
-        TypeError: an array is none.
+        TypeError: what should be an array is not one.
         ValueError: an argument is impossible; the message names it, its value and what is expected.
     """
     query, key, value = (as_array(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
@@ -350,7 +350,7 @@ def _check_additional(optional: dict[str, Any], key, value) -> None:
         )
     if keys is None:
         return
-    for name, x, like in (("additional_keys", keys, key), ("additional_values", values, value)):
+    for name, x, of, like in (("additional_keys", keys, "key", key), ("additional_values", values, "value", value)):
         if (
             x.ndim != 4
             or (x.shape[0], *x.shape[2:]) != (like.shape[0], *like.shape[-2:])
@@ -358,7 +358,7 @@ def _check_additional(optional: dict[str, Any], key, value) -> None:
         ):
             expected = [like.shape[0], "S" if x is keys else keys.shape[1], *like.shape[-2:]]
             raise ValueError(
-                f"{name} must be [B, S, heads, channels] as its like, here {expected}; got {tuple(x.shape)}."
+                f"{name} must be [B, S, heads, channels] with those of {of}, here {expected}; got {tuple(x.shape)}."
             )
         check_known(name, tuple(x.shape))
         _check_dtype(name, x, key)

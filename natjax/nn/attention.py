@@ -222,7 +222,7 @@ class NeighborhoodAttention(nnx.Module):
             [B, N, *spatial, product of kernel sizes + S], in which a map smaller than the window shows the padding.
 
         Raises:
-            TypeError: an array is none.
+            TypeError: what should be an array is not one.
             ValueError: an array does not fit the layer or the others, or random numbers are missing.
             NotImplementedError: the named implementation cannot run this.
         """

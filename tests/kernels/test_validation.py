@@ -68,7 +68,7 @@ ILLEGAL = {
     "additional keys of other channels": (
         {"additional_keys": tokens(1, 3, 2, 5), "additional_values": tokens(1, 3, 2, 4)},
         "additional_keys",
-        "(1, 3, 2, 5)",
+        "with those of key, here [1, 'S', 2, 4]; got (1, 3, 2, 5)",
     ),
     "fewer additional values": (
         {"additional_keys": tokens(1, 3, 2, 4), "additional_values": tokens(1, 2, 2, 4)},
