@@ -204,6 +204,7 @@ SMALL_CALLS = calls({1: 10, 2: 5, 3: 4}, 1)  # for Triton's interpreter
 
 def sweep(implementation, precise, examples):
     """Compares so many calls."""
+    number = itertools.count(1)
 
     @hypothesis.settings(
         max_examples=examples,
@@ -215,6 +216,8 @@ def sweep(implementation, precise, examples):
     @hypothesis.given(SMALL_CALLS if implementation == "triton" else CALLS, st.integers(0, 9))
     def run(call, seed):
         assert_equal_to_the_definition(implementation, call, precise, seed)
+        if next(number) % 100 == 0:
+            jax.clear_caches()  # programs of thousands of calls take gigabytes
 
     with jax.enable_x64(True):
         run()
