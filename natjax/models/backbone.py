@@ -8,13 +8,14 @@ from flax import nnx
 
 from natjax.configuration import NatConfig
 from natjax.models.base import NatPreTrainedModel, checked_pixel_values
-from natjax.models.nat import Encoder
+from natjax.models.nat import Encoder, embed
 from natjax.nn.blocks import Embeddings
 from natjax.nn.layers import as_rngs, layer_norm
+from natjax.nn.sizes import cut, halved
 from natjax.outputs import NatBackboneOutput
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Shaped
 
 
 class NatBackbone(NatPreTrainedModel):
@@ -42,6 +43,7 @@ class NatBackbone(NatPreTrainedModel):
         self,
         pixel_values: Float[Array, "B H W C"],
         *,
+        pixel_mask: Shaped[Array, "B H W"] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         rngs: nnx.Rngs | Array | None = None,
@@ -50,12 +52,19 @@ class NatBackbone(NatPreTrainedModel):
         pixel_values = checked_pixel_values(pixel_values, self.config)
         want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)
         rngs = as_rngs(rngs)
-        stem = self.embeddings(pixel_values, rngs=rngs)
-        _, before_downsampling, attentions = self.encoder(stem, rngs=rngs, output_attentions=want_attentions)
+        stem, sizes = embed(self.embeddings, pixel_values, pixel_mask, rngs=rngs)
+        _, before_downsampling, attentions = self.encoder(
+            stem, sizes=sizes, rngs=rngs, output_attentions=want_attentions
+        )
+        of_stages = [sizes, sizes]  # stem and first level
+        while len(of_stages) < len(self.config.stage_names):
+            of_stages.append(halved(of_stages[-1]))
+        of_stages = dict(zip(self.config.stage_names, of_stages, strict=True))
         states = dict(zip(self.config.stage_names, (stem, *before_downsampling), strict=True))
         return NatBackboneOutput(
             feature_maps=tuple(
-                self.hidden_states_norms[stage](states[stage]) for stage in self.config.out_features or ()
+                cut(self.hidden_states_norms[stage](states[stage]), of_stages[stage])
+                for stage in self.config.out_features or ()
             ),
             hidden_states=tuple(states.values()) if want_states else None,
             attentions=attentions if want_attentions else None,

@@ -15,7 +15,7 @@ from natjax.nn.layers import linear
 from natjax.outputs import NatImageClassifierOutput
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Num
+    from jaxtyping import Array, Float, Num, Shaped
 
 
 class NatForImageClassification(NatPreTrainedModel):
@@ -36,6 +36,7 @@ class NatForImageClassification(NatPreTrainedModel):
         pixel_values: Float[Array, "B H W C"],
         labels: Num[Array, "..."] | None = None,
         *,
+        pixel_mask: Shaped[Array, "B H W"] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         rngs: nnx.Rngs | Array | None = None,
@@ -45,6 +46,7 @@ class NatForImageClassification(NatPreTrainedModel):
         Args:
             pixel_values: normalised images, floating point, any height and width.
             labels: where given, the mean loss is returned too; see `natjax.losses.classification_loss`.
+            pixel_mask: see `NatModel`.
             output_hidden_states: see `NatModel`.
             output_attentions: see `NatModel`.
             rngs: see `NatModel`.
@@ -53,7 +55,11 @@ class NatForImageClassification(NatPreTrainedModel):
             ValueError: pixel_values or labels do not fit the model.
         """
         outputs = self.nat(
-            pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions, rngs=rngs
+            pixel_values,
+            pixel_mask=pixel_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            rngs=rngs,
         )
         logits = outputs.pooler_output if self.classifier is None else self.classifier(outputs.pooler_output)
         return NatImageClassifierOutput(

@@ -19,11 +19,12 @@ from natjax.configuration import NatConfig
 from natjax.models.base import NatPreTrainedModel, checked_pixel_values
 from natjax.nn.blocks import Embeddings, Level
 from natjax.nn.layers import as_rngs, layer_norm
+from natjax.nn.sizes import cut, halved, mean, sizes_of_mask
 from natjax.outputs import NatModelOutput
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Shaped
 
 
 class Encoder(nnx.Module):
@@ -47,16 +48,28 @@ class Encoder(nnx.Module):
             ]
         )
 
-    def __call__(self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False):
-        """Returns every level's output, every level's map before downsampling, and every level's attention weights."""
+    def __call__(self, x: Float[Array, "B H W C"], *, sizes=None, rngs=None, output_attentions: bool = False):
+        """Returns every level's output, every level's map before downsampling, and every level's attention weights.
+
+        Where the maps of entries have sizes of their own, [B, 2], everything past them is 0.
+        """
         outputs, before_downsampling, attentions = [], [], []
         for i, level in enumerate(self.levels):
             with jax.named_scope(f"level{i + 1}"):
-                x, before, weights = level(x, rngs=rngs, output_attentions=output_attentions)
-            outputs.append(x)
-            before_downsampling.append(before)
+                x, before, weights = level(x, sizes=sizes, rngs=rngs, output_attentions=output_attentions)
+            before_downsampling.append(cut(before, sizes))
+            sizes = sizes if level.downsample is None else halved(sizes)
+            outputs.append(cut(x, sizes))
             attentions.append(weights)
         return tuple(outputs), tuple(before_downsampling), tuple(attentions)
+
+
+def embed(stem: Embeddings, pixel_values: Array, pixel_mask: Any, *, rngs) -> tuple[Array, Array | None]:
+    """Returns the stem's map, and, of images of mixed sizes, the sizes of theirs, past which it is 0."""
+    sizes = None if pixel_mask is None else sizes_of_mask(pixel_mask, pixel_values.shape)
+    x = stem(pixel_values, sizes=sizes, rngs=rngs)
+    sizes = halved(halved(sizes))
+    return cut(x, sizes), sizes
 
 
 class NatModel(NatPreTrainedModel):
@@ -73,6 +86,7 @@ class NatModel(NatPreTrainedModel):
         self,
         pixel_values: Float[Array, "B H W C"],
         *,
+        pixel_mask: Shaped[Array, "B H W"] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         rngs: nnx.Rngs | Array | None = None,
@@ -81,24 +95,28 @@ class NatModel(NatPreTrainedModel):
 
         Args:
             pixel_values: normalised images, floating point, any height and width.
+            pixel_mask: not 0 for the pixels of every image, which are at the top left of its array: batches of images of
+                mixed sizes give what each image gives alone, and features past its size are 0. Without attention weights.
             output_hidden_states: whether to return the output of the stem and of every level.
             output_attentions: whether to return the attention weights of every level's last layer.
             rngs: `nnx.Rngs` or a `jax.random.key` for dropouts; needed by a training view with any rate above 0.
 
         Raises:
             TypeError: pixel_values is no array.
-            ValueError: pixel_values has another rank, number of channels or kind of dtype.
+            ValueError: pixel_values has another rank, number of channels or kind of dtype, or pixel_mask does not fit it.
         """
         pixel_values = checked_pixel_values(pixel_values, self.config)
         want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)
         rngs = as_rngs(rngs)
-        stem = self.embeddings(pixel_values, rngs=rngs)
-        levels, _, attentions = self.encoder(stem, rngs=rngs, output_attentions=want_attentions)
-        last = self.layernorm(levels[-1])
+        stem, sizes = embed(self.embeddings, pixel_values, pixel_mask, rngs=rngs)
+        levels, _, attentions = self.encoder(stem, sizes=sizes, rngs=rngs, output_attentions=want_attentions)
+        for _ in levels[1:]:
+            sizes = halved(sizes)
+        last = cut(self.layernorm(levels[-1]), sizes)
         states = (stem, *levels)
         return NatModelOutput(
             last_hidden_state=last,
-            pooler_output=jnp.mean(last, axis=(1, 2)),
+            pooler_output=mean(last, sizes),
             hidden_states=states if want_states else None,
             reshaped_hidden_states=tuple(jnp.moveaxis(x, -1, 1) for x in states) if want_states else None,
             attentions=attentions if want_attentions else None,

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from natjax.nn.initializers import truncated_normal
-from natjax.nn.inputs import check_inputs, pad_maps
+from natjax.nn.inputs import check_inputs, cut_to_sizes, pad_maps
 from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, project_columns, rms_norm
 from natjax.nn.rotary import check_rotary, rotate
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
@@ -22,7 +22,7 @@ from natjax_kernels.problem import as_scale, make_window
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Int
 
 _QK_NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 _WEIGHTS_BY = (None, "xla", "reference")  # implementations that can return attention weights and drop them
@@ -181,6 +181,7 @@ class NeighborhoodAttention(nnx.Module):
         *,
         key_mask: Array | None = None,
         additional_tokens: Array | None = None,
+        sizes: Array | None = None,
         rngs: nnx.Rngs | Array | None = None,
         output_attentions: Literal[False] = False,
     ) -> Array: ...
@@ -192,6 +193,7 @@ class NeighborhoodAttention(nnx.Module):
         *,
         key_mask: Array | None = None,
         additional_tokens: Array | None = None,
+        sizes: Array | None = None,
         rngs: nnx.Rngs | Array | None = None,
         output_attentions: Literal[True],
     ) -> tuple[Array, Array]: ...
@@ -202,6 +204,7 @@ class NeighborhoodAttention(nnx.Module):
         *,
         key_mask: Bool[Array, "B *spatial"] | None = None,
         additional_tokens: Float[Array, "B S C"] | None = None,
+        sizes: Int[Array, "B rank"] | None = None,
         rngs: nnx.Rngs | Array | None = None,
         output_attentions: bool = False,
     ) -> Float[Array, "B *queries C"] | tuple[Float[Array, "B *queries C"], Float[Array, "B N *queries K"]]:
@@ -214,6 +217,9 @@ class NeighborhoodAttention(nnx.Module):
             key_mask: [B, *spatial] bool, True for keys that may be seen. Attention to none gives 0, before the last projection.
             additional_tokens: [B, S, C] whose keys and values every query sees beside its window: registers, class or text
                 tokens.
+            sizes: [B, spatial axes] integers: the size of each entry's own map, which is at the start of x. Entries of mixed
+                sizes give what each gives alone; what is past their sizes is seen by none and means nothing. For
+                self-attention, without attention weights.
             rngs: `nnx.Rngs` or a `jax.random.key` for dropouts; needed by a training view with any rate above 0.
             output_attentions: whether to return the attention weights, too. All of them are in memory then.
 
@@ -230,6 +236,8 @@ class NeighborhoodAttention(nnx.Module):
         x, kv, key_mask, tokens = check_inputs(x, kv, key_mask, additional_tokens, rank=rank, dim=self.dim)
         rngs, spatial = as_rngs(rngs), x.shape[1:-1]
         window: dict[str, Any] = {"kernel_size": self.kernel_size, "dilation": self.dilation, "periodic": self.periodic}
+        if sizes is not None:
+            x, sizes = cut_to_sizes(x, kv, sizes)
         x, kv, key_mask = pad_maps(x, kv, key_mask, **window)
         if kv is None:
             widths = self.dim, *(self.num_kv_heads * (self.dim // self.num_heads),) * 2
@@ -243,6 +251,9 @@ class NeighborhoodAttention(nnx.Module):
             places = key.shape[1:-2], self.rope_theta, self.periodic
             query, key = rotate(query, *places), rotate(key, *places)
         more: dict[str, Any] = {"key_mask": key_mask}
+        if sizes is not None:  # a map smaller than the window is padded as alone
+            least = [k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+            more["sizes"] = jnp.maximum(sizes, np.asarray(least, np.int32))
         if tokens is not None:
             keys, more["additional_values"] = self._key_value(tokens)
             more["additional_keys"] = keys if self.k_norm is None else self.k_norm(keys)
@@ -278,6 +289,10 @@ class NeighborhoodAttention(nnx.Module):
         rate = 0.0 if self.deterministic else self.attention_dropout
         if not (output_attentions or rate):
             return neighborhood_attention(query, key, value, implementation=self.implementation, **options), None
+        if "sizes" in more:
+            raise NotImplementedError(
+                "attention weights cannot be returned or dropped with sizes; leave output_attentions and attention dropout out."
+            )
         if self.implementation not in _WEIGHTS_BY:  # a named one is never replaced by another
             raise NotImplementedError(
                 f"implementation={self.implementation!r} cannot run: it neither returns attention weights nor drops them. "

@@ -20,6 +20,7 @@ from natjax.configuration import NatConfig
 from natjax.nn.attention import NeighborhoodAttention
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import downsampling_conv, drop_path, dropout, layer_norm, linear
+from natjax.nn.sizes import cut, halved
 from natjax.nn.xla import gelu, split_residual
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ class PatchEmbeddings(nnx.Module):
             ]
         )
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Embeds an image."""
+    def __call__(self, x: Float[Array, "B H W C"], *, sizes=None) -> Float[Array, "B h w D"]:
+        """Embeds images of such sizes, [B, 2]; of that of the array where None."""
         for conv in self.projection:
-            x = conv(x)
+            x, sizes = conv(cut(x, sizes)), halved(sizes)
         return x
 
 
@@ -63,9 +64,9 @@ class Embeddings(nnx.Module):
         self.norm = layer_norm(config.embed_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.dropout = dropout(config.hidden_dropout_prob)
 
-    def __call__(self, pixel_values: Float[Array, "B H W C"], *, rngs=None) -> Float[Array, "B h w D"]:
-        """Embeds an image."""
-        return self.dropout(self.norm(self.patch_embeddings(pixel_values)), rngs=rngs)
+    def __call__(self, pixel_values: Float[Array, "B H W C"], *, sizes=None, rngs=None) -> Float[Array, "B h w D"]:
+        """Embeds images of such sizes, [B, 2]; of that of the array where None."""
+        return self.dropout(self.norm(self.patch_embeddings(pixel_values, sizes=sizes)), rngs=rngs)
 
 
 class NatLayer(nnx.Module):
@@ -117,15 +118,15 @@ class NatLayer(nnx.Module):
         return x + self.drop_path(branch, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False
+        self, x: Float[Array, "B H W C"], *, sizes=None, rngs=None, output_attentions: bool = False
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B N h w K2"] | None]:
-        """Returns the layer's output and, where asked for, its attention weights."""
+        """Returns the layer's output and, where asked for, its attention weights; entries may have sizes of their own, [B, 2]."""
         x, y = split_residual(x)
         y, weights = self.layernorm_before(y), None
         if output_attentions:
-            y, weights = self.attention(y, rngs=rngs, output_attentions=True)
+            y, weights = self.attention(y, sizes=sizes, rngs=rngs, output_attentions=True)
         else:
-            y = self.attention(y, rngs=rngs)
+            y = self.attention(y, sizes=sizes, rngs=rngs)
         x, y = split_residual(self._residual(x, y, 0, rngs))
         with jax.named_scope("mlp"):
             hidden = _ACTIVATIONS[self.hidden_act](self.intermediate(self.layernorm_after(y)))
@@ -142,9 +143,9 @@ class Downsampler(nnx.Module):
         self.reduction = downsampling_conv(dim, 2 * dim, use_bias=False, kernel_init=kernel_init, **options)
         self.norm = layer_norm(2 * dim, **options)
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 2*C"]:
-        """Downsamples a map."""
-        return self.norm(self.reduction(x))
+    def __call__(self, x: Float[Array, "B H W C"], *, sizes=None) -> Float[Array, "B h w 2*C"]:
+        """Downsamples maps of such sizes, [B, 2]; of that of the array where None."""
+        return self.norm(self.reduction(cut(x, sizes)))
 
 
 class Level(nnx.Module):
@@ -188,16 +189,19 @@ class Level(nnx.Module):
         if remat is not None:
             self.remat = remat
 
-    def __call__(self, x: Float[Array, "B H W C"], *, rngs=None, output_attentions: bool = False):
-        """Returns the map for the next level, the map before downsampling and the last layer's attention weights."""
+    def __call__(self, x: Float[Array, "B H W C"], *, sizes=None, rngs=None, output_attentions: bool = False):
+        """Returns the map for the next level, the map before downsampling and the last layer's attention weights.
+
+        What is past an entry's own size, [B, 2], means nothing.
+        """
         weights = None
         for i, layer in enumerate(self.layers):
             # As in Hugging Face, a level shows the weights of its last layer only.
             show = output_attentions and i + 1 == len(self.layers)
-            run = nnx.remat(_run_layer, static_argnums=3) if self.remat else _run_layer
-            x, weights = run(layer, x, rngs, show)
-        return (x if self.downsample is None else self.downsample(x)), x, weights
+            run = nnx.remat(_run_layer, static_argnums=4) if self.remat else _run_layer
+            x, weights = run(layer, x, sizes, rngs, show)
+        return (x if self.downsample is None else self.downsample(x, sizes=sizes)), x, weights
 
 
-def _run_layer(layer: NatLayer, x: Array, rngs: nnx.Rngs | None, output_attentions: bool):
-    return layer(x, rngs=rngs, output_attentions=output_attentions)
+def _run_layer(layer: NatLayer, x: Array, sizes: Array | None, rngs: nnx.Rngs | None, output_attentions: bool):
+    return layer(x, sizes=sizes, rngs=rngs, output_attentions=output_attentions)

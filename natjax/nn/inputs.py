@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from natjax_kernels.problem import as_array, check_grids, check_known
+from natjax_kernels.sizes import mask_of_sizes
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -57,6 +58,29 @@ def check_inputs(x: Any, kv: Any, key_mask: Any, additional_tokens: Any, *, rank
             f"{key_mask.shape}."
         )
     return x, kv, key_mask, additional_tokens
+
+
+def cut_to_sizes(x: Float[Array, "B *spatial C"], kv: Any, sizes: Any) -> tuple[Array, Array]:
+    """Returns x with zeros past every entry's own size, as alone it is padded, and the sizes as int32.
+
+    Args:
+        x: maps.
+        kv: must be None.
+        sizes: [B, spatial axes] integers.
+
+    Raises:
+        TypeError: sizes is no array.
+        ValueError: sizes does not fit x, or kv is given.
+    """
+    sizes, rank = as_array("sizes", sizes), x.ndim - 2
+    if kv is not None:
+        raise ValueError("sizes are for self-attention; with kv, leave them out, and hide tokens by a key_mask.")
+    if sizes.shape != (x.shape[0], rank) or not jnp.issubdtype(sizes.dtype, jnp.integer):
+        raise ValueError(
+            f"sizes must be integers [{x.shape[0]}, {rank}], one per spatial axis; got {sizes.dtype} of shape {sizes.shape}."
+        )
+    sizes = sizes.astype(jnp.int32)
+    return jnp.where(mask_of_sizes(sizes, x.shape[1:-1])[..., None], x, 0), sizes
 
 
 def pad_maps(

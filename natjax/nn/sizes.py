@@ -1,0 +1,67 @@
+"""Batches of images of mixed sizes: each image is at the top left of its array, and gives what it gives alone.
+
+Letters: B batch, H W height and width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from natjax_kernels.problem import as_array
+from natjax_kernels.sizes import mask_of_sizes
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+
+def sizes_of_mask(pixel_mask: Any, shape: tuple[int, ...]) -> Int[Array, "B 2"]:
+    """Returns the height and width of every image, from a mask of its pixels.
+
+    Args:
+        pixel_mask: [B, H, W] bool or integers, not 0 for pixels of the image, which are a rectangle at the top left.
+        shape: of the pixel values, [B, H, W, C].
+
+    Raises:
+        TypeError: pixel_mask is no array.
+        ValueError: it does not fit the pixel values, or (where it is not traced) marks anything but such a rectangle.
+    """
+    mask = as_array("pixel_mask", pixel_mask)
+    if mask.shape != shape[:3] or not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.integer)):
+        raise ValueError(
+            f"pixel_mask must be bool or integers [batch, height, width] of the images, here {shape[:3]}; "
+            f"got {mask.dtype} of shape {mask.shape}."
+        )
+    mask = mask.astype(bool)
+    sizes = jnp.stack([jnp.sum(jnp.any(mask, axis=axis), axis=1, dtype=jnp.int32) for axis in (2, 1)], axis=1)
+    if not isinstance(mask, jax.core.Tracer):
+        wrong = np.flatnonzero(~np.all(np.asarray(mask_of_sizes(sizes, shape[1:3]) == mask), axis=(1, 2)))
+        empty = np.flatnonzero(np.asarray(sizes).min(axis=1) == 0)
+        if wrong.size or empty.size:
+            what = "has no pixel" if empty.size else "is no rectangle at the top left"
+            raise ValueError(
+                f"pixel_mask must mark a rectangle of pixels at the top left of every image; that of image "
+                f"{(empty if empty.size else wrong)[0]} {what}. Move images there and pad them at the bottom and right."
+            )
+    return sizes
+
+
+def cut(x: Array, sizes: Array | None) -> Array:
+    """Makes everything 0 past the images' own sizes, [B, H, W, C], as it is beyond the border of one alone."""
+    return x if sizes is None else jnp.where(mask_of_sizes(sizes, x.shape[1:3])[..., None], x, 0)
+
+
+def halved(sizes: Array | None) -> Array | None:
+    """Returns the sizes after a convolution of stride 2."""
+    return None if sizes is None else (sizes + 1) // 2
+
+
+def mean(x: Array, sizes: Array | None) -> Array:
+    """Returns the mean over the images' own pixels, [B, H, W, C] -> [B, C]."""
+    if sizes is None:
+        return jnp.mean(x, axis=(1, 2))
+    return jnp.sum(cut(x, sizes), axis=(1, 2)) / jnp.prod(sizes, axis=1, keepdims=True).astype(x.dtype)

@@ -1,0 +1,103 @@
+"""Batches of images of mixed sizes give what each image gives alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import natjax
+
+pytestmark = pytest.mark.nnx
+# The last level's maps of the second and third image are smaller than its windows.
+SIZES = np.array([[75, 100], [96, 37], [33, 64]])
+CONFIG = natjax.NatConfig(
+    embed_dim=16,
+    depths=[2, 2, 1],
+    num_heads=[1, 2, 4],
+    kernel_size=3,
+    dilations=[[1, 3], [1, 4], [1]],
+    num_labels=5,
+    out_features=["stem", "stage1", "stage2", "stage3"],
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Pixel values, NaN outside of the images, and their mask."""
+    mask = np.stack([(np.indices((96, 100)) < size[:, None, None]).all(axis=0) for size in SIZES])
+    pixels = np.random.default_rng(0).normal(size=(3, 96, 100, 3)).astype("float32")
+    return jnp.asarray(np.where(mask[..., None], pixels, np.nan)), jnp.asarray(mask)
+
+
+def images(pixels):
+    return [pixels[i : i + 1, :height, :width] for i, (height, width) in enumerate(SIZES)]
+
+
+def test_classification(batch):
+    pixels, mask = batch
+    model = natjax.NatForImageClassification(CONFIG, rngs=nnx.Rngs(0))
+    together = jax.jit(lambda x, mask: model(x, pixel_mask=mask).logits)(pixels, mask)
+    for got, image in zip(together, images(pixels), strict=True):
+        np.testing.assert_allclose(got, model(image).logits[0], atol=1e-5)
+    np.testing.assert_allclose(model(pixels, pixel_mask=mask.astype("int32")).logits, together, atol=1e-5)
+
+
+def test_features_are_those_of_each_alone_and_0_past_it(batch):
+    pixels, mask = batch
+    model = natjax.NatModel(CONFIG, rngs=nnx.Rngs(0))
+    backbone = natjax.NatBackbone(CONFIG, rngs=nnx.Rngs(0))
+    together = model(pixels, pixel_mask=mask, output_hidden_states=True)
+    maps = [together.last_hidden_state, *together.hidden_states, *backbone(pixels, pixel_mask=mask).feature_maps]
+    for i, image in enumerate(images(pixels)):
+        alone = model(image, output_hidden_states=True)
+        expected = [alone.last_hidden_state, *alone.hidden_states, *backbone(image).feature_maps]
+        for got, right in zip(maps, expected, strict=True):
+            height, width = right.shape[1:3]
+            np.testing.assert_allclose(got[i, :height, :width], right[0], atol=2e-5)
+            assert not got[i, height:].any()
+            assert not got[i, :, width:].any()
+
+
+def test_gradients(batch):
+    pixels, mask = batch
+    model = natjax.NatForImageClassification(CONFIG, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+
+    def loss(params, pixels, mask=None):
+        return (nnx.merge(graph, params)(pixels, pixel_mask=mask).logits ** 2).sum()
+
+    together = jax.jit(jax.grad(loss))(params, pixels, mask)
+    alone = [jax.grad(loss)(params, image) for image in images(pixels)]
+    expected = jax.tree.map(lambda *x: sum(x), *alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1, abs(b).max())), together, expected)
+
+
+def test_remat(batch):
+    pixels, mask = batch
+    model = natjax.NatForImageClassification(CONFIG, rngs=nnx.Rngs(0))
+    again = nnx.view(model, remat=True)
+    np.testing.assert_allclose(again(pixels, pixel_mask=mask).logits, model(pixels, pixel_mask=mask).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: mask[:, :5], r"here \(3, 96, 100\); got bool of shape \(3, 5, 100\)"),
+        (lambda mask: mask.astype("float32"), "got float32"),
+        (lambda mask: mask.at[1].set(False), "image 1 has no pixel"),
+        (lambda mask: mask.at[2, 0, 0].set(False), "image 2 is no rectangle at the top left"),
+    ],
+)
+def test_masks_that_do_not_fit(batch, change, message):
+    pixels, mask = batch
+    model = natjax.NatModel(CONFIG, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=message):
+        model(pixels, pixel_mask=change(mask))
+
+
+def test_attention_weights_are_refused(batch):
+    pixels, mask = batch
+    model = natjax.NatModel(CONFIG, rngs=nnx.Rngs(0))
+    with pytest.raises(NotImplementedError, match="leave output_attentions and attention dropout out"):
+        model(pixels, pixel_mask=mask, output_attentions=True)
