@@ -36,18 +36,24 @@ def sizes_of_mask(pixel_mask: Any, shape: tuple[int, ...]) -> Int[Array, "B 2"]:
             f"pixel_mask must be bool or integers [batch, height, width] of the images, here {shape[:3]}; "
             f"got {mask.dtype} of shape {mask.shape}."
         )
-    mask = mask.astype(bool)
-    sizes = jnp.stack([jnp.sum(jnp.any(mask, axis=axis), axis=1, dtype=jnp.int32) for axis in (2, 1)], axis=1)
-    if not isinstance(mask, jax.core.Tracer):
-        wrong = np.flatnonzero(~np.all(np.asarray(mask_of_sizes(sizes, shape[1:3]) == mask), axis=(1, 2)))
-        empty = np.flatnonzero(np.asarray(sizes).min(axis=1) == 0)
-        if wrong.size or empty.size:
-            what = "has no pixel" if empty.size else "is no rectangle at the top left"
-            raise ValueError(
-                f"pixel_mask must mark a rectangle of pixels at the top left of every image; that of image "
-                f"{(empty if empty.size else wrong)[0]} {what}. Move images there and pad them at the bottom and right."
-            )
-    return sizes
+    if isinstance(mask, jax.core.Tracer):
+        return _sizes_of_rectangles(jnp, mask.astype(bool))
+    mask = np.asarray(mask).astype(bool)  # NumPy's, as within jit all that JAX computes is traced
+    sizes = _sizes_of_rectangles(np, mask)
+    rectangles = [np.arange(n) < sizes[:, a, None] for a, n in enumerate(mask.shape[1:])]
+    wrong = np.flatnonzero((rectangles[0][:, :, None] & rectangles[1][:, None] != mask).any(axis=(1, 2)))
+    empty = np.flatnonzero(sizes.min(axis=1) == 0)
+    if wrong.size or empty.size:
+        what = "has no pixel" if empty.size else "is no rectangle at the top left"
+        raise ValueError(
+            f"pixel_mask must mark a rectangle of pixels at the top left of every image; that of image "
+            f"{(empty if empty.size else wrong)[0]} {what}. Move images there and pad them at the bottom and right."
+        )
+    return jnp.asarray(sizes)
+
+
+def _sizes_of_rectangles(numpy: Any, mask: Any) -> Any:
+    return numpy.stack([numpy.sum(numpy.any(mask, axis=axis), axis=1, dtype=np.int32) for axis in (2, 1)], axis=1)
 
 
 def cut(x: Array, sizes: Array | None) -> Array:
