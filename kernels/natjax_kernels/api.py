@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import logging
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,46 @@ def default_implementation(name: str | None) -> Generator[None]:
         _default.reset(token)
 
 
+@overload
+def neighborhood_attention(
+    query: Float[Array, "B *queries N D"],
+    key: Float[Array, "B *spatial Nk D"],
+    value: Float[Array, "B *spatial Nk Dv"],
+    *,
+    kernel_size: int | tuple[int, ...],
+    dilation: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    periodic: bool | tuple[bool, ...] = False,
+    rpb: Float[Array, "N *offsets"] | None = None,
+    scale: float | None = None,
+    additional_keys: Float[Array, "B S Nk D"] | None = None,
+    additional_values: Float[Array, "B S Nk Dv"] | None = None,
+    key_mask: Bool[Array, "B *spatial"] | None = None,
+    sizes: Int[Array, "B rank"] | None = None,
+    return_lse: Literal[False] = False,
+    implementation: str | None = None,
+) -> Float[Array, "B *queries N Dv"]: ...
+@overload
+def neighborhood_attention(
+    query: Float[Array, "B *queries N D"],
+    key: Float[Array, "B *spatial Nk D"],
+    value: Float[Array, "B *spatial Nk Dv"],
+    *,
+    kernel_size: int | tuple[int, ...],
+    dilation: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    periodic: bool | tuple[bool, ...] = False,
+    rpb: Float[Array, "N *offsets"] | None = None,
+    scale: float | None = None,
+    additional_keys: Float[Array, "B S Nk D"] | None = None,
+    additional_values: Float[Array, "B S Nk Dv"] | None = None,
+    key_mask: Bool[Array, "B *spatial"] | None = None,
+    sizes: Int[Array, "B rank"] | None = None,
+    return_lse: Literal[True],
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B *queries N Dv"], Float[Array, "B *queries N"]]: ...
 def neighborhood_attention(
     query: Float[Array, "B *queries N D"],
     key: Float[Array, "B *spatial Nk D"],
@@ -74,7 +114,7 @@ def neighborhood_attention(
     sizes: Int[Array, "B rank"] | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
-) -> Any:
+) -> Float[Array, "B *queries N Dv"] | tuple[Float[Array, "B *queries N Dv"], Float[Array, "B *queries N"]]:
     """Attention of every token to the `kernel_size` tokens around it, along one, two or three axes.
 
     Windows shift inward at the borders, so every token has as many neighbours. A NaN or infinity reaches what sees it, the

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from natjax_kernels.plan import Window
-from natjax_kernels.problem import Problem, make_map_window, make_problem
+from natjax_kernels.problem import Problem, make_problem
+from natjax_kernels.window import make_map_window
 
 DILATIONS = (8, 4, 2, 1)  # of DiNAT's levels at 224 pixels
 

@@ -10,8 +10,8 @@ import pytest
 from op_oracle import draw
 
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
-from natjax_kernels.problem import make_window
 from natjax_kernels.reference import neighbours
+from natjax_kernels.window import make_window
 
 # Shapes whose last tiles are padded, whose windows are cut, and whose dilation groups differ in length.
 CALLS = {
