@@ -141,6 +141,7 @@ def neighborhood_attention(
     ======================================  ======  ======  ============  =========
 
     Second derivatives of "xla" along Explicit axes need `jax.set_mesh`.
+    Where JAX "can't apply forward-mode differentiation (jvp) to a custom_vjp function", use implementation="xla_autodiff".
 
     Args:
         query: [B, X, N, D], [B, Y, X, N, D] or [B, Z, Y, X, N, D], float32, bfloat16, float16 or float64. Like all arrays here
@@ -150,7 +151,8 @@ def neighborhood_attention(
             n // (N // Nk) (grouped-query attention).
         value: like key, with any number of channels.
         kernel_size: neighbours along every axis (or one number for all), at least 2; `kernel_size * dilation` may not
-            exceed the axis. Even ones see one more to the left. -1 is all of an axis.
+            exceed the axis. Even ones see one more to the left. -1 is all of an axis; windows of
+            thousands of tokens along one axis take long to trace.
         dilation: distance between neighbours along every axis.
         stride: queries along every axis that share a window, at most `kernel_size`.
         is_causal: whether a token sees only tokens up to itself along an axis.
