@@ -75,7 +75,7 @@ def programs(case: Case, config: Config) -> int:
     if not lean or case.masked or case.channels not in (16, 32) or case.dtype == "float32":
         warps = 8
     held = warps // config.num_warps
-    if little_shared_memory(case) and not config.resident:
+    if little_shared_memory(case) and (case.masked or not config.resident):
         channels, size = case.head_dim + case.values, 4 if case.dtype == "float32" else 2
         held = min(held, 100_000 // (config.num_stages * config.chunk * channels * size))
     return max(1, held)
