@@ -104,6 +104,24 @@ def test_under_a_mask_not_finite_is_what_sees_it(how):
         np.testing.assert_array_equal(np.isneginf(more[0, ..., 0]), np.arange(9)[:, None] * np.ones(8, int) < 2)
 
 
+def test_not_finite_is_what_sees_it_in_maps_of_mixed_sizes():
+    """Of which tiles have more keys than windows hold: they are cut where an entry ends."""
+    (query, key, value, _), d_out = draw((2, 12, 1, 4), 3, False)
+    sizes = jnp.asarray([12, 7])
+
+    def run(value, d_out, implementation):
+        op = functools.partial(
+            neighborhood_attention, kernel_size=3, sizes=sizes[:, None], implementation=implementation
+        )
+        out, pull = jax.vjp(op, query, key, value)
+        return out, *pull(d_out)
+
+    for spoilt in ((value.at[1, 3].set(jnp.nan), d_out), (value, d_out.at[1, 6].set(jnp.nan))):
+        got, expected = (jax.jit(functools.partial(run, implementation=name))(*spoilt) for name in ("xla", "reference"))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+        assert np.isnan(expected[0]).any() or np.isnan(expected[1]).any()
+
+
 def test_products_that_overflow_outside_windows_reach_nothing():
     """Of finite numbers: tile mates' logits of 1e40."""
     (query, key, value, _), _ = draw((1, 16, 1, 4), 3, False)

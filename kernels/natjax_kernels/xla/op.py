@@ -63,11 +63,10 @@ def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, m
     def step(rows):
         q = join_group(_tiles(query, [rows["queries"], *_queries(axes[1:])]), groups)  # [M, B, N, T, D]
         k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
-        seen = _seen(neighbours, rows, axes, q.ndim, groups)
+        visible = _visible(key_mask, sizes, window, rows, axes, groups)
+        seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
         logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        weights, more, total, m, any_key = _weights(
-            q, logits, _visible(key_mask, sizes, window, rows, axes, groups), more_keys, scale
-        )
+        weights, more, total, m, any_key = _weights(q, logits, visible, more_keys, scale)
         out = product(weights.astype(v.dtype), v, seen)
         if more is not None:
             out = out + _product_of_all(more.astype(v.dtype), more_values)
@@ -161,11 +160,10 @@ def _backward_tiles(
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
             owned = _owned(rows, axes, q.ndim, groups)
             do, d_lse = jax.tree.map(lambda x: jnp.where(owned, x, 0), (do, d_lse))
-        seen = _seen(neighbours, rows, axes, q.ndim, groups)
+        visible = _visible(key_mask, sizes, window, rows, axes, groups)
+        seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
         logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        weights, more, total, _, any_key = _weights(
-            q, logits, _visible(key_mask, sizes, window, rows, axes, groups), more_keys, scale
-        )
+        weights, more, total, _, any_key = _weights(q, logits, visible, more_keys, scale)
         if any_key is not None and d_lse is not None:
             d_lse = jnp.where(any_key, d_lse, 0)
         weights = weights / total
@@ -427,11 +425,12 @@ def _owned(rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
     return owned if rank == 4 else owned[:, None]
 
 
-def _seen(neighbours, rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
+def _seen(neighbours, visible, rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
     """Which queries, but padding, see which keys, of the rank of scores; None without a table of neighbours."""
     if neighbours is None:
         return None
     seen = _of_tiles(neighbours, rows, axes, rank)
+    seen = seen if visible is None else seen & visible
     return seen & _owned(rows, axes, rank, groups) if "owned" in rows else seen
 
 
