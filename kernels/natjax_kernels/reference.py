@@ -35,13 +35,13 @@ def _attend(problem: Problem):
         return repeat_heads(x, heads // x.shape[1], 1)
 
     q, k, v = (tokens(x, heads) for x in (problem.query, problem.key, problem.value))
-    logits = scores(q, k, mask) * problem.scale
-    if problem.rpb is not None:
-        logits = logits + problem.rpb.astype(accumulate).reshape(heads, -1)[:, relative]
     if problem.key_mask is not None:
         mask = mask & problem.key_mask.reshape(batch, 1, 1, -1)
     if problem.sizes is not None:
         mask = mask & _seen_at_sizes(problem)
+    logits = scores(q, k, mask) * problem.scale
+    if problem.rpb is not None:
+        logits = logits + problem.rpb.astype(accumulate).reshape(heads, -1)[:, relative]
     logits = jnp.where(mask, logits, -jnp.inf)
     if problem.additional_keys is not None:
         extra, values = (tokens(x, heads) for x in (problem.additional_keys, problem.additional_values))

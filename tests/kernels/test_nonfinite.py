@@ -109,17 +109,22 @@ def test_not_finite_is_what_sees_it_in_maps_of_mixed_sizes():
     (query, key, value, _), d_out = draw((2, 12, 1, 4), 3, False)
     sizes = jnp.asarray([12, 7])
 
-    def run(value, d_out, implementation):
+    def run(query, value, d_out, implementation):
         op = functools.partial(
             neighborhood_attention, kernel_size=3, sizes=sizes[:, None], implementation=implementation
         )
         out, pull = jax.vjp(op, query, key, value)
         return out, *pull(d_out)
 
-    for spoilt in ((value.at[1, 3].set(jnp.nan), d_out), (value, d_out.at[1, 6].set(jnp.nan))):
+    for spoilt in (
+        (query, value.at[1, 3].set(jnp.nan), d_out),
+        (query, value, d_out.at[1, 6].set(jnp.nan)),
+        (query.at[1, 6].set(jnp.nan), value, d_out),
+    ):
         got, expected = (jax.jit(functools.partial(run, implementation=name))(*spoilt) for name in ("xla", "reference"))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
         assert np.isnan(expected[0]).any() or np.isnan(expected[1]).any()
+    assert np.flatnonzero(np.isnan(expected[2][1, :, 0, 0])).tolist() == [4, 5, 6]  # keys that the last query sees
 
 
 def test_products_that_overflow_outside_windows_reach_nothing():
