@@ -31,7 +31,14 @@ CASES = {
     "3-D, several blocks": ("bfloat16", ["bwd_dq D_TABLE: ", "bwd_dkv: 64 queries, 12 blocks of 2 x 32, "]),
     "64 channels": ("bfloat16", ["fwd: 64 queries, 1 blocks of 3 x 64, "]),
     "128 channels": ("bfloat16", []),
-    "grouped and masked": ("bfloat16", ["fwd MASKED: 64 queries", "bwd_dq D_QUERY", "bwd_dkv MASKED: "]),
+    "grouped and masked": (
+        "bfloat16",
+        [
+            "fwd MASKED: ",
+            "bwd_dq D_QUERY D_TABLE MASKED: ",
+            "bwd_dkv MASKED: 32 queries, 1 blocks of 6 x 32, grid (6, 2, 1)",
+        ],
+    ),
     "coarser queries on a ring": ("float16", ["fwd MASKED: ", "bwd_dq D_QUERY", "bwd_dkv MASKED: "]),
     "256 channels": ("bfloat16", ["bwd_dq D_QUERY: "]),
     "float32": ("float32", ["fwd: 32 queries, 1 blocks of 4 x 32, ", "bwd_dq D_TABLE: "]),
