@@ -92,6 +92,7 @@ def _attend_to_additional_keys(problem: Problem):
     logits = jnp.einsum("b...ngd,bsnd->b...ngs", query, problem.additional_keys, preferred_element_type=accumulate)
     logits = logits * problem.scale
     lse = jax.nn.logsumexp(logits, axis=-1)
-    weights = jnp.exp(logits - lse[..., None]).astype(problem.dtype)
+    # Not of the log-sum-exp, which is rounded where logits are large.
+    weights = jax.nn.softmax(logits, axis=-1).astype(problem.dtype)
     out = jnp.einsum("b...ngs,bsnd->b...ngd", weights, problem.additional_values, preferred_element_type=accumulate)
     return out.astype(problem.dtype).reshape(*queries, heads, -1), lse.reshape(*queries, heads)
