@@ -21,7 +21,7 @@ from natjax_kernels.problem import Problem
 from natjax_kernels.triton import support
 from natjax_kernels.triton.band_launch import BandLaunch
 from natjax_kernels.triton.launch import fenced
-from natjax_kernels.xla.op import row_steps
+from natjax_kernels.xla.tiles import row_steps
 from natjax_kernels.xla.tiling import tile_shape
 
 

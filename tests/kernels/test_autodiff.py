@@ -76,11 +76,11 @@ def test_vmap_of_all_modes(drawn):
 
 def test_a_map_of_several_steps(drawn, monkeypatch):
     """Whose tiles are worked on one row after the other."""
-    from natjax_kernels.xla import op
+    from natjax_kernels.xla import tiles
 
     arrays, direction = drawn
     whole = jax.jvp(forward, arrays, direction)[1], jax.grad(forward, ARGUMENTS)(*arrays)
-    monkeypatch.setattr(op, "scores_per_step", lambda: 1)
+    monkeypatch.setattr(tiles, "scores_per_step", lambda: 1)
     assert_alike([whole[0]], [jax.jvp(forward, arrays, direction)[1]])
     assert_alike(whole[1], jax.grad(forward, ARGUMENTS)(*arrays))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import natjax_kernels.xla.op
+import natjax_kernels.xla.tiles
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 
 CALLS = {
@@ -57,9 +57,11 @@ def test_steps_change_nothing(call, rows_per_step, monkeypatch):
     """Rows of tiles in bounded steps, the last one padded, compute what all of them at once do."""
     run, arguments = program(call)
     _, expected = compiled(call)
-    monkeypatch.setattr(natjax_kernels.xla.op, "tile_shape", lambda spatial, window: (2,) * len(spatial))  # many rows
-    monkeypatch.setattr(natjax_kernels.xla.op, "_scores_per_row", lambda query, axes: 10)
-    monkeypatch.setattr(natjax_kernels.xla.op, "scores_per_step", lambda: 10 * rows_per_step)
+    monkeypatch.setattr(
+        natjax_kernels.xla.tiles, "tile_shape", lambda spatial, window: (2,) * len(spatial)
+    )  # many rows
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "_scores_per_row", lambda query, axes: 10)
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "scores_per_step", lambda: 10 * rows_per_step)
     lowered = jax.jit(lambda *args: run(*args)).lower(*arguments)
     assert "while" in lowered.as_text()
     for a, b in zip(lowered.compile()(*arguments), expected, strict=True):
@@ -72,7 +74,7 @@ def test_parts_of_a_batch_change_nothing(entries, kind, monkeypatch):
     """Also where the batch is laid along an axis of a mesh of one device, as training does."""
     run, arguments = program(PARTED)
     _, expected = compiled(PARTED)
-    monkeypatch.setattr(natjax_kernels.xla.op, "entries_per_step", lambda scores: entries)
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "entries_per_step", lambda scores: entries)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType[kind],), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         specs = [PartitionSpec("data")] * 3 + [PartitionSpec(), PartitionSpec("data")]
@@ -98,7 +100,7 @@ def test_constants_grow_with_the_sides_of_a_map(op):
 
 
 SETUP = """
-import jax, jax.numpy as jnp, numpy as np, natjax_kernels.xla.op
+import jax, jax.numpy as jnp, numpy as np, natjax_kernels.xla.tiles
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from natjax_kernels import neighborhood_attention
 x = jax.random.normal(jax.random.key(0), (8, 12, 15, 2, 4))
@@ -174,7 +176,7 @@ SHARD_MAP = """
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 per_shard = jax.shard_map(op, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
 for budget in (2**24, 2000):  # at once, and in steps
-    natjax_kernels.xla.op.scores_per_step = lambda: budget
+    natjax_kernels.xla.tiles.scores_per_step = lambda: budget
     text = both(per_shard).lower(x, rpb).as_text()
     assert ("while" in text) == (budget == 2000)
     for a, b in zip(both(per_shard)(x, rpb), expected):

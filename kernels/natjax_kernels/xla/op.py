@@ -26,11 +26,26 @@ from natjax_kernels._compat import vary, vary_alike, varying_axes
 from natjax_kernels.bias import MASKED, bias_gradient, bias_table, neighbour_table
 from natjax_kernels.grids import join_group, repeat_heads_to_shard, split_group
 from natjax_kernels.masked import product, scores, transpose
-from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
+from natjax_kernels.plan import AxisPlan, Window
 from natjax_kernels.problem import Problem, accumulator
-from natjax_kernels.sharding import laid_alike, laid_out, reshape, sharded_as, spec_of
+from natjax_kernels.sharding import laid_alike, sharded_as
 from natjax_kernels.sizes import seen_at_sizes
-from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
+from natjax_kernels.xla.tiles import (
+    batch_parts,
+    by_steps,
+    classes_of,
+    gather_tiles,
+    joined,
+    key_index,
+    of_tiles,
+    owned_queries,
+    plan_of,
+    query_index,
+    row_steps,
+    sum_by_class,
+    untile_columns,
+    untile_rows,
+)
 
 
 def attend(problem: Problem):
@@ -42,30 +57,30 @@ def attend(problem: Problem):
 def attend_plainly(problem: Problem):
     """As `attend`, with JAX's own derivatives; NaNs and infinities spread over tiles."""
     query, key, value, rpb, *rest = problem.arrays
-    table = bias_table(_relative(_plan(key, problem.window)), rpb, problem.accumulator)
+    table = bias_table(_relative(plan_of(key, problem.window)), rpb, problem.accumulator)
     out, lse = _attend_tiles(False, problem.window, problem.scale, query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(window, scale, query, key, value, rpb, *rest):
-    table = bias_table(_relative(_plan(key, window)), rpb, accumulator(query))
+    table = bias_table(_relative(plan_of(key, window)), rpb, accumulator(query))
     out, lse = _contained(_attend_tiles, 1, (window, scale), query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
 def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, more_values, key_mask, sizes):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
-    axes, groups = _plan(key, window), query.shape[-2] // key.shape[-2]
+    axes, groups = plan_of(key, window), query.shape[-2] // key.shape[-2]
     table = join_group(table, groups)
     neighbours = join_group(neighbour_table(_relative(axes)), groups) if contain else None
 
     def step(rows):
-        q = join_group(_tiles(query, [rows["queries"], *_queries(axes[1:])]), groups)  # [M, B, N, T, D]
-        k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))  # [M, B, N, S, D]
+        q = join_group(gather_tiles(query, query_index(axes, rows)), groups)  # [M, B, N, T, D]
+        k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))  # [M, B, N, S, D]
         visible = _visible(key_mask, sizes, window, rows, axes, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
-        logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
+        logits = scores(q, k, seen) * scale + of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
         weights, more, total, m, any_key = _weights(q, logits, visible, more_keys, scale)
         out = product(weights.astype(v.dtype), v, seen)
         if more is not None:
@@ -74,13 +89,13 @@ def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, m
         if any_key is not None:
             lse = jnp.where(any_key, lse, -jnp.inf)
         out = (out / total).astype(v.dtype)
-        return [_untile_rows(split_group(x, groups), rows, axes) for x in (out, lse)]
+        return [untile_rows(split_group(x, groups), rows, axes) for x in (out, lse)]
 
     def steps(_, rows):  # JAX's own derivatives would keep all weights; a closure, as positions may be static
         return None, jax.checkpoint(functools.partial(step, rows), prevent_cse=False)()
 
-    _, results = _by_steps(steps, row_steps(query, axes))
-    return [_untile_columns(x, axes) for x in results]
+    _, results = by_steps(steps, row_steps(query, axes))
+    return [untile_columns(x, axes) for x in results]
 
 
 def _weights(q, logits, visible, more_keys, scale):
@@ -129,7 +144,7 @@ def _backward(window, scale, residuals, cotangents):
         d_out = vary(jnp.broadcast_to(jnp.zeros_like(query[..., :1]), d_out.shape), varying_axes(value))
     # An unused log-sum-exp costs nothing: what XLA compiles has no operand for it.
     d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
-    relative = _relative(_plan(key, window))
+    relative = _relative(plan_of(key, window))
     table = bias_table(relative, rpb, accumulator(query))
     static, more = (window, scale, rpb is not None), 0 if rest[0] is None else 2
     gradients = _contained(_backward_tiles, 3 + more, static, query, key, value, table, *rest, d_out, d_lse)
@@ -144,25 +159,25 @@ def _backward_tiles(
     contain, window, scale, bias, query, key, value, table, more_keys, more_values, key_mask, sizes, d_out, d_lse
 ):
     """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, of the table."""
-    axes, groups = _plan(key, window), query.shape[-2] // key.shape[-2]
+    axes, groups = plan_of(key, window), query.shape[-2] // key.shape[-2]
     table = join_group(table, groups)
     neighbours = join_group(neighbour_table(_relative(axes)), groups) if contain else None
 
     def part(d_table, tokens):
-        d_table, gradients = _by_steps(functools.partial(step, *tokens), row_steps(tokens[0], axes), d_table)
-        of_map = [_untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients[:3])]
+        d_table, gradients = by_steps(functools.partial(step, *tokens), row_steps(tokens[0], axes), d_table)
+        of_map = [untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients[:3])]
         return d_table, [*of_map, *(jnp.sum(x, axis=0) for x in gradients[3:])]
 
     def step(query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse, d_table, rows):
-        queries = [rows["queries"], *_queries(axes[1:])]
-        q, do, d_lse = jax.tree.map(lambda x: join_group(_tiles(x, queries), groups), (query, d_out, d_lse))
-        k, v = (_tiles(x, [rows["keys"], *_keys(axes[1:])]) for x in (key, value))
+        queries = query_index(axes, rows)
+        q, do, d_lse = jax.tree.map(lambda x: join_group(gather_tiles(x, queries), groups), (query, d_out, d_lse))
+        k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
-            owned = _owned(rows, axes, q.ndim, groups)
+            owned = owned_queries(rows, axes, q.ndim, groups)
             do, d_lse = jax.tree.map(lambda x: jnp.where(owned, x, 0), (do, d_lse))
         visible = _visible(key_mask, sizes, window, rows, axes, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
-        logits = scores(q, k, seen) * scale + _of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
+        logits = scores(q, k, seen) * scale + of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
         weights, more, total, _, any_key = _weights(q, logits, visible, more_keys, scale)
         if any_key is not None and d_lse is not None:
             d_lse = jnp.where(any_key, d_lse, 0)
@@ -185,16 +200,16 @@ def _backward_tiles(
             d_query = d_query + _product_of_all(d_more, more_keys)
             of_all = [_sum_over_queries(d_more, q), _sum_over_queries(more.astype(v.dtype), do)]
         if bias:
-            d_table = d_table + _sum_by_class(d_logits, _classes(rows, axes), len(table))
-        d_query = _untile_rows(split_group(d_query.astype(q.dtype), groups), rows, axes)
-        halos = (_untile_rows(x, rows, axes, halo=True) for x in (d_key, d_value))
+            d_table = d_table + sum_by_class(d_logits, classes_of(rows, axes), len(table))
+        d_query = untile_rows(split_group(d_query.astype(q.dtype), groups), rows, axes)
+        halos = (untile_rows(x, rows, axes, halo=True) for x in (d_key, d_value))
         return d_table, (d_query, *halos, *of_all)
 
     d_table = vary(jnp.zeros_like(table), varying_axes(table)) if bias else None
     arrays = query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse
-    d_table, gradients = _by_steps(part, _batch_parts(arrays, axes), d_table)
+    d_table, gradients = by_steps(part, batch_parts(arrays, axes), d_table)
     likes = query, key, value, more_keys, more_values
-    gradients = [_joined(x.astype(like.dtype), like) for x, like in zip(gradients, likes, strict=False)]
+    gradients = [joined(x.astype(like.dtype), like) for x, like in zip(gradients, likes, strict=False)]
     return *gradients, split_group(d_table, groups) if bias else None
 
 
@@ -236,38 +251,16 @@ def _all_finite_of_all(size, mapped, *arrays):
     return _all_finite(*arrays), False  # one answer for all mapped entries, or both ways would be computed for each
 
 
-def to_tiles(x, index: list):
-    """Gathers tiles: [B, *spatial, N, D] by the positions [tiles, slots] of every axis -> [M, B, N, slots, D]."""
-    rank = len(index)
-    for a, positions in enumerate(index):
-        x = _take(x, positions.reshape(-1), 1 + 2 * a)
-        x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
-    tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
-    x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
-    return jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
-
-
-def _tiles(x, index: list):
-    """Gathers tiles; without an axis for a batch of 1, with which XLA would not fuse attention on a CPU."""
-    x = to_tiles(x, index)
-    return x[:, 0] if x.shape[1] == 1 else x
-
-
-def from_tiles(x, axes: tuple[AxisPlan, ...]):
-    """Undoes `to_tiles` of queries: [M, B, N, T, D] -> [B, *spatial, N, D]."""
-    return _from_slots(_untile(x, _queries(axes)), _slots(axes, halo=False), first_axis=1)
-
-
 def _visible(key_mask, sizes, window: Window, rows: dict, axes: tuple[AxisPlan, ...], groups: int):
     """Which keys of tiles neither a mask nor an entry's own size hides, [M, B, 1, T or 1, S]; None where all are visible."""
     if key_mask is None:
         return None
-    queries, keys = [rows["queries"], *_queries(axes[1:])], [rows["keys"], *_keys(axes[1:])]
-    visible = transpose(_tiles(key_mask[..., None, None], keys))
+    keys = key_index(axes, rows)
+    visible = transpose(gather_tiles(key_mask[..., None, None], keys))
     if sizes is None:
         return visible
     rank, seen = len(axes), jnp.ones((), bool)
-    for a, (axis, q, k) in enumerate(zip(window.axes(), queries, keys, strict=True)):
+    for a, (axis, q, k) in enumerate(zip(window.axes(), query_index(axes, rows), keys, strict=True)):
         of_axis = jnp.moveaxis(seen_at_sizes(sizes[:, a], axis, q, k), 0, 1)  # [tiles, B, T, S]
         shape = [1] * (3 * rank + 1)
         shape[a], shape[rank], shape[rank + 1 + a], shape[2 * rank + 1 + a] = of_axis.shape
@@ -301,166 +294,14 @@ def _of_heads(x, rank: int):
     return x[0] if rank == 4 else x
 
 
-def _batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
-    """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...].
-
-    A symbolic batch (`jax.export`) is one part where a part can be of any size, and else cut into its entries.
-    """
-    batch, known = arrays[0].shape[0], _known_batch(arrays[0])
-    entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(known, 1))
-    if isinstance(batch, int):
-        parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
-    else:
-        parts = 1 if entries == ALL_ENTRIES else batch
-    return jax.tree.map(lambda x: reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *spec_of(x))), arrays)
-
-
-def _joined(x, like):
-    """Undoes `_batch_parts`, with the sharding of `like`: a split batch of 1 has lost its own."""
-    return reshape(x, like.shape, spec_of(like))
-
-
-def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
-    """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
-
-    Temporaries are those of one step, however large the map. The last step is padded with rows that own no query.
-    """
-    first = axes[0]
-    rows = max(1, scores_per_step() // max(_scores_per_row(query, axes), 1))
-    rows = math.ceil(first.tiles / math.ceil(first.tiles / rows))  # the same number in every step, as far as possible
-    steps = math.ceil(first.tiles / rows)
-    known = {"queries": first.queries, "keys": first.keys, "classes": first.classes}
-    padding = steps * rows - first.tiles
-    known = {k: np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)), constant_values=-1) for k, x in known.items()}
-    if padding or any((axis.queries < 0).any() for axis in axes):
-        known["owned"] = known["queries"] >= 0
-    known = {k: np.maximum(x, 0) if x.dtype != bool else x for k, x in known.items()}
-    return {k: x.reshape(steps, rows, *x.shape[1:]) for k, x in known.items()}
-
-
-def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
-    others = math.prod(axis.tiles for axis in axes[1:])
-    per_tile = math.prod(axis.queries.shape[1] * axis.keys.shape[1] for axis in axes)
-    return _known_batch(query) * query.shape[-2] * others * per_tile
-
-
-def _known_batch(query) -> int:
-    """The entries of a batch; 1 where the number is symbolic, so that steps are cut as for one entry."""
-    return query.shape[0] if isinstance(query.shape[0], int) else 1
-
-
-def _by_steps(step, known, carry=None):
-    """Runs `step(carry, rows) -> carry, results` over all steps; results are stacked along a leading axis."""
-    if jax.tree.leaves(known)[0].shape[0] == 1:  # static positions, so that runs of them are slices
-        carry, results = step(carry, jax.tree.map(lambda x: x[0], known))
-        return carry, jax.tree.map(lambda x: x[None], results)
-    return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
-
-
-def _untile_rows(x, rows: dict, axes: tuple[AxisPlan, ...], *, halo: bool = False):
-    """Undoes the tiles of a step along all axes but the first: [M, B, N, T, D] -> [B, rows * T_0, *spatial[1:], N, D]."""
-    index = [rows["keys" if halo else "queries"], *(_keys if halo else _queries)(axes[1:])]
-    return _from_slots(_untile(x, index), _slots(axes[1:], halo), first_axis=2)
-
-
-def _untile_columns(x, axes: tuple[AxisPlan, ...], *, halo: bool = False):
-    """Joins steps and undoes tiles along the first axis: [steps, B, rows * T_0, *spatial[1:], N, D] -> [B, *spatial, N, D]."""
-    x = jax.lax.collapse(jnp.moveaxis(x, 0, 1), 1, 3)
-    return _from_slots(x, _slots(axes[:1], halo), first_axis=1)
-
-
-def _from_slots(x, slots: list[np.ndarray], *, first_axis: int):
-    """Gathers tokens from their slots, axis by axis; sums where a token has several, as keys in halos do."""
-    for axis, of_axis in enumerate(slots, start=first_axis):
-        parts = []
-        for slot in of_axis.reshape(len(of_axis), -1).T:
-            part = _take(x, np.maximum(slot, 0), axis)
-            if (slot < 0).any():
-                part = jnp.where((slot >= 0).reshape(-1, *(1,) * (x.ndim - axis - 1)), part, 0)
-            parts.append(part)
-        x = functools.reduce(jnp.add, parts)
-    return x
-
-
-def _slots(axes: tuple[AxisPlan, ...], halo: bool) -> list[np.ndarray]:
-    return [axis.key_slots if halo else axis.query_slot for axis in axes]
-
-
 def _relative(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
     return [axis.relative for axis in axes]
-
-
-def _queries(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
-    return [np.maximum(axis.queries, 0) for axis in axes]
-
-
-def _keys(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
-    return [np.maximum(axis.keys, 0) for axis in axes]
-
-
-def _classes(rows: dict, axes: tuple[AxisPlan, ...]):
-    """The class of every tile of some rows, [M]."""
-    others = math.prod(len(axis.relative) for axis in axes[1:])
-    index = rows["classes"][:, None] * others + tile_classes(axes[1:])
-    return index.reshape(-1)
-
-
-def _sum_by_class(x, classes, count: int):
-    """Sums batch and tiles of the same class: [M, B, N, T, S] (or without B) -> [classes, N, T, S].
-
-    One product with zeros and ones, and no sum before it: at some shapes XLA sums over a batch 30 times slower (jax 0.10, CPU).
-    """
-    x = x[:, None] if x.ndim == 4 else x
-    ours = jnp.asarray(classes == np.arange(count)[:, None], x.dtype)[..., None]
-    ours = jnp.broadcast_to(ours, (*ours.shape[:2], x.shape[1]))
-    sharded = spec_of(x)  # along Explicit axes, which want to be told of the sum over them
-    out = laid_out(x, (None, sharded[2], None, None)) if any(sharded) else None
-    return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
-
-
-def _owned(rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
-    """Which query slots hold a token of their own and no padding, [M, 1, T, 1], or of rank 5, [M, 1, 1, T, 1]."""
-    owned = [jnp.asarray(x, jnp.int32) for x in (rows["owned"], *(axis.queries >= 0 for axis in axes[1:]))]
-    owned = join_group(functools.reduce(jnp.kron, owned)[:, None, :, None] > 0, groups)
-    return owned if rank == 4 else owned[:, None]
 
 
 def _seen(neighbours, visible, rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
     """Which queries, but padding, see which keys, of the rank of scores; None without a table of neighbours."""
     if neighbours is None:
         return None
-    seen = _of_tiles(neighbours, rows, axes, rank)
+    seen = of_tiles(neighbours, rows, axes, rank)
     seen = seen if visible is None else seen & visible
-    return seen & _owned(rows, axes, rank, groups) if "owned" in rows else seen
-
-
-def _untile(x, index: list):
-    """Undoes the last part of `to_tiles`: [M, B, N, slots, D] (or without B) -> [B, tiles * slots of every axis, N, D]."""
-    rank = len(index)
-    tiles, slots = zip(*(positions.shape for positions in index), strict=True)
-    x = x[:, None] if x.ndim == 4 else x  # a batch of 1
-    x = x.reshape(*tiles, *x.shape[1:])
-    x = x.reshape(*x.shape[: rank + 2], *slots, x.shape[-1])
-    pairs = [n for a in range(rank) for n in (a, rank + 2 + a)]
-    x = x.transpose(rank, *pairs, rank + 1, 2 * rank + 2)
-    for axis in range(1, 1 + rank):
-        x = jax.lax.collapse(x, axis, axis + 2)
-    return x
-
-
-def _take(x, positions, axis: int):
-    """Takes positions along an axis; static runs are slices, which XLA need not gather."""
-    if isinstance(positions, np.ndarray) and (np.diff(positions) == 1).all():
-        return jax.lax.slice_in_dim(x, positions[0], positions[-1] + 1, axis=axis)
-    return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
-
-
-def _of_tiles(table, rows: dict, axes: tuple[AxisPlan, ...], rank: int):
-    """What a table says of every tile, [M, N or 1, T, S], or of rank 5, [M, 1, N or 1, T, S]."""
-    table = _take(table, _classes(rows, axes), 0)
-    return table if rank == 4 else table[:, None]
-
-
-def _plan(key, window: Window) -> tuple[AxisPlan, ...]:
-    spatial = key.shape[1:-2]
-    return plan(spatial, window, tile_shape(spatial, window))
+    return seen & owned_queries(rows, axes, rank, groups) if "owned" in rows else seen

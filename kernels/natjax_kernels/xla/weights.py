@@ -1,6 +1,6 @@
 """Neighborhood attention that returns its weights, for inspection and for attention dropout.
 
-The tiles of `natjax_kernels.xla.op` with the weights kept; derivatives are JAX's own, but of masked products.
+The attention of `natjax_kernels.xla.op` with the weights kept; derivatives are JAX's own, but of masked products.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import numpy as np
 from natjax_kernels.bias import MASKED, bias_table, neighbour_table
 from natjax_kernels.grids import repeat_heads
 from natjax_kernels.masked import product, scores
-from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
+from natjax_kernels.plan import AxisPlan, Window, tile_classes
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import spec_of, within_auto_axes
-from natjax_kernels.xla.op import from_tiles, to_tiles
-from natjax_kernels.xla.tiling import tile_shape
+from natjax_kernels.xla.tiles import from_tiles, key_index, plan_of, query_index, to_tiles
 
 
 def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
@@ -30,10 +29,10 @@ def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
 
 def _attend(dropout_rate: float, problem: Problem, dropout_key):
     """Returns the output and the weights [B, *spatial, N, K + S]."""
-    axes = plan(problem.spatial, problem.window, tile_shape(problem.spatial, problem.window))
+    axes = plan_of(problem.key, problem.window)
     accumulate, repeats = problem.accumulator, problem.heads // problem.key_heads
-    q = to_tiles(problem.query, [np.maximum(axis.queries, 0) for axis in axes])  # [M, B, N, T, D]
-    keys = [np.maximum(axis.keys, 0) for axis in axes]
+    q = to_tiles(problem.query, query_index(axes))  # [M, B, N, T, D]
+    keys = key_index(axes)
     k, v = (repeat_heads(to_tiles(x, keys), repeats, 2) for x in (problem.key, problem.value))  # [M, B, N, S, D]
     classes = tile_classes(axes)
     relative = [axis.relative for axis in axes]

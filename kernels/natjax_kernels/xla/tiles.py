@@ -1,0 +1,200 @@
+"""How a map is cut into tiles, what is known of every tile, and how results of tiles become maps again.
+
+The positions of tiles are those of the plan, axis by axis. Rows of tiles (all that share a tile of the first axis) are worked on
+in steps, and entries of the batch in parts: functions that take `rows` are for the tiles of one step. Nothing scatters: `tiling`
+says how large tiles, steps and parts are.
+
+Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natjax_kernels.grids import join_group
+from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
+from natjax_kernels.sharding import laid_out, reshape, spec_of
+from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
+
+
+def plan_of(key, window: Window) -> tuple[AxisPlan, ...]:
+    """Plans a map of keys, [B, *spatial, N, D], in tiles."""
+    spatial = key.shape[1:-2]
+    return plan(spatial, window, tile_shape(spatial, window))
+
+
+def query_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
+    """The positions of every axis's queries, [tiles, T], a token standing for padding; along the first axis those of `rows`."""
+    return _index([axis.queries for axis in axes], rows and rows["queries"])
+
+
+def key_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
+    """The positions of every axis's keys, [tiles, S], a token standing for padding; along the first axis those of `rows`."""
+    return _index([axis.keys for axis in axes], rows and rows["keys"])
+
+
+def _index(positions: list[np.ndarray], first) -> list:
+    index = [np.maximum(of_axis, 0) for of_axis in positions]
+    return index if first is None else [first, *index[1:]]
+
+
+def to_tiles(x, index: list):
+    """Gathers tiles: [B, *spatial, N, D] by the positions [tiles, slots] of every axis -> [M, B, N, slots, D]."""
+    rank = len(index)
+    for a, positions in enumerate(index):
+        x = _take(x, positions.reshape(-1), 1 + 2 * a)
+        x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
+    tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
+    x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
+    return jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
+
+
+def gather_tiles(x, index: list):
+    """Gathers tiles; without an axis for a batch of 1, with which XLA would not fuse attention on a CPU."""
+    x = to_tiles(x, index)
+    return x[:, 0] if x.shape[1] == 1 else x
+
+
+def from_tiles(x, axes: tuple[AxisPlan, ...]):
+    """Undoes `to_tiles` of queries: [M, B, N, T, D] -> [B, *spatial, N, D]."""
+    return _from_slots(_untile(x, query_index(axes)), axes, halo=False, first_axis=1)
+
+
+def untile_rows(x, rows: dict, axes: tuple[AxisPlan, ...], *, halo: bool = False):
+    """Undoes the tiles of a step along all axes but the first: [M, B, N, T, D] -> [B, rows * T_0, *spatial[1:], N, D]."""
+    index = (key_index if halo else query_index)(axes, rows)
+    return _from_slots(_untile(x, index), axes[1:], halo=halo, first_axis=2)
+
+
+def untile_columns(x, axes: tuple[AxisPlan, ...], *, halo: bool = False):
+    """Joins steps and undoes tiles along the first axis: [steps, B, rows * T_0, *spatial[1:], N, D] -> [B, *spatial, N, D]."""
+    x = jax.lax.collapse(jnp.moveaxis(x, 0, 1), 1, 3)
+    return _from_slots(x, axes[:1], halo=halo, first_axis=1)
+
+
+def _untile(x, index: list):
+    """Undoes the last part of `to_tiles`: [M, B, N, slots, D] (or without B) -> [B, tiles * slots of every axis, N, D]."""
+    rank = len(index)
+    tiles, slots = zip(*(positions.shape for positions in index), strict=True)
+    x = x[:, None] if x.ndim == 4 else x  # a batch of 1
+    x = x.reshape(*tiles, *x.shape[1:])
+    x = x.reshape(*x.shape[: rank + 2], *slots, x.shape[-1])
+    pairs = [n for a in range(rank) for n in (a, rank + 2 + a)]
+    x = x.transpose(rank, *pairs, rank + 1, 2 * rank + 2)
+    for axis in range(1, 1 + rank):
+        x = jax.lax.collapse(x, axis, axis + 2)
+    return x
+
+
+def _from_slots(x, axes: tuple[AxisPlan, ...], *, halo: bool, first_axis: int):
+    """Gathers tokens from their slots, axis by axis; sums where a token has several, as keys in halos do."""
+    for axis, of_axis in enumerate(axes, start=first_axis):
+        slots, parts = of_axis.key_slots if halo else of_axis.query_slot[:, None], []
+        for slot in slots.T:
+            part = _take(x, np.maximum(slot, 0), axis)
+            if (slot < 0).any():
+                part = jnp.where((slot >= 0).reshape(-1, *(1,) * (x.ndim - axis - 1)), part, 0)
+            parts.append(part)
+        x = functools.reduce(jnp.add, parts)
+    return x
+
+
+def _take(x, positions, axis: int):
+    """Takes positions along an axis; static runs are slices, which XLA need not gather."""
+    if isinstance(positions, np.ndarray) and (np.diff(positions) == 1).all():
+        return jax.lax.slice_in_dim(x, positions[0], positions[-1] + 1, axis=axis)
+    return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
+
+
+def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
+    """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
+
+    Temporaries are those of one step, however large the map. The last step is padded with rows that own no query.
+    """
+    first = axes[0]
+    rows = max(1, scores_per_step() // max(_scores_per_row(query, axes), 1))
+    rows = math.ceil(first.tiles / math.ceil(first.tiles / rows))  # the same number in every step, as far as possible
+    steps = math.ceil(first.tiles / rows)
+    known = {"queries": first.queries, "keys": first.keys, "classes": first.classes}
+    padding = steps * rows - first.tiles
+    known = {k: np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)), constant_values=-1) for k, x in known.items()}
+    if padding or any((axis.queries < 0).any() for axis in axes):
+        known["owned"] = known["queries"] >= 0
+    known = {k: np.maximum(x, 0) if x.dtype != bool else x for k, x in known.items()}
+    return {k: x.reshape(steps, rows, *x.shape[1:]) for k, x in known.items()}
+
+
+def by_steps(step, known, carry=None):
+    """Runs `step(carry, rows) -> carry, results` over all steps; results are stacked along a leading axis."""
+    if jax.tree.leaves(known)[0].shape[0] == 1:  # static positions, so that runs of them are slices
+        carry, results = step(carry, jax.tree.map(lambda x: x[0], known))
+        return carry, jax.tree.map(lambda x: x[None], results)
+    return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
+
+
+def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
+    """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...].
+
+    A symbolic batch (`jax.export`) is one part where a part can be of any size, and else cut into its entries.
+    """
+    batch, known = arrays[0].shape[0], _known_batch(arrays[0])
+    entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(known, 1))
+    if isinstance(batch, int):
+        parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
+    else:
+        parts = 1 if entries == ALL_ENTRIES else batch
+    return jax.tree.map(lambda x: reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *spec_of(x))), arrays)
+
+
+def joined(x, like):
+    """Undoes `batch_parts`, with the sharding of `like`: a split batch of 1 has lost its own."""
+    return reshape(x, like.shape, spec_of(like))
+
+
+def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
+    others = math.prod(axis.tiles for axis in axes[1:])
+    per_tile = math.prod(axis.queries.shape[1] * axis.keys.shape[1] for axis in axes)
+    return _known_batch(query) * query.shape[-2] * others * per_tile
+
+
+def _known_batch(query) -> int:
+    """The entries of a batch; 1 where the number is symbolic, so that steps are cut as for one entry."""
+    return query.shape[0] if isinstance(query.shape[0], int) else 1
+
+
+def classes_of(rows: dict, axes: tuple[AxisPlan, ...]):
+    """The class of every tile of some rows, [M]."""
+    others = math.prod(len(axis.relative) for axis in axes[1:])
+    index = rows["classes"][:, None] * others + tile_classes(axes[1:])
+    return index.reshape(-1)
+
+
+def of_tiles(table, rows: dict, axes: tuple[AxisPlan, ...], rank: int):
+    """What a table says of every tile, [M, N or 1, T, S], or of rank 5, [M, 1, N or 1, T, S]."""
+    table = _take(table, classes_of(rows, axes), 0)
+    return table if rank == 4 else table[:, None]
+
+
+def sum_by_class(x, classes, count: int):
+    """Sums batch and tiles of the same class: [M, B, N, T, S] (or without B) -> [classes, N, T, S].
+
+    One product with zeros and ones, and no sum before it: at some shapes XLA sums over a batch 30 times slower (jax 0.10, CPU).
+    """
+    x = x[:, None] if x.ndim == 4 else x
+    ours = jnp.asarray(classes == np.arange(count)[:, None], x.dtype)[..., None]
+    ours = jnp.broadcast_to(ours, (*ours.shape[:2], x.shape[1]))
+    sharded = spec_of(x)  # along Explicit axes, which want to be told of the sum over them
+    out = laid_out(x, (None, sharded[2], None, None)) if any(sharded) else None
+    return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
+
+
+def owned_queries(rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
+    """Which query slots hold a token of their own and no padding, [M, 1, T, 1], or of rank 5, [M, 1, 1, T, 1]."""
+    owned = [jnp.asarray(x, jnp.int32) for x in (rows["owned"], *(axis.queries >= 0 for axis in axes[1:]))]
+    owned = join_group(functools.reduce(jnp.kron, owned)[:, None, :, None] > 0, groups)
+    return owned if rank == 4 else owned[:, None]
