@@ -12,7 +12,7 @@ import contextvars
 import dataclasses
 import logging
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,23 @@ _log = logging.getLogger("natjax")
 
 # Modules with `attend` and, where they cannot always run, `why_not` (see problem.py); the first that can is the default.
 IMPLEMENTATIONS = {"triton": triton, "xla": xla, "xla_autodiff": autodiff, "reference": reference}
+
+
+class _Arguments(TypedDict, total=False):
+    """The arguments of the op but for tokens and what is asked of them; see `neighborhood_attention`."""
+
+    kernel_size: Required[int | tuple[int, ...]]
+    dilation: int | tuple[int, ...]
+    stride: int | tuple[int, ...]
+    is_causal: bool | tuple[bool, ...]
+    periodic: bool | tuple[bool, ...]
+    rpb: Float[Array, "N *offsets"] | None
+    scale: float | None
+    additional_keys: Float[Array, "B S Nk D"] | None
+    additional_values: Float[Array, "B S Nk Dv"] | None
+    key_mask: Bool[Array, "B *spatial"] | None
+    sizes: Int[Array, "B rank"] | None
+
 
 _default: contextvars.ContextVar[str | None] = contextvars.ContextVar("default", default=None)
 
@@ -57,44 +74,24 @@ def default_implementation(name: str | None) -> Generator[None]:
 
 
 @overload
-def neighborhood_attention(
+def neighborhood_attention(  # ty: ignore[inconsistent-overload-implementation]
     query: Float[Array, "B *queries N D"],
     key: Float[Array, "B *spatial Nk D"],
     value: Float[Array, "B *spatial Nk Dv"],
     *,
-    kernel_size: int | tuple[int, ...],
-    dilation: int | tuple[int, ...] = 1,
-    stride: int | tuple[int, ...] = 1,
-    is_causal: bool | tuple[bool, ...] = False,
-    periodic: bool | tuple[bool, ...] = False,
-    rpb: Float[Array, "N *offsets"] | None = None,
-    scale: float | None = None,
-    additional_keys: Float[Array, "B S Nk D"] | None = None,
-    additional_values: Float[Array, "B S Nk Dv"] | None = None,
-    key_mask: Bool[Array, "B *spatial"] | None = None,
-    sizes: Int[Array, "B rank"] | None = None,
     return_lse: Literal[False] = False,
     implementation: str | None = None,
+    **arguments: Unpack[_Arguments],
 ) -> Float[Array, "B *queries N Dv"]: ...
 @overload
-def neighborhood_attention(
+def neighborhood_attention(  # ty: ignore[inconsistent-overload-implementation]
     query: Float[Array, "B *queries N D"],
     key: Float[Array, "B *spatial Nk D"],
     value: Float[Array, "B *spatial Nk Dv"],
     *,
-    kernel_size: int | tuple[int, ...],
-    dilation: int | tuple[int, ...] = 1,
-    stride: int | tuple[int, ...] = 1,
-    is_causal: bool | tuple[bool, ...] = False,
-    periodic: bool | tuple[bool, ...] = False,
-    rpb: Float[Array, "N *offsets"] | None = None,
-    scale: float | None = None,
-    additional_keys: Float[Array, "B S Nk D"] | None = None,
-    additional_values: Float[Array, "B S Nk Dv"] | None = None,
-    key_mask: Bool[Array, "B *spatial"] | None = None,
-    sizes: Int[Array, "B rank"] | None = None,
     return_lse: Literal[True],
     implementation: str | None = None,
+    **arguments: Unpack[_Arguments],
 ) -> tuple[Float[Array, "B *queries N Dv"], Float[Array, "B *queries N"]]: ...
 def neighborhood_attention(
     query: Float[Array, "B *queries N D"],
@@ -279,44 +276,12 @@ def neighborhood_attention_with_weights(
     return out, jnp.moveaxis(weights, -2, 1)
 
 
-def explain(
-    query: Any,
-    key: Any,
-    value: Any,
-    *,
-    kernel_size: int | tuple[int, ...],
-    dilation: int | tuple[int, ...] = 1,
-    stride: int | tuple[int, ...] = 1,
-    is_causal: bool | tuple[bool, ...] = False,
-    periodic: bool | tuple[bool, ...] = False,
-    rpb: Any = None,
-    scale: float | None = None,
-    additional_keys: Any = None,
-    additional_values: Any = None,
-    key_mask: Any = None,
-    sizes: Any = None,
-    implementation: str | None = None,
-) -> str:
+def explain(query: Any, key: Any, value: Any, *, implementation: str | None = None, **arguments: Any) -> str:
     """Says which implementation `neighborhood_attention` takes for these arguments on this machine, and why.
 
     Arguments and errors are those of `neighborhood_attention`; arrays may be `jax.ShapeDtypeStruct`.
     """
-    problem = make_problem(
-        query,
-        key,
-        value,
-        kernel_size=kernel_size,
-        dilation=dilation,
-        stride=stride,
-        is_causal=is_causal,
-        periodic=periodic,
-        rpb=rpb,
-        scale=scale,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        key_mask=key_mask,
-        sizes=sizes,
-    )
+    problem = make_problem(query, key, value, **arguments)
     name, reason = _choose(implementation, problem)
     return f"{name}: {reason}"
 
