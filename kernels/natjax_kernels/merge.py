@@ -1,20 +1,19 @@
 """Merges attention over parts of the keys, by their log-sum-exps (as FlashDecoding and NATTEN's `merge_attentions` do).
 
-Letters: B batch, N heads (Nk of keys), D channels of a head, S additional keys.
+Letters: D channels of a head.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
-from natjax_kernels.problem import Problem, accumulator, as_array
+from natjax_kernels.problem import accumulator, as_array
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -69,30 +68,3 @@ def merge_attentions(
     merged = (out.astype(total.dtype) * (w / total)[..., None] for out, w in zip(parts, weights, strict=True))
     out = functools.reduce(operator.add, merged).astype(first.dtype)
     return out, jnp.where(seen, largest + jnp.log(total), -jnp.inf)
-
-
-def merging_additional_keys(attend: Callable) -> Callable:
-    """Gives additional keys to an implementation without: it attends to windows, XLA to additional keys; both are merged."""
-
-    @functools.wraps(attend)
-    def merged(problem: Problem):
-        if problem.additional_keys is None:
-            return attend(problem)
-        windows = attend(dataclasses.replace(problem, additional_keys=None, additional_values=None))
-        return merge_attentions(*zip(windows, _attend_to_additional_keys(problem), strict=True))
-
-    return merged
-
-
-def _attend_to_additional_keys(problem: Problem):
-    """Returns output and log-sum-exp of attention to the additional keys alone; as large as queries times S."""
-    query, accumulate = problem.query, problem.accumulator
-    *queries, heads, channels = query.shape
-    query = query.reshape(*queries, problem.key_heads, heads // problem.key_heads, channels)
-    logits = jnp.einsum("b...ngd,bsnd->b...ngs", query, problem.additional_keys, preferred_element_type=accumulate)
-    logits = logits * problem.scale
-    lse = jax.nn.logsumexp(logits, axis=-1)
-    # Not of the log-sum-exp, which is rounded where logits are large.
-    weights = jax.nn.softmax(logits, axis=-1).astype(problem.dtype)
-    out = jnp.einsum("b...ngs,bsnd->b...ngd", weights, problem.additional_values, preferred_element_type=accumulate)
-    return out.astype(problem.dtype).reshape(*queries, heads, -1), lse.reshape(*queries, heads)

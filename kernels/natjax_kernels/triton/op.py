@@ -17,10 +17,10 @@ from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.fused.configurations import Case, Config
 from natjax_kernels.fused.partitioning import Call, join_heads, split_heads
-from natjax_kernels.merge import merging_additional_keys
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import reshape, sharded_as, spec_of
+from natjax_kernels.triton.additional import merging_additional_keys
 from natjax_kernels.triton.band_launch import BandLaunch
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products, multiprocessors
