@@ -103,6 +103,14 @@ def grouped_heads() -> None:
     print("as with repeated keys and values:", close(attend(q, k, v), repeated))
 
 
+def capped_logits() -> None:
+    """Logits that stay small however large queries and keys get."""
+    q, k, v = (100 * tokens(i, 1, 16, 16, 2, 8) for i in range(3))
+    _, plain = op(kernel_size=3, return_lse=True)(q, k, v)
+    _, capped = op(kernel_size=3, logits_soft_cap=20.0, return_lse=True)(q, k, v)
+    print(f"largest log-sum-exp: {plain.max():.0f}, and capped {capped.max():.1f}")
+
+
 def forward_mode() -> None:
     """Derivatives along a direction, and second ones."""
     q, k, v, rpb = *(tokens(i, 1, 12, 1, 4) for i in range(3)), tokens(3, 1, 5)
@@ -144,6 +152,7 @@ def main() -> None:
     missing_pixels()
     merged_windows()
     grouped_heads()
+    capped_logits()
     forward_mode()
     neighbors()
     attention_weights()

@@ -163,7 +163,9 @@ def without_natten(small: bool) -> str | None:
 
 def natten(case: Case) -> Callable:
     """Returns NATTEN's attention with the window of a case, without its bias."""
-    return functools.partial(getattr(importlib.import_module("natten"), f"na{len(case.spatial)}d"), **case.options())
+    return functools.partial(
+        getattr(importlib.import_module("natten"), f"na{len(case.spatial)}d"), **case.window_options()
+    )
 
 
 def dense(small: bool) -> Callable:

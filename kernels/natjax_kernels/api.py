@@ -43,6 +43,7 @@ class _Arguments(TypedDict, total=False):
     periodic: bool | tuple[bool, ...]
     rpb: Float[Array, "N *offsets"] | None
     scale: float | None
+    logits_soft_cap: float | None
     additional_keys: Float[Array, "B S Nk D"] | None
     additional_values: Float[Array, "B S Nk Dv"] | None
     key_mask: Bool[Array, "B *spatial"] | None
@@ -105,6 +106,7 @@ def neighborhood_attention(
     periodic: bool | tuple[bool, ...] = False,
     rpb: Float[Array, "N *offsets"] | None = None,
     scale: float | None = None,
+    logits_soft_cap: float | None = None,
     additional_keys: Float[Array, "B S Nk D"] | None = None,
     additional_values: Float[Array, "B S Nk Dv"] | None = None,
     key_mask: Bool[Array, "B *spatial"] | None = None,
@@ -128,7 +130,7 @@ def neighborhood_attention(
     periodic axes                           yes     yes     yes           yes
     finer grids of queries, fewer key heads yes     yes     yes           yes
     coarser grids of queries                yes     yes     yes           yes
-    additional keys, key_mask               yes     yes     yes           yes
+    additional keys, key_mask, soft cap     yes     yes     yes           yes
     sizes                                   no      yes     yes           yes
     gradients, also of the log-sum-exp      yes     yes     yes           yes
     second derivatives (reverse)            no      yes     yes           yes
@@ -158,6 +160,7 @@ def neighborhood_attention(
         rpb: relative positional bias [N, 2 * K - 1 per axis], added to the logits of each key by its offset from the query (or
             from the key whose window the query has).
         scale: of the logits; D ** -0.5 where None.
+        logits_soft_cap: c makes c * tanh(x / c) of every scaled logit x, before the bias is added (Gemma 2, arXiv 2408.00118).
         additional_keys: [B, S, Nk, D] that every query sees beside its window, in the same softmax and without bias: registers,
             class or text tokens.
         additional_values: [B, S, Nk, Dv], their values.
@@ -191,6 +194,7 @@ def neighborhood_attention(
         periodic=periodic,
         rpb=rpb,
         scale=scale,
+        logits_soft_cap=logits_soft_cap,
         additional_keys=additional_keys,
         additional_values=additional_values,
         key_mask=key_mask,
@@ -217,6 +221,7 @@ def neighborhood_attention_with_weights(
     periodic: bool | tuple[bool, ...] = False,
     rpb: Float[Array, "N *offsets"] | None = None,
     scale: float | None = None,
+    logits_soft_cap: float | None = None,
     additional_keys: Float[Array, "B S Nk D"] | None = None,
     additional_values: Float[Array, "B S Nk Dv"] | None = None,
     key_mask: Bool[Array, "B *spatial"] | None = None,
@@ -238,6 +243,7 @@ def neighborhood_attention_with_weights(
         periodic: see there.
         rpb: see there.
         scale: see there.
+        logits_soft_cap: see there.
         additional_keys: see there.
         additional_values: see there.
         key_mask: see there.
@@ -263,6 +269,7 @@ def neighborhood_attention_with_weights(
         periodic=periodic,
         rpb=rpb,
         scale=scale,
+        logits_soft_cap=logits_soft_cap,
         additional_keys=additional_keys,
         additional_values=additional_values,
         key_mask=key_mask,
@@ -276,12 +283,46 @@ def neighborhood_attention_with_weights(
     return out, jnp.moveaxis(weights, -2, 1)
 
 
-def explain(query: Any, key: Any, value: Any, *, implementation: str | None = None, **arguments: Any) -> str:
+def explain(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    kernel_size: int | tuple[int, ...],
+    dilation: int | tuple[int, ...] = 1,
+    stride: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    periodic: bool | tuple[bool, ...] = False,
+    rpb: Any = None,
+    scale: float | None = None,
+    logits_soft_cap: float | None = None,
+    additional_keys: Any = None,
+    additional_values: Any = None,
+    key_mask: Any = None,
+    sizes: Any = None,
+    implementation: str | None = None,
+) -> str:
     """Says which implementation `neighborhood_attention` takes for these arguments on this machine, and why.
 
     Arguments and errors are those of `neighborhood_attention`; arrays may be `jax.ShapeDtypeStruct`.
     """
-    problem = make_problem(query, key, value, **arguments)
+    problem = make_problem(
+        query,
+        key,
+        value,
+        kernel_size=kernel_size,
+        dilation=dilation,
+        stride=stride,
+        is_causal=is_causal,
+        periodic=periodic,
+        rpb=rpb,
+        scale=scale,
+        logits_soft_cap=logits_soft_cap,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        key_mask=key_mask,
+        sizes=sizes,
+    )
     name, reason = _choose(implementation, problem)
     return f"{name}: {reason}"
 

@@ -41,6 +41,7 @@ class Case:
         additional: additional keys.
         masked: whether a mask hides keys.
         sized: whether entries have maps of their own sizes.
+        logits_soft_cap: as the op's.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Case:
     additional: int = 0
     masked: bool = False
     sized: bool = False
+    logits_soft_cap: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,10 +81,15 @@ class Case:
     @property
     def window(self) -> Window:
         """The window, one entry per axis."""
-        return make_map_window(self.spatial, **self.options())
+        return make_map_window(self.spatial, **self.window_options())
 
     def options(self) -> dict[str, Any]:
-        """Returns the keyword arguments of the op that describe the window; `periodic` only where an axis is."""
+        """Returns the keyword arguments of the op that are no arrays."""
+        capped = {} if self.logits_soft_cap is None else {"logits_soft_cap": self.logits_soft_cap}
+        return self.window_options() | capped
+
+    def window_options(self) -> dict[str, Any]:
+        """Returns those that describe the window; `periodic` only where an axis is."""
         options = {name: getattr(self, name) for name in ("kernel_size", "dilation", "stride", "is_causal", "periodic")}
         return options if np.any(self.periodic) else {k: x for k, x in options.items() if k != "periodic"}
 
@@ -176,6 +183,7 @@ FEATURES = [
     Case(
         "1-D of mixed sizes", 2, (12,), 4, 4, 3, 2, is_causal=True, queries=(24,), key_heads=2, masked=True, sized=True
     ),
+    Case("2-D of capped logits", 2, (7, 8), 2, 4, 3, additional=2, masked=True, logits_soft_cap=0.7),
     Case("1-D of all", 1, (9,), 1, 4, -1, is_causal=True),
     Case("3-D", 1, (5, 6, 7), 1, 4, 3, (1, 2, 1)),
     Case(

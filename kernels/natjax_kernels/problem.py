@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax_kernels.grids import fold, fold_bias
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import Window
 from natjax_kernels.window import make_map_window
 
@@ -46,7 +47,7 @@ class Problem:
         key_mask: [B, *spatial] bool, False where no query may see the key, or None.
         sizes: [B, rank] of the entries' own maps, or None; the window is `sized`, then.
         window: the window of every axis.
-        scale: of the logits.
+        logits: how they come from products of queries and keys.
         folded: queries per key along every axis that were folded into heads.
     """
 
@@ -59,7 +60,7 @@ class Problem:
     key_mask: Any
     sizes: Any
     window: Window
-    scale: float
+    logits: Logits
     folded: tuple[int, ...]
 
     ARRAYS = "query", "key", "value", "rpb", "additional_keys", "additional_values", "key_mask", "sizes"
@@ -131,6 +132,7 @@ def make_problem(
     periodic=False,
     rpb=None,
     scale=None,
+    logits_soft_cap=None,
     additional_keys=None,
     additional_values=None,
     key_mask=None,
@@ -161,10 +163,10 @@ def make_problem(
     if optional["sizes"] is not None:
         _check_sizes(optional["sizes"], key, window)
         window = dataclasses.replace(window, sized=(True,) * len(spacing))
-    number = as_scale(scale)
-    number = query.shape[-1] ** -0.5 if number is None else number
+    number = as_number("scale", scale)
+    logits = Logits(query.shape[-1] ** -0.5 if number is None else number, as_soft_cap(logits_soft_cap))
     query, optional["rpb"] = fold(query, folded), fold_bias(optional["rpb"], folded)
-    return Problem(query, key, value, **optional, window=window, scale=number, folded=folded)
+    return Problem(query, key, value, **optional, window=window, logits=logits, folded=folded)
 
 
 _ADVICE = {"list": "Pass jnp.asarray(x).", "torch.Tensor": "Pass x.detach().cpu().numpy()."}
@@ -209,8 +211,12 @@ def check_known(name: str, shape: tuple) -> None:
         )
 
 
-def as_scale(x: Any) -> float | None:
-    """Returns a Python number of what a user passed as `scale`, a number of Python or NumPy; None for None.
+def as_number(name: str, x: Any) -> float | None:
+    """Returns a Python number of what a user passed as such, a number of Python or NumPy; None for None.
+
+    Args:
+        name: of the argument, for the message.
+        x: what was passed.
 
     Raises:
         ValueError: x is none of these, or not finite.
@@ -218,11 +224,24 @@ def as_scale(x: Any) -> float | None:
     if x is None:
         return None
     number = x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x
+    advice = " For a traced one, scale the query." if name == "scale" else ""
     if isinstance(number, jax.core.Tracer | bool) or not isinstance(number, numbers.Real):
-        raise ValueError(f"scale must be a Python number or None; got {x!r}. For a traced one, scale the query.")
+        raise ValueError(f"{name} must be a Python number or None; got {x!r}.{advice}")
     if not math.isfinite(number):
-        raise ValueError(f"scale must be finite; got {x!r}.")
+        raise ValueError(f"{name} must be finite; got {x!r}.")
     return float(number)
+
+
+def as_soft_cap(x: Any) -> float | None:
+    """Returns a Python number above 0 of what a user passed as `logits_soft_cap`; None for None.
+
+    Raises:
+        ValueError: x is neither.
+    """
+    number = as_number("logits_soft_cap", x)
+    if number is not None and number <= 0:
+        raise ValueError(f"logits_soft_cap must be above 0, or None for no cap; got {x!r}.")
+    return number
 
 
 def _check_tokens(query, key, value) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -39,13 +39,13 @@ def _attend(problem: Problem):
         mask = mask & problem.key_mask.reshape(batch, 1, 1, -1)
     if problem.sizes is not None:
         mask = mask & _seen_at_sizes(problem)
-    logits = scores(q, k, mask) * problem.scale
+    logits = problem.logits(scores(q, k, mask))
     if problem.rpb is not None:
         logits = logits + problem.rpb.astype(accumulate).reshape(heads, -1)[:, relative]
     logits = jnp.where(mask, logits, -jnp.inf)
     if problem.additional_keys is not None:
         extra, values = (tokens(x, heads) for x in (problem.additional_keys, problem.additional_values))
-        logits = jnp.concatenate([logits, scores(q, extra) * problem.scale], axis=-1)
+        logits = jnp.concatenate([logits, problem.logits(scores(q, extra))], axis=-1)
         v = jnp.concatenate([v, values], axis=2)
         mask = jnp.concatenate([jnp.broadcast_to(mask, (*mask.shape[:-1], problem.tokens)),
                                 jnp.ones((*mask.shape[:-1], extra.shape[2]), bool)], axis=-1)  # fmt: skip

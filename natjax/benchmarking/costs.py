@@ -26,10 +26,10 @@ from natjax_kernels.xla.tiling import tile_shape
 
 
 def options(problem: Problem) -> dict[str, Any]:
-    """Returns the keyword arguments of the op that describe the problem's window and scale."""
+    """Returns the keyword arguments of the op that describe the problem's window and logits."""
     names = inspect.signature(neighborhood_attention).parameters
     window = {name: x for name, x in dataclasses.asdict(problem.window).items() if name in names}
-    return window | {"scale": problem.scale}
+    return window | {"scale": problem.logits.scale, "logits_soft_cap": problem.logits.soft_cap}
 
 
 def gpu(capability: int | None = None) -> support.GPU:
@@ -121,7 +121,7 @@ def fused_kernels(problem: Problem, gpu: support.GPU, *, backward: bool = False)
 def _kernel(problem: Problem, case: Case, config: Config, gpu: support.GPU, *, of_bias: bool = False) -> dict[str, Any]:
     transposed = case.kernel == "bwd_dkv"
     if config.design == "band":
-        runs, share = BandLaunch(case.spatial, case.window, 1.0, config, gpu.multiprocessors).shares(
+        runs, share = BandLaunch(case.spatial, case.window, problem.logits, config, gpu.multiprocessors).shares(
             problem.batch, problem.heads
         )
         tiles, launched, computed = len(runs), len(runs), len(runs) * config.slots * config.chunk

@@ -58,7 +58,8 @@ def dense(problem: Problem, *, backward: bool = False) -> Program:
 
     def op(query, key, value):
         tokens = [x.reshape(x.shape[0], -1, *x.shape[-2:]) for x in (query, key, value)]
-        return jax.nn.dot_product_attention(*tokens, scale=problem.scale).reshape(*query.shape[:-1], value.shape[-1])
+        out = jax.nn.dot_product_attention(*tokens, scale=problem.logits.scale)
+        return out.reshape(*query.shape[:-1], value.shape[-1])
 
     return _timed(op, _tokens(problem), backward)
 

@@ -18,7 +18,7 @@ from natjax.nn.inputs import check_inputs, cut_to_sizes, pad_maps
 from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, project_columns, rms_norm
 from natjax.nn.rotary import check_rotary, rotate
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
-from natjax_kernels.problem import as_scale
+from natjax_kernels.problem import as_number, as_soft_cap
 from natjax_kernels.window import make_window
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class NeighborhoodAttention(nnx.Module):
         rope: bool = False,
         rope_theta: float = 100.0,
         scale: float | None = None,
+        logits_soft_cap: float | None = None,
         attention_dropout: float = 0.0,
         projection_dropout: float = 0.0,
         dtype: DTypeLike | None = None,
@@ -109,6 +110,7 @@ class NeighborhoodAttention(nnx.Module):
                 of language models: the lowest frequency turns once in about 2 * pi * rope_theta tokens. On
                 periodic axes frequencies are rounded to whole turns.
             scale: of the logits; (dim / num_heads) ** -0.5 by default.
+            logits_soft_cap: as for `natjax.neighborhood_attention`; none by default.
             attention_dropout: share of the attention weights to drop in training, in [0, 1).
             projection_dropout: share of the output to drop in training, in [0, 1).
             dtype: compute dtype, for instance `jnp.bfloat16`; None takes that of input and parameters together.
@@ -147,7 +149,8 @@ class NeighborhoodAttention(nnx.Module):
         self.kernel_size, self.dilation = window.kernel_size, window.dilation
         self.stride, self.is_causal, self.periodic = window.stride, window.is_causal, window.periodic
         self.rope, self.rope_theta = bool(rope), float(rope_theta)
-        self.scale, self.implementation = as_scale(scale), implementation
+        self.scale, self.logits_soft_cap = as_number("scale", scale), as_soft_cap(logits_soft_cap)
+        self.implementation = implementation
         self.attention_dropout, self.deterministic = float(attention_dropout), True
         if rpb and -1 in self.kernel_size:
             raise ValueError(f"rpb needs a known kernel_size along every axis; got {self.kernel_size}. Pass rpb=False.")
@@ -284,6 +287,7 @@ class NeighborhoodAttention(nnx.Module):
             "is_causal": self.is_causal,
             "periodic": self.periodic,
             "scale": self.scale,
+            "logits_soft_cap": self.logits_soft_cap,
             "rpb": None if self.rpb is None else self.rpb[...],
             **more,
         }

@@ -19,6 +19,7 @@ from resources import ARCHITECTURES
 
 from natjax_kernels.fused.band import configurations
 from natjax_kernels.fused.configurations import Case
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import Window
 from natjax_kernels.triton import band
 from natjax_kernels.triton.band_launch import BandLaunch, _compile
@@ -40,7 +41,7 @@ def inputs(case):
     window = Window(kernel_size, (1, 1), (1, 1), (False, False))
     described = Case("fwd", spatial, window, channels, dtype, bias, 90)
     config = next(c for c in configurations(described) if c.num_stages == num_stages)
-    launch = BandLaunch(spatial, window, channels**-0.5, config, 132)
+    launch = BandLaunch(spatial, window, Logits(channels**-0.5), config, 132)
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(3, BATCH, math.prod(spatial), HEADS, channels))
     tokens = tokens.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

@@ -57,6 +57,7 @@ OTHERS = {
     "one key head, masked": _level_1(key_heads=1, masked=True),
     "level 4 masked": (dataclasses.replace(LEVELS["level 4 dilation 1"][0], masked=True), "bfloat16"),
     "values of 64 channels": _level_1(value_channels=64),
+    "capped": _level_1(logits_soft_cap=30.0),
     "ring": _level_1(periodic=(False, True)),
     "coarser queries": _level_1(queries=(28, 28)),
     **{case.name: (case, "bfloat16") for case in cases.LARGE},
@@ -75,12 +76,10 @@ def launches(shape, architecture, multiprocessors=132):
     problem = case.problem(dtype)
     for name in KERNELS:
         arrays = problem.query, problem.key, problem.value, problem.rpb, problem.key_mask
-        described = Case.of(name, problem.window, architecture, *arrays)
+        described = Case.of(name, problem.window, problem.logits, architecture, *arrays)
         config, precision = estimate(described), "tf32x3" if dtype == "float32" else "ieee"
         transposed = name == "bwd_dkv"
-        launch = Launch(
-            case.spatial, problem.window, case.channels**-0.5, config, multiprocessors, precision, transposed
-        )
+        launch = Launch(case.spatial, problem.window, problem.logits, config, multiprocessors, precision, transposed)
         if name != "bwd_dq":
             yield name, launch, {}
         elif case.bias and not config.resident:
@@ -99,10 +98,10 @@ def band_launches(shape, architecture, multiprocessors=132):
     case, dtype = shape
     problem = case.problem(dtype)
     arrays = problem.query, problem.key, problem.value, problem.rpb, problem.key_mask
-    described = Case.of("fwd", problem.window, architecture, *arrays)
+    described = Case.of("fwd", problem.window, problem.logits, architecture, *arrays)
     for config in configurations(described):
         if why_not(described, config) is None:
-            yield "band", BandLaunch(case.spatial, case.window, case.channels**-0.5, config, multiprocessors), {}
+            yield "band", BandLaunch(case.spatial, case.window, problem.logits, config, multiprocessors), {}
 
 
 def _source(name, launch, flags, shape, architecture):

@@ -31,7 +31,7 @@ def spilled(architecture, shape, table):
     """Bytes of a thread's registers that may be spilled, and instructions in innermost loops that may do so."""
     if shape.startswith("128 channels float32"):  # a tile's queries and output gradients are operands in 256 registers
         return (776, 341) if table else (272, 0)
-    if "masked" in shape:
+    if "masked" in shape or shape == "capped":
         return 96, 0
     if shape == "256 channels":
         return (560, 11) if architecture == 100 else (80, 0)

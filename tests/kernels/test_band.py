@@ -17,6 +17,7 @@ from natjax_kernels.cases import Case as OpCase
 from natjax_kernels.cases import levels
 from natjax_kernels.fused.band import band, configurations, why_not
 from natjax_kernels.fused.configurations import Case, Config, override
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import make_problem
 from natjax_kernels.triton.band_launch import BandLaunch
@@ -70,7 +71,7 @@ def run(
     shape, heads = (batch, *spatial, 2, channels), 2
     arrays = {name: rng.normal(size=shape).astype(dtype) for name in ("query", "key", "value")} | changed
     rpb = jnp.asarray(rng.normal(size=(heads, *(2 * k - 1 for k in kernel_size))), dtype) if bias else None
-    launch = BandLaunch(spatial, square(kernel_size), scale, config(kernel_size, channels, num_stages), 132)
+    launch = BandLaunch(spatial, square(kernel_size), Logits(scale), config(kernel_size, channels, num_stages), 132)
     plan = launch.layout
     table = np.asarray(
         bias_table(plan.relative, None if rpb is None else rpb / scale, jnp.dtype(dtype), masked=-math.inf)

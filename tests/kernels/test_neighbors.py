@@ -21,7 +21,7 @@ def test_by_hand():
 @pytest.mark.parametrize("case", [case for case in FEATURES if not case.sized], ids=lambda case: case.name)
 def test_are_what_the_reference_sees(case):
     sides = case.queries or case.spatial
-    got = neighbors(case.spatial, **case.options(), query_spatial=sides)
+    got = neighbors(case.spatial, **case.window_options(), query_spatial=sides)
     assert got.shape == (*sides, np.prod(case.window.kernel_size))
     problem = case.problem("float32")  # whose window has the grid of queries; a finer one is folded into heads
     expected = neighbours(case.spatial, problem.window)[0].reshape(*problem.window.queries(case.spatial), -1)

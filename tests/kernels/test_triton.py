@@ -22,6 +22,7 @@ from natjax_kernels.fused import band
 from natjax_kernels.fused.configurations import KERNELS, Case, Config, override
 from natjax_kernels.fused.layout import layout
 from natjax_kernels.fused.schedule import Schedule
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import make_problem
 from natjax_kernels.triton import choice, support
@@ -143,7 +144,7 @@ def test_shares_of_a_batch_that_are_not_alike(monkeypatch, batch):
 def test_offsets_are_of_64_bits_where_an_image_needs_them(monkeypatch):
     window = Window((3,), (1,), (1,), (False,))
     plan = layout((64,), window, (64,), None)
-    launch = launching.Launch((64,), window, 1.0, Config((64,), None, 64, False, 4), 132, "ieee")
+    launch = launching.Launch((64,), window, Logits(1.0), Config((64,), None, 64, False, 4), 132, "ieee")
 
     def wide(length, heads):
         monkeypatch.setattr(

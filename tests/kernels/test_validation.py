@@ -87,6 +87,8 @@ ILLEGAL = {
     "infinite scale": ({"scale": float("inf")}, "scale", "inf"),
     "text as scale": ({"scale": "1"}, "scale", "'1'"),
     "boolean scale": ({"scale": True}, "scale", "True"),
+    "no cap": ({"logits_soft_cap": 0}, "logits_soft_cap", "0"),
+    "text as cap": ({"logits_soft_cap": "50"}, "logits_soft_cap", "'50'"),
 }
 
 
@@ -158,9 +160,9 @@ def test_numbers_of_numpy_are_numbers():
     for integer, real in ((np.int64, np.float32), (np.uint8, np.float64)):
         options = {"kernel_size": integer(3), "dilation": np.array([1, 2], integer), "stride": np.array(2, integer)}
         got = make_problem(x, x, x, **options, is_causal=np.array([True, False]), scale=real(0.5))
-        assert (got.window, got.scale) == (plain.window, plain.scale)
+        assert (got.window, got.logits) == (plain.window, plain.logits)
         assert {type(n) for n in (*got.window.kernel_size, *got.window.dilation, *got.window.stride)} == {int}
-    assert make_problem(x, x, x, kernel_size=3, scale=np.array(0.5)).scale == 0.5
+    assert make_problem(x, x, x, kernel_size=3, scale=np.array(0.5)).logits.scale == 0.5
 
 
 def test_explain_names_its_own_arguments():
@@ -190,7 +192,7 @@ def test_lists_and_scalars_are_read_alike():
     x = tokens(*MAP)
     scalars = make_problem(x, x, x, kernel_size=3, dilation=2, is_causal=True)
     lists = make_problem(x, x, x, kernel_size=[3, 3], dilation=(2, 2), is_causal=[True, True], scale=4**-0.5)
-    assert (scalars.window, scalars.scale) == (lists.window, lists.scale)
+    assert (scalars.window, scalars.logits) == (lists.window, lists.logits)
 
 
 def test_implementation_names(implementation):

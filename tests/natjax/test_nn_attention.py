@@ -18,7 +18,10 @@ WINDOWS = {
     "2-D": ((5, 6), {"kernel_size": 3, "dilation": (1, 2)}),
     "2-D, mixed": ((6, 7), {"kernel_size": (2, 3), "stride": (2, 1), "is_causal": (False, True)}),
     "2-D, periodic": ((6, 8), {"kernel_size": (4, 3), "dilation": (1, 2), "stride": (3, 1), "periodic": True}),
-    "3-D": ((3, 4, 5), {"kernel_size": (3, 3, 5), "qkv_bias": False, "rpb": False, "scale": 0.5}),
+    "3-D": (
+        (3, 4, 5),
+        {"kernel_size": (3, 3, 5), "qkv_bias": False, "rpb": False, "scale": 0.5, "logits_soft_cap": 0.2},
+    ),
 }
 
 

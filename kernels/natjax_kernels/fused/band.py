@@ -61,8 +61,8 @@ def configurations(case: Case) -> list[Config]:
 def why_not(case: Case, config: Config) -> str | None:
     """Returns why the design cannot compute a case so, or None where it can."""
     window, rank = case.window, len(case.spatial)
-    if case.values != case.head_dim or case.group > 1 or case.masked:
-        return "it needs as many heads and channels of queries, keys and values, and no mask"
+    if case.values != case.head_dim or case.group > 1 or case.masked or case.capped:
+        return "it needs as many heads and channels of queries, keys and values, no mask and no soft cap"
     if case.kernel != "fwd":
         return f"it is a forward kernel, and this is {case.kernel}"
     if window != Window(window.kernel_size, (1,) * rank, (1,) * rank, (False,) * rank) or rank != 2:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Generator, Mapping
 from typing import Any
 
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import AxisWindow, Window, group_length, longest_halo, plan_axis
 
 KERNELS = ("fwd", "bwd_dq", "bwd_dkv")
@@ -62,6 +63,7 @@ class Case:
         value_dim: channels of a head of values; None for as many.
         group: heads of queries that share a head of keys.
         masked: whether keys may be hidden.
+        capped: whether logits are softly capped.
     """
 
     kernel: str
@@ -74,9 +76,10 @@ class Case:
     value_dim: int | None = None
     group: int = 1
     masked: bool = False
+    capped: bool = False
 
     @classmethod
-    def of(cls, kernel: str, window: Window, capability: int, query, key, value, rpb, mask) -> Case:
+    def of(cls, kernel: str, window: Window, logits: Logits, capability: int, query, key, value, rpb, mask) -> Case:
         """Returns the case of a kernel for arrays as those of the op."""
         channels, values = query.shape[-1], value.shape[-1]
         return cls(
@@ -90,6 +93,7 @@ class Case:
             None if values == channels else values,
             query.shape[-2] // key.shape[-2],
             mask is not None,
+            logits.soft_cap is not None,
         )
 
     @property
@@ -107,7 +111,7 @@ class Case:
         """The name of the case in configs.json."""
         window = " ".join(f"{n}:{_named(axis)}" for n, axis in zip(self.spatial, self.window.axes(), strict=True))
         more = (f"/{self.value_dim}" if self.value_dim else "") + f" x{self.group}" * (self.group > 1)
-        added = " rpb" * self.bias + " mask" * self.masked
+        added = " rpb" * self.bias + " mask" * self.masked + " cap" * self.capped
         return f"{self.kernel} {window} D{self.head_dim}{more} {self.dtype}{added} sm_{self.capability}"
 
 

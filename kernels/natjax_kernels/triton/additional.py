@@ -35,7 +35,7 @@ def _attend_to_additional_keys(problem: Problem):
     *queries, heads, channels = query.shape
     query = query.reshape(*queries, problem.key_heads, heads // problem.key_heads, channels)
     logits = jnp.einsum("b...ngd,bsnd->b...ngs", query, problem.additional_keys, preferred_element_type=accumulate)
-    logits = logits * problem.scale
+    logits = problem.logits(logits)
     lse = jax.nn.logsumexp(logits, axis=-1)
     # Not of the log-sum-exp, which is rounded where logits are large.
     weights = jax.nn.softmax(logits, axis=-1).astype(problem.dtype)

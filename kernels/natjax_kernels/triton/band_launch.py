@@ -20,6 +20,7 @@ from natjax_kernels.fused.band import WARPS, Band, band
 from natjax_kernels.fused.configurations import Config
 from natjax_kernels.fused.layout import Sizes
 from natjax_kernels.fused.schedule import Schedule
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import Window
 from natjax_kernels.triton.launch import capability, interpreted
 
@@ -33,14 +34,14 @@ class BandLaunch:
     Attributes:
         spatial: sides of the map.
         window: its window.
-        scale: of the logits, above 0.
+        logits: how they come from products; with a scale above 0.
         config: one of `natjax_kernels.fused.band.configurations`.
         multiprocessors: of the device, which programs fill.
     """
 
     spatial: tuple[int, ...]
     window: Window
-    scale: float
+    logits: Logits
     config: Config
     multiprocessors: int
 
@@ -51,7 +52,7 @@ class BandLaunch:
 
     def table(self, rpb):
         """Returns the table, [classes, N or 1, 64, 32 P] float32, in units of logits not yet scaled."""
-        rpb = None if rpb is None else rpb.astype(jnp.float32) / self.scale
+        rpb = None if rpb is None else rpb.astype(jnp.float32) / self.logits.scale
         return bias_table(self.layout.relative, rpb, jnp.float32, masked=-math.inf)
 
     def shares(self, batch: int, programs: int) -> tuple[np.ndarray, int]:
@@ -73,7 +74,7 @@ class BandLaunch:
         """Returns the compile-time arguments."""
         box = self.layout.positions + WARPS - 1
         return {
-            "SCALE": self.scale,
+            "SCALE": self.logits.scale,
             "WIDTH": self.spatial[1],
             "TOKENS": math.prod(self.spatial),
             "HEADS": heads,

@@ -54,9 +54,31 @@ def _dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _online_softmax(q, k, v, bias, m, l, o, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+def _logits(a, b, SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """Logits of all pairs of a and b, in base 2, without a bias; SOFT_CAP is 0 for none."""
+    products = _dot(a, tl.trans(b), PRECISION, UPCAST)
+    if SOFT_CAP == 0:
+        s = products * (SCALE * _LOG2E)
+    else:  # tanh x is 1 - 2 / (1 + exp 2x), for every x
+        s = (1 - 2 / (1 + tl.exp2(products * (2 * SCALE / SOFT_CAP * _LOG2E)))) * (SOFT_CAP * _LOG2E)
+    return s
+
+
+@triton.jit
+def _before_cap(ds, s, SOFT_CAP: tl.constexpr):
+    """The gradient of logits before they were capped, from that of the logits `s` in base 2."""
+    if SOFT_CAP != 0:
+        tanh = s * (1 / (SOFT_CAP * _LOG2E))
+        ds = ds * (1 - tanh * tanh)
+    return ds
+
+
+@triton.jit
+def _online_softmax(
+    q, k, v, bias, m, l, o, SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
+):
     """Takes one more chunk of keys into the maximum m, the sum of weights l and the unnormalised output o."""
-    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * (SCALE * _LOG2E) + bias.to(tl.float32)
+    s = _logits(q, k, SCALE, SOFT_CAP, PRECISION, UPCAST) + bias.to(tl.float32)
     m_new = tl.maximum(m, tl.max(s, 1))
     p = tl.exp2(s - m_new[:, None])
     alpha = tl.exp2(m - m_new)
@@ -67,8 +89,8 @@ def _online_softmax(q, k, v, bias, m, l, o, SCALE: tl.constexpr, PRECISION: tl.c
 @triton.jit
 def fwd(
     query, key, value, table, tiles, runs, rows, hidden, batch, share, steps, out, maxima, logs,
-    SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
-    HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
+    SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    STEPS: tl.constexpr, HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
     QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
     BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, MASKED: tl.constexpr,
@@ -104,7 +126,7 @@ def fwd(
                     bias = resident[c]
                     if MASKED:
                         bias = hide(bias, hidden, b, near, KEY)
-                    m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, PRECISION, UPCAST)
+                    m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, SOFT_CAP, PRECISION, UPCAST)
             else:
                 for step in range(steps):
                     near = halo_chunk(halo, step, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, KEY[0], K, CHUNKS)
@@ -114,7 +136,7 @@ def fwd(
                     )
                     if MASKED:
                         bias = hide(bias, hidden, b, near, KEY)
-                    m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, PRECISION, UPCAST)
+                    m, l, o = _online_softmax(q, k, v, bias, m, l, o, SCALE, SOFT_CAP, PRECISION, UPCAST)
             total = l
             if MASKED:  # 0 where a query sees no key, else at least 1, the weight of the largest logit
                 total = tl.maximum(l, 1.0)
@@ -142,19 +164,23 @@ def _load_statistics(statistics, row, K: tl.constexpr):
 
 
 @triton.jit
-def _d_logits(q, k, v, do, bias, m, log, delta, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """The gradient of a chunk's logits."""
-    s = _dot(q, tl.trans(k), PRECISION, UPCAST) * (SCALE * _LOG2E) + bias.to(tl.float32)
-    p = tl.exp2((s - m[:, None]) - log[:, None])
-    return p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - delta[:, None])
+def _d_logits(
+    q, k, v, do, bias, m, log, delta,
+    SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The gradients of a chunk's logits, with their bias and before a cap."""
+    s = _logits(q, k, SCALE, SOFT_CAP, PRECISION, UPCAST)
+    p = tl.exp2((s + bias.to(tl.float32) - m[:, None]) - log[:, None])
+    ds = p * (_dot(do, tl.trans(v), PRECISION, UPCAST) - delta[:, None])
+    return ds, _before_cap(ds, s, SOFT_CAP)
 
 
 @triton.jit
 def bwd_dq(
     query, key, value, table, tiles, runs, rows, hidden, out, maxima, logs, d_out, d_lse, batch, share, steps,
     d_query, statistics, d_logits,
-    SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
-    HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
+    SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    STEPS: tl.constexpr, HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
     QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
     BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, D_QUERY: tl.constexpr, D_TABLE: tl.constexpr,
@@ -209,11 +235,11 @@ def bwd_dq(
                     bias = resident[c]
                     if MASKED:
                         bias = hide(bias, hidden, b, near, KEY)
-                    ds = _d_logits(q, k, v, do, bias, m, log, delta, SCALE, PRECISION, UPCAST)
+                    ds, before = _d_logits(q, k, v, do, bias, m, log, delta, SCALE, SOFT_CAP, PRECISION, UPCAST)
                     if D_TABLE:
                         new_sums = new_sums + (sums[c] + ds,)
                     if D_QUERY:
-                        dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
+                        dq += _dot(before.to(k.dtype), k, PRECISION, UPCAST)
                 if D_TABLE:
                     sums = new_sums
             else:
@@ -225,8 +251,8 @@ def bwd_dq(
                     )
                     if MASKED:
                         bias = hide(bias, hidden, b, near, KEY)
-                    ds = _d_logits(q, k, v, do, bias, m, log, delta, SCALE, PRECISION, UPCAST)
-                    dq += _dot(ds.to(k.dtype), k, PRECISION, UPCAST)
+                    ds, before = _d_logits(q, k, v, do, bias, m, log, delta, SCALE, SOFT_CAP, PRECISION, UPCAST)
+                    dq += _dot(before.to(k.dtype), k, PRECISION, UPCAST)
             if D_QUERY:
                 store_tile(d_query + in_query + at_query, dq * SCALE, owned, QUERY)
                 _store_statistics(statistics, at_row, m, log, delta, owned, T)
@@ -239,22 +265,23 @@ def bwd_dq(
 
 @triton.jit
 def _bwd_dkv_chunk(
-    k, v, q, do, m, log, delta, bias, dk, dv, SCALE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr
-):
+    k, v, q, do, m, log, delta, bias, dk, dv,
+    SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """Takes one more chunk of queries into the gradients of keys and values; logits are [keys, queries]."""
-    s = _dot(k, tl.trans(q), PRECISION, UPCAST) * (SCALE * _LOG2E) + bias.to(tl.float32)
-    p = tl.exp2((s - m[None, :]) - log[None, :])
+    s = _logits(k, q, SCALE, SOFT_CAP, PRECISION, UPCAST)
+    p = tl.exp2((s + bias.to(tl.float32) - m[None, :]) - log[None, :])
     dv += _dot(p.to(do.dtype), do, PRECISION, UPCAST)
     ds = p * (_dot(v, tl.trans(do), PRECISION, UPCAST) - delta[None, :])
-    dk += _dot(ds.to(q.dtype), q, PRECISION, UPCAST)
+    dk += _dot(_before_cap(ds, s, SOFT_CAP).to(q.dtype), q, PRECISION, UPCAST)
     return dk, dv
 
 
 @triton.jit
 def bwd_dkv(
     query, key, value, table, tiles, runs, rows, hidden, statistics, d_out, batch, share, steps, d_key, d_value,
-    SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, STEPS: tl.constexpr,
-    HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
+    SCALE: tl.constexpr, SOFT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    STEPS: tl.constexpr, HALO_STEPS: tl.constexpr, RINGS: tl.constexpr, FIELDS: tl.constexpr,
     QUERY: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr, OUT: tl.constexpr,
     BIAS_HEADS: tl.constexpr, T: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, FENCED: tl.constexpr, MASKED: tl.constexpr,
@@ -295,7 +322,9 @@ def bwd_dkv(
                     near = halo_chunk(halo, c, BLOCKS, BLOCK, HALO_STEPS, RINGS, FIELDS, QUERY[0], K, CHUNKS)
                     q, do = load_chunk(query, d_out, b, near, head, QUERY, OUT, WIDE, FENCED)
                     m, log, delta = _load_statistics(statistics, at_row + near, K)
-                    dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, resident[c], dk, dv, SCALE, PRECISION, UPCAST)
+                    dk, dv = _bwd_dkv_chunk(
+                        k, v, q, do, m, log, delta, resident[c], dk, dv, SCALE, SOFT_CAP, PRECISION, UPCAST
+                    )
             else:
                 for one in range(steps):
                     query_head, step = head, one
@@ -306,7 +335,9 @@ def bwd_dkv(
                     q, do = load_chunk(query, d_out, b, near, query_head, QUERY, OUT, WIDE, FENCED)
                     m, log, delta = _load_statistics(statistics, at_row + near, K)
                     bias = stream_table(table, at_table, first_row, step, query_head, ONE_ROW, BIAS_HEADS, T, K, CHUNKS)
-                    dk, dv = _bwd_dkv_chunk(k, v, q, do, m, log, delta, bias, dk, dv, SCALE, PRECISION, UPCAST)
+                    dk, dv = _bwd_dkv_chunk(
+                        k, v, q, do, m, log, delta, bias, dk, dv, SCALE, SOFT_CAP, PRECISION, UPCAST
+                    )
             if MASKED:
                 seen = tl.load(hidden + tl.cast(b, tl.int64) * KEY[0] + token, mask=owned, other=0.0) == 0.0
                 dk, dv = tl.where(seen[:, None], dk, 0.0), tl.where(seen[:, None], dv, 0.0)

@@ -19,6 +19,7 @@ from natjax_kernels.bias import bias_table
 from natjax_kernels.fused.configurations import Config, power_of_two
 from natjax_kernels.fused.layout import Layout, layout, sizes
 from natjax_kernels.fused.schedule import Schedule
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import Window
 
 # Values of jax_default_matmul_precision for which one TF32 product is precise enough; others, such as "BF16_BF16_F32_X3", ask for
@@ -33,7 +34,7 @@ class Launch:
     Attributes:
         spatial: sides of the map.
         window: its window.
-        scale: of the logits, above 0.
+        logits: how they come from products; with a scale above 0.
         config: how the work is cut.
         multiprocessors: of the device, which programs fill.
         precision: of float32 products, one of Triton's `input_precision`.
@@ -42,7 +43,7 @@ class Launch:
 
     spatial: tuple[int, ...]
     window: Window
-    scale: float
+    logits: Logits
     config: Config
     multiprocessors: int
     precision: str
@@ -108,7 +109,8 @@ class Launch:
             "OUT": (queries, heads, values, power_of_two(values)),
         }
         return tokens | {
-            "SCALE": self.scale,
+            "SCALE": self.logits.scale,
+            "SOFT_CAP": self.logits.soft_cap or 0.0,
             "TILE": plan.tile,
             "BLOCK": plan.block,
             "BLOCKS": plan.blocks,

@@ -5,6 +5,7 @@ Letters: B batch, L tokens, N heads, D channels, T slots of a tile, S of a halo.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -17,6 +18,7 @@ from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.fused.configurations import Case, Config
 from natjax_kernels.fused.partitioning import Call, join_heads, split_heads
+from natjax_kernels.logits import Logits
 from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import reshape, sharded_as, spec_of
@@ -38,29 +40,30 @@ def attend(problem: Problem):
     Raises:
         NotImplementedError: for a second derivative, when it is traced.
     """
-    query, scale = problem.query, problem.scale
-    if scale <= 0:  # the kernels' is above 0, as tables may be divided by it
-        query, scale = query * np.sign(scale).astype(query.dtype), abs(scale) or 1.0
+    query, logits = problem.query, problem.logits
+    if logits.scale <= 0:  # the kernels' is above 0, as tables may be divided by it
+        query = query * np.sign(logits.scale).astype(query.dtype)
+        logits = dataclasses.replace(logits, scale=abs(logits.scale) or 1.0)
     # Decided once: the backward pass may be traced under another default.
     arrays = vary_alike(query, problem.key, problem.value, problem.rpb, _hidden(problem.key_mask))
-    return _attend(problem.window, scale, float32_products(), *arrays)
+    return _attend(problem.window, logits, float32_products(), *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(window, scale, products, query, *others):
-    return _as_results(*_run_forward(window, scale, products, query, *others), query)
+def _attend(window, logits, products, query, *others):
+    return _as_results(*_run_forward(window, logits, products, query, *others), query)
 
 
-def _run_forward(window, scale, products, query, key, value, rpb, hidden):
+def _run_forward(window, logits, products, query, key, value, rpb, hidden):
     """Returns the output, and the maximum of logits and the logarithm of the sum of weights in base 2.
 
     [B, L, N, Dv] and [B, N, L] each, with heads as `split_heads` splits them.
     """
-    case, config = _configured("fwd", window, query, key, value, rpb, hidden)
+    case, config = _configured("fwd", window, logits, query, key, value, rpb, hidden)
     if config.design == "band":
-        launch = BandLaunch(case.spatial, window, scale, config, multiprocessors())
+        launch = BandLaunch(case.spatial, window, logits, config, multiprocessors())
     else:
-        launch = Launch(case.spatial, window, scale, config, multiprocessors(), products)
+        launch = Launch(case.spatial, window, logits, config, multiprocessors(), products)
     call = Call(
         functools.partial(_run, launch, case.group),
         _split_axes(case.group, _QUERY, _KEY, _VALUE, _table_axes(rpb), _HIDDEN),
@@ -76,17 +79,17 @@ def _as_results(out, maximum, log, query):
     return reshape(out, (*query.shape[:-1], out.shape[-1]), places), reshape(lse, query.shape[:-1], places[:-1])
 
 
-def _forward(window, scale, products, *primals):
+def _forward(window, logits, products, *primals):
     arrays = jax.tree.map(lambda primal: primal.value, primals)
-    results = _run_forward(window, scale, products, *arrays)
+    results = _run_forward(window, logits, products, *arrays)
     return _as_results(*results, arrays[0]), (*arrays, *results)
 
 
-def _backward(window, scale, products, residuals, cotangents):
+def _backward(window, logits, products, residuals, cotangents):
     query, key, value, rpb, hidden, out, maximum, log = residuals
-    chosen = [_configured(kernel, window, query, key, value, rpb, hidden) for kernel in ("bwd_dq", "bwd_dkv")]
+    chosen = [_configured(kernel, window, logits, query, key, value, rpb, hidden) for kernel in ("bwd_dq", "bwd_dkv")]
     queries, keys = (
-        Launch(case.spatial, window, scale, config, multiprocessors(), products, case.kernel == "bwd_dkv")
+        Launch(case.spatial, window, logits, config, multiprocessors(), products, case.kernel == "bwd_dkv")
         for case, config in chosen
     )
     group = chosen[0][0].group
@@ -170,8 +173,8 @@ def _sum_by_row(d_logits, launch: Launch, runs):
     return sums.transpose(0, 2, 4, 1, 3, 5).reshape(len(sums), heads, slots, -1)
 
 
-def _configured(kernel: str, window: Window, *arrays) -> tuple[Case, Config]:
-    case = Case.of(kernel, window, capability(), *arrays)
+def _configured(kernel: str, window: Window, logits: Logits, *arrays) -> tuple[Case, Config]:
+    case = Case.of(kernel, window, logits, capability(), *arrays)
     return case, choose(case, device_kind())
 
 

@@ -47,7 +47,7 @@ def here() -> GPU:
 def configured(problem: Problem, gpu: GPU) -> tuple[tuple[Case, Config], ...]:
     """Returns the case of every kernel, forward and backward, and its configuration on a GPU."""
     arrays = problem.query, problem.key, problem.value, problem.rpb, problem.key_mask
-    cases = [Case.of(kernel, problem.window, gpu.capability, *arrays) for kernel in KERNELS]
+    cases = [Case.of(kernel, problem.window, problem.logits, gpu.capability, *arrays) for kernel in KERNELS]
     return tuple((case, choose(case, gpu.kind)) for case in cases)
 
 

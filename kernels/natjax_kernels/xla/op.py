@@ -51,25 +51,25 @@ from natjax_kernels.xla.tiles import (
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`."""
     problem = laid_alike(repeat_heads_to_shard(problem))
-    return _attend(problem.window, problem.scale, *vary_alike(*problem.arrays))
+    return _attend(problem.window, problem.logits, *vary_alike(*problem.arrays))
 
 
 def attend_plainly(problem: Problem):
     """As `attend`, with JAX's own derivatives; NaNs and infinities spread over tiles."""
     query, key, value, rpb, *rest = problem.arrays
     table = bias_table(_relative(plan_of(key, problem.window)), rpb, problem.accumulator)
-    out, lse = _attend_tiles(False, problem.window, problem.scale, query, key, value, table, *rest)
+    out, lse = _attend_tiles(False, problem.window, problem.logits, query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(window, scale, query, key, value, rpb, *rest):
+def _attend(window, to_logits, query, key, value, rpb, *rest):
     table = bias_table(_relative(plan_of(key, window)), rpb, accumulator(query))
-    out, lse = _contained(_attend_tiles, 1, (window, scale), query, key, value, table, *rest)
+    out, lse = _contained(_attend_tiles, 1, (window, to_logits), query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
-def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, more_values, key_mask, sizes):
+def _attend_tiles(contain, window, to_logits, query, key, value, table, more_keys, more_values, key_mask, sizes):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
     axes, groups = plan_of(key, window), query.shape[-2] // key.shape[-2]
     table = join_group(table, groups)
@@ -80,8 +80,9 @@ def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, m
         k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))  # [M, B, N, S, D]
         visible = _visible(key_mask, sizes, window, rows, axes, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
-        logits = scores(q, k, seen) * scale + of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        weights, more, total, m, any_key = _weights(q, logits, visible, more_keys, scale)
+        logits = to_logits(scores(q, k, seen)) + of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
+        more = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
+        weights, more, total, m, any_key = _weights(logits, more, visible)
         out = product(weights.astype(v.dtype), v, seen)
         if more is not None:
             out = out + _product_of_all(more.astype(v.dtype), more_values)
@@ -98,21 +99,18 @@ def _attend_tiles(contain, window, scale, query, key, value, table, more_keys, m
     return [untile_columns(x, axes) for x in results]
 
 
-def _weights(q, logits, visible, more_keys, scale):
+def _weights(logits, more, visible):
     """Returns weights before they are normalised.
 
     Args:
-        q: queries [M, B, N, T, D].
         logits: those of keys in windows, [M, B, N, T, S].
+        more: those of additional keys, [M, B, N, T, S]; or None.
         visible: which keys no mask hides, [M, B, 1, 1, S]; or None.
-        more_keys: additional keys [B, S, N, D]; or None.
-        scale: of their logits.
 
     Returns:
         Weights of keys and of additional keys (or None), their sum (1 instead of 0), the maximum of logits, and which queries
         see anything (or None where all do).
     """
-    more = None if more_keys is None else _scores_with_all(q, more_keys) * scale
     if visible is not None:
         logits = jnp.where(visible, logits, -jnp.inf)
     m = jnp.max(logits, axis=-1, keepdims=True)
@@ -132,12 +130,12 @@ def _weights(q, logits, visible, more_keys, scale):
     return weights, more, jnp.where(any_key, total, 1), m, any_key
 
 
-def _forward(window, scale, *primals):
+def _forward(window, to_logits, *primals):
     arrays = jax.tree.map(lambda primal: primal.value, primals)
-    return _attend(window, scale, *arrays), arrays
+    return _attend(window, to_logits, *arrays), arrays
 
 
-def _backward(window, scale, residuals, cotangents):
+def _backward(window, to_logits, residuals, cotangents):
     query, key, value, rpb, *rest = residuals
     d_out, d_lse = cotangents
     if isinstance(d_out, SymbolicZero):
@@ -146,7 +144,7 @@ def _backward(window, scale, residuals, cotangents):
     d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
     relative = _relative(plan_of(key, window))
     table = bias_table(relative, rpb, accumulator(query))
-    static, more = (window, scale, rpb is not None), 0 if rest[0] is None else 2
+    static, more = (window, to_logits, rpb is not None), 0 if rest[0] is None else 2
     gradients = _contained(_backward_tiles, 3 + more, static, query, key, value, table, *rest, d_out, d_lse)
     *gradients, d_table = gradients
     d_rpb = None
@@ -156,7 +154,7 @@ def _backward(window, scale, residuals, cotangents):
 
 
 def _backward_tiles(
-    contain, window, scale, bias, query, key, value, table, more_keys, more_values, key_mask, sizes, d_out, d_lse
+    contain, window, to_logits, bias, query, key, value, table, more_keys, more_values, key_mask, sizes, d_out, d_lse
 ):
     """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, of the table."""
     axes, groups = plan_of(key, window), query.shape[-2] // key.shape[-2]
@@ -177,8 +175,10 @@ def _backward_tiles(
             do, d_lse = jax.tree.map(lambda x: jnp.where(owned, x, 0), (do, d_lse))
         visible = _visible(key_mask, sizes, window, rows, axes, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
-        logits = scores(q, k, seen) * scale + of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
-        weights, more, total, _, any_key = _weights(q, logits, visible, more_keys, scale)
+        logits = to_logits(scores(q, k, seen))  # [M, B, N, T, S]
+        more_logits = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
+        biased = logits + of_tiles(table, rows, axes, q.ndim)
+        weights, more, total, _, any_key = _weights(biased, more_logits, visible)
         if any_key is not None and d_lse is not None:
             d_lse = jnp.where(any_key, d_lse, 0)
         weights = weights / total
@@ -190,13 +190,13 @@ def _backward_tiles(
         if d_lse is not None:
             delta = delta - d_lse
         d_logits = weights * (d_weights - delta)
-        weights, scaled = weights.astype(v.dtype), (d_logits * scale).astype(q.dtype)
-        d_query = product(scaled, k, seen)
-        d_key = product(transpose(scaled), q, transpose(seen)).astype(k.dtype)
+        weights, d_scores = weights.astype(v.dtype), to_logits.gradient(d_logits, logits).astype(q.dtype)
+        d_query = product(d_scores, k, seen)
+        d_key = product(transpose(d_scores), q, transpose(seen)).astype(k.dtype)
         d_value = product(transpose(weights), do, transpose(seen)).astype(v.dtype)
         of_all = []
         if more is not None:
-            d_more = (more * (d_more - delta) * scale).astype(q.dtype)
+            d_more = to_logits.gradient(more * (d_more - delta), more_logits).astype(q.dtype)
             d_query = d_query + _product_of_all(d_more, more_keys)
             of_all = [_sum_over_queries(d_more, q), _sum_over_queries(more.astype(v.dtype), do)]
         if bias:

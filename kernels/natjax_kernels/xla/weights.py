@@ -41,7 +41,7 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
     if any((axis.queries < 0).any() for axis in axes):  # padded queries repeat a token: nothing of them may flow back
         owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, jnp.int32) for axis in axes])  # [M, T]
         seen &= owned[:, None, None, :, None] > 0
-    logits = scores(q, k, seen) * problem.scale + bias
+    logits = problem.logits(scores(q, k, seen)) + bias
     if problem.key_mask is not None:
         logits = jnp.where(to_tiles(problem.key_mask[..., None, None], keys).swapaxes(-1, -2), logits, -jnp.inf)
     slots, present = _neighbour_slots(axes, problem.window)  # [classes, T, K]
@@ -51,7 +51,7 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
             for x in (problem.additional_keys, problem.additional_values)
         )
         more, values = (jnp.broadcast_to(x, (len(classes), *x.shape[1:])) for x in (more, values))  # [M, B, N, S, D]
-        logits = jnp.concatenate([logits, scores(q, more) * problem.scale], axis=-1)
+        logits = jnp.concatenate([logits, problem.logits(scores(q, more))], axis=-1)
         span, count, v = k.shape[-2], more.shape[-2], jnp.concatenate([v, values], axis=-2)
         seen = jnp.concatenate([seen, jnp.ones((*seen.shape[:-1], count), bool)], axis=-1)
         columns = np.broadcast_to(span + np.arange(count), (*slots.shape[:-1], count))
