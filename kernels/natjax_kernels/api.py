@@ -165,7 +165,7 @@ def neighborhood_attention(
             class or text tokens.
         additional_values: [B, S, Nk, Dv], their values.
         key_mask: [B, *spatial] bool, True for keys that queries may see. A query that sees none gets 0, with a log-sum-exp
-            of minus infinity.
+            of minus infinity. Beside a mask, logits below -5e37 count as hidden.
         sizes: [B, spatial axes] integers: the size of each entry's own map, which is at the start of the arrays, of at
             least kernel_size * dilation (that of a traced array is not checked: smaller maps are seen whole). Windows shift
             inward at its own borders, so that maps of mixed sizes in a batch give what each gives alone; what is past them

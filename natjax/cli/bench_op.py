@@ -17,6 +17,7 @@ from natjax.cli._arguments import (
     capability,
     flag_per_axis,
     int_per_axis,
+    positive_int,
     positive_seconds,
     token_shape,
 )
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="B,[[Z,]Y,]X,N,D",
         help="of the queries: batch, 1 to 3 sides of the map, heads, channels of a head",
+    )
+    parser.add_argument(
+        "--key-heads",
+        type=positive_int,
+        metavar="N",
+        help="heads of keys and values, where heads of queries share them",
     )
     per_axis = "; one number, or one per axis as in 3,7"
     parser.add_argument(
@@ -100,7 +107,9 @@ def _problem(args: argparse.Namespace) -> Problem:
 
     from natjax_kernels.problem import make_problem
 
-    tokens = jax.ShapeDtypeStruct(args.shape, args.dtype)
+    *others, heads, channels = args.shape
+    key_heads = args.key_heads or heads
+    tokens = [jax.ShapeDtypeStruct((*others, n, channels), args.dtype) for n in (heads, key_heads, key_heads)]
     window = {
         "kernel_size": args.kernel,
         "dilation": args.dilation,
@@ -108,11 +117,11 @@ def _problem(args: argparse.Namespace) -> Problem:
         "is_causal": args.causal,
         "periodic": args.periodic,
     }
-    problem = make_problem(tokens, tokens, tokens, **window)
+    problem = make_problem(*tokens, **window)
     if not args.bias:
         return problem
     rpb = jax.ShapeDtypeStruct((problem.heads, *(2 * k - 1 for k in problem.window.kernel_size)), args.dtype)
-    return make_problem(tokens, tokens, tokens, rpb=rpb, **window)
+    return make_problem(*tokens, rpb=rpb, **window)
 
 
 def _measure(args: argparse.Namespace, problem: Problem) -> None:
@@ -260,15 +269,22 @@ def _print_configurations(name: str, listed: Any, gpu: GPU) -> None:
 def _facts(problem: Problem, backward: bool) -> dict[str, Any]:
     from natjax.benchmarking.costs import options
 
-    facts = {"shape": problem.query.shape, **options(problem), "bias": problem.rpb is not None}
+    facts = {
+        "shape": problem.query.shape,
+        "key_heads": problem.key_heads,
+        **options(problem),
+        "bias": problem.rpb is not None,
+    }
     return {**facts, "dtype": problem.dtype.name, "backward": backward}
 
 
 def _print_problem(problem: Problem, backward: bool, where: str) -> None:
     window, passes = problem.window, "forward and backward" if backward else "forward"
+    heads = f"{counted(problem.heads, 'head')} of {counted(problem.head_dim, 'channel')}"
+    if problem.key_heads != problem.heads:
+        heads += f" ({problem.key_heads} of keys)"
     print(
-        f"{counted(problem.batch, 'map')} of {_sides(problem.spatial)} tokens, {counted(problem.heads, 'head')} of "
-        f"{counted(problem.head_dim, 'channel')}, {problem.dtype.name}, {passes}, {where}"
+        f"{counted(problem.batch, 'map')} of {_sides(problem.spatial)} tokens, {heads}, {problem.dtype.name}, {passes}, {where}"
     )
     said = [f"kernel {_sides(window.kernel_size)}"]
     said += [

@@ -117,6 +117,18 @@ def test_programs_compute_what_they_say():
     assert flops == 2 * 16**3
 
 
+def test_heads_that_share_keys(capsys):
+    arguments = ["bench", "op", "--shape", "1,6,7,4,4", "--kernel", "3", "--seconds", "0.01", "--key-heads", "2"]
+    found = document([*arguments, "--implementation", "xla", "--backward"], capsys)
+    assert (found["shape"], found["key_heads"]) == ([1, 6, 7, 4, 4], 2)
+    assert found["bytes"]["least"] == 3 * 4 * (4 + 2 + 2 + 4) * 6 * 7 * 4
+    assert list(found["measured"]) == ["xla", "dense attention"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "4 heads of 4 channels (2 of keys)" in capsys.readouterr().out
+    assert main([*arguments[:-1], "3", "--dry-run"]) == 1
+    assert "heads that divide the 4 of query" in capsys.readouterr().err
+
+
 def test_programs_are_timed_in_turn():
     log = []
     programs = {name: Program(lambda name=name: log.append(name), 0.0, None, calls=2) for name in "ab"}
@@ -270,6 +282,7 @@ def test_windows(capsys):
         ("--shape 1,8,0,2,4", "got '1,8,0,2,4'"),
         ("--shape 1,8,8,2,x", "got '1,8,8,2,x'"),
         ("--shape 1,8,2,4 --kernel big", "must be an integer or one per axis, as in 3,7; got 'big'"),
+        ("--shape 1,8,2,4 --key-heads 0", "argument --key-heads: must be"),
         ("--shape 1,8,2,4 --causal yes", "must be 0 or 1, or one per axis, as in 1,0; got 'yes'"),
         ("--shape 1,8,2,4 --capability 9", "must be a compute capability, as in 9.0; got '9'"),
         ("--shape 1,8,2,4 --dtype int8", "invalid choice: 'int8'"),
