@@ -50,6 +50,7 @@ class Case:
         masked: whether a mask hides keys, of some queries all that they see.
         periodic: whether the last axis is a ring.
         spacing: keys per query, along the last axis.
+        soft_cap: of logits.
     """
 
     spatial: tuple[int, ...]
@@ -70,6 +71,7 @@ class Case:
     masked: bool = False
     periodic: bool = False
     spacing: int = 1
+    soft_cap: float | None = None
 
 
 CASES = {
@@ -87,6 +89,7 @@ CASES = {
     "coarser queries on a ring": Case(
         (8, 42), None, (4, 7), dtype="float16", dilation=2, periodic=True, spacing=3, masked=True
     ),
+    "capped": Case((14, 16), (56, 56), (7, 7), dtype="float16", batch=1, soft_cap=0.5),
     "256 channels": Case((9, 10), (56, 56), (7, 7), 256, batch=1, bias=False),
 }
 ARCHITECTURES = (
@@ -222,7 +225,8 @@ def _evaluated(attend, case, arrays, d_out):
 
     def run(query, key, value, rpb):
         window = {"kernel_size": case.kernel_size, "dilation": case.dilation, "periodic": periodic}
-        out, lse = attend(make_problem(query, key, value, rpb=rpb, key_mask=mask, **window))
+        optional = {"rpb": rpb, "key_mask": mask, "logits_soft_cap": case.soft_cap}
+        out, lse = attend(make_problem(query, key, value, **optional, **window))
         return out, jnp.where(jnp.isneginf(lse), 0, lse)
 
     if case.d_lse:

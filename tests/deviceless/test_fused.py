@@ -40,6 +40,7 @@ CASES = {
         ],
     ),
     "coarser queries on a ring": ("float16", ["fwd MASKED: ", "bwd_dq D_QUERY", "bwd_dkv MASKED: "]),
+    "capped": ("float16", ["fwd: ", "bwd_dq D_QUERY D_TABLE: ", "bwd_dkv: "]),
     "256 channels": ("bfloat16", ["bwd_dq D_QUERY: "]),
     "float32": ("float32", ["fwd: 32 queries, 1 blocks of 4 x 32, ", "bwd_dq D_TABLE: "]),
 }
