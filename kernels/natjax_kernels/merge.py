@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from natjax_kernels.problem import accumulator, as_array
+from natjax_kernels.checks import as_array
+from natjax_kernels.problem import accumulator
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from natjax.configuration import NatConfig
-from natjax_kernels.problem import as_array, check_known
+from natjax_kernels.checks import as_array, check_known
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike

@@ -18,7 +18,7 @@ from natjax.nn.inputs import check_inputs, cut_to_sizes, pad_maps
 from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, project_columns, rms_norm
 from natjax.nn.rotary import check_rotary, rotate
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
-from natjax_kernels.problem import as_number, as_soft_cap
+from natjax_kernels.checks import as_number, as_soft_cap
 from natjax_kernels.window import make_window
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from natjax_kernels.problem import as_array, check_grids, check_known
+from natjax_kernels.checks import as_array, check_grids, check_known
 from natjax_kernels.sizes import mask_of_sizes
 
 if TYPE_CHECKING:

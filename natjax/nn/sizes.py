@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from natjax_kernels.problem import as_array
+from natjax_kernels.checks import as_array
 from natjax_kernels.sizes import mask_of_sizes
 
 if TYPE_CHECKING:
