@@ -205,6 +205,9 @@ def neighborhood_attention(
         _log.debug("neighborhood_attention %s %s: %s, %s", problem.query.shape, problem.window, name, reason)
     with jax.named_scope(f"neighborhood_attention_{name}"):
         out, lse = IMPLEMENTATIONS[name].attend(_without_hidden(problem))
+        if problem.sizes is not None and problem.additional_keys is not None:  # which is seen from past a map, too
+            within = mask_of_sizes(problem.sizes, problem.spatial)[..., None]
+            out, lse = jnp.where(within[..., None], out, 0), jnp.where(within, lse, -jnp.inf)
         out = unfold(out, problem.folded)
         return (out, unfold(lse, problem.folded)) if return_lse else out
 

@@ -63,12 +63,42 @@ BIASES = {  # by kernel size - 1 plus how many steps a key is after the query
 }
 
 
+SIZED = {  # of maps that are shorter than the axis
+    "odd": (Axis(7, 3), 4, ["012", "012", "123", "123", "", "", ""]),
+    "dilated": (Axis(7, 2, 2), 5, ["02", "13", "02", "13", "24", "", ""]),
+    "strided": (Axis(8, 3, stride=2), 5, ["012", "012", "234", "234", "234", "", "", ""]),
+    "causal": (Axis(5, 3, is_causal=True), 3, ["0", "01", "012", "", ""]),
+    "causal, strided": (Axis(6, 3, stride=2, is_causal=True), 5, ["0", "01", "12", "123", "234", ""]),
+    "twice the queries": (Axis(5, 3, queries=10), 3, ["012"] * 6 + [""] * 4),
+    "smaller than the window": (Axis(6, 5), 3, ["012"] * 3 + [""] * 3),
+    "all, smaller than the window": (Axis(6, -1, 2), 3, ["02", "1", "02", "", "", ""]),
+    "nothing": (Axis(3, 2), 0, ["", "", ""]),
+}
+
+
 @pytest.mark.parametrize("name", WINDOWS)
 def test_the_definition_lists_windows_as_written_by_hand(name):
     axis, windows = WINDOWS[name]
     assert [[key for key, _ in window] for window in axis.neighbours()] == [[int(key) for key in w] for w in windows]
     if name in BIASES:
         assert [[bias for _, bias in window] for window in axis.neighbours()] == BIASES[name]
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_the_definition_lists_windows_of_shorter_maps_as_written_by_hand(name):
+    axis, size, windows = SIZED[name]
+    found = [[key for key, _ in window] for window in axis.neighbours(size)]
+    assert found == [[int(key) for key in window] for window in windows]
+
+
+def test_the_definition_of_a_map_that_is_smaller_than_the_axes():
+    """A map of 2 x 3 in axes of 3 x 4: keys are 4 * y + x, and nothing past the map has or is a neighbour."""
+    keys, biases = neighbours((Axis(3, 2), Axis(4, 2)), (2, 3))
+    none = [-1] * 4
+    assert keys.tolist() == [*[[0, 1, 4, 5], [0, 1, 4, 5], [1, 2, 5, 6], none] * 2, *[none] * 4]
+    assert biases.tolist() == [
+        [4, 5, 7, 8], [3, 4, 6, 7], [3, 4, 6, 7], none, [1, 2, 4, 5], [0, 1, 3, 4], [0, 1, 3, 4], none, *[none] * 4,
+    ]  # fmt: skip
 
 
 def test_the_definition_combines_axes():
@@ -119,6 +149,27 @@ def test_the_definition_of_what_sees_nothing(x64):
     assert all((gradient == 0).all() for gradient in gradients.values())
 
 
+def test_the_definition_of_maps_of_mixed_sizes(x64):
+    """Each gives what it gives alone; beyond it there is nothing, though additional keys are seen by all."""
+    axes = Axis(5, 3, stride=2, is_causal=True), Axis(6, 2, dilation=2, queries=12)
+    call = Call(axes, 4, 2, 3, 2, batch=2, bias=True, additional=2, masked="some", sizes=((3, 5), (4, 4)))
+    arrays, mask, _ = call.draw()
+    run = jax.jit(attend, static_argnums=0, compiler_options=QUICK)
+    out, lse = run(call, arrays, mask)
+    for entry, (height, width) in enumerate(call.sizes):
+        cut = dataclasses.replace(axes[0], length=height), dataclasses.replace(axes[1], length=width, queries=2 * width)
+        alone = {name: x if name == "rpb" else x[entry : entry + 1] for name, x in arrays.items()}
+        alone |= {name: alone[name][:, :height, :width] for name in ("key", "value")}
+        alone["query"] = alone["query"][:, :height, : 2 * width]
+        call_alone = dataclasses.replace(call, axes=cut, sizes=None)
+        expected = run(call_alone, alone, mask[entry : entry + 1, :height, :width])
+        for got, right, beyond in zip((out, lse), expected, (0, -np.inf), strict=True):
+            inside = np.zeros(got.shape[1:3], bool)
+            inside[:height, : 2 * width] = True
+            np.testing.assert_allclose(got[entry, :height, : 2 * width], right[0], rtol=1e-14)
+            assert (got[entry][~inside] == beyond).all()
+
+
 def test_gradients_of_the_definition_are_those_of_finite_differences(x64):
     axes = Axis(4, 3, stride=2, is_causal=True), Axis(6, 2, dilation=2, periodic=True, queries=3)
     call = Call(axes, 4, 2, 3, 2, batch=2, bias=True, additional=2, masked="all")
@@ -127,14 +178,14 @@ def test_gradients_of_the_definition_are_those_of_finite_differences(x64):
     jax.test_util.check_grads(op, (arrays,), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-def evaluated(op, arrays, mask, cotangents):
-    """Returns op(arrays, mask), and by name the gradients of its arrays for cotangents of out and lse, all float64."""
+def evaluated(op, arrays, hidden, cotangents):
+    """Returns op(arrays, hidden), and by name the gradients of its arrays for cotangents of out and lse, all float64."""
 
-    def run(arrays, mask, cotangents):
-        results, pull = jax.vjp(lambda arrays: op(arrays, mask), arrays)
+    def run(arrays, hidden, cotangents):
+        results, pull = jax.vjp(lambda arrays: op(arrays, hidden), arrays)
         return results, *pull(cotangents)
 
-    results = jax.jit(run, compiler_options=QUICK)(arrays, mask, cotangents)
+    results = jax.jit(run, compiler_options=QUICK)(arrays, hidden, cotangents)
     return jax.tree.map(lambda x: np.asarray(x, np.float64), results)
 
 
@@ -143,10 +194,11 @@ def assert_equal_to_the_definition(implementation, call, dtype, seed):
     arrays, mask, cotangents = call.draw(dtype, seed)
     options = call.options() | {"return_lse": True, "implementation": implementation}
 
-    def op(arrays, mask):
-        return neighborhood_attention(**arrays, key_mask=mask, **options)
+    def op(arrays, hidden):
+        return neighborhood_attention(**arrays, **hidden, **options)
 
-    got = evaluated(op, arrays, mask, cotangents)
+    hidden = {"key_mask": mask, "sizes": call.sizes and jnp.asarray(call.sizes)}
+    got = evaluated(op, arrays, hidden, cotangents)
     exact = jax.tree.map(lambda x: x.astype("float64"), (arrays, cotangents))
     expected = evaluated(functools.partial(attend, call), exact[0], mask, exact[1])
     for (path, right), result in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
@@ -154,52 +206,61 @@ def assert_equal_to_the_definition(implementation, call, dtype, seed):
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(result / size, right / size, rtol=0, atol=TOLERANCE[dtype], err_msg=name)
     if implementation == "xla_autodiff":
-        tangents, _, _ = call.draw(dtype, seed + 1)
-        forward = jax.jit(lambda *args: jax.jvp(lambda arrays: op(arrays, mask), *args)[1], compiler_options=QUICK)
-        along_tangents = sum(map(jnp.vdot, forward((arrays,), (tangents,)), cotangents))
+        tangents = jax.tree.map(jnp.nan_to_num, call.draw(dtype, seed + 1)[0])
+
+        def forward(hidden, *args):
+            return jax.jvp(lambda arrays: op(arrays, hidden), *args)[1]
+
+        forward = jax.jit(forward, compiler_options=QUICK)
+        along_tangents = sum(map(jnp.vdot, forward(hidden, (arrays,), (tangents,)), cotangents))
         along_gradients = sum(np.vdot(gradient, tangents[name]) for name, gradient in expected[1].items())
         np.testing.assert_allclose(along_tangents, along_gradients, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @st.composite
-def axes(draw, longest):
-    """Any legal axis."""
+def axes(draw, longest, sized=False):
+    """Any legal axis, or any that maps of mixed sizes can have."""
     dilation = draw(st.integers(1, min(3, longest // 2)))
     kernel = draw(st.integers(2, min(6, longest // dilation)))
     stride = draw(st.integers(1, min(kernel, 4)))
     lengths = range(kernel * dilation, longest + 1)
     even = [n for n in lengths if n % (stride * dilation) == 0]  # whose dilation groups and strides are all alike
     length = draw(st.sampled_from(even)) if even and draw(st.booleans()) else draw(st.sampled_from(lengths))
-    periodic = length in even and draw(st.booleans())
+    periodic = not sized and length in even and draw(st.booleans())
     causal = not periodic and draw(st.booleans())
     if length % dilation == 0 and draw(st.integers(0, 4)) == 0:
         kernel = -1
     finer = [n * length for n in (2, 3) if n * length <= 2 * longest]
     coarser = [length // n for n in range(2, length + 1) if length % n == 0]
-    queries = draw(st.one_of(st.none(), st.sampled_from(finer), st.sampled_from(coarser)))
+    queries = draw(st.one_of(st.none(), st.sampled_from(finer), st.nothing() if sized else st.sampled_from(coarser)))
     return Axis(length, kernel, dilation, stride, causal, periodic, queries)
 
 
 @st.composite
-def calls(draw, longest, most_entries):
-    """Any legal call on axes that, by their number, are at most so long."""
-    rank, key_heads = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+def calls(draw, longest, most_entries, sized):
+    """Any legal call on axes that, by their number, are at most so long; `sized` draws whether maps have sizes of their own."""
+    rank, key_heads, sized = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(sized)
+    several, batch = [draw(axes(longest[rank], sized)) for _ in range(rank)], draw(st.integers(1, most_entries))
+    # Maps that are smaller than their windows, too, which only traced sizes can be.
+    sides = [st.integers(axis.kernel * axis.dilation, axis.length) | st.integers(0, axis.length) for axis in several]
     return Call(
-        axes=tuple(draw(axes(longest[rank])) for _ in range(rank)),
+        axes=tuple(several),
         heads=key_heads * draw(st.integers(1, 3)),
         key_heads=key_heads,
         channels=draw(st.integers(1, 5)),
         value_channels=draw(st.integers(1, 5)),
-        batch=draw(st.integers(1, most_entries)),
+        batch=batch,
         bias=draw(st.booleans()),
         additional=draw(st.sampled_from([None, 0, 1, 3])),
         masked=draw(st.sampled_from(["none", "some", "all"])),
+        sizes=tuple(tuple(draw(side) for side in sides) for _ in range(batch)) if sized else None,
         scale=draw(st.sampled_from([None, 0.7])),
+        logits_soft_cap=draw(st.sampled_from([None, None, 0.8])),
     )
 
 
-CALLS = calls({1: 20, 2: 8, 3: 5}, 2)
-SMALL_CALLS = calls({1: 10, 2: 5, 3: 4}, 1)  # for Triton's interpreter
+CALLS = calls({1: 20, 2: 8, 3: 5}, 2, st.sampled_from([False, False, True]))
+SMALL_CALLS = calls({1: 10, 2: 5, 3: 4}, 1, st.just(False))  # for Triton's interpreter; it has no sizes
 
 
 def sweep(implementation, precise, examples):
@@ -281,7 +342,7 @@ def test_neighbors_of_several_axes(several):
 
 
 @hypothesis.settings(max_examples=10, derandomize=True, deadline=None, database=None)
-@hypothesis.given(calls({1: 12, 2: 5, 3: 4}, 1))
+@hypothesis.given(calls({1: 12, 2: 5, 3: 4}, 1, st.just(False)))
 def test_weights_are_those_of_neighbors_in_their_order(call):
     """Values are unit vectors, so that the definition's output is one weight per key, and then per additional key."""
     more = call.additional or 0
