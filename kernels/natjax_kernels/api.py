@@ -205,9 +205,7 @@ def neighborhood_attention(
         _log.debug("neighborhood_attention %s %s: %s, %s", problem.query.shape, problem.window, name, reason)
     with jax.named_scope(f"neighborhood_attention_{name}"):
         out, lse = IMPLEMENTATIONS[name].attend(_without_hidden(problem))
-        if problem.sizes is not None and problem.additional_keys is not None:  # which is seen from past a map, too
-            within = mask_of_sizes(problem.sizes, problem.spatial)[..., None]
-            out, lse = jnp.where(within[..., None], out, 0), jnp.where(within, lse, -jnp.inf)
+        out, lse = _beyond_maps(problem, out, 0), _beyond_maps(problem, lse, -jnp.inf)
         out = unfold(out, problem.folded)
         return (out, unfold(lse, problem.folded)) if return_lse else out
 
@@ -228,6 +226,7 @@ def neighborhood_attention_with_weights(
     additional_keys: Float[Array, "B S Nk D"] | None = None,
     additional_values: Float[Array, "B S Nk Dv"] | None = None,
     key_mask: Bool[Array, "B *spatial"] | None = None,
+    sizes: Int[Array, "B rank"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> tuple[Float[Array, "B *queries N Dv"], Float[Array, "B N *queries K"]]:
@@ -250,12 +249,14 @@ def neighborhood_attention_with_weights(
         additional_keys: see there.
         additional_values: see there.
         key_mask: see there.
+        sizes: see there.
         dropout_rate: share of the weights to drop, in [0, 1); the others are rescaled by 1 / (1 - dropout_rate).
         dropout_key: a `jax.random.key`, needed where dropout_rate is above 0.
 
     Returns:
         The output, and the weights that made it (so after dropout) as [B, N, *queries, product of kernel sizes + S]: one per
-        neighbour, in the order of the axes, 0 for those that a causal window does not have, and one per additional key.
+        neighbour, in the order of the axes, 0 for those that a causal window or a smaller map does not have, and one per
+        additional key.
 
     Raises:
         TypeError: see there.
@@ -276,13 +277,14 @@ def neighborhood_attention_with_weights(
         additional_keys=additional_keys,
         additional_values=additional_values,
         key_mask=key_mask,
+        sizes=sizes,
     )
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1); got {dropout_rate}.")
     if dropout_rate and dropout_key is None:
         raise ValueError(f"dropout_rate {dropout_rate} needs a dropout_key, such as jax.random.key(0); got None.")
     out, weights = attend_with_weights(_without_hidden(problem), dropout_rate=dropout_rate, dropout_key=dropout_key)
-    out, weights = (unfold(x, problem.folded) for x in (out, weights))
+    out, weights = (unfold(_beyond_maps(problem, x, 0), problem.folded) for x in (out, weights))
     return out, jnp.moveaxis(weights, -2, 1)
 
 
@@ -341,6 +343,14 @@ def _without_hidden(problem: Problem) -> Problem:
         return problem
     key, value = (jnp.where(mask[..., None, None], x, 0) for x in (problem.key, problem.value))
     return dataclasses.replace(problem, query=query, key=key, value=value, key_mask=mask)
+
+
+def _beyond_maps(problem: Problem, x: jax.Array, value: float) -> jax.Array:
+    """Sets what queries past an entry's own map get, [B, *spatial, ...]: additional keys are seen from there, too."""
+    if problem.sizes is None or problem.additional_keys is None:
+        return x
+    within = mask_of_sizes(problem.sizes, problem.spatial)
+    return jnp.where(within.reshape(*within.shape, *(1,) * (x.ndim - within.ndim)), x, value)
 
 
 def _choose(implementation: str | None, problem: Problem) -> tuple[str, str]:

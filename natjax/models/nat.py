@@ -96,7 +96,7 @@ class NatModel(NatPreTrainedModel):
         Args:
             pixel_values: normalised images, floating point, any height and width.
             pixel_mask: not 0 for the pixels of every image, which are at the top left of its array: batches of images of
-                mixed sizes give what each image gives alone, and features past its size are 0. Without attention weights.
+                mixed sizes give what each image gives alone, and features past its size are 0.
             output_hidden_states: whether to return the output of the stem and of every level.
             output_attentions: whether to return the attention weights of every level's last layer.
             rngs: `nnx.Rngs` or a `jax.random.key` for dropouts; needed by a training view with any rate above 0.

@@ -223,7 +223,7 @@ class NeighborhoodAttention(nnx.Module):
                 tokens.
             sizes: [B, spatial axes] integers: the size of each entry's own map, which is at the start of x. Entries of mixed
                 sizes give what each gives alone; what is past their sizes is seen by none and means nothing. For
-                self-attention, without attention weights.
+                self-attention.
             rngs: `nnx.Rngs` or a `jax.random.key` for dropouts; needed by a training view with any rate above 0.
             output_attentions: whether to return the attention weights, too. All of them are in memory then.
 
@@ -294,10 +294,6 @@ class NeighborhoodAttention(nnx.Module):
         rate = 0.0 if self.deterministic else self.attention_dropout
         if not (output_attentions or rate):
             return neighborhood_attention(query, key, value, implementation=self.implementation, **options), None
-        if "sizes" in more:
-            raise NotImplementedError(
-                "attention weights cannot be returned or dropped with sizes; leave output_attentions and attention dropout out."
-            )
         if self.implementation not in _WEIGHTS_BY:  # a named one is never replaced by another
             raise NotImplementedError(
                 f"implementation={self.implementation!r} cannot run: it neither returns attention weights nor drops them. "

@@ -341,8 +341,23 @@ def test_neighbors_of_several_axes(several):
     assert lists_of(table.reshape(-1, count)) == lists_of(neighbours(several)[0])
 
 
+def in_order(axes, size):
+    """Returns the keys that each query of a map has for all neighbours along all axes, [Q, K]; -1 for those that it has not."""
+    padded = [
+        [[key for key, _ in window] + [None] * (axis.kernel - len(window)) for window in axis.neighbours(n)]
+        for axis, n in zip(axes, size, strict=True)
+    ]
+    spatial = [axis.length for axis in axes]
+    return np.array(
+        [
+            [-1 if None in key else np.ravel_multi_index(key, spatial) for key in itertools.product(*windows)]
+            for windows in itertools.product(*padded)
+        ]
+    )
+
+
 @hypothesis.settings(max_examples=10, derandomize=True, deadline=None, database=None)
-@hypothesis.given(calls({1: 12, 2: 5, 3: 4}, 1, st.just(False)))
+@hypothesis.given(calls({1: 12, 2: 5, 3: 4}, 1, st.booleans()))
 def test_weights_are_those_of_neighbors_in_their_order(call):
     """Values are unit vectors, so that the definition's output is one weight per key, and then per additional key."""
     more = call.additional or 0
@@ -355,14 +370,17 @@ def test_weights_are_those_of_neighbors_in_their_order(call):
         if call.additional is not None:
             arrays["additional_values"] = units[:, tokens:]
         op = functools.partial(neighborhood_attention_with_weights, key_mask=mask, **call.options())
-        _, weights = jax.jit(lambda arrays: op(**arrays), compiler_options=QUICK)(arrays)
+        sizes = call.sizes and jnp.asarray(call.sizes)
+        _, weights = jax.jit(lambda arrays, sizes: op(**arrays, sizes=sizes), compiler_options=QUICK)(arrays, sizes)
         expected, _ = jax.jit(functools.partial(attend, call), compiler_options=QUICK)(arrays, mask)
     spatial, grid = tuple(axis.length for axis in call.axes), tuple(axis.query_length for axis in call.axes)
-    index = neighbors(spatial, **call.windows(), query_spatial=grid)
-    index = index.reshape(math.prod(grid), 1, -1)
+    index = in_order(call.axes, call.sizes[0] if call.sizes else spatial)[:, None]
+    if call.sizes is None:
+        np.testing.assert_array_equal(
+            index, neighbors(spatial, **call.windows(), query_spatial=grid).reshape(index.shape)
+        )
     index = np.concatenate([index, np.broadcast_to(tokens + np.arange(more), (*index.shape[:2], more))], axis=-1)
-    in_order = np.where(
-        index < 0, 0, np.take_along_axis(expected.reshape(len(index), call.heads, -1), index, axis=-1)
-    )  # [Q, N, K + S]
+    expected = np.take_along_axis(expected.reshape(len(index), call.heads, -1), index, axis=-1)
+    expected = np.where(index < 0, 0, expected)  # [Q, N, K + S]
     assert weights.shape == (1, call.heads, *grid, index.shape[-1])
-    np.testing.assert_allclose(weights.reshape(call.heads, len(index), -1).swapaxes(0, 1), in_order, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(weights.reshape(call.heads, len(index), -1).swapaxes(0, 1), expected, rtol=0, atol=1e-12)

@@ -97,6 +97,52 @@ def test_weights_are_one_per_neighbour_in_order(call, x64):
         np.testing.assert_allclose(weights[(0, slice(None), *token)], expected, atol=1e-12)
 
 
+def test_maps_of_mixed_sizes_give_what_each_gives_alone(x64):
+    """Queries on a finer grid, fewer key heads and additional keys; outside of maps, tokens may be anything."""
+    rng, sizes = np.random.default_rng(0), np.array([[9, 7], [4, 8]])
+    options = {"kernel_size": (4, 3), "dilation": (1, 2), "stride": (2, 1), "is_causal": (True, False)}
+    shapes = {"query": (2, 9, 20, 4, 3), "key": (2, 9, 10, 2, 3), "value": (2, 9, 10, 2, 5), "rpb": (4, 7, 5)}
+    shapes |= {"additional_keys": (2, 3, 2, 3), "additional_values": (2, 3, 2, 5)}
+    arrays = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+    def cut(x, entry, finer=1):
+        return x[entry : entry + 1, : sizes[entry, 0], : finer * sizes[entry, 1]]
+
+    def of_entry(x, entry):
+        maps = {"query": cut(x["query"], entry, 2), "key": cut(x["key"], entry), "value": cut(x["value"], entry)}
+        return {name: x if name == "rpb" else maps.get(name, x[entry : entry + 1]) for name, x in x.items()}
+
+    for name, finer in (("query", 2), ("key", 1), ("value", 1)):
+        hidden = np.asarray(arrays[name]).copy()
+        for entry in range(2):
+            inside = cut(hidden, entry, finer).copy()
+            hidden[entry] = np.nan
+            cut(hidden, entry, finer)[:] = inside
+        arrays[name] = jnp.asarray(hidden)
+
+    @jax.jit
+    def run(arrays, sizes=None):
+        (out, weights), pull = jax.vjp(
+            lambda arrays: neighborhood_attention_with_weights(**arrays, **options, sizes=sizes), arrays
+        )
+        return out, weights, pull((jnp.cos(out), jnp.sin(weights)))[0]
+
+    out, weights, gradients = run(arrays, jnp.asarray(sizes))
+    alone = [run(of_entry(arrays, entry)) for entry in range(2)]
+    for entry, (expected, expected_weights, expected_gradients) in enumerate(alone):
+        height, width = expected.shape[1:3]
+        np.testing.assert_allclose(out[entry, :height, :width], expected[0], atol=1e-12)
+        np.testing.assert_allclose(weights[entry, :, :height, :width], expected_weights[0], atol=1e-12)
+        for x in (out[entry], jnp.moveaxis(weights[entry], 0, 2)):
+            assert not x[height:].any()
+            assert not x[:, width:].any()
+        for name, x in of_entry(gradients, entry).items():
+            if name != "rpb":
+                np.testing.assert_allclose(x, expected_gradients[name], atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(gradients["rpb"], sum(x["rpb"] for _, _, x in alone), atol=1e-12)
+    assert all(jnp.isfinite(x).all() for x in gradients.values())
+
+
 def test_dropout_drops_and_rescales(x64):
     (query, key, value, rpb), options = draw(CALLS["2-D"])
 

@@ -106,8 +106,34 @@ def test_masks_that_do_not_fit(batch, change, message):
         model(pixels, pixel_mask=change(mask))
 
 
-def test_attention_weights_are_refused(batch):
+def test_attention_weights(batch):
     pixels, mask = batch
     model = natjax.NatModel(CONFIG, rngs=nnx.Rngs(0))
-    with pytest.raises(NotImplementedError, match="leave output_attentions and attention dropout out"):
-        model(pixels, pixel_mask=mask, output_attentions=True)
+    attentions = jax.jit(lambda x, mask=None: model(x, pixel_mask=mask, output_attentions=True).attentions)
+    together = attentions(pixels, mask)
+    for i, image in enumerate(images(pixels)):
+        for got, right in zip(together, attentions(image), strict=True):
+            height, width = right.shape[2:4]
+            np.testing.assert_allclose(got[i, :, :height, :width], right[0], atol=1e-5)
+
+
+def test_attention_dropout():
+    """Weights are dropped in training, and nothing past an entry's own size reaches a gradient."""
+    layer = natjax.NeighborhoodAttention(8, 2, kernel_size=3, dilation=2, attention_dropout=0.5, rngs=nnx.Rngs(0))
+    x, sizes = np.random.default_rng(0).normal(size=(2, 9, 8, 8)), jnp.asarray([[9, 8], [7, 4]])  # one is padded to 6
+    x[1, 7:] = x[1, :, 4:] = np.nan
+    graph, params = nnx.split(nnx.view(layer, deterministic=False))
+
+    @jax.jit
+    def run(params):
+        y, weights = nnx.merge(graph, params)(
+            jnp.asarray(x, "float32"), sizes=sizes, rngs=jax.random.key(0), output_attentions=True
+        )
+        return jnp.sum(y[0] ** 2) + jnp.sum(y[1, :7, :4] ** 2), weights
+
+    (_, weights), gradients = jax.value_and_grad(run, has_aux=True)(params)
+    for entry, (height, width) in enumerate([(9, 8), (7, 6)]):
+        assert 0.4 < np.mean(weights[entry, :, :height, :width] > 0) < 0.6
+        assert not weights[entry, :, height:].any()
+        assert not weights[entry, :, :, width:].any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))

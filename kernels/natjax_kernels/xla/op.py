@@ -14,7 +14,6 @@ Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D chann
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,6 @@ from natjax_kernels.masked import product, scores, transpose
 from natjax_kernels.plan import AxisPlan, Window
 from natjax_kernels.problem import Problem, accumulator
 from natjax_kernels.sharding import laid_alike, sharded_as
-from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.xla.tiles import (
     batch_parts,
     by_steps,
@@ -45,6 +43,7 @@ from natjax_kernels.xla.tiles import (
     sum_by_class,
     untile_columns,
     untile_rows,
+    visible_keys,
 )
 
 
@@ -78,7 +77,7 @@ def _attend_tiles(contain, window, to_logits, query, key, value, table, more_key
     def step(rows):
         q = join_group(gather_tiles(query, query_index(axes, rows)), groups)  # [M, B, N, T, D]
         k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))  # [M, B, N, S, D]
-        visible = _visible(key_mask, sizes, window, rows, axes, groups)
+        visible = _visible(key_mask, sizes, window, axes, rows, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
         logits = to_logits(scores(q, k, seen)) + of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
         more = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
@@ -173,7 +172,7 @@ def _backward_tiles(
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
             owned = owned_queries(rows, axes, q.ndim, groups)
             do, d_lse = jax.tree.map(lambda x: jnp.where(owned, x, 0), (do, d_lse))
-        visible = _visible(key_mask, sizes, window, rows, axes, groups)
+        visible = _visible(key_mask, sizes, window, axes, rows, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
         logits = to_logits(scores(q, k, seen))  # [M, B, N, T, S]
         more_logits = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
@@ -251,22 +250,13 @@ def _all_finite_of_all(size, mapped, *arrays):
     return _all_finite(*arrays), False  # one answer for all mapped entries, or both ways would be computed for each
 
 
-def _visible(key_mask, sizes, window: Window, rows: dict, axes: tuple[AxisPlan, ...], groups: int):
-    """Which keys of tiles neither a mask nor an entry's own size hides, [M, B, 1, T or 1, S]; None where all are visible."""
-    if key_mask is None:
+def _visible(key_mask, sizes, window: Window, axes: tuple[AxisPlan, ...], rows: dict, groups: int):
+    """`visible_keys`, of the rank of scores, of all queries of the heads that share a key head."""
+    visible = visible_keys(key_mask, sizes, window, axes, rows)
+    if visible is None:
         return None
-    keys = key_index(axes, rows)
-    visible = transpose(gather_tiles(key_mask[..., None, None], keys))
-    if sizes is None:
-        return visible
-    rank, seen = len(axes), jnp.ones((), bool)
-    for a, (axis, q, k) in enumerate(zip(window.axes(), query_index(axes, rows), keys, strict=True)):
-        of_axis = jnp.moveaxis(seen_at_sizes(sizes[:, a], axis, q, k), 0, 1)  # [tiles, B, T, S]
-        shape = [1] * (3 * rank + 1)
-        shape[a], shape[rank], shape[rank + 1 + a], shape[2 * rank + 1 + a] = of_axis.shape
-        seen = seen & of_axis.reshape(shape)
-    seen = seen.reshape(-1, sizes.shape[0], 1, math.prod(seen.shape[rank + 1 : 2 * rank + 1]), visible.shape[-1])
-    return visible & join_group(seen[:, 0] if visible.ndim == 4 else seen, groups)
+    visible = visible[:, 0] if visible.shape[1] == 1 else visible
+    return visible if sizes is None else join_group(visible, groups)
 
 
 def _scores_with_all(query, key):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import numpy as np
 from natjax_kernels.grids import join_group
 from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
 from natjax_kernels.sharding import laid_out, reshape, spec_of
+from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
 
 
@@ -198,3 +200,28 @@ def owned_queries(rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int
     owned = [jnp.asarray(x, jnp.int32) for x in (rows["owned"], *(axis.queries >= 0 for axis in axes[1:]))]
     owned = join_group(functools.reduce(jnp.kron, owned)[:, None, :, None] > 0, groups)
     return owned if rank == 4 else owned[:, None]
+
+
+def visible_keys(key_mask, sizes, window: Window, axes: tuple[AxisPlan, ...], rows: dict | None = None):
+    """Which keys of tiles neither a mask nor an entry's own size hides, [M, B, 1, T or 1, S]; None where all are visible."""
+    if key_mask is None:
+        return None
+    keys = key_index(axes, rows)
+    visible = to_tiles(key_mask[..., None, None], keys).swapaxes(-1, -2)
+    if sizes is None:
+        return visible
+    windows = zip(sizes.T, window.axes(), query_index(axes, rows), keys, strict=True)
+    return visible & of_map(operator.and_, [seen_at_sizes(*axis) for axis in windows])[:, :, None]
+
+
+def of_map(combine, axes: list):
+    """Combines what is known of the tiles of every axis, [B, tiles, T, S], to what is of those of the map, [M, B, T, S]."""
+    rank, spread = len(axes), []
+    for a, x in enumerate(axes):
+        x, shape = jnp.moveaxis(x, 0, 1), [1] * (3 * rank + 1)
+        shape[a], shape[rank], shape[rank + 1 + a], shape[2 * rank + 1 + a] = x.shape
+        spread.append(x.reshape(shape))
+    x = functools.reduce(combine, spread)
+    for first, count in ((2 * rank + 1, rank), (rank + 1, rank), (0, rank)):
+        x = jax.lax.collapse(x, first, first + count)
+    return x

@@ -6,6 +6,8 @@ The attention of `natjax_kernels.xla.op` with the weights kept; derivatives are 
 from __future__ import annotations
 
 import functools
+import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,8 @@ from natjax_kernels.masked import product, scores
 from natjax_kernels.plan import AxisPlan, Window, tile_classes
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import spec_of, within_auto_axes
-from natjax_kernels.xla.tiles import from_tiles, key_index, plan_of, query_index, to_tiles
+from natjax_kernels.sizes import windows_at_sizes
+from natjax_kernels.xla.tiles import from_tiles, key_index, of_map, plan_of, query_index, to_tiles, visible_keys
 
 
 def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
@@ -41,10 +44,11 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
     if any((axis.queries < 0).any() for axis in axes):  # padded queries repeat a token: nothing of them may flow back
         owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, jnp.int32) for axis in axes])  # [M, T]
         seen &= owned[:, None, None, :, None] > 0
+    visible = visible_keys(problem.key_mask, problem.sizes, problem.window, axes)
+    seen = seen if visible is None else seen & visible
     logits = problem.logits(scores(q, k, seen)) + bias
-    if problem.key_mask is not None:
-        logits = jnp.where(to_tiles(problem.key_mask[..., None, None], keys).swapaxes(-1, -2), logits, -jnp.inf)
-    slots, present = _neighbour_slots(axes, problem.window)  # [classes, T, K]
+    if visible is not None:
+        logits = jnp.where(visible, logits, -jnp.inf)
     if problem.additional_keys is not None:
         more, values = (
             repeat_heads(x.swapaxes(1, 2), repeats, 1)[None]
@@ -52,11 +56,8 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
         )
         more, values = (jnp.broadcast_to(x, (len(classes), *x.shape[1:])) for x in (more, values))  # [M, B, N, S, D]
         logits = jnp.concatenate([logits, problem.logits(scores(q, more))], axis=-1)
-        span, count, v = k.shape[-2], more.shape[-2], jnp.concatenate([v, values], axis=-2)
-        seen = jnp.concatenate([seen, jnp.ones((*seen.shape[:-1], count), bool)], axis=-1)
-        columns = np.broadcast_to(span + np.arange(count), (*slots.shape[:-1], count))
-        slots = np.concatenate([slots, columns], axis=-1)
-        present = np.concatenate([present, np.ones(columns.shape, bool)], axis=-1)
+        v = jnp.concatenate([v, values], axis=-2)
+        seen = jnp.concatenate([seen, jnp.ones((*seen.shape[:-1], more.shape[-2]), bool)], axis=-1)
     if problem.key_mask is None:
         probabilities = jax.nn.softmax(logits, axis=-1)
     else:
@@ -67,15 +68,19 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
         probabilities = jnp.where(kept, probabilities / (1 - dropout_rate), 0)
     probabilities = probabilities.astype(problem.dtype)
     out = product(probabilities, v, seen).astype(problem.dtype)
-    slots = jnp.asarray(slots, jnp.int32)[classes][:, None, None]
-    per_neighbour = jnp.take_along_axis(probabilities, slots, axis=-1, mode="clip")
-    if not present.all():
-        per_neighbour = jnp.where(jnp.asarray(present)[classes][:, None, None], per_neighbour, 0)
-    return from_tiles(out, axes), from_tiles(per_neighbour, axes)
+    per_neighbour, of_additional = jnp.split(probabilities, [k.shape[-2]], axis=-1)
+    if problem.sizes is None:
+        slots, present = _slots(axes, problem.window)
+    else:
+        slots, present = _slots_at_sizes(problem.sizes, axes, problem.window)
+    per_neighbour = jnp.take_along_axis(per_neighbour, slots, axis=-1, mode="clip")
+    if present is not None:
+        per_neighbour = jnp.where(present, per_neighbour, 0)
+    return from_tiles(out, axes), from_tiles(jnp.concatenate([per_neighbour, of_additional], axis=-1), axes)
 
 
-def _neighbour_slots(axes: tuple[AxisPlan, ...], window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """The key slot of every neighbour of every query, and whether there is such a neighbour, [classes, T, K] each."""
+def _slots(axes: tuple[AxisPlan, ...], window: Window):
+    """The key slot of every neighbour of every query, [M, 1, 1, T, K], and whether there is one (None where there always is)."""
     slots, present = np.zeros((1, 1, 1), int), np.ones((1, 1, 1), bool)
     for axis, kernel in zip(axes, window.kernel_size, strict=True):
         span = axis.relative.shape[-1]
@@ -84,4 +89,19 @@ def _neighbour_slots(axes: tuple[AxisPlan, ...], window: Window) -> tuple[np.nda
         seen &= axis.first_slot[:, :, None] + np.arange(kernel) < span
         slots = np.kron(slots, np.ones_like(slot)) * span + np.kron(np.ones_like(slots), slot)
         present = np.kron(present, seen)
-    return slots, present
+    always, classes = present.all(), tile_classes(axes)
+    slots, present = (jnp.asarray(x)[classes][:, None, None] for x in (slots.astype(np.int32), present))
+    return slots, None if always else present
+
+
+def _slots_at_sizes(sizes, axes: tuple[AxisPlan, ...], window: Window):
+    """As `_slots`, of windows that are known at run time only: [M, B, 1, T, K] each. A tile's keys follow one another."""
+    slots, present, stride = [], [], math.prod(axis.keys.shape[1] for axis in axes)
+    for size, plan, axis, queries in zip(sizes.T, axes, window.axes(), query_index(axes), strict=True):
+        start, end = (x[..., None] for x in windows_at_sizes(size, axis, queries))  # [B, tiles, T, 1]
+        key = start + np.arange(axis.kernel, dtype=np.int32)  # of the dilation group
+        slot = key - (plan.keys[:, :1, None] // axis.dilation).astype(np.int32)
+        stride //= plan.keys.shape[1]
+        slots.append(jnp.where(key < end, slot, 0) * stride)
+        present.append(key < end)
+    return of_map(operator.add, slots)[:, :, None], of_map(operator.and_, present)[:, :, None]
