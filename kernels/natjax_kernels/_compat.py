@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+from jax._src.mesh import get_concrete_mesh
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
@@ -25,3 +26,8 @@ def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
     """Casts a value to one that varies over these manual mesh axes (too)."""
     lacking = tuple(axes - varying_axes(x))
     return jax.lax.pcast(x, lacking, to="varying") if lacking else x
+
+
+def context_mesh() -> jax.sharding.Mesh:
+    """Returns the mesh of `jax.set_mesh` with its devices, an empty one without; also while tracing, unlike `get_mesh`."""
+    return get_concrete_mesh()

@@ -24,7 +24,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from natjax_kernels._compat import vary, varying_axes
+from natjax_kernels._compat import context_mesh, vary, varying_axes
 from natjax_kernels.sharding import reshape, spec_of
 
 
@@ -104,11 +104,16 @@ class Call:
 
     def _on_mesh(self, *arrays):
         varying = frozenset().union(*map(varying_axes, arrays))
-        mesh = jax.typeof(arrays[0]).sharding.mesh
+        meshes = [jax.typeof(x).sharding.mesh for x in arrays]
+        mesh = next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
         if varying or AxisType.Manual in mesh.axis_types:
             return [vary(x, varying) for x in self.function(*arrays)]
         if AxisType.Explicit in mesh.axis_types:
             return self._explicit(mesh, *arrays)
+        context = context_mesh()
+        if not context.empty and mesh == context.abstract_mesh:  # which the partitioner knows of arguments of jit alone
+            anywhere = [NamedSharding(context, P(*(P.UNCONSTRAINED,) * x.ndim)) for x in arrays]
+            arrays = map(jax.lax.with_sharding_constraint, arrays, anywhere)
         return self._automatic(*arrays)
 
     def _explicit(self, mesh, *arrays):

@@ -12,8 +12,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from natjax_kernels.grids import repeat_heads_to_shard
 from natjax_kernels.merge import merge_attentions
 from natjax_kernels.problem import Problem
+from natjax_kernels.sharding import laid_alike, reshape, spec_of
 
 
 def merging_additional_keys(attend: Callable) -> Callable:
@@ -31,13 +33,16 @@ def merging_additional_keys(attend: Callable) -> Callable:
 
 def _attend_to_additional_keys(problem: Problem):
     """Returns output and log-sum-exp of attention to the additional keys alone; as large as queries times S."""
+    problem = laid_alike(repeat_heads_to_shard(problem))
     query, accumulate = problem.query, problem.accumulator
     *queries, heads, channels = query.shape
-    query = query.reshape(*queries, problem.key_heads, heads // problem.key_heads, channels)
+    (*places, place), groups = spec_of(query), (problem.key_heads, heads // problem.key_heads)
+    query = reshape(query, (*queries, *groups, channels), (*places, None, place))
     logits = jnp.einsum("b...ngd,bsnd->b...ngs", query, problem.additional_keys, preferred_element_type=accumulate)
     logits = problem.logits(logits)
     lse = jax.nn.logsumexp(logits, axis=-1)
     # Not of the log-sum-exp, which is rounded where logits are large.
     weights = jax.nn.softmax(logits, axis=-1).astype(problem.dtype)
     out = jnp.einsum("b...ngs,bsnd->b...ngd", weights, problem.additional_values, preferred_element_type=accumulate)
-    return out.astype(problem.dtype).reshape(*queries, heads, -1), lse.reshape(*queries, heads)
+    out = reshape(out.astype(problem.dtype), (*queries, heads, out.shape[-1]), (*places, place))
+    return out, reshape(lse, (*queries, heads), tuple(places))
