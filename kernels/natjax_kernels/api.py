@@ -150,8 +150,8 @@ def neighborhood_attention(
             n // (N // Nk) (grouped-query attention).
         value: like key, with any number of channels.
         kernel_size: neighbours along every axis (or one number for all), at least 2; `kernel_size * dilation` may not
-            exceed the axis. Even ones see one more to the left. -1 is all of an axis; windows of
-            thousands of tokens along one axis take long to trace.
+            exceed the axis. Even ones see one more to the left. -1 is all of an axis. With "xla", memory and programs do not
+            grow with windows, also where these are thousands of tokens.
         dilation: distance between neighbours along every axis.
         stride: queries along every axis that share a window, at most `kernel_size`.
         is_causal: whether a token sees only tokens up to itself along an axis.

@@ -1,8 +1,8 @@
 """From relative positional bias to tables of tiles, and from gradients of tables back (NAT, arXiv 2204.07143, section 3.1).
 
 A table holds, for every class of tiles, the bias of every (query, key) of a tile, and a strongly negative number where the key is
-no neighbour. Classes are the products of those of the axes, in row-major order; `relative` of an axis, [classes, T, S], says
-which entry of the bias a pair takes along that axis (`natjax_kernels.plan.AxisPlan`). Neither direction scatters.
+no neighbour. Classes are the products of those of the axes, in row-major order; along an axis `Pairs` (`natjax_kernels.axis`)
+or an array [classes, T, S], as of `Pairs.relative`, says which entry of the bias a pair takes. Neither direction scatters.
 
 Letters: N heads, T slots of a tile, S slots of the other side's halo, k kernel size.
 """
@@ -13,21 +13,22 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels.axis import Pairs, is_large
 from natjax_kernels.plan import Window
 
-_LARGEST_CONSTANT = 2**16  # pairs of a table whose entries' places a program holds; those of larger tables it computes
 MASKED = (
     -1e38
 )  # of logits far below that; not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
 
 
 def bias_table(
-    relative: Sequence[np.ndarray], rpb, dtype, masked: float = MASKED, padded: tuple[int, int] | None = None
+    relative: Sequence[Pairs | np.ndarray], rpb, dtype, masked: float = MASKED, padded: tuple[int, int] | None = None
 ):
     """Returns the bias of every (query, key) of every class, [classes, N or 1, T, S], `masked` where the key is no neighbour.
 
@@ -39,23 +40,50 @@ def bias_table(
         return jax.lax.optimization_barrier(table[:, None])
     sides, end = rpb.shape[1:], math.prod(rpb.shape[1:])
     strides = [math.prod(sides[a + 1 :]) for a in range(len(sides))]
-    places = [np.where(axis < 0, end, axis * stride) for axis, stride in zip(relative, strides, strict=True)]
-    places = _spread([place.astype(np.int32) for place in places])
+    places = _spread([_places(axis, stride, end) for axis, stride in zip(relative, strides, strict=True)])
     entries = _pad(functools.reduce(operator.add, places).reshape(table_shape(relative)), padded, end)
     flat = jax.lax.collapse(rpb.astype(dtype), 1)
     flat = jnp.pad(flat, ((0, 0), (0, 1)), constant_values=masked)  # one more, for what lies at or past the end
     return jax.lax.optimization_barrier(jnp.take(flat, entries, axis=1, mode="clip").swapaxes(0, 1))
 
 
-def neighbour_table(relative: Sequence[np.ndarray]):
+def neighbour_table(relative: Sequence[Pairs | np.ndarray]):
     """Returns which key is a neighbour of which query, of every class, [classes, 1, T, S]."""
     return jax.lax.optimization_barrier(_neighbours(relative)[:, None])
 
 
-def _neighbours(relative: Sequence[np.ndarray]):
+def _neighbours(relative: Sequence[Pairs | np.ndarray]):
     return jnp.reshape(
-        functools.reduce(operator.and_, _spread([axis >= 0 for axis in relative])), table_shape(relative)
+        functools.reduce(operator.and_, _spread([_seen(axis) for axis in relative])), table_shape(relative)
     )
+
+
+def _seen(axis: Pairs | np.ndarray):
+    if isinstance(axis, np.ndarray):
+        return axis >= 0
+    pairs, xp = _within_program(axis)
+    return pairs.seen(xp)
+
+
+def _places(axis: Pairs | np.ndarray, stride: int, end: int):
+    """Returns where the entries of pairs begin in the flat bias, [classes, T, S] int32; `end` where the key is no neighbour."""
+    xp = np
+    if isinstance(axis, Pairs):
+        pairs, xp = _within_program(axis)
+        axis = pairs.relative(xp)
+    return xp.where(axis < 0, end, axis * stride).astype(np.int32)
+
+
+def _within_program(pairs: Pairs) -> tuple[Pairs, Any]:
+    """Returns what makes arrays [classes, T, S] of pairs: NumPy of small ones, which become constants, else the program."""
+    if isinstance(pairs.first, np.ndarray) and not is_large(pairs.shape):
+        return pairs, np
+    return computed(pairs), jnp
+
+
+def computed(pairs: Pairs) -> Pairs:
+    """Returns pairs from which a program computes arrays: without the barriers XLA would, and make them constants."""
+    return pairs.map(lambda x: jax.lax.optimization_barrier(jnp.asarray(x)))
 
 
 def _pad(x, padded: tuple[int, int] | None, value):
@@ -66,19 +94,20 @@ def _pad(x, padded: tuple[int, int] | None, value):
     return (np if isinstance(x, np.ndarray) else jnp).pad(x, [(0, 0), *more], constant_values=value)
 
 
-def _spread(parts: list[np.ndarray]) -> list:
+def _spread(parts: list) -> list:
     """Reshapes what is known of every axis, [classes, T, S], for the product of all: to [classes, T, S of every axis]."""
-    rank, large = len(parts), math.prod(table_shape(parts)) > _LARGEST_CONSTANT
+    rank, large = len(parts), is_large(table_shape(parts))
     spread = []
     for a, part in enumerate(parts):
         shape = [1] * (3 * rank)
         shape[a], shape[rank + a], shape[2 * rank + a] = part.shape
         part = part.reshape(shape)
-        spread.append(jax.lax.optimization_barrier(jnp.asarray(part)) if large else part)
+        constant = large and isinstance(part, np.ndarray)
+        spread.append(jax.lax.optimization_barrier(jnp.asarray(part)) if constant else part)
     return spread
 
 
-def bias_gradient(table, relative: Sequence[np.ndarray], window: Window):
+def bias_gradient(table, relative: Sequence[Pairs], window: Window):
     """Sums a table's gradient, [classes, N, T, S], 0 where the key is no neighbour, into [N, 2k - 1, ...].
 
     A pair's entry of the bias grows with the key, one by one, and falls with the query, by as many keys as lie between
@@ -111,23 +140,21 @@ def _sum_diagonals(x, step: int):
     return jnp.sum(x.reshape(n, queries, diagonals, *rest), axis=1)  # every row is `step` further to the right
 
 
-def _places_of_entries(relative: np.ndarray, kernel: int, step: int) -> np.ndarray:
+def _places_of_entries(pairs: Pairs, kernel: int, step: int):
     """Returns which of all diagonals, [classes * diagonals], is of an entry, [classes, 2k - 1]; past the end if none."""
-    classes, queries, keys = relative.shape
+    classes, queries, keys = pairs.shape
+    xp = np if isinstance(pairs.entry, np.ndarray) else jnp
     diagonals = step * (queries - 1) + keys
-    # The first pair in a tile that are neighbours says where its diagonals are; padded queries come last.
-    pair = np.argmax(relative.reshape(classes, -1) >= 0, axis=1)
-    query, key = np.divmod(pair, keys)
-    first = relative[np.arange(classes), query, key] - (key - step * (query - queries + 1))
-    diagonal = np.arange(2 * kernel - 1) - first[:, None]
-    return np.where(
+    first = pairs.entry[:, :1] - step * (queries - 1)  # entry of the first diagonal, of the last query's slot 0
+    diagonal = xp.arange(2 * kernel - 1, dtype=np.int32) - first
+    return xp.where(
         (diagonal >= 0) & (diagonal < diagonals),
-        np.arange(classes)[:, None] * diagonals + diagonal,
+        xp.arange(classes, dtype=np.int32)[:, None] * diagonals + diagonal,
         classes * diagonals,
     )
 
 
-def table_shape(relative: Sequence[np.ndarray]) -> tuple[int, int, int]:
+def table_shape(relative: Sequence) -> tuple[int, int, int]:
     """Returns the number of classes, of query slots and of key slots of the product of all axes."""
     classes, queries, keys = zip(*(axis.shape for axis in relative), strict=True)
     return math.prod(classes), math.prod(queries), math.prod(keys)

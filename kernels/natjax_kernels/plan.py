@@ -2,9 +2,9 @@
 
 A window over several axes is the product of windows over each (arXiv 2204.07143 section 3.1; dilation: 2209.15001; stride and
 causality as NATTEN defines them), and so is its plan. `plan_axis` cuts one axis into query tiles and says for every tile which
-queries it holds, which run of keys they see (the halo), and its class: the matrix that says for every (query, key) of the tile
-which entry of the relative positional bias belongs to it, or that the key is no neighbour. Tiles that look alike share a class.
-Everything that an implementation loads, masks or adds follows from these few small arrays.
+queries it holds, which run of keys they see (the halo), and its class: which (query, key) pairs of the tile are neighbours, and
+which entry of the relative positional bias belongs to them (`natjax_kernels.axis`). Tiles that look alike share a class.
+Everything that an implementation loads, masks or adds follows from these few small arrays: none grows with windows.
 
 Letters: L keys along an axis, T queries per tile, S keys per tile, k kernel size, d dilation.
 """
@@ -17,6 +17,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from natjax_kernels.axis import AxisPlan, Pairs, slots_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,35 +92,6 @@ class Window:
         return tuple(n // spacing for n, spacing in zip(spatial, self.spacing, strict=True))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AxisPlan:
-    """The plan of one axis.
-
-    Attributes:
-        queries: [tiles, T] positions among the queries; -1 pads the last tile of a dilation group.
-        keys: [tiles, S] positions among the keys; -1 where the group has no more.
-        classes: [tiles] class of every tile.
-        relative: [classes, T, S] key minus query, in units of the dilation, plus k - 1; -1 where the key is no neighbour.
-            The rows of padded queries are all 0: they see everything, so that their softmax is finite.
-        first_slot: [classes, T] slot of every query's first neighbour.
-        query_slot: [queries] the slot that holds every position as a query, as tile * T + slot.
-        key_slots: [keys, m] the slots that hold it as a key that some query of the tile may see, as tile * S + slot; -1 pads.
-    """
-
-    queries: np.ndarray
-    keys: np.ndarray
-    classes: np.ndarray
-    relative: np.ndarray
-    first_slot: np.ndarray
-    query_slot: np.ndarray
-    key_slots: np.ndarray
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles."""
-        return len(self.queries)
-
-
 def windows(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
     """Returns start and end, [L] each: a query at i sees the keys j * dilation + i % dilation for start[i] <= j < end[i].
 
@@ -167,93 +140,102 @@ class _Groups:
     """Queries or keys of an axis by dilation group. Within a group, places are `step` apart, counted in keys of the group.
 
     Attributes:
-        order: all positions, group by group.
-        begins: [groups] where a group begins in `order`.
+        start: [groups] position of its first one.
         sizes: [groups] how many it has.
         first: [groups] place of its first one among the keys of the group.
         step: keys of the group between neighbours.
+        apart: positions between neighbours.
     """
 
-    order: np.ndarray
-    begins: np.ndarray
+    start: np.ndarray
     sizes: np.ndarray
     first: np.ndarray
     step: int
+    apart: int
 
     @classmethod
-    def of(cls, centers: np.ndarray, dilation: int, step: int) -> _Groups:
-        """Sorts what is at these positions among the keys."""
-        group = centers % dilation
-        order, sizes = np.argsort(group, kind="stable"), np.bincount(group, minlength=dilation)
-        begins = np.cumsum(sizes) - sizes
-        first = (centers // dilation)[order[np.minimum(begins, len(order) - 1)]]
-        return cls(order, begins, sizes, first, step)
+    def of(cls, centers: np.ndarray, axis: AxisWindow, spacing: int) -> _Groups:
+        """Sorts what is at these positions among the keys, `spacing` apart."""
+        group, number = centers % axis.dilation, np.arange(len(centers))
+        start = np.full(axis.dilation, len(centers))
+        np.minimum.at(start, group, number)
+        first = (centers // axis.dilation)[np.minimum(start, len(centers) - 1)]
+        common = math.gcd(spacing, axis.dilation)
+        sizes = np.bincount(group, minlength=axis.dilation)
+        return cls(start, sizes, first, spacing // common, axis.dilation // common)
 
 
 @functools.lru_cache(maxsize=512)
-def plan_axis(length: int, axis: AxisWindow, tile: int, transposed: bool = False) -> AxisPlan:
+def plan_axis(length: int, axis: AxisWindow, tile: int, transposed: bool = False, biased: bool = True) -> AxisPlan:
     """Plans an axis of `length` keys in tiles of `tile` queries.
 
     In the transposed plan keys and queries change places: tiles of keys, with the queries that see them. A backward pass that
-    follows it needs no atomics and no scatter. `relative` remains key minus query.
+    follows it needs no atomics and no scatter. Entries of the bias remain those of key minus query. A plan that is not `biased`
+    knows no entries, and more of its tiles look alike: whole-axis windows have one class.
     """
     centers = axis.centers(length)
-    queries = _Groups.of(centers, axis.dilation, axis.in_group().spacing)
-    keys = _Groups.of(np.arange(length), axis.dilation, 1)
+    queries, keys = _Groups.of(centers, axis, axis.spacing), _Groups.of(np.arange(length), axis, 1)
     if transposed:
         (start, end), own, other = transposed_windows(length, axis), keys, queries
     else:
         (start, end), own, other = (x[centers] for x in windows(length, axis)), queries, keys
 
     group, number = np.nonzero(np.arange(0, own.sizes.max(), tile) < own.sizes[:, None])  # of every tile
+    group = group[:, None]
     place = number[:, None] * tile + np.arange(tile)  # in the group, [tiles, T]
-    owned = place < own.sizes[group, None]
+    owned = place < own.sizes[group]
     # The first one stands for padding.
-    members = own.order[own.begins[group, None] + np.where(owned, place, place[:, :1])]
+    members = own.start[group] + own.apart * np.where(owned, place, place[:, :1])
 
     lo, hi = start[members].min(axis=1, keepdims=True), end[members].max(axis=1, keepdims=True)
-    span, others = (hi - lo).max(), other.sizes[group, None]
+    span, others, positions = int((hi - lo).max()), other.sizes[group], int(other.sizes.sum())
     # A halo that would run past the end of its group starts earlier, so that tiles there share classes.
     halo = lo if axis.periodic else np.maximum(np.minimum(lo, others - span), 0)
-    index = halo + np.arange(span)  # [tiles, S]
-    found = index % np.maximum(others, 1) if axis.periodic else index
-    found = np.where(found < others, other.begins[group, None] + found, len(other.order))
-    halos = np.append(other.order, -1)[found]
+    first_key = other.start[group] + other.apart * halo
+    first_key = np.where(others > 0, first_key % positions if axis.periodic else first_key, -1)
 
     # A tile's class follows from where the window of each of its queries begins and ends and where the query itself is, counted
-    # from the first key: `relative` is as large as the scores of a tile, and made once for every class.
-    ahead = own.first[group, None] + own.step * place - (other.first[group, None] + other.step * halo)
-    looks = np.stack([start[members] - halo, end[members] - halo, ahead, owned], axis=1)  # [tiles, 4, T]
+    # from the first key.
+    ahead = own.first[group] + own.step * place - (other.first[group] + other.step * halo)
+    looks = np.stack([start[members] - halo, end[members] - halo, ahead * biased, owned], axis=1)  # [tiles, 4, T]
     looks = np.where(owned[:, None], looks, 0)
-    looks, classes = np.unique(looks, axis=0, return_inverse=True)
-    first, last, ahead, real = (x[..., None] for x in looks.swapaxes(0, 1))
-    slot = np.arange(span)
-    offset = (ahead - slot * other.step if transposed else slot - ahead) + axis.kernel - 1
-    relative = np.where((first <= slot) & (slot < last), offset, -1)
+    looks, classes = np.unique(looks.astype(np.int32), axis=0, return_inverse=True)
+    first, last, ahead, real = looks.swapaxes(0, 1)
+    growth = -other.step if transposed else 1
     return AxisPlan(
         queries=np.where(owned, members, -1),
-        keys=halos,
+        first_key=first_key[:, 0],
+        apart=other.apart,
+        length=positions,
+        ring=axis.periodic,
+        visible=np.concatenate([lo, hi], axis=1) - halo,
         classes=classes.reshape(-1),
-        relative=np.where(real, relative, 0),
-        first_slot=first[..., 0],
-        query_slot=_slots_of(members, owned, len(own.order))[:, 0],
-        # What lies between the windows of a tile's queries, where these are far apart, has weight 0.
-        key_slots=_slots_of(halos, (halos >= 0) & (lo <= index) & (index < hi), len(other.order)),
+        pairs=Pairs(
+            first=first,
+            end=np.where(real, last, span),
+            entry=((ahead if transposed else -ahead) + axis.kernel - 1) * biased,
+            real=real > 0,
+            span=span,
+            growth=growth * biased,
+        ),
+        query_slot=slots_of(members, owned, int(own.sizes.sum()))[:, 0],
     )
 
 
 def plan(
-    spatial: Sequence[int], window: Window, tile: Sequence[int], *, transposed: bool = False
+    spatial: Sequence[int], window: Window, tile: Sequence[int], *, transposed: bool = False, biased: bool = True
 ) -> tuple[AxisPlan, ...]:
     """Plans every axis of a map of keys; tiles and classes of the map are the products of those of its axes."""
-    return tuple(plan_axis(n, axis, t, transposed) for n, axis, t in zip(spatial, window.axes(), tile, strict=True))
+    return tuple(
+        plan_axis(n, axis, t, transposed, biased) for n, axis, t in zip(spatial, window.axes(), tile, strict=True)
+    )
 
 
 def tile_classes(axes: Sequence[AxisPlan]) -> np.ndarray:
     """Returns the class of every tile of the map, [tiles], both in row-major order of the axes."""
     index = np.zeros((), int)
     for axis in axes:
-        index = index[..., None] * len(axis.relative) + axis.classes
+        index = index[..., None] * len(axis.pairs) + axis.classes
     return index.reshape(-1)
 
 
@@ -279,14 +261,3 @@ def longest_halo(length: int, axis: AxisWindow, tile: int, transposed: bool = Fa
         start, end = (x[centers] for x in windows(length, axis))
     last = np.minimum(np.arange(tile - 1, len(start) + tile - 1, tile), len(start) - 1)
     return int(np.max(end[last] - start[::tile]))
-
-
-def _slots_of(table: np.ndarray, present: np.ndarray, length: int) -> np.ndarray:
-    """Inverts a table of positions: [length, m] flat indices of where every position is present, -1 padded."""
-    places = np.flatnonzero(present)
-    positions = table.reshape(-1)[places]
-    order = np.argsort(positions, kind="stable")
-    counts = np.bincount(positions, minlength=length)
-    slots = np.full((length, counts.max()), -1)
-    slots[np.arange(counts.max()) < counts[:, None]] = places[order]
-    return slots

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from natjax_kernels import neighborhood_attention
+from natjax_kernels.axis import AxisPlan
 from natjax_kernels.fused.configurations import Case, Config, halo, power_of_two
 from natjax_kernels.fused.layout import sizes
 from natjax_kernels.fused.schedule import Schedule
-from natjax_kernels.plan import AxisPlan, plan
+from natjax_kernels.plan import plan
 from natjax_kernels.problem import Problem
 from natjax_kernels.triton import support
 from natjax_kernels.triton.band_launch import BandLaunch
@@ -86,7 +87,7 @@ def xla_tiles(problem: Problem) -> dict[str, Any]:
     Steps are those of the forward pass on this device, one after another; padding of the last one is not counted.
     """
     axes = _xla_plan(problem)
-    tile, keys = [axis.queries.shape[1] for axis in axes], [axis.keys.shape[1] for axis in axes]
+    tile, keys = [axis.queries.shape[1] for axis in axes], [axis.span for axis in axes]
     tiles = math.prod(axis.tiles for axis in axes)
     return {
         "tile": tile,
@@ -162,7 +163,7 @@ def least_shared_bytes(case: Case, config: Config) -> int:
 
 def _neighbours(axis: AxisPlan) -> int:
     """Returns how many pairs of a query and a neighbour an axis has."""
-    seen = np.sum(axis.relative >= 0, axis=-1)[axis.classes]  # [tiles, T]; padded queries see everything
+    seen = (axis.pairs.end - axis.pairs.first)[axis.classes]  # [tiles, T]; padded queries see everything
     return int(np.sum(seen, where=axis.queries >= 0))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natjax_kernels import bias
+from natjax_kernels import axis, bias
 from natjax_kernels.plan import Window, plan
 
 SIDES, WINDOW, TILE = (9, 7), Window((5, 3), (1, 2), (1, 1), (False, False)), (4, 2)
@@ -18,10 +18,10 @@ SIDES, WINDOW, TILE = (9, 7), Window((5, 3), (1, 2), (1, 1), (False, False)), (4
     "rpb", [None, np.random.default_rng(0).standard_normal((2, 9, 5), np.float32)], ids=["mask", "bias"]
 )
 def test_padded_slots_are_masked(monkeypatch, largest_constant, rpb):
-    monkeypatch.setattr(bias, "_LARGEST_CONSTANT", largest_constant)
-    relative = [axis.relative for axis in plan(SIDES, WINDOW, TILE)]
+    monkeypatch.setattr(axis, "_LARGEST_CONSTANT", largest_constant)
+    pairs = [made.pairs for made in plan(SIDES, WINDOW, TILE)]
     table, padded = (
-        np.asarray(jax.jit(lambda x, p=p: bias.bias_table(relative, x, jnp.float32, masked=-7.0, padded=p))(rpb))
+        np.asarray(jax.jit(lambda x, p=p: bias.bias_table(pairs, x, jnp.float32, masked=-7.0, padded=p))(rpb))
         for p in (None, (16, 64))
     )
     _, _, slots, keys = table.shape
@@ -33,12 +33,13 @@ def test_padded_slots_are_masked(monkeypatch, largest_constant, rpb):
 
 @pytest.mark.parametrize("largest_constant", [0, 2**16])
 def test_tables_hold_the_bias_of_every_pair(monkeypatch, largest_constant):
-    monkeypatch.setattr(bias, "_LARGEST_CONSTANT", largest_constant)
-    rows, columns = (axis.relative for axis in plan(SIDES, WINDOW, TILE))  # [classes, T, S]
+    monkeypatch.setattr(axis, "_LARGEST_CONSTANT", largest_constant)
+    pairs = [made.pairs for made in plan(SIDES, WINDOW, TILE)]
+    rows, columns = (of_axis.relative() for of_axis in pairs)  # [classes, T, S]
     values = np.random.default_rng(0).standard_normal((2, 9, 5), np.float32)
     values[:, 0, 0] = np.inf  # stays with the pairs whose bias it is
-    table = np.asarray(jax.jit(lambda x: bias.bias_table([rows, columns], x, jnp.float32, masked=-7.0))(values))
-    mask = np.asarray(jax.jit(lambda: bias.bias_table([rows, columns], None, jnp.float32, masked=-7.0))())
+    table = np.asarray(jax.jit(lambda x: bias.bias_table(pairs, x, jnp.float32, masked=-7.0))(values))
+    mask = np.asarray(jax.jit(lambda: bias.bias_table(pairs, None, jnp.float32, masked=-7.0))())
     classes = list(itertools.product(rows, columns))
     assert len(table) == len(mask) == len(classes)
     for n, (row, column) in enumerate(classes):

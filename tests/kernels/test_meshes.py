@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SETUP = """
 import jax, jax.numpy as jnp, numpy as np, natjax_kernels.xla.tiles
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -21,6 +23,12 @@ def both(op):
         return out, *pull(2 * out)
     return jax.jit(run)
 expected = both(op)(x, rpb)
+"""
+
+# Computes as calls of windows of thousands of tokens: what they know of their tiles in the program, halos added one by one.
+AS_LARGE = """
+import natjax_kernels.axis, natjax_kernels.xla.halos, natjax_kernels.xla.tables
+natjax_kernels.axis._LARGEST_CONSTANT = natjax_kernels.xla.halos._MANY = natjax_kernels.xla.tables._LARGEST_TABLE = 0
 """
 
 SHARDED_BATCHES = """
@@ -159,8 +167,9 @@ for queries, options, sizes in calls:
 """
 
 
-def test_sharded_batches_need_no_collectives():
-    run_apart(SETUP + SHARDED_BATCHES)
+@pytest.mark.parametrize("size", ["", AS_LARGE], ids=["small", "large"])
+def test_sharded_batches_need_no_collectives(size):
+    run_apart(SETUP + size + SHARDED_BATCHES)
 
 
 def test_gradients_on_the_default_mesh():

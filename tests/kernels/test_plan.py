@@ -84,7 +84,7 @@ def test_transposed_plans_hold_every_pair_once(length):
     for axis in settings(length):
         for tile in (1, 4):
             made = plan_axis.__wrapped__(length, axis, tile, True)
-            relative = made.relative[made.classes]  # [tiles, T, S], T of keys
+            relative = made.pairs.relative()[made.classes]  # [tiles, T, S], T of keys
             tiles, t, s = np.nonzero((relative >= 0) & (made.queries >= 0)[:, :, None])
             key, query = made.queries[tiles, t], made.keys[tiles, s]
             assert sorted(made.queries[made.queries >= 0]) == list(range(length))
@@ -97,7 +97,7 @@ def check(axis, expected):
     assert sorted(axis.queries[owned]) == list(range(length))
     assert (axis.queries.reshape(-1)[axis.query_slot] == np.arange(length)).all()
 
-    relative = axis.relative[axis.classes]  # [tiles, T, S]
+    relative = axis.pairs.relative()[axis.classes]  # [tiles, T, S]
     tile, t, s = np.nonzero((relative >= 0) & owned[:, :, None])
     query, key = axis.queries[tile, t], axis.keys[tile, s]
     assert (key >= 0).all()
@@ -105,7 +105,7 @@ def check(axis, expected):
     assert (relative[~owned] == 0).all()
 
     first = np.argmax(relative >= 0, axis=-1)[owned]
-    assert (axis.first_slot[axis.classes][owned] == first).all()
+    assert (axis.pairs.first[axis.classes][owned] == first).all()
 
     slots = axis.keys.size
     position, column = np.nonzero(axis.key_slots >= 0)
@@ -124,9 +124,9 @@ def assert_pairs_once(query, key, offset, expected):
 
 
 def test_alike_tiles_share_classes():
-    assert len(plan_axis(56, AxisWindow(7), 8).relative) == 3
-    assert len(plan_axis(56, AxisWindow(7, 8), 7).relative) == 1
-    assert len(plan_axis(4096, AxisWindow(7), 8).relative) == 3
+    assert len(plan_axis(56, AxisWindow(7), 8).pairs) == 3
+    assert len(plan_axis(56, AxisWindow(7, 8), 7).pairs) == 1
+    assert len(plan_axis(4096, AxisWindow(7), 8).pairs) == 3
 
 
 def test_planning_takes_the_memory_of_classes_and_not_of_tiles():
@@ -135,12 +135,12 @@ def test_planning_takes_the_memory_of_classes_and_not_of_tiles():
     axis = plan_axis.__wrapped__(length, AxisWindow(kernel), 64)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(axis.relative) < 20
+    assert len(axis.pairs) < 20
     assert peak < 2 * length * kernel  # bytes: one integer per query and neighbour would be 8 of them
 
 
 def test_classes_of_a_map_are_the_products_of_those_of_its_axes():
     window = Window((3, 5), (1, 2), (1, 1), (False, False))
     axes = plan((12, 20), window, (4, 5))
-    expected = [a * len(axes[1].relative) + b for a in axes[0].classes for b in axes[1].classes]
+    expected = [a * len(axes[1].pairs) + b for a in axes[0].classes for b in axes[1].classes]
     assert tile_classes(axes).tolist() == expected

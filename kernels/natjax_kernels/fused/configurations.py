@@ -162,7 +162,7 @@ def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
     sides, transposed = [], case.kernel == "bwd_dkv"
     for n, axis, t in zip(case.spatial, case.window.axes(), tile, strict=True):
         if axis.spacing > 1:  # where a group's first query is differs from group to group
-            sides.append(plan_axis(n, axis, t, transposed).keys.shape[1])
+            sides.append(plan_axis(n, axis, t, transposed).span)
             continue
         groups = {group_length(n, axis.dilation), n // axis.dilation}  # with strides the shorter one's may be longer
         sides.append(max(longest_halo(length, axis, t, transposed) for length in groups))

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from natjax_kernels.plan import AxisPlan, Window, plan
+from natjax_kernels.axis import AxisPlan, Pairs
+from natjax_kernels.plan import Window, plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Layout:
         tiles: [tiles, 6] int32, sorted by class: first query, first key, class, queries along z, y, x; [tiles, 9] where an axis
             is a ring: then the position of the first key along z, y, x.
         rows: [classes, blocks] int32: the row of the table for every block of a tile's halo.
-        relative: per axis of the map [distinct blocks, T, S], which make the table (`natjax_kernels.bias`).
+        relative: per axis of the map the pairs of distinct blocks, which make the table (`natjax_kernels.bias`).
         tile: sides of a tile along z, y, x.
         block: sides of a block of keys along z, y, x.
         blocks: blocks of a halo along z, y, x.
@@ -47,7 +48,7 @@ class Layout:
 
     tiles: np.ndarray
     rows: np.ndarray
-    relative: list[np.ndarray]
+    relative: list[Pairs]
     tile: tuple[int, ...]
     block: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -85,15 +86,15 @@ def layout(
     first_query, first_key, classes, rows = (np.zeros((), int) for _ in range(4))
     counts, relative, places = [], [], []
     for a, axis in enumerate(axes):
-        place = np.maximum(axis.keys[:, 0], 0)  # no query sees a group of keys without one
+        place = np.maximum(axis.first_key, 0)  # no query sees a group of keys without one
         first_query = np.add.outer(first_query, axis.queries[:, 0] * own.strides[a])
         first_key = np.add.outer(first_key, place * other.strides[a])
-        classes = np.add.outer(classes * len(axis.relative), axis.classes)
+        classes = np.add.outer(classes * len(axis.pairs), axis.classes)
         shape = [1] * len(axes)
         shape[a] = axis.tiles
         counts.append(np.sum(axis.queries >= 0, axis=1).reshape(shape))
         places.append(place.reshape(shape))
-        distinct, inverse = _distinct_blocks(axis.relative, blocks[a], block[a])
+        distinct, inverse = _distinct_blocks(axis.pairs, blocks[a], block[a])
         relative.append(distinct)
         # Rows of the table and blocks of the halo are products over the axes, as classes are.
         rows = np.add.outer(rows * len(distinct), inverse)
@@ -155,7 +156,7 @@ def sizes(
     block, blocks = _blocks(axes, block)
     rows, class_tiles = 1, np.ones((), int)
     for axis, n, side in zip(axes, blocks, block, strict=True):
-        rows *= len(_distinct_blocks(axis.relative, n, side)[0])
+        rows *= len(_distinct_blocks(axis.pairs, n, side)[0])
         class_tiles = np.multiply.outer(class_tiles, np.bincount(axis.classes))
     return Sizes(rows, math.prod(blocks), math.prod(block), tuple(class_tiles.reshape(-1).tolist()))
 
@@ -172,7 +173,7 @@ def furthest(
     block, blocks = _blocks(axes, block)
     _, other = _maps(spatial, window, transposed)
     last = [n * side - 1 for n, side in zip(blocks, block, strict=True)]  # slots from a halo's first key
-    first = [int(axis.keys[:, 0].max()) for axis in axes]
+    first = [int(axis.first_key.max()) for axis in axes]
     positions = [f + slot * apart for f, slot, apart in zip(first, last, other.apart, strict=True)]
     positions = [n - 1 if ring else p for n, p, ring in zip(other.sides, positions, window.periodic, strict=True)]
     return sum(p * s for p, s in zip(positions, other.strides, strict=True))
@@ -205,15 +206,24 @@ def _maps(spatial: tuple[int, ...], window: Window, transposed: bool) -> tuple[_
 
 def _blocks(axes: Sequence[AxisPlan], block: tuple[int, ...] | None) -> tuple[tuple[int, ...], list[int]]:
     """Returns the sides of blocks, none longer than the halo, and their number along every axis."""
-    spans = [axis.keys.shape[1] for axis in axes]
+    spans = [axis.span for axis in axes]
     block = tuple(spans) if block is None else tuple(min(b, s) for b, s in zip(block, spans, strict=True))
     return block, [-(-s // b) for s, b in zip(spans, block, strict=True)]
 
 
-def _distinct_blocks(relative: np.ndarray, blocks: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts [classes, T, S] into blocks of keys: the distinct ones, [n, T, side], and which each is, [classes, blocks]."""
-    classes, queries, span = relative.shape
-    padded = np.pad(relative, ((0, 0), (0, 0), (0, blocks * side - span)), constant_values=-1)
-    padded = padded.reshape(classes, queries, blocks, side).swapaxes(1, 2).reshape(classes * blocks, -1)
-    distinct, inverse = np.unique(padded, axis=0, return_inverse=True)
-    return distinct.reshape(-1, queries, side), inverse.reshape(classes, blocks)
+def _distinct_blocks(pairs: Pairs, blocks: int, side: int) -> tuple[Pairs, np.ndarray]:
+    """Cuts the slots of keys into blocks of a side: the pairs of distinct ones, and which each is, [classes, blocks]."""
+    first_slot = (
+        side * np.arange(blocks, dtype=np.int32)[:, None]
+    )  # of a block; below, arrays are [classes * blocks, T]
+    first, end = (np.clip(x[:, None] - first_slot, 0, side).reshape(-1, x.shape[-1]) for x in (pairs.first, pairs.end))
+    entry = (pairs.entry[:, None] + pairs.growth * first_slot).reshape(first.shape)
+    real = np.repeat(pairs.real, blocks, axis=0)
+    found = Pairs(first, end, entry, real, side, pairs.growth)
+    # Few of them differ: those are compared pair by pair.
+    empty = first >= end
+    looks = np.stack([np.where(empty, 0, x) for x in (first, end, np.where(real, entry, 0), real)], axis=1)
+    _, some, inverse = np.unique(looks, axis=0, return_index=True, return_inverse=True)
+    found = found.take(some)
+    _, some, among = np.unique(found.relative().reshape(len(found), -1), axis=0, return_index=True, return_inverse=True)
+    return found.take(some), among.reshape(-1)[inverse.reshape(-1)].reshape(-1, blocks)

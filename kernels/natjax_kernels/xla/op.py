@@ -3,9 +3,9 @@
 One haloed tile of keys and values is gathered per tile of queries, and each tile is small dense attention with a table of
 bias-or-minus-infinity from the plan. The backward pass has a rule of its own: it computes the softmax again, tile by tile and
 from its own logits, so that weights sum to 1 however large those are, and gathers the gradients of haloed keys (the plan knows
-the slots that hold a key), so that nothing scatters. NaNs and infinities stay within windows (`_contained`). All gathers are
-along one axis at a time with static indices, so constants grow with the sides of a map and not with its area (those of a bias
-table's entries stay below 256 KiB). Every reshape splits or merges one axis, which is what JAX can follow where the batch is
+the slots that hold a key), or adds them tile by tile where many tiles share a key, so that nothing scatters. NaNs and infinities
+stay within windows (`_contained`). All gathers are along one axis at a time, so constants grow with the sides of a map, and
+neither with its area nor with windows. Every reshape splits or merges one axis, which is what JAX can follow where the batch is
 explicitly sharded.
 
 Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D channels of a head.
@@ -17,30 +17,31 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from natjax_kernels._compat import vary, vary_alike, varying_axes
-from natjax_kernels.bias import MASKED, bias_gradient, bias_table, neighbour_table
+from natjax_kernels.axis import AxisPlan
+from natjax_kernels.bias import MASKED
 from natjax_kernels.grids import join_group, repeat_heads_to_shard, split_group
 from natjax_kernels.masked import product, scores, transpose
-from natjax_kernels.plan import AxisPlan, Window
+from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem, accumulator
 from natjax_kernels.sharding import laid_alike, sharded_as
+from natjax_kernels.xla.tables import add_gradient, bias_of, gradient_of_bias, neighbours_of, no_gradient, table_of
 from natjax_kernels.xla.tiles import (
     batch_parts,
     by_steps,
-    classes_of,
+    collect_halo,
+    from_halos,
     gather_tiles,
+    halo_sums,
     joined,
     key_index,
-    of_tiles,
     owned_queries,
     plan_of,
     query_index,
     row_steps,
-    sum_by_class,
     untile_columns,
     untile_rows,
     visible_keys,
@@ -56,30 +57,34 @@ def attend(problem: Problem):
 def attend_plainly(problem: Problem):
     """As `attend`, with JAX's own derivatives; NaNs and infinities spread over tiles."""
     query, key, value, rpb, *rest = problem.arrays
-    table = bias_table(_relative(plan_of(key, problem.window)), rpb, problem.accumulator)
-    out, lse = _attend_tiles(False, problem.window, problem.logits, query, key, value, table, *rest)
+    window, biased = problem.window, rpb is not None
+    table = table_of(plan_of(key, window, biased), rpb, problem.accumulator)
+    out, lse = _attend_tiles(False, window, problem.logits, biased, query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(window, to_logits, query, key, value, rpb, *rest):
-    table = bias_table(_relative(plan_of(key, window)), rpb, accumulator(query))
-    out, lse = _contained(_attend_tiles, 1, (window, to_logits), query, key, value, table, *rest)
+    biased = rpb is not None
+    table = table_of(plan_of(key, window, biased), rpb, accumulator(query))
+    out, lse = _contained(_attend_tiles, 1, (window, to_logits, biased), query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
-def _attend_tiles(contain, window, to_logits, query, key, value, table, more_keys, more_values, key_mask, sizes):
+def _attend_tiles(
+    contain, window, to_logits, biased, query, key, value, table, more_keys, more_values, key_mask, sizes
+):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
-    axes, groups = plan_of(key, window), query.shape[-2] // key.shape[-2]
-    table = join_group(table, groups)
-    neighbours = join_group(neighbour_table(_relative(axes)), groups) if contain else None
+    axes, groups = plan_of(key, window, biased), query.shape[-2] // key.shape[-2]
+    bias = bias_of(table, axes, groups, accumulator(query))
+    neighbours = neighbours_of(axes, groups) if contain else None
 
     def step(rows):
         q = join_group(gather_tiles(query, query_index(axes, rows)), groups)  # [M, B, N, T, D]
         k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))  # [M, B, N, S, D]
         visible = _visible(key_mask, sizes, window, axes, rows, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
-        logits = to_logits(scores(q, k, seen)) + of_tiles(table, rows, axes, q.ndim)  # [M, B, N, T, S]
+        logits = to_logits(scores(q, k, seen)) + bias(rows, q.ndim)  # [M, B, N, T, S]
         more = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
         weights, more, total, m, any_key = _weights(logits, more, visible)
         out = product(weights.astype(v.dtype), v, seen)
@@ -141,31 +146,36 @@ def _backward(window, to_logits, residuals, cotangents):
         d_out = vary(jnp.broadcast_to(jnp.zeros_like(query[..., :1]), d_out.shape), varying_axes(value))
     # An unused log-sum-exp costs nothing: what XLA compiles has no operand for it.
     d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
-    relative = _relative(plan_of(key, window))
-    table = bias_table(relative, rpb, accumulator(query))
-    static, more = (window, to_logits, rpb is not None), 0 if rest[0] is None else 2
+    biased = rpb is not None
+    axes, groups = plan_of(key, window, biased), query.shape[-2] // key.shape[-2]
+    table = table_of(axes, rpb, accumulator(query))
+    static, more = (window, to_logits, biased), 0 if rest[0] is None else 2
     gradients = _contained(_backward_tiles, 3 + more, static, query, key, value, table, *rest, d_out, d_lse)
-    *gradients, d_table = gradients
+    *gradients, d_bias = gradients
     d_rpb = None
-    if rpb is not None:
-        d_rpb = sharded_as(bias_gradient(d_table, relative, window).astype(rpb.dtype), rpb)
+    if biased:
+        d_rpb = sharded_as(gradient_of_bias(d_bias, axes, groups, window).astype(rpb.dtype), rpb)
     return *gradients[:3], d_rpb, *(gradients[3:] or (None, None)), None, None
 
 
 def _backward_tiles(
-    contain, window, to_logits, bias, query, key, value, table, more_keys, more_values, key_mask, sizes, d_out, d_lse
+    contain, window, to_logits, biased, query, key, value, table, more_keys, more_values, key_mask, sizes, d_out, d_lse
 ):
-    """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, of the table."""
-    axes, groups = plan_of(key, window), query.shape[-2] // key.shape[-2]
-    table = join_group(table, groups)
-    neighbours = join_group(neighbour_table(_relative(axes)), groups) if contain else None
+    """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, sums of steps."""
+    axes, groups = plan_of(key, window, biased), query.shape[-2] // key.shape[-2]
+    bias = bias_of(table, axes, groups, accumulator(query))
+    neighbours = neighbours_of(axes, groups) if contain else None
 
-    def part(d_table, tokens):
-        d_table, gradients = by_steps(functools.partial(step, *tokens), row_steps(tokens[0], axes), d_table)
-        of_map = [untile_columns(x, axes, halo=i > 0) for i, x in enumerate(gradients[:3])]
-        return d_table, [*of_map, *(jnp.sum(x, axis=0) for x in gradients[3:])]
+    def part(d_bias, tokens):
+        carry = d_bias, *(halo_sums(x, axes) for x in tokens[1:3])
+        (d_bias, *sums), (d_query, *halos, of_all) = by_steps(
+            functools.partial(step, *tokens), row_steps(tokens[0], axes), carry
+        )
+        of_keys = (from_halos(*x, axes) for x in zip(sums, halos, strict=True))
+        return d_bias, [untile_columns(d_query, axes), *of_keys, *(jnp.sum(x, axis=0) for x in of_all)]
 
-    def step(query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse, d_table, rows):
+    def step(query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse, carry, rows):
+        d_bias, *sums = carry
         queries = query_index(axes, rows)
         q, do, d_lse = jax.tree.map(lambda x: join_group(gather_tiles(x, queries), groups), (query, d_out, d_lse))
         k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))
@@ -176,8 +186,7 @@ def _backward_tiles(
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
         logits = to_logits(scores(q, k, seen))  # [M, B, N, T, S]
         more_logits = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
-        biased = logits + of_tiles(table, rows, axes, q.ndim)
-        weights, more, total, _, any_key = _weights(biased, more_logits, visible)
+        weights, more, total, _, any_key = _weights(logits + bias(rows, q.ndim), more_logits, visible)
         if any_key is not None and d_lse is not None:
             d_lse = jnp.where(any_key, d_lse, 0)
         weights = weights / total
@@ -198,18 +207,19 @@ def _backward_tiles(
             d_more = to_logits.gradient(more * (d_more - delta), more_logits).astype(q.dtype)
             d_query = d_query + _product_of_all(d_more, more_keys)
             of_all = [_sum_over_queries(d_more, q), _sum_over_queries(more.astype(v.dtype), do)]
-        if bias:
-            d_table = d_table + sum_by_class(d_logits, classes_of(rows, axes), len(table))
+        if biased:
+            d_bias = add_gradient(d_bias, d_logits, rows, axes, groups, window)
         d_query = untile_rows(split_group(d_query.astype(q.dtype), groups), rows, axes)
-        halos = (untile_rows(x, rows, axes, halo=True) for x in (d_key, d_value))
-        return d_table, (d_query, *halos, *of_all)
+        collected = (collect_halo(*x, rows, axes) for x in zip(sums, (d_key, d_value), strict=True))
+        sums, halos = zip(*collected, strict=True)
+        return (d_bias, *sums), (d_query, *halos, of_all)
 
-    d_table = vary(jnp.zeros_like(table), varying_axes(table)) if bias else None
+    d_bias = no_gradient(table, axes, groups, accumulator(query)) if biased else None
     arrays = query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse
-    d_table, gradients = by_steps(part, batch_parts(arrays, axes), d_table)
+    d_bias, gradients = by_steps(part, batch_parts(arrays, axes), d_bias)
     likes = query, key, value, more_keys, more_values
     gradients = [joined(x.astype(like.dtype), like) for x, like in zip(gradients, likes, strict=False)]
-    return *gradients, split_group(d_table, groups) if bias else None
+    return *gradients, d_bias
 
 
 _attend.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -284,14 +294,10 @@ def _of_heads(x, rank: int):
     return x[0] if rank == 4 else x
 
 
-def _relative(axes: tuple[AxisPlan, ...]) -> list[np.ndarray]:
-    return [axis.relative for axis in axes]
-
-
 def _seen(neighbours, visible, rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):
     """Which queries, but padding, see which keys, of the rank of scores; None without a table of neighbours."""
     if neighbours is None:
         return None
-    seen = of_tiles(neighbours, rows, axes, rank)
+    seen = neighbours(rows, rank)
     seen = seen if visible is None else seen & visible
     return seen & owned_queries(rows, axes, rank, groups) if "owned" in rows else seen

@@ -1,8 +1,9 @@
 """How a map is cut into tiles, what is known of every tile, and how results of tiles become maps again.
 
 The positions of tiles are those of the plan, axis by axis. Rows of tiles (all that share a tile of the first axis) are worked on
-in steps, and entries of the batch in parts: functions that take `rows` are for the tiles of one step. Nothing scatters: `tiling`
-says how large tiles, steps and parts are.
+in steps, and entries of the batch in parts: functions that take `rows` are for the tiles of one step; `tiling` says how large
+tiles, steps and parts are. Nothing scatters: a token is gathered from the slots that hold it, and keys that many tiles share are
+summed tile by tile (`natjax_kernels.xla.halos`).
 
 Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile, D channels of a head.
 """
@@ -17,39 +18,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax_kernels.axis import AxisPlan, is_large
 from natjax_kernels.grids import join_group
-from natjax_kernels.plan import AxisPlan, Window, plan, tile_classes
-from natjax_kernels.sharding import laid_out, reshape, spec_of
+from natjax_kernels.plan import Window, plan
+from natjax_kernels.sharding import reshape, spec_of
 from natjax_kernels.sizes import seen_at_sizes
+from natjax_kernels.xla.halos import add_halos, keys_of, no_halos, shared_by_many, sum_halos
 from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
 
 
-def plan_of(key, window: Window) -> tuple[AxisPlan, ...]:
-    """Plans a map of keys, [B, *spatial, N, D], in tiles."""
+def plan_of(key, window: Window, biased: bool) -> tuple[AxisPlan, ...]:
+    """Plans a map of keys, [B, *spatial, N, D], in tiles; see `natjax_kernels.plan.plan_axis`."""
     spatial = key.shape[1:-2]
-    return plan(spatial, window, tile_shape(spatial, window))
+    return plan(spatial, window, tile_shape(spatial, window), biased=biased)
 
 
 def query_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
     """The positions of every axis's queries, [tiles, T], a token standing for padding; along the first axis those of `rows`."""
-    return _index([axis.queries for axis in axes], rows and rows["queries"])
+    index = [np.maximum(axis.queries, 0) for axis in axes]
+    return index if rows is None else [rows["queries"], *index[1:]]
 
 
 def key_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
     """The positions of every axis's keys, [tiles, S], a token standing for padding; along the first axis those of `rows`."""
-    return _index([axis.keys for axis in axes], rows and rows["keys"])
+    return [_keys(axis, None if a else rows) for a, axis in enumerate(axes)]
 
 
-def _index(positions: list[np.ndarray], first) -> list:
-    index = [np.maximum(of_axis, 0) for of_axis in positions]
-    return index if first is None else [first, *index[1:]]
+def _keys(axis: AxisPlan, rows: dict | None):
+    if not _computed(axis):
+        return np.maximum(axis.keys, 0) if rows is None else rows["keys"]
+    first_key = axis.first_key if rows is None else rows["first_key"]
+    return jnp.maximum(axis.keys_from(jax.lax.optimization_barrier(jnp.asarray(first_key, jnp.int32)), jnp), 0)
+
+
+def _computed(axis: AxisPlan) -> bool:
+    """Whether the program computes the positions of keys, which are many, instead of holding them."""
+    return is_large((axis.tiles, axis.span))
 
 
 def to_tiles(x, index: list):
     """Gathers tiles: [B, *spatial, N, D] by the positions [tiles, slots] of every axis -> [M, B, N, slots, D]."""
     rank = len(index)
     for a, positions in enumerate(index):
-        x = _take(x, positions.reshape(-1), 1 + 2 * a)
+        x = take(x, positions.reshape(-1), 1 + 2 * a)
         x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
     tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
     x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
@@ -79,6 +90,22 @@ def untile_columns(x, axes: tuple[AxisPlan, ...], *, halo: bool = False):
     return _from_slots(x, axes[:1], halo=halo, first_axis=1)
 
 
+def halo_sums(like, axes: tuple[AxisPlan, ...]):
+    """What `collect_halo` adds to, for gradients of keys [B, *spatial, N, D]; None where it returns every step's instead."""
+    return no_halos(like, axes[0], 1) if shared_by_many(axes[0]) else None
+
+
+def collect_halo(sums, x, rows: dict, axes: tuple[AxisPlan, ...]):
+    """Undoes the tiles of a step, [M, B, N, S, D], but along the first axis; returns (sums with them, None), or (None, them)."""
+    x = untile_rows(x, rows, axes, halo=True)
+    return (None, x) if sums is None else (add_halos(sums, x, rows["first_key"], axes[0], 1), None)
+
+
+def from_halos(sums, x, axes: tuple[AxisPlan, ...]):
+    """Returns the sums of all halos, [B, *spatial, N, D], of what `collect_halo` returned in all steps."""
+    return untile_columns(x, axes, halo=True) if sums is None else keys_of(sums, axes[0], 1)
+
+
 def _untile(x, index: list):
     """Undoes the last part of `to_tiles`: [M, B, N, slots, D] (or without B) -> [B, tiles * slots of every axis, N, D]."""
     rank = len(index)
@@ -96,9 +123,12 @@ def _untile(x, index: list):
 def _from_slots(x, axes: tuple[AxisPlan, ...], *, halo: bool, first_axis: int):
     """Gathers tokens from their slots, axis by axis; sums where a token has several, as keys in halos do."""
     for axis, of_axis in enumerate(axes, start=first_axis):
+        if halo and shared_by_many(of_axis):
+            x = sum_halos(x, of_axis, axis)
+            continue
         slots, parts = of_axis.key_slots if halo else of_axis.query_slot[:, None], []
         for slot in slots.T:
-            part = _take(x, np.maximum(slot, 0), axis)
+            part = take(x, np.maximum(slot, 0), axis)
             if (slot < 0).any():
                 part = jnp.where((slot >= 0).reshape(-1, *(1,) * (x.ndim - axis - 1)), part, 0)
             parts.append(part)
@@ -106,7 +136,7 @@ def _from_slots(x, axes: tuple[AxisPlan, ...], *, halo: bool, first_axis: int):
     return x
 
 
-def _take(x, positions, axis: int):
+def take(x, positions, axis: int):
     """Takes positions along an axis; static runs are slices, which XLA need not gather."""
     if isinstance(positions, np.ndarray) and (np.diff(positions) == 1).all():
         return jax.lax.slice_in_dim(x, positions[0], positions[-1] + 1, axis=axis)
@@ -122,7 +152,9 @@ def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
     rows = max(1, scores_per_step() // max(_scores_per_row(query, axes), 1))
     rows = math.ceil(first.tiles / math.ceil(first.tiles / rows))  # the same number in every step, as far as possible
     steps = math.ceil(first.tiles / rows)
-    known = {"queries": first.queries, "keys": first.keys, "classes": first.classes}
+    known = {"queries": first.queries, "classes": first.classes}
+    known |= {} if _computed(first) else {"keys": first.keys}
+    known |= {"first_key": first.first_key} if _computed(first) or shared_by_many(first) else {}
     padding = steps * rows - first.tiles
     known = {k: np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)), constant_values=-1) for k, x in known.items()}
     if padding or any((axis.queries < 0).any() for axis in axes):
@@ -160,39 +192,13 @@ def joined(x, like):
 
 def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
     others = math.prod(axis.tiles for axis in axes[1:])
-    per_tile = math.prod(axis.queries.shape[1] * axis.keys.shape[1] for axis in axes)
+    per_tile = math.prod(axis.queries.shape[1] * axis.span for axis in axes)
     return _known_batch(query) * query.shape[-2] * others * per_tile
 
 
 def _known_batch(query) -> int:
     """The entries of a batch; 1 where the number is symbolic, so that steps are cut as for one entry."""
     return query.shape[0] if isinstance(query.shape[0], int) else 1
-
-
-def classes_of(rows: dict, axes: tuple[AxisPlan, ...]):
-    """The class of every tile of some rows, [M]."""
-    others = math.prod(len(axis.relative) for axis in axes[1:])
-    index = rows["classes"][:, None] * others + tile_classes(axes[1:])
-    return index.reshape(-1)
-
-
-def of_tiles(table, rows: dict, axes: tuple[AxisPlan, ...], rank: int):
-    """What a table says of every tile, [M, N or 1, T, S], or of rank 5, [M, 1, N or 1, T, S]."""
-    table = _take(table, classes_of(rows, axes), 0)
-    return table if rank == 4 else table[:, None]
-
-
-def sum_by_class(x, classes, count: int):
-    """Sums batch and tiles of the same class: [M, B, N, T, S] (or without B) -> [classes, N, T, S].
-
-    One product with zeros and ones, and no sum before it: at some shapes XLA sums over a batch 30 times slower (jax 0.10, CPU).
-    """
-    x = x[:, None] if x.ndim == 4 else x
-    ours = jnp.asarray(classes == np.arange(count)[:, None], x.dtype)[..., None]
-    ours = jnp.broadcast_to(ours, (*ours.shape[:2], x.shape[1]))
-    sharded = spec_of(x)  # along Explicit axes, which want to be told of the sum over them
-    out = laid_out(x, (None, sharded[2], None, None)) if any(sharded) else None
-    return jnp.einsum("cmb,mbnts->cnts", ours, x, out_sharding=out)
 
 
 def owned_queries(rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):

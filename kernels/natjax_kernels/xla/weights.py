@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natjax_kernels.bias import MASKED, bias_table, neighbour_table
+from natjax_kernels.axis import AxisPlan, is_large
+from natjax_kernels.bias import MASKED, bias_table, computed, neighbour_table, table_shape
 from natjax_kernels.grids import repeat_heads
 from natjax_kernels.masked import product, scores
-from natjax_kernels.plan import AxisPlan, Window, tile_classes
+from natjax_kernels.plan import Window, tile_classes
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import spec_of, within_auto_axes
 from natjax_kernels.sizes import windows_at_sizes
@@ -32,15 +33,15 @@ def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
 
 def _attend(dropout_rate: float, problem: Problem, dropout_key):
     """Returns the output and the weights [B, *spatial, N, K + S]."""
-    axes = plan_of(problem.key, problem.window)
+    axes = plan_of(problem.key, problem.window, problem.rpb is not None)
     accumulate, repeats = problem.accumulator, problem.heads // problem.key_heads
     q = to_tiles(problem.query, query_index(axes))  # [M, B, N, T, D]
     keys = key_index(axes)
     k, v = (repeat_heads(to_tiles(x, keys), repeats, 2) for x in (problem.key, problem.value))  # [M, B, N, S, D]
     classes = tile_classes(axes)
-    relative = [axis.relative for axis in axes]
-    bias = bias_table(relative, problem.rpb, accumulate)[classes][:, None]
-    seen = neighbour_table(relative)[classes][:, None]
+    pairs = [axis.pairs for axis in axes]
+    bias = bias_table(pairs, problem.rpb, accumulate)[classes][:, None]
+    seen = neighbour_table(pairs)[classes][:, None]
     if any((axis.queries < 0).any() for axis in axes):  # padded queries repeat a token: nothing of them may flow back
         owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, jnp.int32) for axis in axes])  # [M, T]
         seen &= owned[:, None, None, :, None] > 0
@@ -81,27 +82,28 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
 
 def _slots(axes: tuple[AxisPlan, ...], window: Window):
     """The key slot of every neighbour of every query, [M, 1, 1, T, K], and whether there is one (None where there always is)."""
-    slots, present = np.zeros((1, 1, 1), int), np.ones((1, 1, 1), bool)
-    for axis, kernel in zip(axes, window.kernel_size, strict=True):
-        span = axis.relative.shape[-1]
-        slot = np.minimum(axis.first_slot[:, :, None] + np.arange(kernel), span - 1)
-        seen = np.take_along_axis(axis.relative, slot, axis=-1) >= 0
-        seen &= axis.first_slot[:, :, None] + np.arange(kernel) < span
-        slots = np.kron(slots, np.ones_like(slot)) * span + np.kron(np.ones_like(slots), slot)
-        present = np.kron(present, seen)
-    always, classes = present.all(), tile_classes(axes)
-    slots, present = (jnp.asarray(x)[classes][:, None, None] for x in (slots.astype(np.int32), present))
+    pairs, classes = [axis.pairs for axis in axes], tile_classes(axes)
+    slots, present, xp = np.zeros((1, 1, 1), np.int32), np.ones((1, 1, 1), np.int32), np
+    if is_large((*table_shape(pairs)[:2], math.prod(window.kernel_size))):
+        pairs, xp = [computed(of_axis) for of_axis in pairs], jnp
+    for of_axis, kernel in zip(pairs, window.kernel_size, strict=True):
+        slot = of_axis.first[:, :, None] + xp.arange(kernel, dtype=np.int32)
+        seen, slot = slot < of_axis.end[:, :, None], xp.minimum(slot, of_axis.span - 1)
+        slots = xp.kron(slots, xp.ones_like(slot)) * of_axis.span + xp.kron(xp.ones_like(slots), slot)
+        present = xp.kron(present, seen.astype(np.int32))
+    always = xp is np and present.all()
+    slots, present = (jnp.asarray(x)[classes][:, None, None] for x in (slots, present > 0))
     return slots, None if always else present
 
 
 def _slots_at_sizes(sizes, axes: tuple[AxisPlan, ...], window: Window):
     """As `_slots`, of windows that are known at run time only: [M, B, 1, T, K] each. A tile's keys follow one another."""
-    slots, present, stride = [], [], math.prod(axis.keys.shape[1] for axis in axes)
+    slots, present, stride = [], [], math.prod(axis.span for axis in axes)
     for size, plan, axis, queries in zip(sizes.T, axes, window.axes(), query_index(axes), strict=True):
         start, end = (x[..., None] for x in windows_at_sizes(size, axis, queries))  # [B, tiles, T, 1]
         key = start + np.arange(axis.kernel, dtype=np.int32)  # of the dilation group
-        slot = key - (plan.keys[:, :1, None] // axis.dilation).astype(np.int32)
-        stride //= plan.keys.shape[1]
+        slot = key - (plan.first_key[:, None, None] // axis.dilation).astype(np.int32)
+        stride //= plan.span
         slots.append(jnp.where(key < end, slot, 0) * stride)
         present.append(key < end)
     return of_map(operator.add, slots)[:, :, None], of_map(operator.and_, present)[:, :, None]
