@@ -189,7 +189,7 @@ def test_equals_the_reference(implementation, precise, data):
     if implementation == "reference":
         pytest.skip("it is the reference")
     shape, options, bias, value_channels = data.draw(SMALL_CALLS if implementation == "triton" else CALLS)
-    if implementation == "triton":  # what it cannot do is in test_triton.py
+    if implementation == "triton":  # what it cannot do is in test_triton_support.py
         shape = (max(shape[0], 1), *shape[1:])
     with jax.enable_x64(True):
         arguments, d_out = draw(shape, options["kernel_size"], bias, precise, value_channels)
