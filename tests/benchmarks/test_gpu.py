@@ -16,9 +16,10 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import kernels, numerics, op, tuner
 from benchmarks.harness import Options, Report
 from natjax.presets import PRESETS
-from natjax_kernels.cases import Case, levels, published
+from natjax_kernels.cases import FEATURES, Case, levels, published
 from natjax_kernels.fused import band, configurations
 from natjax_kernels.fused.configurations import KERNELS, Config
+from natjax_kernels.triton import support
 from natjax_kernels.triton.choice import estimate, programs
 
 pytestmark = pytest.mark.once
@@ -129,7 +130,6 @@ import json
 
 import benchmarks
 import jax
-from benchmarks import calls
 from benchmarks.gpu import numerics
 from natjax_kernels.triton.launch import Launch
 
@@ -147,8 +147,8 @@ for case in numerics.LARGE:
     for dtype in numerics.TOLERANCE:
         name = f"{case.name} {dtype}"
         found[name] = []
-        query, key, value, rpb, d_out = jax.eval_shape(lambda: calls.arguments(case, jax.random.key(0), 1, dtype)[0])
-        jax.eval_shape(calls.op(case, "both", "triton"), query, key, value, rpb, d_out)
+        arrays = jax.eval_shape(lambda: numerics.drawn(case, jax.random.key(0), dtype))
+        jax.eval_shape(numerics.op(case, "triton"), arrays)
 print(json.dumps(found))
 """
 
@@ -175,10 +175,18 @@ def test_numerics_go_through_batches_and_runs_of_tiles():
 
 
 def test_runs_agree_bitwise_or_not_at_all():
-    one = [np.ones((2, 3), np.float32), np.zeros(2, np.float16)]
-    assert numerics.identical(one, [x.copy() for x in one])
-    assert not numerics.identical(one, [one[0], -one[1]])  # minus zero
-    assert not numerics.identical(one, [np.nextafter(one[0], np.float32(2)), one[1]])
+    one = {"out": np.ones((2, 3), np.float32), "drpb": np.zeros(2, np.float16)}
+    assert numerics.identical(one, {name: x.copy() for name, x in one.items()})
+    assert not numerics.identical(one, one | {"drpb": -one["drpb"]})  # minus zero
+    assert not numerics.identical(one, one | {"out": np.nextafter(one["out"], np.float32(2))})
+
+
+def test_numerics_check_every_feature_that_the_kernels_have():
+    gpu = support.GPU(90, "NVIDIA H200", 132)
+    had = [case for case in FEATURES if support.why_not_on(case.problem("float32"), gpu) is None]
+    checked = {case.name for case in (*numerics.CALLS, *numerics.FEATURES)}
+    assert {case.name for case in had} <= checked
+    assert set(numerics.FEATURES) <= set(had)
 
 
 def test_inputs_are_drawn_without_compiling_once_the_call_is_compiled():

@@ -37,6 +37,7 @@ def test_benchmark(tmp_path):
         assert content["rows"]
         assert not [row for row in content["rows"] if "error" in row]
     assert contents["numerics"]["passed"]
+    assert "2-D of capped logits" in {row["call"] for row in contents["numerics"]["rows"]}  # one of the features
     for row in contents["scaling"]["rows"]:
         tensors = {"forward": 4, "both": 8}[row["what"]]  # of 2 heads of 32 channels in bfloat16, held at once
         assert row["peak_bytes_per_token"] >= tensors * 2 * 32 * 2 + row["temporary_bytes_per_token"]
