@@ -109,10 +109,12 @@ def test_not_finite_is_what_sees_it_in_maps_of_mixed_sizes():
     (query, key, value, _), d_out = draw((2, 12, 1, 4), 3, False)
     sizes = jnp.asarray([12, 7])
 
-    def run(query, value, d_out, implementation):
-        op = functools.partial(
-            neighborhood_attention, kernel_size=3, sizes=sizes[:, None], implementation=implementation
-        )
+    def run(query, value, d_out, how):
+        def op(*tokens):
+            if how == "with weights":
+                return neighborhood_attention_with_weights(*tokens, kernel_size=3, sizes=sizes[:, None])[0]
+            return neighborhood_attention(*tokens, kernel_size=3, sizes=sizes[:, None], implementation=how)
+
         out, pull = jax.vjp(op, query, key, value)
         return out, *pull(d_out)
 
@@ -121,8 +123,10 @@ def test_not_finite_is_what_sees_it_in_maps_of_mixed_sizes():
         (query, value, d_out.at[1, 6].set(jnp.nan)),
         (query.at[1, 1].set(jnp.nan), value, d_out),
     ):
-        got, expected = (jax.jit(functools.partial(run, implementation=name))(*spoilt) for name in ("xla", "reference"))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+        ways = "reference", "xla", "with weights"
+        expected, *others = (jax.jit(functools.partial(run, how=how))(*spoilt) for how in ways)
+        for got in others:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
         assert np.isnan(expected[0]).any() or np.isnan(expected[1]).any()
     assert np.flatnonzero(np.isnan(expected[2][1, :, 0, 0])).tolist() == [0, 1, 2]  # keys that the query sees
 
