@@ -50,7 +50,7 @@ CALLS = [
     Case("level 2", 4, (28, 28), 4, 32, 7, 4),
     Case("level 3", 4, (14, 14), 8, 32, 7),
 ]
-# The fused kernels have no sizes; what the calls above have, too, they have in large.
+# Without sizes, which the fused kernels do not have, and what is among the calls above.
 FEATURES = [case for case in cases.FEATURES if not case.sized and case.name not in {call.name for call in CALLS}]
 SMALL_FEATURES = [case for case in FEATURES if case.name in ("1-D of one key head", "2-D of capped logits")]
 SMALL = [Case("1-D", 2, (19,), 1, 8, 5), Case("2-D dilated", 1, (9, 10), 1, 4, 3, (2, 3))]

@@ -150,8 +150,7 @@ def neighborhood_attention(
             n // (N // Nk) (grouped-query attention).
         value: like key, with any number of channels.
         kernel_size: neighbours along every axis (or one number for all), at least 2; `kernel_size * dilation` may not
-            exceed the axis. Even ones see one more to the left. -1 is all of an axis. With "xla", memory and programs do not
-            grow with windows, also where these are thousands of tokens.
+            exceed the axis. Even ones see one more to the left. -1 is all of an axis.
         dilation: distance between neighbours along every axis.
         stride: queries along every axis that share a window, at most `kernel_size`.
         is_causal: whether a token sees only tokens up to itself along an axis.
@@ -346,7 +345,7 @@ def _without_hidden(problem: Problem) -> Problem:
 
 
 def _beyond_maps(problem: Problem, x: jax.Array, value: float) -> jax.Array:
-    """Sets what queries past an entry's own map get, [B, *spatial, ...]: additional keys are seen from there, too."""
+    """Sets what queries past an entry's own map get, [B, *spatial, ...]: they saw additional keys."""
     if problem.sizes is None or problem.additional_keys is None:
         return x
     within = mask_of_sizes(problem.sizes, problem.spatial)

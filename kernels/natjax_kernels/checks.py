@@ -17,6 +17,7 @@ import numpy as np
 
 from natjax_kernels.plan import Window
 
+_SMALLEST, _LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 _ADVICE = {"list": "Pass jnp.asarray(x).", "torch.Tensor": "Pass x.detach().cpu().numpy()."}
 
 
@@ -67,28 +68,32 @@ def as_number(name: str, x: Any) -> float | None:
         x: what was passed.
 
     Raises:
-        ValueError: x is none of these, or not finite.
+        ValueError: x is none of these, or not finite in float32.
     """
     if x is None:
         return None
     number = x.item() if isinstance(x, np.ndarray) and x.ndim == 0 else x
-    advice = " For a traced one, scale the query." if name == "scale" else ""
     if isinstance(number, jax.core.Tracer | bool) or not isinstance(number, numbers.Real):
-        raise ValueError(f"{name} must be a Python number or None; got {x!r}.{advice}")
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite; got {x!r}.")
-    return float(number)
+        advice = "For a traced one, scale the query." if name == "scale" else "Programs are compiled for one."
+        raise ValueError(f"{name} must be a Python number or None; got {x!r}. {advice}")
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not abs(value) <= _LARGEST:
+        raise ValueError(f"{name} must be finite, in float32, too; got {x!r}.")
+    return value
 
 
 def as_soft_cap(x: Any) -> float | None:
     """Returns a Python number above 0 of what a user passed as `logits_soft_cap`; None for None.
 
     Raises:
-        ValueError: x is neither.
+        ValueError: x is neither, or less than float32's smallest normal number, 1.2e-38.
     """
     number = as_number("logits_soft_cap", x)
-    if number is not None and number <= 0:
-        raise ValueError(f"logits_soft_cap must be above 0, or None for no cap; got {x!r}.")
+    if number is not None and number < _SMALLEST:
+        raise ValueError(f"logits_soft_cap must be at least {_SMALLEST:.2g}, or None for no cap; got {x!r}.")
     return number
 
 

@@ -209,6 +209,16 @@ def test_scale(implementation, precise, x64):
     np.testing.assert_allclose(op(query * 3, key, value, scale=1), op(query, key, value, scale=3.0), atol=atol)
 
 
+@pytest.mark.parametrize("cap", [2e-38, 0.1, 50.0, 1e4, 1e30])
+def test_soft_caps_of_any_size(implementation, cap, x64):
+    arguments, d_out = draw((1, 12, 2, 8), 5, True)
+    arguments = 4 * arguments[0], *arguments[1:]  # logits to some 30
+    options = {"kernel_size": 5, "logits_soft_cap": cap}
+    got = both(arguments, d_out, **options, implementation=implementation)
+    exact = jax.tree.map(lambda x: x.astype("float64"), (arguments, d_out))
+    assert_close(got, both(*exact, **options, implementation="reference"), TOLERANCE["float32"])
+
+
 def test_large_logits_stay_finite(implementation):
     (query, key, value, rpb), d_out = draw((1, 12, 1, 4), 3, True)
     got = both((query * 1e4, key * 1e4, value, rpb), d_out, kernel_size=3, implementation=implementation)

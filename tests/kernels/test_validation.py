@@ -88,6 +88,10 @@ ILLEGAL = {
     "text as scale": ({"scale": "1"}, "scale", "'1'"),
     "boolean scale": ({"scale": True}, "scale", "True"),
     "no cap": ({"logits_soft_cap": 0}, "logits_soft_cap", "0"),
+    "cap below float32's numbers": ({"logits_soft_cap": 1e-39}, "logits_soft_cap", "1e-39"),
+    "cap above them": ({"logits_soft_cap": 1e39}, "logits_soft_cap", "1e+39"),
+    "array as cap": ({"logits_soft_cap": jnp.ones(())}, "compiled for one", "1."),
+    "scale above float32's numbers": ({"scale": 10**400}, "scale", "1000000"),
     "text as cap": ({"logits_soft_cap": "50"}, "logits_soft_cap", "'50'"),
 }
 

@@ -213,9 +213,8 @@ def _blocks(axes: Sequence[AxisPlan], block: tuple[int, ...] | None) -> tuple[tu
 
 def _distinct_blocks(pairs: Pairs, blocks: int, side: int) -> tuple[Pairs, np.ndarray]:
     """Cuts the slots of keys into blocks of a side: the pairs of distinct ones, and which each is, [classes, blocks]."""
-    first_slot = (
-        side * np.arange(blocks, dtype=np.int32)[:, None]
-    )  # of a block; below, arrays are [classes * blocks, T]
+    first_slot = side * np.arange(blocks, dtype=np.int32)[:, None]  # of a block
+    # Below, arrays are [classes * blocks, T].
     first, end = (np.clip(x[:, None] - first_slot, 0, side).reshape(-1, x.shape[-1]) for x in (pairs.first, pairs.end))
     entry = (pairs.entry[:, None] + pairs.growth * first_slot).reshape(first.shape)
     real = np.repeat(pairs.real, blocks, axis=0)

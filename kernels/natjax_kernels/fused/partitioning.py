@@ -111,7 +111,7 @@ class Call:
         if AxisType.Explicit in mesh.axis_types:
             return self._explicit(mesh, *arrays)
         context = context_mesh()
-        if not context.empty and mesh == context.abstract_mesh:  # which the partitioner knows of arguments of jit alone
+        if not context.empty and mesh == context.abstract_mesh:  # the partitioner infers it of arguments of jit alone
             anywhere = [NamedSharding(context, P(*(P.UNCONSTRAINED,) * x.ndim)) for x in arrays]
             arrays = map(jax.lax.with_sharding_constraint, arrays, anywhere)
         return self._automatic(*arrays)

@@ -17,6 +17,7 @@ import numpy as np
 
 from natjax_kernels._compat import vary, varying_axes
 from natjax_kernels.axis import AxisPlan
+from natjax_kernels.plan import group_length
 from natjax_kernels.problem import accumulator
 
 _MANY = 8  # tiles
@@ -60,17 +61,15 @@ def add_halos(sums, x, first_key, of_axis: AxisPlan, axis: int):
 def keys_of(sums, of_axis: AxisPlan, axis: int):
     """Returns the sums of every key: [..., P, groups, ...] -> [..., L, ...]."""
     if of_axis.ring:
-        rounds = sums.reshape(*sums.shape[:axis], -1, _group(of_axis), *sums.shape[axis + 1 :])
+        rounds = sums.reshape(
+            *sums.shape[:axis], -1, group_length(of_axis.length, of_axis.apart), *sums.shape[axis + 1 :]
+        )
         sums = jnp.sum(rounds, axis=axis)
     return jax.lax.slice_in_dim(jax.lax.collapse(sums, axis, axis + 2), 0, of_axis.length, axis=axis)
 
 
-def _group(of_axis: AxisPlan) -> int:
-    """Keys of the longest dilation group."""
-    return math.ceil(of_axis.length / of_axis.apart)
-
-
 def _places(of_axis: AxisPlan) -> int:
     """Places of a group, P, for all halos; on a ring, those of whole rounds."""
-    places = max(_group(of_axis), int(of_axis.first_key.max()) // of_axis.apart + of_axis.span)
-    return math.ceil(places / _group(of_axis)) * _group(of_axis) if of_axis.ring else places
+    group = group_length(of_axis.length, of_axis.apart)
+    places = max(group, int(of_axis.first_key.max()) // of_axis.apart + of_axis.span)
+    return math.ceil(places / group) * group if of_axis.ring else places

@@ -1,8 +1,8 @@
 """What tiles of a step know of their pairs: the bias, or that a key is no neighbour; and the gradient of the bias.
 
-Where classes are few, one table of all of them is made for a call, and tiles look themselves up. Where that table would be large,
-as of windows of thousands of tokens, whose tiles all differ, the tiles of a step make theirs, and the gradient is summed to that
-of the bias within the step.
+Where classes are few, one table of all of them is made for a call, and every tile takes the part of its class. Where that table
+would be large, as of windows of thousands of tokens, whose tiles all differ, the tiles of a step make theirs, and the gradient
+is summed to that of the bias within the step.
 
 Letters: M tiles, B batch, N heads, T queries per tile, S keys per tile.
 """
@@ -49,11 +49,11 @@ def neighbours_of(axes: tuple[AxisPlan, ...], groups: int) -> Callable:
 
 
 def _of_tiles(make: Callable, axes: tuple[AxisPlan, ...], groups: int) -> Callable:
-    by_steps = made_by_steps(axes)
-    table = None if by_steps else join_group(make(_pairs(axes)), groups)
+    made = made_by_steps(axes)
+    table = None if made else join_group(make(_pairs(axes)), groups)
 
     def of_tiles(rows: dict, rank: int):
-        own = join_group(make(_at_hand(rows, axes)), groups) if by_steps else take(table, _classes(rows, axes), 0)
+        own = join_group(make(_at_hand(rows, axes)), groups) if made else take(table, _classes(rows, axes), 0)
         return own if rank == 4 else own[:, None]
 
     return of_tiles

@@ -146,7 +146,8 @@ def take(x, positions, axis: int):
 def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
     """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
 
-    Temporaries are those of one step, however large the map. The last step is padded with rows that own no query.
+    Temporaries are those of one step, of at least one row: they grow with windows, and with a map's other axes, but not with its
+    first. The last step is padded with rows that own no query.
     """
     first = axes[0]
     rows = max(1, scores_per_step() // max(_scores_per_row(query, axes), 1))

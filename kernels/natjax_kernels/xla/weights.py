@@ -21,7 +21,16 @@ from natjax_kernels.plan import Window, tile_classes
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import spec_of, within_auto_axes
 from natjax_kernels.sizes import windows_at_sizes
-from natjax_kernels.xla.tiles import from_tiles, key_index, of_map, plan_of, query_index, to_tiles, visible_keys
+from natjax_kernels.xla.tiles import (
+    from_tiles,
+    key_index,
+    of_map,
+    owned_queries,
+    plan_of,
+    query_index,
+    to_tiles,
+    visible_keys,
+)
 
 
 def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
@@ -43,8 +52,7 @@ def _attend(dropout_rate: float, problem: Problem, dropout_key):
     bias = bias_table(pairs, problem.rpb, accumulate)[classes][:, None]
     seen = neighbour_table(pairs)[classes][:, None]
     if any((axis.queries < 0).any() for axis in axes):  # padded queries repeat a token: nothing of them may flow back
-        owned = functools.reduce(jnp.kron, [jnp.asarray(axis.queries >= 0, jnp.int32) for axis in axes])  # [M, T]
-        seen &= owned[:, None, None, :, None] > 0
+        seen &= owned_queries({"owned": axes[0].queries >= 0}, axes, seen.ndim, 1)
     visible = visible_keys(problem.key_mask, problem.sizes, problem.window, axes)
     seen = seen if visible is None else seen & visible
     logits = problem.logits(scores(q, k, seen)) + bias
