@@ -22,9 +22,8 @@ import numpy as np
 from natjax_kernels.axis import Pairs, is_large
 from natjax_kernels.plan import Window
 
-MASKED = (
-    -1e38
-)  # of logits far below that; not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN
+# Of logits far below that; not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN.
+MASKED = -1e38
 
 
 def bias_table(
@@ -47,7 +46,7 @@ def bias_table(
     return jax.lax.optimization_barrier(jnp.take(flat, entries, axis=1, mode="clip").swapaxes(0, 1))
 
 
-def neighbour_table(relative: Sequence[Pairs | np.ndarray]):
+def neighbour_table(relative: Sequence[Pairs]):
     """Returns which key is a neighbour of which query, of every class, [classes, 1, T, S]."""
     return jax.lax.optimization_barrier(_neighbours(relative)[:, None])
 

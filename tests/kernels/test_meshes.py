@@ -42,7 +42,7 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         got = both(op)(*placed)
     assert got[0].sharding.spec[0] == "data", kind
     for a, b in zip(got, expected):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=str(kind))
+        np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5, err_msg=str(kind))
 """
 
 DEFAULT_MESH = """
@@ -65,25 +65,25 @@ for function in (op, with_weights, reference, with_dropout):
         for a, b in zip(got[1:], placed):
             assert a.sharding.is_equivalent_to(b.sharding, a.ndim), (function, spec, a.sharding)
         for a, b in zip(got, expected):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=str((function, spec)))
+            np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5, err_msg=str((function, spec)))
     for spec in ((None, "data"), ("data",)):
         got = jax.jit(jax.vmap(function, (0, None)))(put(jnp.stack([x, x / 2]), *spec), put(rpb))
-        np.testing.assert_allclose(np.asarray(got)[0], expected[0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(np.asarray(got)[0], expected[0], rtol=5e-5, atol=5e-5)
     with jax.set_mesh(mesh):
-        np.testing.assert_allclose(both(function)(*placed)[1], expected[1], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(both(function)(*placed)[1], expected[1], rtol=5e-5, atol=5e-5)
     manual = jax.shard_map(function, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), axis_names={"data"})
     got = both(manual)(put(x, "data", None, None, "heads"), put(rpb, "heads"))
     for a, b in zip(got, expected if function != with_dropout else ()):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5)
 expected = both(op)(x, rpb)
 for specs in (((), (), ("data",)), ((), (None, None, None, "heads"), ()), (("data",), (None, None, None, "heads"), ())):
     def apart(q, k, v):
         return neighborhood_attention(q, k + 1, v, kernel_size=3, dilation=(2, 1), rpb=rpb, implementation="xla")
     placed = [put(x, *spec) for spec in specs]
     out, pull = jax.vjp(jax.jit(apart), *placed)
-    np.testing.assert_allclose(out, expected[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(out, expected[0], rtol=5e-5, atol=5e-5)
     got = jax.jit(pull)(2 * out)
-    np.testing.assert_allclose(sum(map(np.asarray, got)), expected[1], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(sum(map(np.asarray, got)), expected[1], rtol=5e-5, atol=5e-5)
     for a, b in zip(got, placed):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim), (specs, a.sharding)
 """
@@ -96,7 +96,7 @@ for budget in (2**24, 2000):  # at once, and in steps
     text = both(per_shard).lower(x, rpb).as_text()
     assert ("while" in text) == (budget == 2000)
     for a, b in zip(both(per_shard)(x, rpb), expected):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=str(budget))
+        np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5, err_msg=str(budget))
 """
 
 
@@ -117,7 +117,7 @@ for key_heads in (1, 2):
     got, expected = (jax.jit(run)(q, *arrays) for q in (put(query, 2), query))
     assert got[0].sharding.spec == P(None, None, "heads", None)
     for a, b in zip(got, expected):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5)
 for axis in (1, 3):
     try:
         op(put(query, axis), *arrays)
@@ -161,7 +161,7 @@ for queries, options, sizes in calls:
                                                  (arrays, mask, sizes), (specs, P("data"), sizes if sizes is None else P()))
             got = program(function, options)(placed, hidden, small)
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str((options, mesh)))
+                np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5, err_msg=str((options, mesh)))
             for name, x in placed.items():
                 assert got[1][name].sharding.is_equivalent_to(x.sharding, x.ndim), (name, options, mesh)
 """
