@@ -53,7 +53,9 @@ def count_parts(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> li
         macs = sum(_macs(parameter, config, image_size) for parameter in inside)
         if name == "head":
             macs += dim * height * width  # mean pooling
-        parts.append(PartInfo(name, (height, width, dim), sum(parameter.size for parameter in inside), macs))
+        parts.append(
+            PartInfo(name, (height, width, dim), sum(parameter.size for parameter in inside if parameter.trained), macs)
+        )
     return parts
 
 

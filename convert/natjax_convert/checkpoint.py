@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig, read_config
 from natjax.errors import CheckpointError
 from natjax_convert.dialect import Dialect, Found
 from natjax_convert.inference import fitting_presets, infer_config
@@ -109,7 +109,7 @@ def find_config(
         return config
     beside = _folder(Path(src)) / CONFIG_NAME
     if dilations is None and os.path.isfile(beside):
-        return NatConfig.from_json_file(beside)
+        return read_config(beside)
     found = found or detect(state_dict)
     if dilations is None and found.model_type != "nat":
         presets = fitting_presets(state_dict, found)

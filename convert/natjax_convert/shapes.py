@@ -31,6 +31,7 @@ class Parameter:
         depth: what layer-wise decay of the learning rate counts: stem 0, layers 1, 2 ..., a downsampler that of the layer
             before it, last norms and classifier the top.
         stride: pixels between the tokens of the map that its layer returns; 0 where that is one vector per image.
+        trained: whether it is a parameter; else a buffer, such as a running mean, which is kept with them in files.
     """
 
     path: ParameterPath
@@ -38,6 +39,7 @@ class Parameter:
     part: str
     depth: int
     stride: int
+    trained: bool = True
 
     @property
     def size(self) -> int:
@@ -52,20 +54,20 @@ def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
     if kind == "backbone":
         dims = (config.embed_dim, *config.level_dims)
         for stage, index in zip(config.out_features or (), config.out_indices or (), strict=True):
-            found += _at(("hidden_states_norms", stage), norm(dims[index]), "head", top, 4 * 2 ** max(index - 1, 0))
+            found += at(("hidden_states_norms", stage), norm(dims[index]), "head", top, 4 * 2 ** max(index - 1, 0))
         return found
-    found += _at(("layernorm",), norm(config.hidden_size), "head", top, stride)
+    found += at(("layernorm",), norm(config.hidden_size), "head", top, stride)
     if kind == "model":
         return found
     found = [dataclasses.replace(parameter, path=("nat", *parameter.path)) for parameter in found]
     if config.num_labels:
-        found += _at(("classifier",), linear(config.hidden_size, config.num_labels), "head", top, 0)
+        found += at(("classifier",), linear(config.hidden_size, config.num_labels), "head", top, 0)
     return found
 
 
 def count_parameters(config: NatConfig, kind: Kind = "classifier") -> int:
-    """Returns the number of values in all parameters of a model."""
-    return sum(parameter.size for parameter in parameters(config, kind))
+    """Returns the number of values in all parameters of a model, without buffers."""
+    return sum(parameter.size for parameter in parameters(config, kind) if parameter.trained)
 
 
 def config_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], dilations: Any = None) -> NatConfig:
@@ -118,18 +120,18 @@ def _ratio(widths: Sequence[tuple[int, ...]]) -> float:
 def _trunk(config: NatConfig) -> Iterator[Parameter]:
     half, dim = config.embed_dim // 2, config.embed_dim
     projection = ("embeddings", "patch_embeddings", "projection")
-    yield from _at((*projection, 0), conv(config.num_channels, half), "stem", 0, 2)
-    yield from _at((*projection, 1), conv(half, dim), "stem", 0, 4)
-    yield from _at(("embeddings", "norm"), norm(dim), "stem", 0, 4)
+    yield from at((*projection, 0), conv(config.num_channels, half), "stem", 0, 2)
+    yield from at((*projection, 1), conv(half, dim), "stem", 0, 4)
+    yield from at(("embeddings", "norm"), norm(dim), "stem", 0, 4)
     depth = 0
     for i, dim in enumerate(config.level_dims):
         part, path, stride = f"level{i + 1}", ("encoder", "levels", i), 4 * 2**i
         piece = layer(config, dim, config.num_heads[i])
         for j in range(config.depths[i]):
             depth += 1
-            yield from _at((*path, "layers", j), piece, part, depth, stride)
+            yield from at((*path, "layers", j), piece, part, depth, stride)
         if i + 1 < config.num_levels:
-            yield from _at((*path, "downsample"), downsampler(dim), part, depth, 2 * stride)
+            yield from at((*path, "downsample"), downsampler(dim), part, depth, 2 * stride)
 
 
 def layer(config: NatConfig, dim: int, num_heads: int) -> Piece:
@@ -176,10 +178,10 @@ def norm(dim: int) -> Piece:
     return {"scale": (dim,), "bias": (dim,)}
 
 
-def _at(path: ParameterPath, piece: Piece, part: str, depth: int, stride: int) -> Iterator[Parameter]:
-    """The parameters of a piece at a path, in the piece's order."""
+def at(path: ParameterPath, piece: Piece, part: str, depth: int, stride: int) -> Iterator[Parameter]:
+    """Returns the parameters of a piece at a path, in the piece's order; the other arguments are `Parameter`'s."""
     for name, inner in piece.items():
         if isinstance(inner, tuple):
             yield Parameter((*path, name), inner, part, depth, stride)
         else:
-            yield from _at((*path, name), inner, part, depth, stride)
+            yield from at((*path, name), inner, part, depth, stride)

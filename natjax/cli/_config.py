@@ -35,7 +35,7 @@ def read_model(model: str) -> tuple[NatConfig, NatImageProcessor | None]:
     Raises:
         ValueError: there is no such model, or one of its files cannot be read.
     """
-    from natjax.configuration import NatConfig
+    from natjax.configuration import read_config
     from natjax.image_processing import NatImageProcessor
 
     if find_preset(model):
@@ -50,7 +50,7 @@ def read_model(model: str) -> tuple[NatConfig, NatImageProcessor | None]:
             f"`natjax list`, or a {CONFIG_NAME}."
         )
     beside = config.parent / PROCESSOR_NAME
-    return NatConfig.from_json_file(config), NatImageProcessor.from_pretrained(beside) if beside.is_file() else None
+    return read_config(config), NatImageProcessor.from_pretrained(beside) if beside.is_file() else None
 
 
 def read_given(config: str | None) -> tuple[NatConfig | None, NatImageProcessor | None]:

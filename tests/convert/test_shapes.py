@@ -10,6 +10,7 @@ from flax import nnx
 
 import natjax
 from natjax.presets import PRESETS
+from natjax_convert import shapes
 from natjax_convert.shapes import config_from_shapes, count_parameters, parameters
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -89,3 +90,9 @@ def test_depths_strides_and_parts():
         ("stage1", 8, 5, 4),
         ("stage3", 32, 5, 16),
     ]
+
+
+def test_buffers_are_no_parameters(monkeypatch):
+    mean = shapes.Parameter(("norm", "mean"), (8,), "head", 1, 4, trained=False)
+    monkeypatch.setattr(shapes, "parameters", lambda *_: [*shapes.at(("norm",), shapes.norm(8), "head", 1, 4), mean])
+    assert count_parameters(SMALL) == 16

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import natjax
+from natjax import configuration
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
@@ -150,3 +151,15 @@ def test_labels_as_hugging_face_has_them(labels):
         assert config.label2id == {"cat": 0, "dog": 1}
         assert config.num_labels == 2
         assert config.replace(num_labels=3).label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+
+
+def test_any_configuration_is_read_by_its_model_type(tmp_path):
+    config = natjax.get_config("dinat_mini")
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert configuration.read_config(tmp_path / "config.json") == config
+    assert configuration.config_from_dict({"embed_dim": 32}) == natjax.NatConfig(embed_dim=32)
+    (tmp_path / "other.json").write_text('{"model_type": "swin"}')
+    with pytest.raises(natjax.CheckpointError, match=r"other\.json.*of a 'swin' model; natjax reads 'nat', 'dinat'"):
+        configuration.read_config(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="of a 'swin' model; NatConfig reads 'nat' and 'dinat'"):
+        natjax.NatConfig.from_dict({"model_type": "swin"})

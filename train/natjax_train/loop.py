@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from natjax import run_files
 from natjax.atomic import replacing, staging
-from natjax.configuration import CONFIG_NAME, NatConfig
+from natjax.configuration import CONFIG_NAME, read_config
 from natjax.errors import NatjaxError
 from natjax_train import data as data_
 from natjax_train import optim, plots, start
@@ -147,10 +147,8 @@ def train(
     ):
         if is_main_process and not used and run_files.has_checkpoints(out):  # between the first look and the lock
             raise ValueError(f"{out}: another run has begun there meanwhile; choose another folder.")
-        if checkpoints.steps:
-            model = task.resumed_model(NatConfig.from_json_file(out / CONFIG_NAME))
-        else:
-            model = initial or task.initial_model()
+        resumed = read_config(out / CONFIG_NAME) if checkpoints.steps else None
+        model = task.resumed_model(resumed) if resumed else initial or task.initial_model()
         initial, config = None, model.config
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
         training = make_training(config, graphdef, params, task, recipe, steps_per_epoch)

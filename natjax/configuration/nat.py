@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from natjax.errors import CheckpointError
-from natjax.text import did_you_mean
+from natjax.configuration.base import Configuration, model_type_of
+from natjax.configuration.checks import MAX_SIZE, expect_int, expect_number, int_tuple, plain, stages_named
+from natjax.configuration.labels import TOGETHER, aligned_labels
 
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-CONFIG_NAME = "config.json"
-PROCESSOR_NAME = "preprocessor_config.json"
 
 _MAX_LEVELS = 16  # channels double with each: bounds for files that nobody means to run
-_MAX_SIZE = 10**7
 
 # Keys of config.json that follow from other fields; `to_dict` writes them, `from_dict` derives them anew.
 _DERIVED = ("model_type", "hidden_size", "num_layers", "num_labels", "stage_names", "label2id")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NatConfig:
+class NatConfig(Configuration):
     """Architecture and head of a NAT or DiNAT model. The defaults are those of `nat_mini` with Hugging Face's two labels.
 
     Attributes:
@@ -64,6 +60,8 @@ class NatConfig:
         ValueError: a field, or a combination of them, is impossible; the message names field, value and expectation.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("nat", "dinat")
+
     patch_size: int = 4
     num_channels: int = 3
     embed_dim: int = 64
@@ -92,10 +90,11 @@ class NatConfig:
 
     def __post_init__(self):
         names = (f.name for f in dataclasses.fields(self) if f.name not in ("extra", "id2label", "label2id"))
-        self._set(**{name: _plain(getattr(self, name)) for name in names})
+        self._set(**{name: plain(getattr(self, name)) for name in names})
         self._check_numbers()
+        self._check_windows()
         self._check_levels()
-        self._align_labels()
+        self._set(**aligned_labels(self.num_labels, self.id2label, self.label2id))
         self._align_out_features()
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}; got {self.hidden_act!r}.")
@@ -138,23 +137,15 @@ class NatConfig:
         """The dilation of every layer of a level."""
         return (1,) * self.depths[level] if self.dilations is None else self.dilations[level]
 
-    def replace(self, **changes: Any) -> NatConfig:
-        """Returns a copy with some fields changed; fields that follow from a changed one follow it.
-
-        Raises:
-            ValueError: there is no such field, or the changes are impossible.
-        """
-        check_fields(NatConfig, changes)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for together in (("out_features", "out_indices"), ("num_labels", "id2label", "label2id")):
+    def _following(self, changes: Mapping[str, Any]) -> Iterable[str]:
+        for together in (("out_features", "out_indices"), TOGETHER):
             if any(name in changes for name in together):
-                fields |= dict.fromkeys(together)
+                yield from together
         if "depths" in changes:
-            fields["out_features"] = fields["out_indices"] = None
-        return NatConfig(**{**fields, **changes})
+            yield from ("out_features", "out_indices")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the content of a config.json that transformers 4.40.2 reads as the same model."""
+        """Returns the content of a config.json; that of NAT and DiNAT transformers 4.40.2 reads as the same model."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
         if self.dilations is None:
             del fields["dilations"]
@@ -170,17 +161,18 @@ class NatConfig:
         return json.loads(json.dumps({**self.extra, **fields}, sort_keys=True))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NatConfig:
-        """Makes a configuration from the content of a config.json of Hugging Face's Nat or Dinat, or of natjax.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Makes a configuration from the content of a config.json of this family: Hugging Face's or natjax's.
 
         Raises:
             ValueError: it is of another architecture, or a value is impossible.
         """
-        if not isinstance(values, Mapping):
-            raise ValueError(f"A configuration is a JSON object; got {type(values).__name__}.")
-        model_type = values.get("model_type", "dinat" if values.get("dilations") else "nat")
-        if model_type not in ("nat", "dinat"):
-            raise ValueError(f"This configuration is of a {model_type!r} model; natjax reads 'nat' and 'dinat'.")
+        model_type = model_type_of(values)
+        if model_type not in cls.model_types:
+            raise ValueError(
+                f"This configuration is of a {model_type!r} model; {cls.__name__} reads "
+                f"{' and '.join(map(repr, cls.model_types))}."
+            )
         names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         fields = {k: v for k, v in values.items() if k in names and not (k == "num_labels" and values.get("id2label"))}
         fields.pop("label2id", None)  # follows from id2label
@@ -193,50 +185,15 @@ class NatConfig:
         extra = {k: v for k, v in values.items() if k not in names and k not in _DERIVED}
         return cls(**fields, extra=extra)
 
-    def to_json(self) -> str:
-        """Returns the text of a config.json."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json_file(cls, path: str | os.PathLike) -> NatConfig:
-        """Reads a config.json.
-
-        Raises:
-            natjax.CheckpointError: the file is missing, is not JSON or describes an impossible model.
-        """
-        try:
-            with open(path, encoding="utf-8") as file:
-                return cls.from_dict(json.load(file))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot read the configuration: {error.strerror or error}.") from error
-        except ValueError as error:  # also JSON and text decoding errors
-            raise CheckpointError(f"{path}: not a usable configuration: {error}") from error
-        except RecursionError as error:
-            raise CheckpointError(f"{path}: not a usable configuration: JSON nested too deeply.") from error
-
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
     def _check_numbers(self) -> None:
         for name in ("num_channels", "embed_dim", "kernel_size"):
-            _expect_int(name, getattr(self, name), minimum=1, maximum=_MAX_SIZE)
-        if self.patch_size != 4:
-            raise ValueError(f"patch_size must be 4, the only one NAT defines; got {self.patch_size!r}.")
-        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
-            raise ValueError(
-                f"kernel_size must be odd and at least 3 (relative positional bias); got {self.kernel_size}."
-            )
-        if self.embed_dim % 2:
-            raise ValueError(
-                f"embed_dim must be even (the stem's first convolution has half of it); got {self.embed_dim}."
-            )
+            expect_int(name, getattr(self, name), minimum=1, maximum=MAX_SIZE)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            _expect_number(name, getattr(self, name))
+            expect_number(name, getattr(self, name))
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}.")
         for name in ("mlp_ratio", "initializer_range", "layer_norm_eps", "layer_scale_init_value"):
-            _expect_number(name, getattr(self, name))
+            expect_number(name, getattr(self, name))
         if not 0 < self.mlp_ratio < 1e6 or int(self.mlp_ratio * self.embed_dim) < 1:
             raise ValueError(
                 f"mlp_ratio must be below 1e6 and leave at least one hidden channel; got {self.mlp_ratio}."
@@ -250,8 +207,21 @@ class NatConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false; got {getattr(self, name)!r}.")
 
+    def _check_windows(self) -> None:
+        """Checks what the stem and the attention windows of the family ask for."""
+        if self.patch_size != 4:
+            raise ValueError(f"patch_size must be 4, the only one NAT defines; got {self.patch_size!r}.")
+        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size must be odd and at least 3 (relative positional bias); got {self.kernel_size}."
+            )
+        if self.embed_dim % 2:
+            raise ValueError(
+                f"embed_dim must be even (the stem's first convolution has half of it); got {self.embed_dim}."
+            )
+
     def _check_levels(self) -> None:
-        self._set(depths=_int_tuple("depths", self.depths), num_heads=_int_tuple("num_heads", self.num_heads))
+        self._set(depths=int_tuple("depths", self.depths), num_heads=int_tuple("num_heads", self.num_heads))
         if not self.depths or len(self.depths) != len(self.num_heads):
             raise ValueError(
                 "depths and num_heads need one entry per level each; "
@@ -266,47 +236,17 @@ class NatConfig:
             return
         if isinstance(self.dilations, str) or not isinstance(self.dilations, Sequence):
             raise ValueError(f"dilations must be one sequence per level, or None; got {self.dilations!r}.")
-        dilations = tuple(_int_tuple(f"dilations[{i}]", level) for i, level in enumerate(self.dilations))
+        dilations = tuple(int_tuple(f"dilations[{i}]", level) for i, level in enumerate(self.dilations))
         if tuple(map(len, dilations)) != self.depths:
             raise ValueError(f"dilations need one entry per layer, so {self.depths} per level; got {dilations}.")
         self._set(dilations=dilations)
-
-    def _align_labels(self) -> None:
-        num_labels, id2label, label2id = self.num_labels, self.id2label, self.label2id
-        if id2label is None and label2id is not None:
-            if not isinstance(label2id, Mapping):
-                raise ValueError(f"label2id must map class names to indices; got {label2id!r}.")
-            id2label = {index: label for label, index in label2id.items()}
-        if id2label is None:
-            num_labels = 2 if num_labels is None else num_labels
-            _expect_int("num_labels", num_labels, minimum=0, maximum=_MAX_SIZE)
-            id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
-        if not isinstance(id2label, Mapping):
-            raise ValueError(f"id2label must map class indices to names; got {id2label!r}.")
-        id2label = {_class_index(index): _plain(label) for index, label in id2label.items()}
-        if sorted(id2label) != list(range(len(id2label))):
-            raise ValueError(
-                f"id2label must map every class index from 0 on to a name, with no gaps; got {sorted(id2label)[:10]}."
-            )
-        if not all(isinstance(label, str) for label in id2label.values()):
-            raise ValueError("id2label must map class indices to strings.")
-        if num_labels is not None and num_labels != len(id2label):
-            raise ValueError(f"num_labels ({num_labels}) and id2label ({len(id2label)} entries) disagree; give one.")
-        id2label = {i: id2label[i] for i in range(len(id2label))}
-        for label, index in (label2id or {}).items():
-            if id2label.get(_class_index(index)) != label:
-                raise ValueError(
-                    f"label2id says that {label!r} is class {index!r}, id2label does not; give one of them."
-                )
-        label2id = {label: i for i, label in id2label.items()}
-        self._set(num_labels=len(id2label), id2label=id2label, label2id=label2id)
 
     def _align_out_features(self) -> None:
         stages = self.stage_names
         if self.out_features is None and self.out_indices is None:
             features: tuple[str, ...] = stages[-1:]
         elif self.out_features is not None:
-            features = _names("out_features", self.out_features, stages)
+            features = stages_named("out_features", self.out_features, stages)
         else:
             indices = self.out_indices
             if isinstance(indices, str) or not isinstance(indices, Sequence):
@@ -314,7 +254,7 @@ class NatConfig:
             for i in indices:
                 if isinstance(i, bool) or not isinstance(i, int) or not -len(stages) <= i < len(stages):
                     raise ValueError(f"out_indices must index {', '.join(stages)}; got {i!r}.")
-            features = _names("out_indices", [stages[i] for i in indices], stages)
+            features = stages_named("out_indices", [stages[i] for i in indices], stages)
         indices = tuple(map(stages.index, features))
         if self.out_features is not None and self.out_indices is not None:
             given = tuple(i % len(stages) if isinstance(i, int) else i for i in self.out_indices)
@@ -323,61 +263,3 @@ class NatConfig:
                     f"out_features {features} and out_indices {tuple(self.out_indices)} disagree; give one."
                 )
         self._set(out_features=features, out_indices=indices)
-
-
-def check_fields(dataclass: Any, names: Iterable[str]) -> None:
-    """Checks that a dataclass has fields of these names.
-
-    Raises:
-        ValueError: it lacks one; the message names the nearest, or all there are.
-    """
-    fields = [field.name for field in dataclasses.fields(dataclass)]
-    for name in names:
-        if name not in fields:
-            hint = did_you_mean(name, fields) or f" There are: {', '.join(fields)}."
-            raise ValueError(f"{dataclass.__name__} has no field {name!r}.{hint}")
-
-
-def _plain(value: Any) -> Any:
-    """Returns numpy's and JAX's scalars and arrays as Python's numbers and lists."""
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _class_index(key: Any) -> int:
-    key = _plain(key)
-    try:
-        return int(key) if isinstance(key, str) else operator.index(key)
-    except (TypeError, ValueError):
-        raise ValueError(f"Classes must be numbered by integers, class indices; got {key!r}.") from None
-
-
-def _expect_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}; got {value!r}.")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"{name} must be at most {maximum}; got more.")
-
-
-def _expect_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:  # inf and nan fail the last
-        raise ValueError(f"{name} must be a finite number; got {value!r}.")
-
-
-def _int_tuple(name: str, values: Any) -> tuple[int, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(f"{name} must be a sequence of positive integers; got {values!r}.")
-    for value in values:
-        _expect_int(f"{name}'s entries", value, minimum=1)
-    return tuple(values)
-
-
-def _names(argument: str, names: Any, stages: tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
-        raise ValueError(f"{argument} must be a non-empty sequence; got {names!r}.")
-    if unknown := [name for name in names if name not in stages]:
-        raise ValueError(f"{argument} must be among {', '.join(stages)}; got {unknown}.")
-    if list(names) != [stage for stage in stages if stage in names]:
-        raise ValueError(f"{argument} must be in the order of {', '.join(stages)}, each once; got {list(names)}.")
-    return tuple(names)
