@@ -12,9 +12,11 @@ from jax.typing import DTypeLike
 # Public entry points are not among them: they check their arguments themselves, and tests look at what they say.
 CHECKED = (
     "natjax.losses",
+    "natjax.nn.batch_norm",
     "natjax.nn.blocks",
     "natjax.nn.initializers",
     "natjax.nn.layers",
+    "natjax.nn.resizing",
     "natjax.nn.xla",
     "natjax.outputs",
     "natjax_kernels.bias",
