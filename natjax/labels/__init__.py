@@ -1,4 +1,4 @@
-"""Class names: ImageNet-1k and ImageNet-22k by class index (see README.md here), and how names compare."""
+"""Class names of ImageNet-1k, ImageNet-22k, ADE20K and Cityscapes by class index (see README.md here), and how names compare."""
 
 from __future__ import annotations
 
@@ -21,6 +21,23 @@ def imagenet_22k() -> tuple[str, ...]:
     """Returns the 21841 names, in the order of their WordNet ids."""
     packed = (_FOLDER / "imagenet-22k.txt.gz").read_bytes()
     return tuple(gzip.decompress(packed).decode("utf-8").splitlines())
+
+
+@functools.cache
+def ade20k() -> tuple[str, ...]:
+    """Returns the 150 names of ADE20K's scene parsing benchmark: "wall" is class 0. Their colours are in natjax.segmentation."""
+    return _of_palette("ade20k")
+
+
+@functools.cache
+def cityscapes() -> tuple[str, ...]:
+    """Returns the 19 names of Cityscapes' evaluation: "road" is class 0. Their colours are in natjax.segmentation."""
+    return _of_palette("cityscapes")
+
+
+def _of_palette(name: str) -> tuple[str, ...]:
+    lines = (_FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(line.split(maxsplit=3)[3] for line in lines)
 
 
 def composed(name: str) -> str:

@@ -1,9 +1,9 @@
-"""Names of ImageNet's classes: which they are, and which models have them."""
+"""Names of classes: which they are, and which models have them."""
 
 import pytest
 
 import natjax
-from natjax.labels import imagenet_1k, imagenet_22k
+from natjax.labels import ade20k, cityscapes, imagenet_1k, imagenet_22k
 from natjax.presets import PRESETS
 
 pytestmark = pytest.mark.once
@@ -27,6 +27,16 @@ def test_names_of_imagenet():
     assert all(name == name.strip() and name for name in larger)
     assert larger[0] == "organism, being"
     assert set(names) - set(larger) == {"teddy, teddy bear"}  # its synset is of another release
+
+
+def test_names_of_semantic_segmentation():
+    names = ade20k()
+    assert len(names) == len(set(names)) == 150
+    known = {0: "wall", 6: "road", 7: "bed", 12: "person", 44: "chest of drawers", 140: "pier", 149: "flag"}
+    assert {index: names[index] for index in known} == known
+    assert len(set(cityscapes())) == 19
+    assert cityscapes()[:2] == ("road", "sidewalk")
+    assert cityscapes()[11:] == ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
 
 @pytest.mark.parametrize("name", PRESETS)

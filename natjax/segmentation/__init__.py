@@ -1,0 +1,24 @@
+"""Semantic segmentation: from logits to class maps of any size, palettes, and pictures of class maps.
+
+    import natjax.segmentation
+
+    palette = natjax.segmentation.palette_for(model.config.num_labels)  # uint8 [L, 3]
+    natjax.segmentation.coloured(class_map, palette).save("map.png")  # its pixels are class indices
+
+A class map is an array [H, W] of class indices, uint8; 255 in a mask means that a pixel is ignored.
+"""
+
+from natjax.segmentation.palettes import Palette, generated, load_palette, palette_for, read_palette
+from natjax.segmentation.pictures import coloured, overlay, shares, with_legend
+
+__all__ = [
+    "Palette",
+    "coloured",
+    "generated",
+    "load_palette",
+    "overlay",
+    "palette_for",
+    "read_palette",
+    "shares",
+    "with_legend",
+]
