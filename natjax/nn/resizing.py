@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +68,25 @@ def _product(equation: str, matrix: np.ndarray, x: Array) -> Array:
     return jnp.einsum(equation, matrix, x, precision=jax.lax.Precision.HIGHEST)
 
 
-@functools.lru_cache(maxsize=64)
-def _interpolation(n: int, m: int, dtype: np.dtype) -> np.ndarray:
-    """Returns the [m, n] weights of n values in m interpolated ones; computed in `dtype`, as PyTorch does."""
-    number = dtype.type
+def bilinear_taps(n: int, m: int, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which two of n values each of m interpolated ones is of, [m, 2], and with which weights, [m, 2].
+
+    Computed in `dtype`, as PyTorch does.
+    """
+    number = np.dtype(dtype).type
     at = np.maximum((np.arange(m, dtype=dtype) + number(0.5)) * (number(n) / number(m)) - number(0.5), 0)
     first = np.minimum(at.astype(int), n - 1)
+    after = at - first
+    return np.stack([first, np.minimum(first + 1, n - 1)], 1), np.stack([1 - after, after], 1).astype(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _interpolation(n: int, m: int, dtype: np.dtype) -> np.ndarray:
+    """Returns the [m, n] weights of n values in m interpolated ones."""
+    index, weight = bilinear_taps(n, m, dtype)
     weights = np.zeros((m, n), dtype)
-    weights[np.arange(m), first] = 1 - (at - first)
-    weights[np.arange(m), np.minimum(first + 1, n - 1)] += at - first
+    weights[np.arange(m), index[:, 0]] = weight[:, 0]
+    weights[np.arange(m), index[:, 1]] += weight[:, 1]
     return weights
 
 
