@@ -12,6 +12,7 @@ from natjax._version import __version__
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig as NatConfig
+    from natjax.configuration import UperNetConfig as UperNetConfig
     from natjax.errors import CheckpointError as CheckpointError
     from natjax.errors import ImageError as ImageError
     from natjax.errors import NatjaxError as NatjaxError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from natjax.models import NatBackbone as NatBackbone
     from natjax.models import NatForImageClassification as NatForImageClassification
     from natjax.models import NatModel as NatModel
+    from natjax.models import UperNetForSemanticSegmentation as UperNetForSemanticSegmentation
     from natjax.models import create_model as create_model
     from natjax.nn.attention import NeighborhoodAttention as NeighborhoodAttention
     from natjax.nn.xla import compiler_options as compiler_options
@@ -44,6 +46,8 @@ _MODULES = {
     "NatModel": "natjax.models",
     "NatjaxError": "natjax.errors",
     "NeighborhoodAttention": "natjax.nn.attention",
+    "UperNetConfig": "natjax.configuration",
+    "UperNetForSemanticSegmentation": "natjax.models",
     "compiler_options": "natjax.nn.xla",
     "create_model": "natjax.models",
     "default_implementation": "natjax_kernels",

@@ -1,14 +1,15 @@
-"""The three losses that labels can mean, as in Hugging Face's image classifiers (and so as in torch.nn)."""
+"""Losses: the three that labels can mean in Hugging Face's image classifiers (and so in torch.nn), and that of segmentation."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
 from natjax.configuration import NatConfig
+from natjax.nn.resizing import resize_bilinear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Num
@@ -69,3 +70,44 @@ def _cross_entropy(logits, labels):
     )[:, 0]
     picked = jnp.where(legal, picked, jnp.nan)
     return -jnp.sum(jnp.where(counts, picked, 0)) / jnp.sum(counts, dtype=picked.dtype)
+
+
+def segmentation_loss(
+    logits: Float[Array, "B h w L"],
+    labels: Num[Array, "..."],
+    *,
+    ignore_index: int = 255,
+    average: Literal["valid", "all"] = "valid",
+) -> Float[Array, ""]:
+    """Computes the mean cross entropy of pixels in float32 (float64 for float64 logits).
+
+    Args:
+        logits: of maps of any size, which are resized to that of the labels (bilinear).
+        labels: [B, H, W] class index of every pixel, integers of any dtype.
+        ignore_index: label of pixels that do not count.
+        average: over the "valid" pixels, those that count, as Hugging Face does (NaN where there are none); or over "all", as
+            mmsegmentation does, where those that do not count have a loss of 0.
+
+    Raises:
+        ValueError: labels do not fit the logits.
+    """
+    labels = jnp.asarray(labels)
+    batch, classes = logits.shape[0], logits.shape[-1]
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 3 or labels.shape[0] != batch:
+        raise ValueError(
+            f"labels must be integer class indices [{batch}, height, width]; got {labels.dtype} of shape {labels.shape}."
+        )
+    labels = labels.astype(jnp.int32)
+    counts = labels != ignore_index
+    legal = ~counts | ((labels >= 0) & (labels < classes))
+    # Values are known outside of jit only; inside, a label out of range makes the loss NaN instead of silently wrong.
+    if not isinstance(legal, Tracer) and not legal.all():
+        raise ValueError(
+            f"labels must be in [0, {classes}) or {ignore_index}, which is ignored; got {labels[~legal][:5].tolist()}."
+        )
+    wide = logits.astype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
+    wide = resize_bilinear(wide, labels.shape[1:])
+    # A sum over classes, of which one is picked, as the gradient of a gather would be a scatter.
+    picked = jnp.sum(jnp.where(labels[..., None] == jnp.arange(classes), wide, 0), axis=-1)
+    losses = jnp.where(legal, jnp.where(counts, jax.nn.logsumexp(wide, axis=-1) - picked, 0), jnp.nan)
+    return jnp.sum(losses) / (jnp.sum(counts, dtype=losses.dtype) if average == "valid" else losses.size)

@@ -75,6 +75,24 @@ class NatImageClassifierOutput(ModelOutput):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticSegmenterOutput(ModelOutput):
+    """Output of `UperNetForSemanticSegmentation`.
+
+    Attributes:
+        logits: [B, H, W, num_labels] at the image's size, before softmax.
+        loss: scalar, where labels were given.
+        hidden_states: see `NatBackboneOutput`.
+        attentions: see `NatModelOutput`.
+    """
+
+    logits: Float[Array, "B H W L"]
+    loss: Float[Array, ""] | None = None
+    hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
+    attentions: tuple[Float[Array, "B _ _ _ _"], ...] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NatBackboneOutput(ModelOutput):
     """Output of `NatBackbone`.
 

@@ -19,7 +19,8 @@ AREAS = {
     "natjax_kernels": (),
     "natjax": ("natjax_kernels",),  # errors, files, configuration, images: what all others stand on
     "natjax.nn": ("natjax", "natjax_kernels"),
-    "natjax.models": ("natjax", "natjax.nn", "natjax.pretrained", "natjax_kernels"),
+    "natjax.losses": ("natjax", "natjax.nn"),
+    "natjax.models": ("natjax", "natjax.nn", "natjax.losses", "natjax.pretrained", "natjax_kernels"),
     "natjax_convert": ("natjax",),
     "natjax.linen": ("natjax", "natjax.models"),
     "natjax.pretrained": ("natjax", "natjax_convert"),
@@ -37,6 +38,7 @@ AREAS = {
     "natjax_train": (
         "natjax",
         "natjax.nn",
+        "natjax.losses",
         "natjax.models",
         "natjax.segmentation",
         "natjax_convert",

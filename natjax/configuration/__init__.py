@@ -12,6 +12,7 @@ from typing import Any
 from natjax.configuration.base import CONFIG_NAME, PROCESSOR_NAME, Configuration, model_type_of, read_json
 from natjax.configuration.checks import check_fields
 from natjax.configuration.nat import ACTIVATIONS, PROBLEM_TYPES, NatConfig
+from natjax.configuration.upernet import UperNetConfig
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,18 +22,21 @@ __all__ = [
     "PROCESSOR_NAME",
     "Configuration",
     "NatConfig",
+    "UperNetConfig",
     "check_fields",
     "config_from_dict",
     "read_config",
 ]
 
 # By the model_type of a config.json.
-CONFIGURATIONS: dict[str, type[NatConfig]] = {
-    model_type: configuration for configuration in (NatConfig,) for model_type in configuration.model_types
+CONFIGURATIONS: dict[str, type[Configuration]] = {
+    model_type: configuration
+    for configuration in (NatConfig, UperNetConfig)
+    for model_type in configuration.model_types
 }
 
 
-def config_from_dict(values: Mapping[str, Any]) -> NatConfig:
+def config_from_dict(values: Mapping[str, Any]) -> Any:
     """Makes the configuration that the content of a config.json describes, of the class that its model_type names.
 
     Raises:
@@ -45,7 +49,7 @@ def config_from_dict(values: Mapping[str, Any]) -> NatConfig:
     return CONFIGURATIONS[model_type].from_dict(values)
 
 
-def read_config(path: str | os.PathLike) -> NatConfig:
+def read_config(path: str | os.PathLike) -> Any:
     """Reads any config.json.
 
     Raises:

@@ -114,6 +114,11 @@ class NatConfig(Configuration):
         return "nat" if self.dilations is None else "dinat"
 
     @property
+    def trunk(self) -> Self:
+        """The configuration of stem and levels: this one. (That of a UPerNet is its backbone's.)"""
+        return self
+
+    @property
     def num_levels(self) -> int:
         """Number of levels, called stages where features are selected."""
         return len(self.depths)

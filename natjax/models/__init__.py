@@ -5,5 +5,13 @@ from natjax.models.base import NatPreTrainedModel
 from natjax.models.classification import NatForImageClassification
 from natjax.models.create import create_model
 from natjax.models.nat import NatModel
+from natjax.models.upernet import UperNetForSemanticSegmentation
 
-__all__ = ["NatBackbone", "NatForImageClassification", "NatModel", "NatPreTrainedModel", "create_model"]
+__all__ = [
+    "NatBackbone",
+    "NatForImageClassification",
+    "NatModel",
+    "NatPreTrainedModel",
+    "UperNetForSemanticSegmentation",
+    "create_model",
+]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from natjax.configuration import NatConfig
+from natjax.configuration import Configuration, NatConfig
 from natjax_kernels.checks import as_array, check_known
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ class NatPreTrainedModel(nnx.Module):
     """What all models share: construction from a configuration, and loading and saving of published weights."""
 
     kind: ClassVar[str]  # which parameters of a checkpoint belong to the model
+    config_class: ClassVar[type[Configuration]] = NatConfig
 
     def __init__(
         self,
-        config: NatConfig,
+        config: Any,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -49,16 +50,17 @@ class NatPreTrainedModel(nnx.Module):
             rngs: source of the initial weights.
 
         Raises:
-            ValueError: config is not a `NatConfig`.
+            ValueError: config is not of the class's `config_class`.
         """
-        if not isinstance(config, NatConfig):
+        expected = self.config_class
+        if not isinstance(config, expected):
             raise ValueError(
-                f"config must be a NatConfig; got {type(config).__name__}. For presets see natjax.create_model."
+                f"config must be a {expected.__name__}; got {type(config).__name__}. For presets see natjax.create_model."
             )
         self.config = config
         self._build(config, implementation=implementation, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-    def _build(self, config: NatConfig, *, implementation: str | None, **options: Any) -> None:
+    def _build(self, config: Any, *, implementation: str | None, **options: Any) -> None:
         """Makes the layers; `options` are dtype, param_dtype and rngs, as layers take them."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 from flax import nnx
 
-from natjax.nn.xla import conv3x3_s2, flat_dot_general
+from natjax.nn.xla import conv1x1, conv3x3_s2, flat_dot_general
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -72,6 +72,32 @@ def downsampling_conv(
     )
 
 
+def conv(
+    in_features: int,
+    out_features: int,
+    kernel_size: int,
+    *,
+    use_bias: bool = True,
+    kernel_init: nnx.initializers.Initializer,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """Returns a convolution that keeps height and width, with a kernel of 1 x 1 or another odd side."""
+    return nnx.Conv(
+        in_features,
+        out_features,
+        kernel_size=(kernel_size, kernel_size),
+        padding=kernel_size // 2,
+        conv_general_dilated=conv1x1 if kernel_size == 1 else jax.lax.conv_general_dilated,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
 def layer_norm(
     features: int, *, epsilon: float = EPSILON, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.LayerNorm:
@@ -91,6 +117,11 @@ def rms_norm(
 def dropout(rate: float) -> nnx.Dropout:
     """Returns element-wise dropout, off until `nnx.view(model, deterministic=False)`."""
     return nnx.Dropout(rate, deterministic=True)
+
+
+def channel_dropout(rate: float) -> nnx.Dropout:
+    """Returns dropout of whole channels of a map, torch's Dropout2d."""
+    return nnx.Dropout(rate, broadcast_dims=(1, 2), deterministic=True)
 
 
 def drop_path(rate: float) -> nnx.Dropout:

@@ -50,6 +50,33 @@ def flat_dot_general(
     return reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*spec_of(x)[:-1], *spec_of(rows)[1:]))
 
 
+def conv1x1(
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "1 1 C D"],
+    window_strides: Any,
+    padding: Any,
+    *,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    **options: Any,
+) -> Float[Array, "B H W D"]:
+    """Computes `jax.lax.conv_general_dilated` of a 1 x 1 convolution of stride 1 as the linear layer that it is.
+
+    Args:
+        x: the map.
+        kernel: the convolution's.
+        window_strides: (1, 1).
+        padding: none.
+        precision: of the products.
+        preferred_element_type: dtype of the result.
+        **options: further ones of `conv_general_dilated`: no dilation, no groups.
+    """
+    del options
+    assert (kernel.shape[:2], tuple(window_strides), list(padding)) == ((1, 1), (1, 1), [(0, 0)] * 2)
+    accuracy: dict[str, Any] = {"precision": precision, "preferred_element_type": preferred_element_type}
+    return flat_dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())), **accuracy)
+
+
 def conv3x3_s2(
     x: Float[Array, "B H W C"],
     kernel: Float[Array, "3 3 C D"],
