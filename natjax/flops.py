@@ -45,9 +45,10 @@ def count_parts(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> li
         config: of the image classifier.
         image_size: (height, width) in pixels.
     """
-    levels = [(f"level{i + 1}", 4 * 2**i, dim) for i, dim in enumerate(config.level_dims)]
+    patch = config.patch_size
+    levels = [(f"level{i + 1}", patch * 2**i, dim) for i, dim in enumerate(config.level_dims)]
     found, parts = parameters(config), []
-    for name, stride, dim in [("stem", 4, config.embed_dim), *levels, ("head", levels[-1][1], config.hidden_size)]:
+    for name, stride, dim in [("stem", patch, config.embed_dim), *levels, ("head", levels[-1][1], config.hidden_size)]:
         height, width = _map(image_size, stride)
         inside = [parameter for parameter in found if parameter.part == name]
         macs = sum(_macs(parameter, config, image_size) for parameter in inside)

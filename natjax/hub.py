@@ -141,6 +141,8 @@ def locate_preset(name: str, *, weights: bool = True, **options: Any) -> Path:
     hub_id, by_hand = PRESETS[name].hub_id, weights_folder() / name
     if options.get("revision") is None and _has_weights(by_hand):
         return by_hand
+    if hub_id is None:
+        raise CheckpointError(f"{name}: its weights are not on the Hugging Face Hub.{_advice(name)}")
     return _download(hub_id, options, weights=weights, preset=name)
 
 
@@ -207,9 +209,9 @@ def _download(hub_id: str, options: dict[str, Any], *, weights: bool, preset: st
 
 
 def _advice(preset: str) -> str:
-    address = PRESETS[preset].address
+    address, download = PRESETS[preset].address, "Without the Hub: download" if PRESETS[preset].hub_id else "Download"
     return (
-        f" Without the Hub: download {address} and run\n"
+        f" {download} {address} and run\n"
         f"  natjax convert {address.rsplit('/', 1)[1]} {weights_folder() / preset} --config {preset}\n"
         f"after which natjax finds the weights by the name {preset}."
     )

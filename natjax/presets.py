@@ -1,7 +1,8 @@
 """The published variants by name: a new variant is one entry of `PRESETS`.
 
-Architectures, figures and addresses: SHI-Labs' classification/nat.py, dinat.py, NAT.md and DiNAT.md (arXiv 2204.07143,
-2209.15001); the same weights are on the Hugging Face Hub under their authors' name, with the licence of the repository.
+Architectures, figures and addresses: SHI-Labs' classification/nat.py, dinat.py, dinats.py, isotropic.py, NAT.md and DiNAT.md
+(arXiv 2204.07143, 2209.15001). The weights of NAT and DiNAT are on the Hugging Face Hub, too, under their authors' name, with the
+licence of the repository.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from natjax.configuration import NatConfig
+from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, VitRpbConfig
 from natjax.labels import imagenet_1k, imagenet_22k
 from natjax.text import did_you_mean
 
-_CLASSES_22K = 21841
-_ARCHITECTURE = ("embed_dim", "depths", "num_heads", "kernel_size", "dilations", "mlp_ratio", "qkv_bias", "hidden_act")
-_ADDRESSES = {  # of the authors' folders of checkpoints
-    "nat": "https://shi-labs.com/projects/nat/checkpoints/CLS/",
-    "dinat": "https://shi-labs.com/projects/dinat/checkpoints/imagenet1k/",
-}
+_CLASSES_1K, _CLASSES_22K = 1000, 21841
+_ARCHITECTURE = (
+    *("patch_size", "embed_dim", "depths", "num_heads", "kernel_size", "dilations", "mlp_ratio", "qkv_bias"),
+    "hidden_act",
+)
+_NAT_FILES = "https://shi-labs.com/projects/nat/checkpoints/CLS/"
+_DINAT_FILES = "https://shi-labs.com/projects/dinat/checkpoints/"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # per channel, of pixels 0..1
 
 
@@ -30,13 +32,13 @@ class Preset:
     """A published variant.
 
     Attributes:
-        config: its architecture, with as many classes as ImageNet-1k; `get_config` adds their names.
+        config: its architecture, with as many classes as ImageNet-1k or -22k; `get_config` adds their names.
         image_size: side, in pixels, of the images of the published figures.
         crop_pct: `image_size` as a part of the side that images are resized to before they are cropped to it.
         gmacs: published multiply-accumulates of one image, in units of 1e9; the papers call them GFLOPs.
-        top1: published ImageNet-1k top-1 accuracy in percent.
-        hub_id: the published weights on the Hugging Face Hub.
-        address: the authors' file of the same weights, a .pth.
+        top1: published ImageNet-1k top-1 accuracy in percent; None for a classifier of ImageNet-22k.
+        hub_id: the published weights on the Hugging Face Hub; None where they are not there.
+        address: the authors' file of the weights, a .pth.
         license: of the weights.
     """
 
@@ -44,9 +46,9 @@ class Preset:
     image_size: int
     crop_pct: float
     gmacs: float
-    top1: float
-    hub_id: str
+    top1: float | None
     address: str
+    hub_id: str | None = None
     license: str = "MIT"
 
 
@@ -81,7 +83,7 @@ def _preset(
         mlp_ratio=mlp_ratio,
         drop_path_rate=drop_path_rate,
         layer_scale_init_value=layer_scale,
-        num_labels=1000,
+        num_labels=_CLASSES_1K,
     )
     return Preset(
         config=config,
@@ -90,13 +92,55 @@ def _preset(
         gmacs=gmacs,
         top1=top1,
         hub_id=f"shi-labs/{hub}",
-        address=_ADDRESSES[config.model_type] + (file or f"{hub.replace('-', '_')}.pth"),
+        address=(_NAT_FILES if dilations is None else f"{_DINAT_FILES}imagenet1k/")
+        + (file or f"{hub.replace('-', '_')}.pth"),
     )
+
+
+def _dinat_s(
+    embed_dim: int,
+    third_depth: int,
+    drop_path_rate: float,
+    *,
+    gmacs: float,
+    top1: float | None,
+    file: str,
+    dilations: Sequence[int] = (8, 4, 2, 1),
+    num_labels: int = _CLASSES_1K,
+    image_size: int = 224,
+    crop_pct: float = 0.875,
+) -> Preset:
+    depths = (2, 2, third_depth, 2)
+    config = DinatSConfig(
+        embed_dim=embed_dim,
+        depths=depths,
+        num_heads=tuple(embed_dim // 32 * 2**i for i in range(4)),
+        dilations=_dilations(depths, dilations),
+        drop_path_rate=drop_path_rate,
+        num_labels=num_labels,
+    )
+    address = f"{_DINAT_FILES}{file}.pth"
+    return Preset(config=config, image_size=image_size, crop_pct=crop_pct, gmacs=gmacs, top1=top1, address=address)
+
+
+def _isotropic(
+    name: str, family: type[NatIsotropicConfig], base: bool, *, gmacs: float, top1: float, **fields: Any
+) -> Preset:
+    dim, drop_path_rate = (768, 0.4) if base else (384, 0.1)
+    config = family(
+        embed_dim=dim, num_heads=(dim // 32,), drop_path_rate=drop_path_rate, num_labels=_CLASSES_1K, **fields
+    )
+    address = f"{_DINAT_FILES}isotropic/{name}_{'base' if base else 'small'}_in1k_224.pth"
+    return Preset(config=config, image_size=224, crop_pct=0.875, gmacs=gmacs, top1=top1, address=address)
 
 
 _MINI, _TINY, _SMALL = (64, 6, 3.0, 0.2), (64, 18, 3.0, 0.2), (96, 18, 2.0, 0.3)
 _BASE, _LARGE = (128, 18, 2.0, 0.5), (192, 18, 2.0, 0.35)
 _dinat = functools.partial(_preset, dilations=(8, 4, 2, 1))  # of the dilated layers, by level
+_DINAT_S_LARGE = (192, 18, 0.35)
+_nat_iso = functools.partial(_isotropic, "nat_isotropic", NatIsotropicConfig)
+_dinat_iso = functools.partial(_isotropic, "dinat_isotropic", NatIsotropicConfig, dilations=_dilations((12,), (2,)))
+_vitrpb = functools.partial(_isotropic, "vitrpb", VitRpbConfig)
 
 PRESETS = {
     "nat_mini": _preset(*_MINI, gmacs=2.7, top1=81.8, hub="nat-mini-in1k-224", file="nat_mini.pth"),
@@ -129,6 +173,28 @@ PRESETS = {
         hub="dinat-large-11x11-in22k-in1k-384",
         file="dinat_large_in22k_in1k_384_11x11.pth",
     ),
+    "dinat_s_tiny": _dinat_s(96, 6, 0.2, gmacs=4.5, top1=81.8, file="imagenet1k/dinat_s_tiny_in1k_224"),
+    "dinat_s_small": _dinat_s(96, 18, 0.3, gmacs=8.7, top1=83.5, file="imagenet1k/dinat_s_small_in1k_224"),
+    "dinat_s_base": _dinat_s(128, 18, 0.5, gmacs=15.4, top1=83.8, file="imagenet1k/dinat_s_base_in1k_224"),
+    "dinat_s_large": _dinat_s(*_DINAT_S_LARGE, gmacs=34.5, top1=86.5, file="imagenet1k/dinat_s_large_in1k_224"),
+    "dinat_s_large_384": _dinat_s(
+        *_DINAT_S_LARGE,
+        dilations=(13, 6, 3, 1),
+        image_size=384,
+        crop_pct=1.0,
+        gmacs=101.5,
+        top1=87.4,
+        file="imagenet1k/dinat_s_large_in1k_384",
+    ),
+    "dinat_s_large_22k": _dinat_s(
+        192, 18, 0.2, num_labels=_CLASSES_22K, gmacs=34.5, top1=None, file="imagenet22k/dinat_s_large_in22k_224"
+    ),
+    "nat_isotropic_small": _nat_iso(base=False, gmacs=4.3, top1=80.0),
+    "nat_isotropic_base": _nat_iso(base=True, gmacs=16.9, top1=81.6),
+    "dinat_isotropic_small": _dinat_iso(base=False, gmacs=4.3, top1=80.8),
+    "dinat_isotropic_base": _dinat_iso(base=True, gmacs=16.9, top1=82.1),
+    "vitrpb_small": _vitrpb(base=False, gmacs=4.6, top1=81.2),
+    "vitrpb_base": _vitrpb(base=True, gmacs=17.5, top1=82.5),
 }
 
 
@@ -136,7 +202,8 @@ def preset_of(config: NatConfig) -> Preset | None:
     """Returns the preset of a model's architecture, whatever its channels, classes and regularisation, or None."""
 
     def architecture(config: NatConfig) -> tuple[Any, ...]:
-        return *(getattr(config, name) for name in _ARCHITECTURE), config.layer_scale_init_value > 0
+        same = (getattr(config, name) for name in _ARCHITECTURE)
+        return type(config), *same, config.layer_scale_init_value > 0
 
     return next((preset for preset in PRESETS.values() if architecture(preset.config) == architecture(config)), None)
 
@@ -151,8 +218,9 @@ def list_models(pattern: str | None = None) -> list[str]:
 def get_config(name: str, **changes: Any) -> NatConfig:
     """Returns the configuration of a preset, with fields changed where given.
 
-    Its classes have the names of ImageNet-1k unless `num_labels` or `id2label` is given: then those of `id2label`, or LABEL_0 and
-    so on. `num_labels=21841` means ImageNet-22k, on which the Large variants were pre-trained, and gives its names.
+    Its classes have the names of ImageNet-1k (of ImageNet-22k in `dinat_s_large_22k`) unless `num_labels` or `id2label` is given:
+    then those of `id2label`, or LABEL_0 and so on. `num_labels=21841` means ImageNet-22k, on which the Large variants were
+    pre-trained, and gives its names.
 
     Raises:
         ValueError: there is no such preset, or the changes are impossible.
@@ -160,11 +228,11 @@ def get_config(name: str, **changes: Any) -> NatConfig:
     if name not in PRESETS:
         hint = did_you_mean(str(name), PRESETS, cutoff=0.5)
         raise ValueError(f"There is no model named {name!r}.{hint} There are: {', '.join(PRESETS)}.")
-    if not {"num_labels", "id2label", "label2id"} & set(changes):
+    given = {"num_labels", "id2label", "label2id"} & set(changes)
+    if not given:
+        changes["num_labels"] = PRESETS[name].config.num_labels
+    if not given and changes["num_labels"] == _CLASSES_1K:
         changes["id2label"] = dict(enumerate(imagenet_1k()))
-    elif (
-        set(changes) & {"num_labels", "id2label", "label2id"} == {"num_labels"}
-        and changes["num_labels"] == _CLASSES_22K
-    ):
+    elif given <= {"num_labels"} and changes["num_labels"] == _CLASSES_22K:
         changes["id2label"] = dict(enumerate(imagenet_22k()))
     return PRESETS[name].config.replace(**changes)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig, read_config
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, UNDILATED, DinatSConfig, NatConfig, read_config
 from natjax.errors import CheckpointError
 from natjax_convert.dialect import Dialect, Found
 from natjax_convert.inference import fitting_presets, infer_config
@@ -111,12 +111,13 @@ def find_config(
     if dilations is None and os.path.isfile(beside):
         return read_config(beside)
     found = found or detect(state_dict)
-    if dilations is None and found.model_type != "nat":
+    if dilations is None and found.model_type not in UNDILATED:
         presets = fitting_presets(state_dict, found)
         fit = f"; they fit {', '.join(presets)}" if presets else ""
+        untold = "its dilations" if found.model_types == DinatSConfig.model_types else "NAT from DiNAT"
         config_name = presets[0] if presets else CONFIG_NAME
         raise CheckpointError(
-            f"{src}: has no {CONFIG_NAME} beside it, and its tensors do not tell NAT from DiNAT (dilations are in none of "
+            f"{src}: has no {CONFIG_NAME} beside it, and its tensors do not tell {untold} (dilations are in none of "
             f"them{fit}). Say which it is: convert it first, `natjax convert FILE DIR --config {config_name}` (or another name "
             f"of `natjax list`, or --dilations none for NAT), and use DIR. In Python, give config=."
         )

@@ -14,7 +14,7 @@ from natjax.atomic import staging
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig
 from natjax.errors import CheckpointError
 from natjax_convert.checkpoint import Checkpoint, Dilations
-from natjax_convert.names import DIALECTS
+from natjax_convert.names import DIALECTS, NAMES
 from natjax_convert.params import from_flax
 from natjax_convert.safetensors_file import write_safetensors
 from natjax_convert.shapes import Kind, count_parameters
@@ -88,9 +88,9 @@ def convert(
     src, dst = Path(src), Path(dst)
     if to is None:
         to = "shilabs" if not (named_folder or dst.is_dir()) and dst.suffix.lower() in _TORCH_SUFFIXES else "hf"
-    if to not in DIALECTS:
-        raise CheckpointError(f"Checkpoints are converted to {' or '.join(map(repr, DIALECTS))}; got {to!r}.")
-    as_directory = DIALECTS[to].directory
+    if to not in NAMES:
+        raise CheckpointError(f"Checkpoints are converted to {' or '.join(map(repr, NAMES))}; got {to!r}.")
+    as_directory = any(dialect.directory for dialect in DIALECTS if dialect.name == to)
     if os.path.exists(dst) and not overwrite and not (as_directory and dst.is_dir() and not any(dst.iterdir())):
         raise CheckpointError(f"{dst}: exists. Choose another destination, or overwrite (--overwrite).")
     if dst.exists() and dst.is_dir() != as_directory:

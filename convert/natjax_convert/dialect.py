@@ -8,17 +8,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from natjax.configuration import NatConfig
 from natjax_convert.shapes import Kind, Parameter, ParameterPath
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel by its rank: linear, convolution
 _TO_FLAX = {2: (1, 0), 4: (2, 3, 1, 0)}
-_MODEL_TYPES = ("nat", "dinat")
 
 
 class Joined(tuple[str, ...]):
@@ -33,7 +33,7 @@ class Signature(NamedTuple):
     """How the files of one kind of model are recognised.
 
     Attributes:
-        keys: regular expressions; a file has a tensor for each of them. `{model_type}` stands for nat or dinat.
+        keys: regular expressions; a file has a tensor for each of them. `{model_type}` stands for one of the dialect's.
         prefix: of all names but the heads', in which `{model_type}` is filled in.
     """
 
@@ -48,13 +48,18 @@ class Found(NamedTuple):
         dialect: the dialect.
         kind: "classifier", "model" or "backbone".
         prefix: of all names but the heads'.
-        model_type: "nat" or "dinat", or None where the keys do not tell.
+        model_type: such as "nat" or "dinat", or None where the keys do not tell.
     """
 
     dialect: Dialect
     kind: Kind
     prefix: str
     model_type: str | None
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """The model types that it may be."""
+        return self.dialect.model_types if self.model_type is None else (self.model_type,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,27 +108,33 @@ class Dialect:
         name: what the dialect is called in arguments.
         title: whose it is.
         example: a key of it, for messages.
+        model_types: of the configurations whose models it names.
         kinds: the kinds of models it can express, in the order in which they are tried.
         table: from layers (for their kernel, scale and bias) and other parameters to the names of their tensors.
             Placeholders such as `{level}` stand for one step of a path.
         heads: first steps of the paths whose tensors have no prefix.
         directory: whether it is written as a directory with config.json and safetensors, else as one file of torch.save.
+        buffers: returns the tensors beside the parameters that follow from the configuration, by name.
     """
 
     name: str
     title: str
     example: str
+    model_types: tuple[str, ...]
     kinds: Mapping[Kind, Signature]
     table: Mapping[str, str | Joined | Stacked]
     heads: tuple[str, ...] = ("classifier",)
     directory: bool = False
+    buffers: Callable[[NatConfig], Mapping[str, np.ndarray]] = lambda _: {}
 
     def recognise(self, names: Iterable[str]) -> Found | None:
         """Returns what a state dict with such keys is, or None where it is not of this dialect."""
         for kind, (keys, prefix) in self.kinds.items():
-            matches = [_first_match(key, names) for key in keys]
+            matches = [self._first_match(key, names) for key in keys]
             if all(matches):
                 model_type = next((match["model_type"] for match in matches if match and match.groupdict()), None)
+                if len(self.model_types) == 1:
+                    [model_type] = self.model_types
                 return Found(self, kind, prefix.format(model_type=model_type), model_type)
         return None
 
@@ -154,7 +165,12 @@ class Dialect:
     def start(self) -> re.Pattern:
         """Finds where, behind a prefix, the names of a model start in that of one of its tensors."""
         keys = "|".join(signature.keys[0] for signature in self.kinds.values())
-        return re.compile(rf"(?:\A|(?<=\.))(?:{keys.replace('{model_type}', '(?:' + '|'.join(_MODEL_TYPES) + ')')})")
+        keys = keys.replace("{model_type}", f"(?:{'|'.join(self.model_types)})")
+        return re.compile(rf"(?:\A|(?<=\.))(?:{keys})")
+
+    def _first_match(self, key: str, names: Iterable[str]) -> re.Match | None:
+        pattern = re.compile(key.replace("{model_type}", f"(?P<model_type>{'|'.join(self.model_types)})"))
+        return next((match for name in names if (match := pattern.match(name))), None)
 
     @functools.cached_property
     def _rows(self) -> list[tuple[re.Pattern, Joined | Stacked]]:
@@ -178,8 +194,3 @@ def parameter_shape(path: ParameterPath, names: Joined | Stacked, tensor_shape: 
 
 def _tuple(names: str | Joined | Stacked) -> Joined | Stacked:
     return Joined([names]) if isinstance(names, str) else names
-
-
-def _first_match(key: str, names: Iterable[str]) -> re.Match | None:
-    pattern = re.compile(key.replace("{model_type}", f"(?P<model_type>{'|'.join(_MODEL_TYPES)})"))
-    return next((match for name in names if (match := pattern.match(name))), None)

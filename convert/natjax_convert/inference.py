@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from natjax.configuration import NatConfig
+from natjax.configuration import FAMILIES, NatConfig
 from natjax.errors import CheckpointError
 from natjax.presets import PRESETS
 from natjax_convert.dialect import Dialect, Found, parameter_shape
@@ -18,17 +18,21 @@ def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found |
 
     Args:
         state_dict: tensors by name, in any dialect.
-        dilations: of every layer, by level; they are in no tensor. None means NAT.
+        dilations: of every layer, by level; they are in no tensor. None means none.
         found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
 
     Raises:
-        CheckpointError: tensors are missing, their shapes are those of no NAT, or the dilations do not fit.
+        CheckpointError: tensors are missing, their shapes are those of no model, or the dilations do not fit.
     """
-    dialect, _, prefix, _ = found or detect(state_dict)
+    found = found or detect(state_dict)
+    families = {FAMILIES[model_type] for model_type in found.model_types}
+    family = families.pop() if len(families) == 1 else None
     try:
-        config = config_from_shapes(lambda path: _shape_in(state_dict, dialect, prefix, path))
+        config = config_from_shapes(
+            lambda path: _shape_in(state_dict, found.dialect, found.prefix, path), family=family
+        )
     except (LookupError, ValueError) as error:
-        raise unusable(state_dict, f"The tensors' shapes are those of no NAT or DiNAT: {error}") from error
+        raise unusable(state_dict, f"The tensors' shapes are those of no model of natjax: {error}") from error
     if dilations is None:
         return config
     try:
@@ -38,18 +42,19 @@ def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found |
 
 
 def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
-    """Returns the names of the presets that have tensors of these shapes, whatever their number of classes."""
+    """Returns the names of the presets that have tensors of these shapes, those of as many classes first."""
     try:
         config = infer_config(state_dict, found=found)
     except CheckpointError:
         return []
-    return [
+    fitting = [
         name
         for name, preset in PRESETS.items()
         if preset.config.depths == config.depths  # before the parameters are listed, of which there may be many
         and _trunk(preset.config) == _trunk(config)
-        and found.model_type in (None, preset.config.model_type)
+        and preset.config.model_type in found.model_types
     ]
+    return sorted(fitting, key=lambda name: PRESETS[name].config.num_labels != config.num_labels)
 
 
 def _trunk(config: NatConfig) -> list[Parameter]:

@@ -14,8 +14,8 @@ from natjax.configuration import NatConfig
 from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.presets import PRESETS
 from natjax_convert.dialect import Entry, Found
-from natjax_convert.inference import fitting_presets
-from natjax_convert.names import DIALECTS, detect
+from natjax_convert.inference import fitting_presets, infer_config
+from natjax_convert.names import detect, dialect_of
 from natjax_convert.rpb import resize_rpb
 from natjax_convert.shapes import Kind, ParameterPath, parameters
 from natjax_convert.state_dict import LazyTensor, StateDict, unusable
@@ -38,7 +38,7 @@ def entries(config: NatConfig, kind: Kind = "classifier", *, dialect: str = "hf"
     Raises:
         CheckpointError: the dialect cannot express such a model.
     """
-    names = DIALECTS[dialect]
+    names = dialect_of(dialect, config.model_type)
     if kind not in names.kinds:
         known = ", ".join(_KINDS[known] for known in names.kinds)
         raise CheckpointError(
@@ -83,10 +83,11 @@ def to_flax(
         CheckpointError: tensors are missing, left over, of another shape or not floating point; all are named at once.
     """
     found = found or detect(state_dict)
-    if found.model_type not in (None, config.model_type):
+    if config.model_type not in found.model_types:
         raise unusable(
             state_dict,
-            f"The weights are those of a {found.model_type!r} model, the configuration is of a {config.model_type!r} one; "
+            f"The weights are those of a {' or '.join(map(repr, found.model_types))} model, the configuration is of a "
+            f"{config.model_type!r} one; "
             "they do not belong together.",
         )
     if _TENSORS_OF_A_LAYER * sum(config.depths) > len(state_dict):
@@ -112,6 +113,7 @@ def to_flax(
         problems += wrong
         if not wrong:
             _put(params, entry.path, _joined(entry, tensors))
+    problems += _check_buffers(state_dict, config, found, used)
     left_over = [name for name in state_dict if name not in used and not name.startswith(spare)]
     if problems or left_over:
         about = f" The checkpoint is of a {found.kind}, the model is a {kind}." if found.kind != kind else ""
@@ -160,7 +162,25 @@ def from_flax(
             state_dict[name] = LazyTensor(entry.tensor_shape, np.dtype(leaf.dtype), read)
     if problems or leaves:
         raise CheckpointError(_misfit(problems, list(map(_shown_path, leaves))))
+    for name, values in dialect_of(dialect, config.model_type).buffers(config).items():
+        state_dict[name] = LazyTensor(values.shape, values.dtype, lambda values=values: values)
     return state_dict
+
+
+def _check_buffers(state_dict: StateDict, config: NatConfig, found: Found, used: set[str]) -> list[str]:
+    """Returns what is wrong with the buffers of a file, which are those of its own shapes, and adds them to the names used."""
+    wanted = found.dialect.buffers(config)
+    if not wanted:
+        return []
+    problems, own = [], found.dialect.buffers(infer_config(state_dict, found=found))
+    for name in wanted:
+        tensor = state_dict.get(name)
+        used.add(name)
+        if tensor is None:
+            problems.append(f"{name}: missing")
+        elif name in own and not (tuple(tensor.shape) == own[name].shape and np.array_equal(tensor, own[name])):
+            problems.append(f"{name}: its values do not follow from the model's shapes")
+    return problems
 
 
 def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[list[Any], list[str]]:

@@ -217,7 +217,7 @@ def _prefixes(names: Iterable[str]) -> set[str]:
 
 
 def _starts(name: str) -> Iterator[re.Match]:
-    for dialect in DIALECTS.values():
+    for dialect in DIALECTS:
         if match := dialect.start.search(name):
             yield match
             return
@@ -225,7 +225,7 @@ def _starts(name: str) -> Iterator[re.Match]:
 
 def _recognise(names: Iterable[str]) -> Found | None:
     names = list(names)
-    return next((found for dialect in DIALECTS.values() if (found := dialect.recognise(names))), None)
+    return next((found for dialect in DIALECTS if (found := dialect.recognise(names))), None)
 
 
 def _by_name(tensors: dict[str, str]) -> dict[str, list[str]]:

@@ -1,8 +1,8 @@
 """The one declaration of which parameters a model has, in pure Python.
 
 Name tables, counts, FLOPs and layer-wise learning rates follow from `parameters`; `config_from_shapes` is its inverse. Small
-pieces (`linear`, `norm`, `conv`, `attention`, ...) are nested dicts of shapes; a model puts them at paths. A new family is a few
-more functions that do the same with the same pieces.
+pieces (`linear`, `norm`, `conv`, `attention`, ...) are nested dicts of shapes; a model puts them at paths. Families differ in the
+pieces of stem and downsamplers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from natjax.configuration import NatConfig
+from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, VitRpbConfig
 
 Kind = Literal["classifier", "model", "backbone"]
 ParameterPath = tuple[str | int, ...]
 Piece = Mapping[str, Any]  # names to shapes or to further pieces
+
+_PROJECTION = ("embeddings", "patch_embeddings", "projection")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,11 +52,12 @@ class Parameter:
 def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
     """Returns all parameters of a model: `NatForImageClassification`, `NatModel` or `NatBackbone` by `kind`."""
     found = list(_trunk(config))
-    top, stride = sum(config.depths) + 1, 2 ** (config.num_levels + 1)
+    top, stride = sum(config.depths) + 1, config.patch_size * 2 ** (config.num_levels - 1)
     if kind == "backbone":
         dims = (config.embed_dim, *config.level_dims)
         for stage, index in zip(config.out_features or (), config.out_indices or (), strict=True):
-            found += at(("hidden_states_norms", stage), norm(dims[index]), "head", top, 4 * 2 ** max(index - 1, 0))
+            stride = config.patch_size * 2 ** max(index - 1, 0)
+            found += at(("hidden_states_norms", stage), norm(dims[index]), "head", top, stride)
         return found
     found += at(("layernorm",), norm(config.hidden_size), "head", top, stride)
     if kind == "model":
@@ -70,16 +73,20 @@ def count_parameters(config: NatConfig, kind: Kind = "classifier") -> int:
     return sum(parameter.size for parameter in parameters(config, kind) if parameter.trained)
 
 
-def config_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], dilations: Any = None) -> NatConfig:
+def config_from_shapes(
+    shape: Callable[[ParameterPath], tuple[int, ...]], dilations: Any = None, *, family: type[NatConfig] | None = None
+) -> NatConfig:
     """Returns the configuration of a classifier, model or backbone whose parameters have these shapes.
 
     Args:
         shape: returns the shape of a parameter by its path, without the classifier's "nat"; a LookupError where there is none.
-        dilations: of every layer, by level, which are in no shape. None means NAT.
+        dilations: of every layer, by level, which are in no shape. None means none.
+        family: class of the configuration, where that is known. Else it is told by the shapes: patches side by side are those of
+            DiNAT_s or, where there is one level, of NAT-iso.
 
     Raises:
         LookupError: a parameter is missing.
-        ValueError: the shapes are those of no NAT.
+        ValueError: the shapes are those of no model of natjax.
     """
 
     def has(*path: str | int) -> bool:
@@ -95,18 +102,28 @@ def config_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], dilati
     firsts = [("encoder", "levels", i, "layers", 0) for i in range(len(depths))]
     biases = [shape((*first, "attention", "rpb")) for first in firsts]
     widths = [shape((*first, "intermediate", "kernel")) for first in firsts]
-    *_, num_channels, half = shape(("embeddings", "patch_embeddings", "projection", 0, "kernel"))
-    return NatConfig(
+    kernel_size = (biases[0][1] + 1) // 2
+    if has(*_PROJECTION, "kernel"):
+        patch_size, _, num_channels, embed_dim = shape((*_PROJECTION, "kernel"))
+        isotropic = NatIsotropicConfig if kernel_size % 2 else VitRpbConfig
+        family = family or (DinatSConfig if len(depths) > 1 else isotropic)
+    else:
+        *_, num_channels, half = shape((*_PROJECTION, 0, "kernel"))
+        patch_size, embed_dim, family = 4, 2 * half, family or NatConfig
+    fields: dict[str, Any] = {"image_size": kernel_size * patch_size} if family is VitRpbConfig else {}
+    return family(
+        patch_size=patch_size,
         num_channels=num_channels,
-        embed_dim=2 * half,
+        embed_dim=embed_dim,
         depths=tuple(depths),
         num_heads=tuple(heads for heads, *_ in biases),
-        kernel_size=(biases[0][1] + 1) // 2,
+        kernel_size=kernel_size,
         dilations=dilations,
         mlp_ratio=_ratio(widths),
         qkv_bias=has(*firsts[0], "attention", "qkv", "bias"),
         layer_scale_init_value=1e-5 if has(*firsts[0], "layer_scale_parameters") else 0.0,
         num_labels=shape(("classifier", "kernel"))[1] if has("classifier", "kernel") else 0,
+        **fields,
     )
 
 
@@ -118,14 +135,16 @@ def _ratio(widths: Sequence[tuple[int, ...]]) -> float:
 
 
 def _trunk(config: NatConfig) -> Iterator[Parameter]:
-    half, dim = config.embed_dim // 2, config.embed_dim
-    projection = ("embeddings", "patch_embeddings", "projection")
-    yield from at((*projection, 0), conv(config.num_channels, half), "stem", 0, 2)
-    yield from at((*projection, 1), conv(half, dim), "stem", 0, 4)
-    yield from at(("embeddings", "norm"), norm(dim), "stem", 0, 4)
-    depth = 0
+    half, dim, stride = config.embed_dim // 2, config.embed_dim, config.patch_size
+    if config.overlapping:
+        yield from at((*_PROJECTION, 0), conv(config.num_channels, half), "stem", 0, 2)
+        yield from at((*_PROJECTION, 1), conv(half, dim), "stem", 0, 4)
+    else:
+        yield from at(_PROJECTION, conv(config.num_channels, dim, side=config.patch_size), "stem", 0, stride)
+    yield from at(("embeddings", "norm"), norm(dim), "stem", 0, stride)
+    depth, downsampler = 0, overlapping_downsampler if config.overlapping else patch_merging
     for i, dim in enumerate(config.level_dims):
-        part, path, stride = f"level{i + 1}", ("encoder", "levels", i), 4 * 2**i
+        part, path, stride = f"level{i + 1}", ("encoder", "levels", i), config.patch_size * 2**i
         piece = layer(config, dim, config.num_heads[i])
         for j in range(config.depths[i]):
             depth += 1
@@ -158,9 +177,14 @@ def attention(dim: int, num_heads: int, kernel_size: int, *, qkv_bias: bool) -> 
     }
 
 
-def downsampler(dim: int) -> Piece:
+def overlapping_downsampler(dim: int) -> Piece:
     """The overlapping convolution between two levels, and its norm."""
     return {"reduction": conv(dim, 2 * dim, bias=False), "norm": norm(2 * dim)}
+
+
+def patch_merging(dim: int) -> Piece:
+    """The norm of 2 x 2 tokens between two levels, and the linear layer to twice their channels."""
+    return {"reduction": linear(4 * dim, 2 * dim, bias=False), "norm": norm(4 * dim)}
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> Piece:
@@ -168,9 +192,9 @@ def linear(inputs: int, outputs: int, *, bias: bool = True) -> Piece:
     return {"kernel": (inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
 
 
-def conv(inputs: int, outputs: int, *, bias: bool = True) -> Piece:
-    """A convolution with a 3 x 3 kernel."""
-    return {"kernel": (3, 3, inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
+def conv(inputs: int, outputs: int, *, side: int = 3, bias: bool = True) -> Piece:
+    """A convolution with a square kernel."""
+    return {"kernel": (side, side, inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
 
 
 def norm(dim: int) -> Piece:

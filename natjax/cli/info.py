@@ -55,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"  MACs        {macs / 1e9:.2f} G at {size[0]} x {size[1]} pixels (papers call them FLOPs)")
     if preset:
         side = preset.image_size
-        print(f"  published   {preset.gmacs} GMACs at {side} x {side}, ImageNet-1k top-1 {preset.top1} %")
-        print(f"  weights     {preset.hub_id} (Hugging Face Hub; {preset.license} licence)")
-        print(f"              {preset.address}")
+        top1 = "classes of ImageNet-22k" if preset.top1 is None else f"ImageNet-1k top-1 {preset.top1} %"
+        hub = f"{preset.hub_id} (Hugging Face Hub; {preset.license} licence)\n              " if preset.hub_id else ""
+        print(f"  published   {preset.gmacs} GMACs at {side} x {side}, {top1}")
+        print(f"  weights     {hub}{preset.address}{'' if hub else f' ({preset.license} licence)'}")
     print()
     columns = [name for name in parts[0] if name != "flops"]
     rows = [["" if part[name] is None else _cell(part[name]) for name in columns] for part in parts]

@@ -39,14 +39,21 @@ def run(args: argparse.Namespace) -> int:
         print_json(models)
     elif models:
         rows = [
-            (m["name"], f"{m['parameters'] / 1e6:.1f} M", m["image_size"], m["published_gmacs"], m["published_top1"])
+            (
+                m["name"],
+                f"{m['parameters'] / 1e6:.1f} M",
+                m["image_size"],
+                m["published_gmacs"],
+                "-" if m["published_top1"] is None else m["published_top1"],
+            )
             for m in models
         ]
         print_table(("name", "parameters", "pixels", "GMACs", "top-1 (%)"), rows)
         print("\nGMACs (papers call them GFLOPs) and ImageNet-1k top-1 are the published ones.")
         licences = ", ".join(dict.fromkeys(m["license"] for m in models))
-        print(f"--model NAME takes the published weights from the Hugging Face Hub ({licences});")
-        print("natjax info NAME and natjax list --json say where they are.")
+        print(f"--model NAME takes the published weights from the Hugging Face Hub ({licences}),")
+        print("or says what to download where they are not there. natjax info NAME and natjax")
+        print("list --json say where they are.")
     if not models:
         complain(f"error: no model matches {args.pattern!r}; `natjax list` shows all")
     return 0 if models else 1

@@ -11,29 +11,37 @@ from typing import Any
 
 from natjax.configuration.base import CONFIG_NAME, PROCESSOR_NAME, Configuration, model_type_of, read_json
 from natjax.configuration.checks import check_fields
-from natjax.configuration.nat import ACTIVATIONS, PROBLEM_TYPES, NatConfig
+from natjax.configuration.dinat_s import DinatSConfig
+from natjax.configuration.isotropic import NatIsotropicConfig, VitRpbConfig
+from natjax.configuration.nat import ACTIVATIONS, PROBLEM_TYPES, UNDILATED, NatConfig
 from natjax.configuration.upernet import UperNetConfig
 
 __all__ = [
     "ACTIVATIONS",
     "CONFIGURATIONS",
     "CONFIG_NAME",
+    "FAMILIES",
     "PROBLEM_TYPES",
     "PROCESSOR_NAME",
+    "UNDILATED",
     "Configuration",
+    "DinatSConfig",
     "NatConfig",
+    "NatIsotropicConfig",
     "UperNetConfig",
+    "VitRpbConfig",
     "check_fields",
     "config_from_dict",
     "read_config",
 ]
 
-# By the model_type of a config.json.
-CONFIGURATIONS: dict[str, type[Configuration]] = {
-    model_type: configuration
-    for configuration in (NatConfig, UperNetConfig)
-    for model_type in configuration.model_types
+# By the model_type of a config.json: the families of bare models, backbones and classifiers, and all.
+FAMILIES: dict[str, type[NatConfig]] = {
+    model_type: family
+    for family in (NatConfig, DinatSConfig, NatIsotropicConfig, VitRpbConfig)
+    for model_type in family.model_types
 }
+CONFIGURATIONS: dict[str, type[Configuration]] = {**FAMILIES, "upernet": UperNetConfig}
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Any:

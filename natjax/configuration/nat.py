@@ -18,6 +18,7 @@ from natjax.configuration.labels import TOGETHER, aligned_labels
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+UNDILATED = ("nat", "nat_isotropic", "vitrpb")  # model types without dilations
 _MAX_LEVELS = 16  # channels double with each: bounds for files that nobody means to run
 
 # Keys of config.json that follow from other fields; `to_dict` writes them, `from_dict` derives them anew.
@@ -61,6 +62,9 @@ class NatConfig(Configuration):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("nat", "dinat")
+    overlapping: ClassVar[bool] = (
+        True  # whether stem and downsamplers are overlapping convolutions, or patches as in Swin
+    )
 
     patch_size: int = 4
     num_channels: int = 3
@@ -92,7 +96,8 @@ class NatConfig(Configuration):
         names = (f.name for f in dataclasses.fields(self) if f.name not in ("extra", "id2label", "label2id"))
         self._set(**{name: plain(getattr(self, name)) for name in names})
         self._check_numbers()
-        self._check_windows()
+        self._check_patches()
+        self._check_kernel_size()
         self._check_levels()
         self._set(**aligned_labels(self.num_labels, self.id2label, self.label2id))
         self._align_out_features()
@@ -138,6 +143,9 @@ class NatConfig(Configuration):
         """Names a backbone's features go by: the stem, then every level."""
         return ("stem", *(f"stage{i}" for i in range(1, self.num_levels + 1)))
 
+    def check_image_size(self, height: int, width: int, *, mixed: bool = False) -> None:
+        """Checks that the model takes batches of this size in pixels, of images of mixed sizes where so: here, any."""
+
     def layer_dilations(self, level: int) -> tuple[int, ...]:
         """The dilation of every layer of a level."""
         return (1,) * self.depths[level] if self.dilations is None else self.dilations[level]
@@ -181,10 +189,10 @@ class NatConfig(Configuration):
         names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         fields = {k: v for k, v in values.items() if k in names and not (k == "num_labels" and values.get("id2label"))}
         fields.pop("label2id", None)  # follows from id2label
-        if model_type == "nat":
+        if model_type in UNDILATED:
             fields.pop("dilations", None)
         elif not fields.get("dilations"):
-            raise ValueError("A 'dinat' configuration needs dilations, one per layer; got none.")
+            raise ValueError(f"A {model_type!r} configuration needs dilations, one per layer; got none.")
         if "id2label" in fields and not fields["id2label"]:
             fields |= {"id2label": None, "num_labels": fields.get("num_labels", 0)}
         extra = {k: v for k, v in values.items() if k not in names and k not in _DERIVED}
@@ -212,17 +220,18 @@ class NatConfig(Configuration):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false; got {getattr(self, name)!r}.")
 
-    def _check_windows(self) -> None:
-        """Checks what the stem and the attention windows of the family ask for."""
+    def _check_patches(self) -> None:
         if self.patch_size != 4:
-            raise ValueError(f"patch_size must be 4, the only one NAT defines; got {self.patch_size!r}.")
+            raise ValueError(f"patch_size must be 4, the only one there is; got {self.patch_size!r}.")
+        if self.overlapping and self.embed_dim % 2:
+            raise ValueError(
+                f"embed_dim must be even (the stem's first convolution has half of it); got {self.embed_dim}."
+            )
+
+    def _check_kernel_size(self) -> None:
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
             raise ValueError(
                 f"kernel_size must be odd and at least 3 (relative positional bias); got {self.kernel_size}."
-            )
-        if self.embed_dim % 2:
-            raise ValueError(
-                f"embed_dim must be even (the stem's first convolution has half of it); got {self.embed_dim}."
             )
 
     def _check_levels(self) -> None:

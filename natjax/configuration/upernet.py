@@ -12,10 +12,13 @@ from typing import Any, ClassVar, Self
 
 from natjax.configuration.base import Configuration, model_type_of
 from natjax.configuration.checks import MAX_SIZE, expect_int, expect_number, int_tuple, plain
+from natjax.configuration.dinat_s import DinatSConfig
 from natjax.configuration.labels import TOGETHER, aligned_labels
 from natjax.configuration.nat import NatConfig
 
-BACKBONES: dict[str, type[NatConfig]] = {name: family for family in (NatConfig,) for name in family.model_types}
+BACKBONES: dict[str, type[NatConfig]] = {
+    name: family for family in (NatConfig, DinatSConfig) for name in family.model_types
+}
 AUXILIARY_FEATURE = 2  # the feature map that the auxiliary head takes
 
 # What Hugging Face's config.json has beside: other ways to name a backbone, all unused here, and what follows from fields.

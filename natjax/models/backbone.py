@@ -52,7 +52,7 @@ class NatBackbone(NatPreTrainedModel):
         pixel_values = checked_pixel_values(pixel_values, self.config)
         want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)
         rngs = as_rngs(rngs)
-        stem, sizes = embed(self.embeddings, pixel_values, pixel_mask, rngs=rngs)
+        stem, sizes = embed(self.embeddings, self.config, pixel_values, pixel_mask, rngs=rngs)
         _, before_downsampling, attentions = self.encoder(
             stem, sizes=sizes, rngs=rngs, output_attentions=want_attentions
         )

@@ -1,5 +1,7 @@
 """NAT (arXiv 2204.07143) and DiNAT (arXiv 2209.15001): the bare model, `NatModel` of transformers 4.40.2 (and its Dinat twin).
 
+The configuration decides the family: NAT and DiNAT, DiNAT_s, isotropic models and ViT-rpb.
+
 Images are in JAX's layout, [B, H, W, C]. A model is evaluated unless it is viewed for training:
 
     train = nnx.view(model, deterministic=False)
@@ -19,7 +21,7 @@ from natjax.configuration import NatConfig
 from natjax.models.base import NatPreTrainedModel, checked_pixel_values
 from natjax.nn.blocks import Embeddings, Level
 from natjax.nn.layers import as_rngs, layer_norm
-from natjax.nn.sizes import cut, halved, mean, sizes_of_mask
+from natjax.nn.sizes import cut, halved, in_patches, mean, sizes_of_mask
 from natjax.outputs import NatModelOutput
 
 if TYPE_CHECKING:
@@ -64,11 +66,18 @@ class Encoder(nnx.Module):
         return tuple(outputs), tuple(before_downsampling), tuple(attentions)
 
 
-def embed(stem: Embeddings, pixel_values: Array, pixel_mask: Any, *, rngs) -> tuple[Array, Array | None]:
-    """Returns the stem's map, and, of images of mixed sizes, the sizes of theirs, past which it is 0."""
+def embed(
+    stem: Embeddings, config: NatConfig, pixel_values: Array, pixel_mask: Any, *, rngs
+) -> tuple[Array, Array | None]:
+    """Returns the stem's map, and, of images of mixed sizes, the sizes of theirs, past which it is 0.
+
+    Raises:
+        ValueError: the model does not take images of this size, or of mixed sizes, or the mask does not fit them.
+    """
+    config.check_image_size(*pixel_values.shape[1:3], mixed=pixel_mask is not None)
     sizes = None if pixel_mask is None else sizes_of_mask(pixel_mask, pixel_values.shape)
     x = stem(pixel_values, sizes=sizes, rngs=rngs)
-    sizes = halved(halved(sizes))
+    sizes = in_patches(sizes, config.patch_size)
     return cut(x, sizes), sizes
 
 
@@ -103,12 +112,13 @@ class NatModel(NatPreTrainedModel):
 
         Raises:
             TypeError: pixel_values is no array.
-            ValueError: pixel_values has another rank, number of channels or kind of dtype, or pixel_mask does not fit it.
+            ValueError: pixel_values has another rank, number of channels or kind of dtype, pixel_mask does not fit it, or the
+                model is a ViT-rpb and takes another size.
         """
         pixel_values = checked_pixel_values(pixel_values, self.config)
         want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)
         rngs = as_rngs(rngs)
-        stem, sizes = embed(self.embeddings, pixel_values, pixel_mask, rngs=rngs)
+        stem, sizes = embed(self.embeddings, self.config, pixel_values, pixel_mask, rngs=rngs)
         levels, _, attentions = self.encoder(stem, sizes=sizes, rngs=rngs, output_attentions=want_attentions)
         for _ in levels[1:]:
             sizes = halved(sizes)

@@ -1,5 +1,7 @@
 """The blocks of NAT (arXiv 2204.07143, section 3; DiNAT: arXiv 2209.15001): stem, layer, downsampler, level.
 
+The families differ in stem and downsampler alone: overlapping convolutions here, or the patches of natjax.nn.patches.
+
 Feature maps are `[B, H, W, C]` throughout. Modules hold parameters only; they start in evaluation mode (`deterministic=True`),
 `nnx.view(model, deterministic=False)` gives the training view, whose dropouts take `rngs` at call time.
 
@@ -20,6 +22,7 @@ from natjax.configuration import NatConfig
 from natjax.nn.attention import NeighborhoodAttention
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import downsampling_conv, drop_path, dropout, layer_norm, linear
+from natjax.nn.patches import PatchMerging, PatchProjection
 from natjax.nn.sizes import cut, halved
 from natjax.nn.xla import gelu, split_residual
 
@@ -60,7 +63,8 @@ class Embeddings(nnx.Module):
     """The stem: patch embeddings, LayerNorm, dropout."""
 
     def __init__(self, config: NatConfig, *, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.patch_embeddings = PatchEmbeddings(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        patch_embeddings = PatchEmbeddings if config.overlapping else PatchProjection
+        self.patch_embeddings = patch_embeddings(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.norm = layer_norm(config.embed_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.dropout = dropout(config.hidden_dropout_prob)
 
@@ -179,7 +183,8 @@ class Level(nnx.Module):
             ]
         )
         last = index + 1 == config.num_levels
-        self.downsample = nnx.data(None) if last else Downsampler(config, dim, **options)
+        downsampler = Downsampler if config.overlapping else PatchMerging
+        self.downsample = nnx.data(None) if last else downsampler(config, dim, **options)
         self.remat = False
 
     def set_view(self, remat: bool | None = None):

@@ -62,8 +62,13 @@ def cut(x: Array, sizes: Array | None) -> Array:
 
 
 def halved(sizes: Array | None) -> Array | None:
-    """Returns the sizes after a convolution of stride 2."""
-    return None if sizes is None else (sizes + 1) // 2
+    """Returns the sizes after a downsampler."""
+    return in_patches(sizes, 2)
+
+
+def in_patches(sizes: Array | None, side: int) -> Array | None:
+    """Returns the sizes in patches of such a side, rounded up."""
+    return None if sizes is None else -(-sizes // side)
 
 
 def mean(x: Array, sizes: Array | None) -> Array:

@@ -12,7 +12,10 @@ from natjax_convert.safetensors_file import write_safetensors
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 CLASSIFIERS = ("hf_nat", "hf_nat_layer_scale", "hf_dinat")
 BACKBONES = tuple(f"{name}_backbone" for name in CLASSIFIERS)
-SHI_LABS = ("shilabs_nat", "shilabs_dinat_layer_scale")
+SHI_LABS = (
+    *("shilabs_nat", "shilabs_dinat_layer_scale", "shilabs_dinat_s"),
+    *("shilabs_nat_isotropic", "shilabs_dinat_isotropic", "shilabs_vitrpb"),
+)
 
 
 def read(path):
@@ -27,8 +30,20 @@ def options(name):
     """What converting a golden needs besides its weights."""
     if name not in SHI_LABS:
         return {}
-    dilations = json.loads((GOLDENS / name / "provenance.json").read_text())["args"].get("dilations")
-    return {"dilations": dilations or "none"}
+    return {"dilations": dilations(name) or "none"}
+
+
+def arguments(name):
+    """What the authors' code was called with."""
+    return json.loads((GOLDENS / name / "provenance.json").read_text())["args"]
+
+
+def dilations(name):
+    """One per layer by level, as natjax has them: isotropic models dilate every second layer."""
+    args = arguments(name)
+    dilation = args.get("dilation") or 1
+    every_second = [[dilation if i % 2 else 1 for i in range(args.get("depth", 0))]]
+    return args.get("dilations") or (every_second if dilation > 1 else None)
 
 
 def assert_same(one, other):

@@ -1,5 +1,9 @@
-"""Hugging Face's names: NatForImageClassification, NatModel, NatBackbone and their Dinat twins of transformers 4.40.2."""
+"""Hugging Face's names: NatForImageClassification, NatModel, NatBackbone and their Dinat twins of transformers 4.40.2.
 
+transformers has no other family. Theirs are named alike: natjax's own extension, with the patch embedding's name of its Swin.
+"""
+
+from natjax.configuration import FAMILIES
 from natjax_convert.dialect import Dialect, Joined, Signature
 
 _LAYER = "encoder.levels.{level}.layers.{layer}."
@@ -9,12 +13,14 @@ HF = Dialect(
     directory=True,
     title="Hugging Face",
     example="nat.embeddings.norm.weight",
+    model_types=tuple(FAMILIES),
     kinds={
         "classifier": Signature((r"{model_type}\.(?:embeddings|encoder|layernorm)\.",), prefix="{model_type}."),
         "backbone": Signature((r"embeddings\.patch_embeddings\.", r"hidden_states_norms\.")),
         "model": Signature((r"embeddings\.patch_embeddings\.",)),
     },
     table={
+        "embeddings.patch_embeddings.projection": "embeddings.patch_embeddings.projection",
         "embeddings.patch_embeddings.projection.{i}": "embeddings.patch_embeddings.projection.{i}",
         "embeddings.norm": "embeddings.norm",
         _LAYER + "layernorm_before": _LAYER + "layernorm_before",
