@@ -1,4 +1,4 @@
-"""Neighborhood Attention Transformers (NAT, DiNAT) for JAX and Flax.
+"""Neighborhood Attention Transformers (NAT, DiNAT and their family) for JAX and Flax.
 
 The names below load on first use, so that `import natjax` and the command line stay quick.
 """
@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from natjax._version import __version__
 
 if TYPE_CHECKING:
+    from natjax.configuration import DinatSConfig as DinatSConfig
     from natjax.configuration import NatConfig as NatConfig
+    from natjax.configuration import NatIsotropicConfig as NatIsotropicConfig
     from natjax.configuration import UperNetConfig as UperNetConfig
+    from natjax.configuration import VitRpbConfig as VitRpbConfig
     from natjax.errors import CheckpointError as CheckpointError
     from natjax.errors import ImageError as ImageError
     from natjax.errors import NatjaxError as NatjaxError
@@ -39,13 +42,16 @@ if TYPE_CHECKING:
 _MODULES = {
     "CheckpointError": "natjax.errors",
     "ImageError": "natjax.errors",
+    "DinatSConfig": "natjax.configuration",
     "NatBackbone": "natjax.models",
     "NatConfig": "natjax.configuration",
     "NatForImageClassification": "natjax.models",
     "NatImageProcessor": "natjax.image_processing",
+    "NatIsotropicConfig": "natjax.configuration",
     "NatModel": "natjax.models",
     "NatjaxError": "natjax.errors",
     "NeighborhoodAttention": "natjax.nn.attention",
+    "VitRpbConfig": "natjax.configuration",
     "UperNetConfig": "natjax.configuration",
     "UperNetForSemanticSegmentation": "natjax.models",
     "compiler_options": "natjax.nn.xla",

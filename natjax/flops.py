@@ -44,7 +44,11 @@ def count_parts(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> li
     Args:
         config: of the image classifier.
         image_size: (height, width) in pixels.
+
+    Raises:
+        ValueError: the model does not take images of this size.
     """
+    config.check_image_size(*image_size)
     patch = config.patch_size
     levels = [(f"level{i + 1}", patch * 2**i, dim) for i, dim in enumerate(config.level_dims)]
     found, parts = parameters(config), []

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from natjax.configuration import PROCESSOR_NAME
+from natjax.configuration import PROCESSOR_NAME, VitRpbConfig
 from natjax.errors import CheckpointError
 from natjax.image_processing import NatImageProcessor
 from natjax.presets import preset_of
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 def default_processor(config: NatConfig) -> NatImageProcessor | None:
     """Returns the image processor of a model of which nothing says it; None where it takes neither 1 nor 3 channels.
 
-    Side and crop are those of the preset of the same architecture, or else 224 pixels and 0.875.
+    Side and crop are those of the preset of the same architecture, or else 224 pixels and 0.875; a ViT-rpb says its side.
     """
     if config.num_channels not in (1, 3):
         return None
     preset = preset_of(config)
     side, crop_pct = (preset.image_size, preset.crop_pct) if preset else (224, 0.875)
+    if isinstance(config, VitRpbConfig):
+        side = config.image_size
     return NatImageProcessor.imagenet(side, crop_pct, config.num_channels)
 
 

@@ -7,10 +7,12 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax.configuration import DinatSConfig, NatIsotropicConfig
 
 pytestmark = pytest.mark.nnx
 # The last level's maps of the second and third image are smaller than its windows.
 SIZES = np.array([[75, 100], [96, 37], [33, 64]])
+SMALL = {"embed_dim": 16, "kernel_size": 3, "num_labels": 5}
 CONFIG = natjax.NatConfig(
     embed_dim=16,
     depths=[1, 1],
@@ -20,6 +22,11 @@ CONFIG = natjax.NatConfig(
     num_labels=5,
     out_features=["stem", "stage1", "stage2"],
 )
+FAMILIES = {
+    "nat": CONFIG,
+    "dinat_s": DinatSConfig(**SMALL, depths=[1, 1], num_heads=[1, 2], dilations=[[3], [2]]),
+    "isotropic": NatIsotropicConfig(**SMALL, depths=[2], num_heads=[2], dilations=[[1, 2]], patch_size=10),
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +41,10 @@ def images(pixels):
     return [pixels[i : i + 1, :height, :width] for i, (height, width) in enumerate(SIZES)]
 
 
-def test_classification(batch):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_classification(batch, family):
     pixels, mask = batch
-    model = natjax.NatForImageClassification(CONFIG, rngs=nnx.Rngs(0))
+    model = natjax.NatForImageClassification(FAMILIES[family], rngs=nnx.Rngs(0))
     logits = jax.jit(lambda x, mask=None: model(x, pixel_mask=mask).logits)
     together = logits(pixels, mask)
     for got, image in zip(together, images(pixels), strict=True):

@@ -30,6 +30,15 @@ def test_custom():
     assert (model.config.embed_dim, model.config.num_labels, model.config.id2label[3]) == (16, 10, "3")
 
 
+def test_the_map_of_a_vit_follows_the_size_of_images():
+    small = {"embed_dim": 24, "depths": (1,), "num_heads": (3,)}
+    recipe = dataclasses.replace(RECIPES["vitrpb_small"], model_config=small, image_size=160)
+    task = Classification(recipe, ("cat", "dog"))
+    config = task.initial_model().config
+    assert (config.image_size, config.kernel_size) == (160, 10)
+    assert task.resumed_model(config).config == config
+
+
 def test_preset():
     recipe = dataclasses.replace(
         RECIPES["nat_mini"], model_config={"depths": (1,), "num_heads": (2,)}, drop_path_rate=0.4

@@ -23,7 +23,9 @@ def test_round_trip(name):
 def test_papers(name):
     recipe = RECIPES[name]
     assert recipe.model == name
-    assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs) == (300, 20, 10)
+    of_base = name in ("nat_isotropic_base", "dinat_isotropic_base", "vitrpb_base")
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.cooldown_epochs) == (300, 50 if of_base else 20, 10)
+    assert recipe.ema_decay == (0.9998 if of_base else None)
     assert (recipe.peak_learning_rate, recipe.batch_size, recipe.weight_decay) == (1e-3, 1024, 0.05)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.erasing) == (0.8, 1.0, 0.1, 0.25)
     assert recipe.auto_augment == "rand-m9-mstd0.5-inc1"
@@ -34,12 +36,14 @@ def test_learning_rate_follows_the_batch_size():
     assert override(RECIPES["nat_mini"], {"batch_size": "256"}).peak_learning_rate == pytest.approx(2.5e-4)
 
 
-def test_large_recipe():
-    recipe = RECIPES["dinat_large_384"]
+@pytest.mark.parametrize(("name", "weight_decay"), [("dinat_large_384", 1e-10), ("dinat_s_large_384", 1e-5)])
+def test_large_recipes(name, weight_decay):
+    recipe = RECIPES[name]
     dilations = recipe.model_config["dilations"]
-    assert natjax.get_config("dinat_large_384").dilations == tuple(map(tuple, dilations))
+    assert natjax.get_config(name).dilations == tuple(map(tuple, dilations))
+    assert recipe.pretrained or recipe.model not in natjax.list_models()
     assert (recipe.epochs, recipe.batch_size, recipe.peak_learning_rate, recipe.clip_norm) == (30, 512, 5e-5, 5)
-    assert (recipe.weight_decay, recipe.mixup, recipe.cutmix, recipe.crop_pct) == (1e-10, 0, 0, 1)
+    assert (recipe.weight_decay, recipe.mixup, recipe.cutmix, recipe.crop_pct) == (weight_decay, 0, 0, 1)
 
 
 def test_overrides():

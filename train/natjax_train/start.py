@@ -49,6 +49,13 @@ def open_checkpoint(recipe: Recipe) -> Checkpoint | None:
     return Checkpoint.open(locate_preset(recipe.model) if is_preset else locate(recipe.model))
 
 
+def architecture(recipe: Recipe, checkpoint: Checkpoint | None) -> NatConfig:
+    """Returns the configuration of the model that a recipe starts from, before what the recipe changes."""
+    if checkpoint is not None:
+        return checkpoint.config
+    return NatConfig() if recipe.model == "custom" else get_config(recipe.model)
+
+
 def is_resolved(recipe: Recipe) -> bool:
     """Returns whether a recipe leaves nothing open, as one that a run has saved."""
     # Recipes of natjax 0.1 have no eval_crop, which follows crop.
@@ -74,12 +81,10 @@ def resolve(recipe: Recipe) -> tuple[Recipe, str]:
         ValueError: the recipe's fields do not fit the model.
     """
     checkpoint = open_checkpoint(recipe)
-    architecture = NatConfig() if checkpoint is None else checkpoint.config
-    if checkpoint is None and recipe.model != "custom":
-        architecture = get_config(recipe.model)
-    num_channels = recipe.model_config.get("num_channels", architecture.num_channels)
+    config = architecture(recipe, checkpoint)
+    num_channels = recipe.model_config.get("num_channels", config.num_channels)
     own = None if checkpoint is None else _of_checkpoint(checkpoint, is_resolved(recipe))
-    default = default_processor(architecture.replace(num_channels=num_channels))
+    default = default_processor(config.replace(num_channels=num_channels))
     if default is None:
         raise ValueError(f"Images have 1 or 3 channels; the model takes {num_channels}.")
     usual = fields_of(default)

@@ -6,7 +6,6 @@ Letters: B batch, H W image, C channels, L classes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,9 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from natjax import run_files
-from natjax.configuration import NatConfig
+from natjax.configuration import NatConfig, VitRpbConfig
 from natjax.labels import composed
 from natjax.models import NatForImageClassification
-from natjax.presets import get_config
 from natjax.text import counted, first_few
 from natjax_convert import shapes
 from natjax_train import plots, start
@@ -117,11 +115,11 @@ class Classification:
         """
         recipe = self.recipe
         options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
-        changes, labels = _changes(recipe), {"id2label": dict(enumerate(self._class_names))}
-        checkpoint = start.open_checkpoint(recipe)
+        checkpoint, labels = start.open_checkpoint(recipe), {"id2label": dict(enumerate(self._class_names))}
+        config = start.architecture(recipe, checkpoint)
+        changes = _changes(recipe, config)
         if checkpoint is None:
-            make = NatConfig if recipe.model == "custom" else functools.partial(get_config, recipe.model)
-            model = NatForImageClassification(make(**changes, **labels), **options)
+            model = NatForImageClassification(config.replace(**changes, **labels), **options)
         else:
             if not start.keeps_head(checkpoint, labels["id2label"]):
                 changes, options = changes | labels, options | {"replace_head": True}
@@ -148,7 +146,7 @@ class Classification:
                 f"({first_few(names)}): resume with the same data, or choose another folder for another run."
             )
         recipe = self.recipe
-        config = config.replace(**_changes(recipe))
+        config = config.replace(**_changes(recipe, config))
         return nnx.eval_shape(lambda: NatForImageClassification(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
 
     @property
@@ -213,10 +211,11 @@ def _dtype(recipe: Recipe) -> Any:
     return jnp.bfloat16 if recipe.dtype == "bfloat16" else None
 
 
-def _changes(recipe: Recipe) -> dict[str, Any]:
-    """Returns the fields of the model's config that the recipe decides."""
+def _changes(recipe: Recipe, config: NatConfig) -> dict[str, Any]:
+    """Returns the fields of the model's config that the recipe decides; that of a ViT-rpb follows the size of its images."""
+    size = {"image_size": recipe.image_size} if isinstance(config, VitRpbConfig) else {}
     drop_path = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
-    return dict(recipe.model_config) | drop_path
+    return size | dict(recipe.model_config) | drop_path
 
 
 @jax.jit
