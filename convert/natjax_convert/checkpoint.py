@@ -114,12 +114,14 @@ def find_config(
     if dilations is None and found.model_type not in UNDILATED:
         presets = fitting_presets(state_dict, found)
         fit = f"; they fit {', '.join(presets)}" if presets else ""
-        untold = "its dilations" if found.model_types == DinatSConfig.model_types else "NAT from DiNAT"
+        untold, flag = "NAT from DiNAT", "--dilations none for NAT"
+        if found.model_types == DinatSConfig.model_types:
+            untold, flag = "its dilations", "--dilations '[[1, 8], ...]', a list for each level"
         config_name = presets[0] if presets else CONFIG_NAME
         raise CheckpointError(
             f"{src}: has no {CONFIG_NAME} beside it, and its tensors do not tell {untold} (dilations are in none of "
             f"them{fit}). Say which it is: convert it first, `natjax convert FILE DIR --config {config_name}` (or another name "
-            f"of `natjax list`, or --dilations none for NAT), and use DIR. In Python, give config=."
+            f"of `natjax list`, or {flag}), and use DIR. In Python, give config=."
         )
     return infer_config(state_dict, dilations=None if dilations == "none" else dilations, found=found)
 

@@ -141,7 +141,8 @@ def _preprocessing(checkpoint: Checkpoint, given: NatImageProcessor | None) -> t
 def write_model(directory: Path, tensors: StateDict, config: NatConfig, kind: Kind) -> None:
     """Writes model.safetensors and a config.json with the name of Hugging Face's class and the tensors' dtype."""
     write_safetensors(directory / "model.safetensors", tensors)
-    architecture = config.model_type.capitalize() + _ARCHITECTURES[kind]
+    family = "".join(word.capitalize() for word in config.model_type.split("_"))
+    architecture = family + _ARCHITECTURES[kind]
     dtypes = {np.dtype(tensor.dtype).name for tensor in tensors.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     config = config.replace(extra={**config.extra, "architectures": [architecture], "torch_dtype": dtype})

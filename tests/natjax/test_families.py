@@ -69,7 +69,15 @@ def test_impossible_configurations(make, message):
 def test_saving_and_loading(name, model_class, tmp_path):
     model = model_class(CONFIGS[name], rngs=nnx.Rngs(0))
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == name
+    written = json.loads((tmp_path / "config.json").read_text())
+    family = {
+        "dinat_s": "DinatS",
+        "nat_isotropic": "NatIsotropic",
+        "dinat_isotropic": "DinatIsotropic",
+        "vitrpb": "Vitrpb",
+    }
+    assert written["model_type"] == name
+    assert written["architectures"] == [model_class.__name__.replace("Nat", family[name])]
     again = model_class.from_pretrained(tmp_path)
     assert again.config.replace(extra={}) == model.config
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model))

@@ -12,11 +12,13 @@ import pytest
 from flax import nnx
 
 import natjax
+import natjax_convert
 from natjax_train.data import eval_processor
 from natjax_train.recipes import RECIPES
 from natjax_train.step import split_model
 from natjax_train.tasks.classification import Classification
 
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 DIGITS = tuple("0123456789")
 EMBEDDED = str(pathlib.Path(natjax.__file__).parent / "demo" / "digits")
 
@@ -37,6 +39,14 @@ def test_the_map_of_a_vit_follows_the_size_of_images():
     config = task.initial_model().config
     assert (config.image_size, config.kernel_size) == (160, 10)
     assert task.resumed_model(config).config == config
+
+
+def test_the_biases_of_a_pretrained_vit_are_interpolated(tmp_path):
+    natjax_convert.convert(GOLDENS / "shilabs_vitrpb" / "checkpoint.pth", tmp_path / "vit")
+    recipe = dataclasses.replace(RECIPES["finetune"], model=str(tmp_path / "vit"), image_size=32)
+    model = initial_model(recipe, ("cat", "dog"))
+    assert (model.config.image_size, model.config.kernel_size, model.config.num_labels) == (32, 4, 2)
+    assert model.nat.encoder.levels[0].layers[0].attention.rpb.shape == (3, 7, 7)
 
 
 def test_preset():
