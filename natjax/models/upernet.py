@@ -25,7 +25,7 @@ from natjax.models.base import NatPreTrainedModel
 from natjax.nn.batch_norm import BatchNorm
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, channel_dropout, conv
-from natjax.nn.resizing import adaptive_average_pool, resize_bilinear
+from natjax.nn.resizing import adaptive_average_pool, conv3x3_of_pyramid, resize_bilinear
 from natjax.outputs import SemanticSegmenterOutput
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class ConvBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
         """Keeps the map's size."""
         return jax.nn.relu(self.batch_norm(self.conv(x)))
+
+    def of_pyramid(self, maps: Sequence[Float[Array, "B _ _ _"]]) -> Float[Array, "B h w D"]:
+        """Returns what it makes of all maps, resized to the first one's size and joined along their channels."""
+        *maps, kernel = self.conv.promote_dtype((*maps, self.conv.kernel[...]), dtype=self.conv.dtype)
+        return jax.nn.relu(self.batch_norm(conv3x3_of_pyramid(maps, kernel)))
 
 
 class DecodeHead(nnx.Module):
@@ -71,9 +76,7 @@ class DecodeHead(nnx.Module):
         for i in reversed(range(len(lower))):
             maps[i] += resize_bilinear(maps[i + 1], maps[i].shape[1:3])
         maps = [*(block(x) for block, x in zip(self.fpn_convs, maps[:-1], strict=True)), maps[-1]]
-        size = maps[0].shape[1:3]
-        fused = self.fpn_bottleneck(jnp.concatenate([resize_bilinear(x, size) for x in maps], axis=-1))
-        return self.classifier(self.dropout(fused, rngs=rngs))
+        return self.classifier(self.dropout(self.fpn_bottleneck.of_pyramid(maps), rngs=rngs))
 
     @property
     def _pyramid(self):

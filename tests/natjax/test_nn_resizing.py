@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natjax.nn.resizing import adaptive_average_pool, resize_bilinear
+from natjax.nn.resizing import adaptive_average_pool, conv3x3_of_pyramid, resize_bilinear
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "goldens" / "mm_ops" / "expected.npz")
 SIZES = [tuple(map(int, name.rsplit("_")[-1].split("x"))) for name in GOLDEN.files if "resize/bilinear" in name]
@@ -55,3 +55,35 @@ def test_bfloat16_is_computed_in_float32():
     for resized in (lambda x: resize_bilinear(x, (13, 11)), lambda x: adaptive_average_pool(x, 3)):
         assert resized(x).dtype == jnp.bfloat16
         np.testing.assert_array_equal(resized(x), resized(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 7), (40, 3)], ids=str)
+def test_convolution_of_a_pyramid_and_its_gradients(size):
+    """Against the definition, resize, join and convolve, in float64; some maps are multiplied first, some resized first."""
+    rng = np.random.default_rng(0)
+    channels, dim = 16, 3
+    sizes = [size, *(tuple(-(-n // k) for n in size) for k in (2, 3, 8))]
+
+    def definition(maps, kernel):
+        x = jnp.concatenate([resize_bilinear(x, size) for x in maps], axis=-1)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+    with jax.enable_x64(True):
+        maps = [jnp.asarray(rng.standard_normal((2, *size, channels))) for size in sizes]
+        kernel = jnp.asarray(rng.standard_normal((3, 3, len(maps) * channels, dim)))
+        want, pull = jax.vjp(definition, maps, kernel)
+        got, pull_ours = jax.vjp(conv3x3_of_pyramid, maps, kernel)
+        cotangent = jnp.asarray(rng.standard_normal(want.shape))
+        for ours, theirs in zip(
+            jax.tree.leaves((got, pull_ours(cotangent))), jax.tree.leaves((want, pull(cotangent))), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_convolution_of_a_pyramid_takes_fewer_products():
+    """At UPerNet's sizes: of 154 billion multiplications without."""
+    maps = [jax.ShapeDtypeStruct((1, n, n, 512), jnp.float32) for n in (128, 64, 32, 16)]
+    kernel = jax.ShapeDtypeStruct((3, 3, 2048, 512), jnp.float32)
+    cost = jax.jit(conv3x3_of_pyramid).lower(maps, kernel).compile().cost_analysis()
+    assert cost["flops"] < 0.45 * 2 * 9 * 128**2 * 2048 * 512
