@@ -60,12 +60,13 @@ def conv3x3_of_pyramid(
         maps: N feature maps, all of C channels, the largest first.
         kernel: of the convolution.
     """
-    size, channels = maps[0].shape[1:3], maps[0].shape[-1]
+    height, width = maps[0].shape[1:3]
     if jax.default_backend() != "cpu":  # where it is not measured
-        return _conv3x3(jnp.concatenate([resize_bilinear(x, size) for x in maps], axis=-1), kernel)
-    return sum(
-        _conv3x3_of_resized(x, kernel[:, :, i * channels : (i + 1) * channels], size) for i, x in enumerate(maps)
-    )
+        resized = [resize_bilinear(x, (height, width)) for x in maps]
+        return _conv3x3(jnp.concatenate(resized, axis=-1), kernel)
+    kernels = jnp.split(kernel, len(maps), axis=2)
+    first, *others = (_conv3x3_of_resized(*each, (height, width)) for each in zip(maps, kernels, strict=True))
+    return sum(others, first)
 
 
 def _conv3x3(x: Array, kernel: Array) -> Array:
