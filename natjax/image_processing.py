@@ -2,14 +2,14 @@
 
 Configured by Hugging Face's `preprocessor_config.json`. Without a crop the numbers are those of transformers 4.40.2's
 `ViTImageProcessor`, the one its NAT and DiNAT use; with a crop those of its `CLIPImageProcessor`, which is how ImageNet
-evaluation prepares images. Both bit for bit, but channels-last: `[B, H, W, C]` float32.
+evaluation prepares images. Both bit for bit, but channels-last: `[B, H, W, C]` float32. Images of semantic segmentation can be
+prepared as mmsegmentation does, within a box and with OpenCV's numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
 from natjax.image_arrays import channels_last, out_of_range, split_images, to_numpy
-from natjax.images import decode_image, image_name, is_image_source
+from natjax.image_sizes import center_crop, resize, resized_shape
+from natjax.images import decode_image, is_image_source
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 from natjax.text import counted
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")  # the second is of older files
 _VIT_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTFeatureExtractor")
 _CROP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor", "BitImageProcessor")
+_SEGFORMER_TYPES = ("SegformerImageProcessor", "SegformerImageProcessorFast", "SegformerFeatureExtractor")
+_BOX_TYPES = ("DetrImageProcessor", "DetrImageProcessorFast", "DetrFeatureExtractor")
 _CROP_DEFAULTS = {
     "size": {"shortest_edge": 224},
     "resample": 3,
@@ -56,9 +59,12 @@ class NatImageProcessor:
 
     Attributes:
         do_resize: whether to resize to `size`.
-        size: `{"height": h, "width": w}`, or `{"shortest_edge": n}` to keep the aspect ratio. An integer n becomes an
-            n x n square, a pair (height, width).
+        size: `{"height": h, "width": w}`, or `{"shortest_edge": n}` to keep the aspect ratio, or with a `"longest_edge": m` as
+            well for the largest size at which neither side exceeds its edge. An integer n becomes an n x n square, a pair
+            (height, width).
         resample: Pillow's resampling filter: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming.
+        antialias: whether a smaller image averages over the pixels that it leaves out, as Pillow has it. False, for bilinear
+            resizing alone, samples with the numbers of OpenCV's `resize`.
         do_center_crop: whether to crop the middle after resizing; smaller images are padded with zeros.
         crop_size: `{"height": h, "width": w}` of the crop, an integer or a pair.
         do_rescale: whether to multiply by `rescale_factor`.
@@ -75,6 +81,7 @@ class NatImageProcessor:
     do_resize: bool = True
     size: Size = 224
     resample: int = 2
+    antialias: bool = True
     do_center_crop: bool = False
     crop_size: Size = None
     do_rescale: bool = True
@@ -85,18 +92,22 @@ class NatImageProcessor:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        for name in ("do_resize", "antialias", "do_center_crop", "do_rescale", "do_normalize"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false; got {getattr(self, name)!r}.")
         if isinstance(self.resample, bool) or self.resample not in range(6):
             raise ValueError(f"resample must be one of Pillow's filters 0 to 5; got {self.resample!r}.")
+        if not self.antialias and self.resample != 2:
+            raise ValueError(f"antialias=False is of bilinear resizing, resample=2; got resample {self.resample!r}.")
         if not _is_number(self.rescale_factor):
             raise ValueError(f"rescale_factor must be a finite number; got {self.rescale_factor!r}.")
         crop_size = None if self.crop_size is None else _size("crop_size", self.crop_size, ({"height", "width"},))
         if self.do_center_crop and crop_size is None:
             raise ValueError("do_center_crop needs a crop_size; got none.")
         values = {
-            "size": _size("size", self.size, ({"height", "width"}, {"shortest_edge"})),
+            "size": _size(
+                "size", self.size, ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"})
+            ),
             "crop_size": crop_size,
             "resample": int(self.resample),
             "image_mean": _per_channel("image_mean", self.image_mean),
@@ -149,9 +160,10 @@ class NatImageProcessor:
     def _prepare(self, image: ImageLike, layout: str | None) -> Float32[np.ndarray, "H W C"]:
         pixels = self._pixels(image, layout)
         if self.do_resize:
-            pixels = _resize(pixels, _resized_shape(image, pixels.shape[:2], self.size), self.resample)
+            shape = resized_shape(image, pixels.shape[:2], self.size)
+            pixels = resize(pixels, shape, self.resample if self.antialias else None)
         if self.do_center_crop:
-            pixels = _center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
+            pixels = center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
         # The casts are where Hugging Face has them: integers times a Python float are float64 until rescaled.
         if self.do_rescale:
             pixels = (pixels * self.rescale_factor).astype(np.float32)
@@ -211,11 +223,16 @@ class NatImageProcessor:
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of a preprocessor_config.json with which Hugging Face prepares images the same way."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
-        if self.do_center_crop or "shortest_edge" in self.size:
+        if self.antialias:
+            del fields["antialias"]
+        if "longest_edge" in self.size and not self.do_center_crop:
+            fields |= {"image_processor_type": _BOX_TYPES[0], "do_pad": False}
+            del fields["do_center_crop"], fields["crop_size"]
+        elif self.do_center_crop or "shortest_edge" in self.size:
             fields |= {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": self.num_channels == 3}
             fields["crop_size"] = self.crop_size or {"height": 224, "width": 224}
         else:
-            fields["image_processor_type"] = "ViTImageProcessor"
+            fields["image_processor_type"] = self.extra.get("image_processor_type", "ViTImageProcessor")
             del fields["do_center_crop"], fields["crop_size"]
         return json.loads(json.dumps({**self.extra, **fields}))
 
@@ -225,7 +242,8 @@ class NatImageProcessor:
 
         `image_processor_type` decides what the entries mean. A `ViTImageProcessor` ignores `do_center_crop` and
         `crop_size`, as it does in Hugging Face; a `CLIPImageProcessor` or `BitImageProcessor` crops, and an integer
-        `size` is its shortest edge. Without a type every field counts. Unknown entries are kept and have no effect.
+        `size` is its shortest edge. A `SegformerImageProcessor` is one with other defaults; a `DetrImageProcessor` keeps images
+        within a box. Without a type every field counts. Unknown entries are kept and have no effect.
 
         Raises:
             ValueError: it is of another processor, or a value is impossible.
@@ -233,17 +251,18 @@ class NatImageProcessor:
         if not isinstance(values, Mapping):
             raise ValueError(f"An image processor's configuration is a JSON object; got {type(values).__name__}.")
         kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), None)
-        if kind not in (None, *_VIT_TYPES, *_CROP_TYPES):
-            raise ValueError(f"It is of a {kind!r}; natjax reads {', '.join(_VIT_TYPES + _CROP_TYPES)}.")
+        known = _VIT_TYPES + _CROP_TYPES + _SEGFORMER_TYPES + _BOX_TYPES
+        if kind is not None and kind not in known:
+            raise ValueError(f"It is of a {kind!r}; natjax reads {', '.join(known)}.")
         names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        if kind in _VIT_TYPES:
+        if kind in _VIT_TYPES + _SEGFORMER_TYPES + _BOX_TYPES:
             names -= {"do_center_crop", "crop_size"}
-        fields = {k: v for k, v in values.items() if k in names and v is not None}
-        if kind in _CROP_TYPES:
-            fields = {**_CROP_DEFAULTS, **fields}
-            if isinstance(fields["size"], int):
-                fields["size"] = {"shortest_edge": fields["size"]}
+        fields = _defaults(kind) | {k: v for k, v in values.items() if k in names and v is not None}
+        if kind in _CROP_TYPES and isinstance(fields["size"], int):
+            fields["size"] = {"shortest_edge": fields["size"]}
         extra = {k: v for k, v in values.items() if k not in names and k not in (*_TYPE_KEYS, "do_convert_rgb")}
+        if kind in _SEGFORMER_TYPES:  # Hugging Face's pipeline needs what it does afterwards
+            extra["image_processor_type"] = _SEGFORMER_TYPES[0]
         return cls(**fields, extra=extra)
 
     @classmethod
@@ -318,47 +337,43 @@ class NatImageProcessor:
             image_std=IMAGENET_STD if num_channels == 3 else (0.5,),
         )
 
+    @classmethod
+    def semantic_segmentation(
+        cls, longest_edge: int = 2048, shortest_edge: int = 512, num_channels: int = 3
+    ) -> NatImageProcessor:
+        """Makes a processor that prepares as mmsegmentation's test of UPerNet does: within a box, with OpenCV's numbers.
 
-def _resized_shape(image: ImageLike, shape: Sequence[int], size: Mapping[str, int]) -> tuple[int, int]:
-    """Returns height and width that an image of `shape` is resized to."""
-    height, width = shape
-    if edge := size.get("shortest_edge"):
-        long = int(edge * max(height, width) / min(height, width))
-        wanted = (long, edge) if width <= height else (edge, long)
-    else:
-        wanted = size["height"], size["width"]
-    most = PIL.Image.MAX_IMAGE_PIXELS or math.inf
-    if math.prod(wanted) > most:  # a strip of a few hundred bytes asks for gigabytes
-        raise ImageError(
-            f"{image_name(image)}: {height} x {width} pixels (height x width) would be resized to {wanted[0]} x {wanted[1]}, "
-            f"more than the {most} pixels that Pillow takes for harmless."
+        Hugging Face reads what it saves as a `DetrImageProcessor`, which has the same box, rounds sides down where this one
+        rounds them to the nearest, and averages.
+
+        Args:
+            longest_edge: what the longer side may be at most, in pixels.
+            shortest_edge: what the shorter side may be at most.
+            num_channels: 3 for RGB, 1 for grey.
+
+        Raises:
+            ValueError: an argument is impossible.
+        """
+        if num_channels not in (1, 3):
+            raise ValueError(f"Images have 1 or 3 channels; got {num_channels}.")
+        return cls(
+            size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
+            antialias=False,
+            image_mean=IMAGENET_MEAN if num_channels == 3 else (0.5,),
+            image_std=IMAGENET_STD if num_channels == 3 else (0.5,),
         )
-    return wanted
 
 
-def _resize(pixels: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    # Pillow resizes 8-bit pixels: floats 0..1 go to 0..255, lose their fraction, and come back, as in Hugging Face.
-    unit_range = False
-    if pixels.dtype != np.uint8:
-        low, high = pixels.min(), pixels.max()
-        with np.errstate(invalid="ignore"):
-            whole = np.allclose(pixels, pixels.astype(int))
-        unit_range = not whole and low >= 0 and high <= 1
-        if not unit_range and not (whole and low >= 0 and high <= 255):
-            raise ImageError(out_of_range(pixels))
-        pixels = ((pixels * 255).astype(np.float32) if unit_range else pixels).astype(np.uint8)
-    height, width = size
-    image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    resized = np.array(image.resize((width, height), resample=resample)).reshape(height, width, -1)
-    return (resized * (1 / 255)).astype(np.float32) if unit_range else resized
-
-
-def _center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    # Hugging Face's crop comes out one row or column short where an odd number of zeros is missing; this one does not.
-    missing = [max(side - have, 0) for side, have in zip((height, width), pixels.shape[:2], strict=True)]
-    pixels = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    return pixels[top : top + height, left : left + width]
+def _defaults(kind: str | None) -> dict[str, Any]:
+    """Returns the fields that a processor of Hugging Face's has by default, where they are not those of `NatImageProcessor`."""
+    if kind in _CROP_TYPES:
+        return dict(_CROP_DEFAULTS)
+    if kind in _SEGFORMER_TYPES:
+        return {"size": 512, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    if kind in _BOX_TYPES:
+        size = {"shortest_edge": 800, "longest_edge": 1333}
+        return {"size": size, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    return {}
 
 
 def _size(name: str, value: Any, allowed: tuple[set[str], ...]) -> dict[str, int]:

@@ -71,7 +71,8 @@ def input_size(config: NatConfig, processor: NatImageProcessor | None) -> tuple[
     if processor is None or not (processor.do_resize or processor.do_center_crop):
         return _IMAGENET_SIDE, _IMAGENET_SIDE
     size = processor.crop_size if processor.do_center_crop else processor.size
-    return size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
+    edge = size.get("shortest_edge")
+    return size.get("height", edge), size.get("width", size.get("longest_edge", edge))
 
 
 def _folder(path: Path) -> Path:
