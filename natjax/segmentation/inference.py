@@ -20,14 +20,16 @@ from natjax.segmentation.axes import Chunks, Taps, chunked, taps_of_windows, win
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt
 
-    Segmenter = Callable[[Float[Array, "B H W C"]], Float[Array, "B h w L"]]
+    Images = Array | np.ndarray  # [B, H, W, C]
+    Segmenter = Callable[[Any], Float[Array, "B h w L"]]
 
+MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmseg's ratios of sizes
 _CHUNK = 2**23  # logits of a chunk of rows: 32 MiB in float32
 
 
 def segment(
     segmenter: Segmenter,
-    views: Float[Array, "B H W C"] | Sequence[Float[Array, "B H W C"]],
+    views: Images | Sequence[Images],
     size: tuple[int, int],
     *,
     flip: bool = False,
@@ -42,7 +44,7 @@ def segment(
 
     Args:
         segmenter: from normalised images to logits of any size, in any float dtype: `lambda x: model.decode(x)[0]`.
-        views: the images, prepared at one scale, or a sequence of them at several.
+        views: the images [B, H, W, C], prepared at one scale, or a sequence of them at several.
         size: (height, width) of the original images, which the maps have.
         flip: whether to average with the mirror images as well.
         crop_size: (height, width) of windows in pixels of a prepared image; None takes images whole. Windows are cut to

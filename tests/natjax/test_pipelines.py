@@ -194,7 +194,8 @@ def test_open_checkpoints_keep_their_configuration(folder, tmp_path):
 
 def test_what_does_not_fit(folder, tmp_path):
     with pytest.raises(
-        ValueError, match="task must be 'image-classification' or 'image-feature-extraction'; got 'ocr'"
+        ValueError,
+        match="task must be 'image-classification', 'image-feature-extraction' or 'image-segmentation'; got 'ocr'",
     ):
         natjax.pipeline("ocr", folder / "nothing")  # refused before anything is opened
     with pytest.raises(ValueError, match="stages is for 'image-feature-extraction'"):
@@ -208,7 +209,7 @@ def test_what_does_not_fit(folder, tmp_path):
         ({"dtype": "int8"}, "dtype must be floating point, such as 'bfloat16', or None; got 'int8'"),
         ({"dtype": "half-baked"}, "dtype must be floating point"),
         ({"implementation": "cuda"}, "implementation must be .*got 'cuda'"),
-        ({"config": "nat_mini"}, "config must be a NatConfig; got 'nat_mini'"),
+        ({"config": "nat_mini"}, "config must be a NatConfig or a UperNetConfig; got 'nat_mini'"),
         ({"processor": "model"}, "processor must be a NatImageProcessor; got 'model'"),
     ):
         with pytest.raises(ValueError, match=message):  # before the missing checkpoint is looked for

@@ -1,0 +1,206 @@
+"""Images in, predictions or features out: a checkpoint with its image processor, as in Hugging Face's `pipeline`.
+
+    classify = natjax.pipeline("image-classification", "shi-labs/nat-mini-in1k-224")
+    classify("cat.jpg")  # [{"label": "tabby, tabby cat", "score": ...}, ...]
+
+    features = natjax.pipeline("image-feature-extraction", "run/model")
+    features(["one.png", "two.png"])  # a list of two arrays [C]
+
+    segment = natjax.pipeline("image-segmentation", "upernet_nat_tiny.pth")
+    segment("street.jpg")  # [{"label": "road", "score": None, "mask": a Pillow image}, ...]
+
+An image is a path, the bytes of a file, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model
+in batches of `batch_size`, or of 1, 2, 4, ... where a call has fewer, padded to that. It is compiled once per batch size and
+image shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from natjax import models
+from natjax.configuration import Configuration, UperNetConfig
+from natjax.errors import CheckpointError, MissingNormsWarning
+from natjax.hub import locate
+from natjax.image_processing import NatImageProcessor
+from natjax.pipelines.base import check_count, warn
+from natjax.pipelines.classification import ImageClassification
+from natjax.pipelines.features import ImageFeatureExtraction
+from natjax.pipelines.segmentation import ImageSegmentation, checked_mode, checked_scales
+from natjax.processors import load_processor
+from natjax_convert import Checkpoint
+from natjax_kernels import default_implementation
+
+__all__ = ["ImageClassification", "ImageFeatureExtraction", "ImageSegmentation", "pipeline"]
+
+_TASKS = ("image-classification", "image-feature-extraction", "image-segmentation")
+_EXPECTED = {Configuration: "a NatConfig or a UperNetConfig", NatImageProcessor: "a NatImageProcessor"}
+
+
+def pipeline(
+    task: str,
+    model: str | os.PathLike | Checkpoint | None = None,
+    *,
+    config: Configuration | None = None,
+    processor: NatImageProcessor | None = None,
+    batch_size: int | None = None,
+    top_k: Any = ...,
+    stages: str | Sequence[str] | None = None,
+    mode: str | None = None,
+    crop_size: int | tuple[int, int] | None = None,
+    stride: int | tuple[int, int] | None = None,
+    scales: str | Sequence[float] | None = None,
+    flip: bool = False,
+    dtype: Any = None,
+    implementation: str | None = None,
+    report: Callable[[str], None] | None = None,
+) -> ImageClassification | ImageFeatureExtraction | ImageSegmentation:
+    """Returns a function from images to what a model says of them.
+
+    Args:
+        task: "image-classification", "image-feature-extraction" or "image-segmentation".
+        model: a checkpoint, see `natjax.hub.locate`; there is no default. "digits" is a small classifier of handwritten digits.
+        config: the architecture, where there is none beside the weights.
+        processor: prepares the images; by default the one beside the checkpoint, or else that of the preset of this architecture,
+            ImageNet's, or of a UPerNet mmsegmentation's, which is reported.
+        batch_size: images per step; by default 8, of "image-segmentation" 1.
+        top_k: of "image-classification": classes per image, at most all of them; 5 where it is not given, None means all.
+        stages: of "image-feature-extraction": names of `NatConfig.stage_names`, one name or "all", for feature maps of these
+            stages instead of pooled features. They are normalised where the checkpoint is a backbone's, which has norms for it.
+        mode: of "image-segmentation", as what follows; see `ImageSegmentation`: "whole" images, or windows that "slide" over
+            them.
+        crop_size: of the windows in pixels.
+        stride: from one window to the next in pixels.
+        scales: ratios of several sizes that are averaged, or "multi".
+        flip: whether to average with mirror images.
+        dtype: compute dtype; None computes in float32.
+        implementation: of neighborhood attention.
+        report: receives warnings; by default they are Python's.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit the task.
+        ValueError: an argument is impossible.
+    """
+    if task not in _TASKS:
+        raise ValueError(f"task must be {', '.join(map(repr, _TASKS[:-1]))} or {_TASKS[-1]!r}; got {task!r}.")
+    windows: dict[str, Any] = {
+        "mode": mode,
+        "crop_size": crop_size,
+        "stride": stride,
+        "scales": scales,
+        "flip": flip or None,
+    }
+    owners = dict.fromkeys(windows, "image-segmentation") | {"stages": "image-feature-extraction"}
+    given = {name: value for name, value in {**windows, "stages": stages}.items() if value is not None}
+    if top_k is not ...:
+        owners, given = owners | {"top_k": "image-classification"}, given | {"top_k": top_k}
+    for name, value in given.items():
+        if owners[name] != task:
+            raise ValueError(f"{name} is for {owners[name]!r}; got {value!r} with {task!r}.")
+    top_k = 5 if top_k is ... else top_k
+    batch_size = (1 if task == "image-segmentation" else 8) if batch_size is None else batch_size
+    _check_arguments(batch_size, top_k, dtype, implementation)
+    checked_mode(mode, crop_size, stride)
+    checked_scales(scales)
+    for name, value, expected in (("config", config, Configuration), ("processor", processor, NatImageProcessor)):
+        if value is not None and not isinstance(value, expected):
+            raise ValueError(f"{name} must be {_EXPECTED[expected]}; got {value!r}.")
+    if isinstance(model, Checkpoint):
+        if config is not None:
+            raise ValueError("An open checkpoint has its configuration: give no config with it.")
+        checkpoint, path = model, model.path
+    elif model is None or isinstance(model, str | os.PathLike):
+        path = locate(model)
+        checkpoint = Checkpoint.open(path, config=cast("Any", config))
+    else:
+        raise ValueError(
+            f"model must be a checkpoint; got {type(model).__name__}. A model in memory goes into "
+            "natjax.pipelines.ImageClassification(model, processor), ImageFeatureExtraction or ImageSegmentation."
+        )
+    _check_kind(task, checkpoint)
+    options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}
+    net: Any
+    make: Callable[..., Any]
+    if task == "image-classification":
+        net = models.NatForImageClassification.from_pretrained(checkpoint, **options)
+        if not net.config.num_labels or net.config.problem_type == "regression":
+            raise CheckpointError(
+                f"{path}: the model has no classes to tell apart; image-feature-extraction (`natjax features`) may be "
+                "of use."
+            )
+        make = functools.partial(ImageClassification, top_k=top_k)
+    elif task == "image-segmentation":
+        net = models.UperNetForSemanticSegmentation.from_pretrained(checkpoint, **options)
+        make = functools.partial(ImageSegmentation, **{**windows, "flip": flip})
+    elif stages is None:
+        net, make = models.NatModel.from_pretrained(checkpoint, **options), ImageFeatureExtraction
+    else:
+        names = _stage_names(stages, checkpoint.config.stage_names)
+        with warnings.catch_warnings():
+            # What a classifier's checkpoint always says. One that has norms for some of the stages only is worth the words.
+            warnings.simplefilter("ignore", MissingNormsWarning)
+            net = models.NatBackbone.from_pretrained(checkpoint, out_features=names, **options)
+        make = functools.partial(ImageFeatureExtraction, stages=names)
+    if processor is None:
+        processor = load_processor(checkpoint, report or warn)
+    return make(net, processor, batch_size=batch_size, report=report)
+
+
+def _check_arguments(batch_size: Any, top_k: Any, dtype: Any, implementation: Any) -> None:
+    """Refuses arguments before a checkpoint is read for them.
+
+    Raises:
+        ValueError: one is impossible.
+    """
+    check_count("batch_size", batch_size)
+    if top_k is not None:
+        check_count("top_k", top_k, " or None")
+    try:
+        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"dtype must be floating point, such as 'bfloat16', or None; got {dtype!r}.")
+    if dtype is not None and jnp.dtype(dtype).itemsize > 4 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(f"dtype {dtype!r} needs jax.config.update('jax_enable_x64', True); None computes in float32.")
+    with default_implementation(implementation):  # raises if there is none of this name
+        pass
+
+
+def _check_kind(task: str, checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint of another kind than a task needs, before its weights are loaded.
+
+    Raises:
+        CheckpointError: it is one of semantic segmentation and the task is another, or the other way round.
+    """
+    segments = isinstance(checkpoint.config, UperNetConfig)
+    if segments and task != "image-segmentation":
+        raise CheckpointError(
+            f"{checkpoint.path}: the model is a UPerNet, which says what every pixel shows, not what the image does; use it with "
+            f"image-segmentation (`natjax segment`) instead of {task}."
+        )
+    if not segments and task == "image-segmentation":
+        raise CheckpointError(
+            f"{checkpoint.path}: the model has no head for semantic segmentation; image-segmentation needs a UPerNet, such as "
+            "upernet_nat_tiny. With this one, image-classification (`natjax classify`) or image-feature-extraction "
+            "(`natjax features`) may be of use."
+        )
+
+
+def _stage_names(stages: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the stages that `stages` means, in the order of the model.
+
+    Raises:
+        ValueError: there is none, or it names others.
+    """
+    asked = known if stages == "all" else (stages,) if isinstance(stages, str) else stages
+    if not isinstance(asked, Iterable) or not (asked := tuple(asked)) or not set(asked) <= set(known):
+        raise ValueError(f"stages must be 'all' or of {', '.join(known)}; got {stages!r}.")
+    return tuple(name for name in known if name in asked)

@@ -1,0 +1,180 @@
+"""What the pipelines of all tasks share: reading, preparing and batching images."""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from flax import nnx
+
+from natjax.errors import ImageError
+from natjax.image_arrays import split_images
+from natjax.image_processing import NatImageProcessor
+from natjax.images import load_image
+from natjax.nn.xla import compiler_options
+from natjax.processors import check_channels
+
+
+class ImagePipeline:
+    """What all tasks share. Subclasses choose from a model's outputs, and say what a result looks like.
+
+    Attributes:
+        model: the model.
+        processor: what prepares images for it.
+        batch_size: images per step.
+    """
+
+    def __init__(
+        self, model: Any, processor: NatImageProcessor, *, batch_size: int, report: Callable[[str], None] | None
+    ):
+        """Takes a model and what prepares images for it; see the subclasses."""
+        check_channels(processor, model.config)
+        self.model, self.processor, self.batch_size = model, processor, check_count("batch_size", batch_size)
+        self._report = report or warn
+        graphdef, self._state = nnx.split(model)
+        self._forward = jax.jit(
+            lambda state, pixels: self._select(nnx.merge(graphdef, state)(pixels)), compiler_options=compiler_options()
+        )
+
+    def __call__(self, images: Any, *, skip_unreadable: bool = False) -> Any:
+        """Returns the result of an image, or a list of those of several, or an iterator of those of an iterator.
+
+        Args:
+            images: an image; a list, tuple or array [B, H, W, C] of images; or an iterator of them, which is read batch by batch.
+            skip_unreadable: whether images that cannot be read are reported and have the result None, instead of ending the call.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        return self._call(images, self._result, skip_unreadable)
+
+    def _call(self, images: Any, result: Callable[[Any], Any], skip_unreadable: bool) -> Any:
+        if isinstance(images, Iterator) and not hasattr(images, "read"):
+            return self._results(images, result, skip_unreadable)
+        images, several = split_images(images)
+        results = list(self._results(images, result, skip_unreadable))
+        return results if several else results[0]
+
+    def _results(self, images: Iterable[Any], result: Callable[[Any], Any], skip_unreadable: bool) -> Iterator[Any]:
+        """Yields the results of images in order, None for those that are skipped."""
+        skipped: set[int] = set()
+
+        def skip(index: int, error: ImageError) -> None:
+            if not skip_unreadable:
+                raise error
+            named = isinstance(images, list) and isinstance(images[index], str | os.PathLike)  # then the error names it
+            self._report(f"skipped {error}" if named else f"skipped image {index}: {error}")
+            skipped.add(index)
+
+        due = 0
+        for index, output in self.stream(images, skip):
+            yield from (None for _ in range(due, index))
+            yield result(output)
+            due = index + 1
+        yield from (None for index in skipped if index >= due)
+
+    def stream(self, images: Iterable[Any], skip: Callable[[int, ImageError], None]) -> Iterator[tuple[int, Any]]:
+        """Yields an image's index and what the model gives for it, batch by batch, in order.
+
+        Args:
+            images: one by one, each as the processor takes it.
+            skip: is told which images cannot be read, and why.
+        """
+        batch: list[tuple[int, Any]] = []
+        shape = None
+        size = self.batch_size
+        if isinstance(images, Sequence):  # few images: to the next power of two, so that calls share what is compiled
+            size = min(size, 1 << (len(images) - 1).bit_length()) if images else size
+        for index, image in enumerate(images):
+            try:
+                prepared = self._prepare(image)
+            except ImageError as error:
+                skip(index, error)
+                continue
+            if batch and (len(batch) == size or shape != self._shape(prepared)):
+                yield from self._outputs(batch, size)
+                batch = []
+            shape = self._shape(prepared)
+            batch.append((index, prepared))
+        if batch:
+            yield from self._outputs(batch, size)
+
+    def _prepare(self, image: Any) -> Any:
+        """Returns what goes into a batch of an image: pixel values [1, H, W, C].
+
+        Raises:
+            ImageError: it cannot be read, or it is several.
+        """
+        if isinstance(
+            image, PIL.Image.Image
+        ):  # upright by its EXIF orientation, as files are and Hugging Face's pipelines do
+            image = load_image(image, self._mode)
+        return one_image(self.processor(image))
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.processor.num_channels == 1 else "RGB"
+
+    def _shape(self, prepared: Any) -> Any:
+        """Returns what is equal for images that can be in one batch."""
+        return prepared.shape
+
+    def _outputs(self, batch: list[tuple[int, Any]], size: int) -> Iterator[tuple[int, Any]]:
+        pixels = joined([image for _, image in batch], size)
+        outputs = jax.device_get(self._forward(self._state, pixels))
+        for i, (index, _) in enumerate(batch):
+            yield index, self._finish(jax.tree.map(lambda array, i=i: np.asarray(array[i], np.float32), outputs))
+
+    def _select(self, outputs: Any) -> Any:
+        """Returns a pytree of arrays [B, ...] of the model's outputs; traced."""
+        raise NotImplementedError
+
+    def _finish(self, output: Any) -> Any:
+        """Returns what `stream` yields of this pytree of one image."""
+        return output
+
+    def _result(self, output: Any) -> Any:
+        """Returns what a call returns of what `stream` yields."""
+        return output
+
+
+def one_image(pixels: np.ndarray) -> np.ndarray:
+    """Returns prepared pixels [1, H, W, C].
+
+    Raises:
+        ImageError: they are of several images.
+    """
+    if len(pixels) != 1:
+        raise ImageError(f"One image was expected here; got {len(pixels)}.")
+    return pixels
+
+
+def joined(images: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Returns images [1, H, W, C] as one batch [size, H, W, C], with zeros where there are fewer."""
+    return np.pad(np.concatenate(images), [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
+
+
+def check_count(name: str, value: Any, otherwise: str = "") -> int:
+    """Returns a number of things as Python has it.
+
+    Raises:
+        ValueError: it is no integer, or less than 1.
+    """
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1{otherwise}; got {value!r}.")
+    return count
+
+
+def warn(message: str) -> None:
+    """Warns whoever called a pipeline."""
+    warnings.warn(message, stacklevel=3)
