@@ -16,7 +16,20 @@ import warnings
 from collections.abc import Sequence
 
 from natjax._version import __version__
-from natjax.cli import bench, bench_op, classify, convert, demo, doctor, features, info, list_models, push, train
+from natjax.cli import (
+    bench,
+    bench_op,
+    classify,
+    convert,
+    demo,
+    doctor,
+    features,
+    info,
+    list_models,
+    push,
+    segment,
+    train,
+)
 from natjax.cli import eval as evaluate
 from natjax.cli._devices import explain_no_device
 from natjax.cli._output import complain
@@ -25,6 +38,7 @@ from natjax.cli._parser import Parser
 _COMMANDS = {
     "classify": classify,
     "features": features,
+    "segment": segment,
     "info": info,
     "list": list_models,
     "train": train,
@@ -98,7 +112,7 @@ def _ended(code: int) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="natjax",
-        description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify images, extract features, "
+        description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify and segment images, extract features, "
         "look at models, train, convert and share checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"natjax {__version__}")

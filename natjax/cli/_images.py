@@ -1,4 +1,4 @@
-"""What `classify` and `features` share: which images go through which model, progress, and images that are skipped.
+"""What `classify`, `features` and `segment` share: which images go through which model, progress, and images that are skipped.
 
 Images that cannot be read are named on stderr and skipped; the others go on.
 """
@@ -16,7 +16,7 @@ from natjax.cli._output import Progress, complain
 from natjax.errors import ImageError
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 8) -> None:
     """Adds the arguments that say which images go through which model."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
@@ -26,7 +26,13 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "(digits is a small classifier of handwritten digits)",
     )
     parser.add_argument("--config", metavar="NAME|FILE", help="the model's architecture, where M has no config.json")
-    parser.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images per step (default: 8)")
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=batch_size,
+        metavar="N",
+        help="images per step (default: %(default)s)",
+    )
 
 
 def find_images(arguments: Sequence[str], skipped: list[tuple[str, str]] | None = None) -> list[str]:

@@ -1,0 +1,193 @@
+"""`natjax segment`: the class of every pixel of images, as coloured maps and as a table of shares."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natjax.atomic import check_writable, replacing
+from natjax.cli._arguments import add_dtype_argument, image_size
+from natjax.cli._config import read_given
+from natjax.cli._images import add_image_arguments, find_images, run_pipeline
+from natjax.cli._output import complain, print_json, print_table
+from natjax.hub import locate
+from natjax.text import printable
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+HELP = "say what every pixel of images shows"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments."""
+    add_image_arguments(parser, batch_size=1)
+    add_dtype_argument(parser)
+    parser.add_argument("--out", default="segments", metavar="DIR", help="folder to write into (default: segments)")
+    parser.add_argument(
+        "--palette",
+        metavar="NAME|FILE",
+        help="colours: ade20k, cityscapes, a text file with `r g b name` or `#rrggbb name` per class, or a PNG with a palette "
+        "(default: by the number of classes)",
+    )
+    parser.add_argument(
+        "--overlay", action="store_true", help="also write NAME_overlay.png: the colours over the image, with a legend"
+    )
+    parser.add_argument(
+        "--crop-size", type=image_size, metavar="N|HxW", help="slide windows of N pixels instead of taking images whole"
+    )
+    parser.add_argument(
+        "--stride",
+        type=image_size,
+        metavar="N|HxW",
+        help="from one window to the next (default: two thirds of a window)",
+    )
+    parser.add_argument(
+        "--multi-scale", action="store_true", help="average over six sizes and mirror images: slower, a little better"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segments the images; returns 1 where one was skipped."""
+    from natjax.segmentation.palettes import load_palette
+
+    if args.palette is not None:
+        load_palette(args.palette)  # to be known before the work, not after it
+    checkpoint = locate(args.model)
+    skipped: list[tuple[str, str]] = []
+    paths = find_images(args.images, skipped)
+    names = _names(paths, args.overlay)
+    out = _folder(args.out, [name for several in names.values() for name in several], paths)
+    pipe = _pipeline(args, checkpoint)
+    palette, labels = _palette_and_labels(args.palette, pipe.model.config)
+    results = []
+    for path, class_map in run_pipeline(pipe, paths, skipped):
+        pictures = _pictures(path, class_map, palette, labels, args.overlay)
+        files = [out / name for name in names[path]]
+        for file, picture in zip(files, pictures, strict=False):
+            _write(file, picture)
+        result = _result(path, files, class_map, labels)
+        if args.json:
+            results.append(result)
+        else:
+            _print(result)
+    if args.json:
+        reasons = [{"image": path, "reason": reason} for path, reason in skipped]
+        print_json({"model": args.model, "results": results, "skipped": reasons})
+    return 1 if skipped else 0
+
+
+def _pipeline(args: argparse.Namespace, checkpoint: Path) -> Any:
+    from natjax.pipelines import pipeline
+
+    config, processor = read_given(args.config)
+    return pipeline(
+        "image-segmentation",
+        checkpoint,
+        config=config,
+        processor=processor,
+        batch_size=args.batch_size,
+        crop_size=args.crop_size,
+        stride=args.stride,
+        scales="multi" if args.multi_scale else None,
+        flip=args.multi_scale,
+        dtype=args.dtype,
+        report=complain,
+    )
+
+
+def _names(paths: list[str], overlay: bool) -> dict[str, list[str]]:
+    """Returns the names of what is written for each image: NAME.png, and NAME_overlay.png where it is wanted.
+
+    No name is given twice, whatever capitals: another image of the same name becomes NAME_2.png.
+    """
+    taken: set[str] = set()
+    names: dict[str, list[str]] = {}
+    for path in paths:
+        if path in names:
+            continue
+        stem, number = Path(path).stem, 1
+        while True:
+            unique = stem if number == 1 else f"{stem}_{number}"
+            wanted = [f"{unique}.png", *([f"{unique}_overlay.png"] if overlay else [])]
+            if not taken & {name.casefold() for name in wanted}:
+                break
+            number += 1
+        taken |= {name.casefold() for name in wanted}
+        names[path] = wanted
+    return names
+
+
+def _folder(out: str, names: list[str], images: list[str]) -> Path:
+    """Makes the folder and checks that it can be written, to be known before the work.
+
+    Raises:
+        OSError: it cannot.
+        ValueError: one of the images would be overwritten.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{out}: is a file; give a folder to write into.")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / (names[0] if names else "map.png"))
+    inputs = {os.path.realpath(image) for image in images}
+    for name in names:
+        if os.path.realpath(folder / name) in inputs:
+            raise ValueError(
+                f"{folder / name}: is one of the images, and would be overwritten. Give another folder, --out DIR."
+            )
+    return folder
+
+
+def _palette_and_labels(source: str | None, config: Any) -> tuple[Any, dict[int, str]]:
+    """Returns the colours of the classes, and their names: the palette's where the model has none of its own."""
+    from natjax.segmentation.palettes import PUBLISHED, load_palette, palette_for
+
+    colours, labels = palette_for(config.num_labels, source), dict(config.id2label)
+    source = source or PUBLISHED.get(config.num_labels)
+    if source and all(label == f"LABEL_{index}" for index, label in labels.items()):
+        labels = {i: name or labels[i] for i, name in enumerate(load_palette(source).names[: len(labels)])}
+    return colours, labels
+
+
+def _pictures(path: str, class_map: Any, palette: Any, labels: dict[int, str], overlay: bool) -> list[PIL.Image.Image]:
+    from natjax import segmentation
+    from natjax.images import load_image
+
+    pictures = [segmentation.coloured(class_map, palette)]
+    if overlay:
+        blended = segmentation.overlay(load_image(path), class_map, palette)
+        shares = segmentation.shares(class_map, len(labels))
+        pictures.append(segmentation.with_legend(blended, shares, palette, labels))
+    return pictures
+
+
+def _write(path: Path, picture: PIL.Image.Image) -> None:
+    with replacing(path) as unfinished:
+        picture.save(unfinished, format="PNG")
+
+
+def _result(path: str, files: list[Path], class_map: Any, labels: dict[int, str]) -> dict[str, Any]:
+    """Returns what is said of an image: its classes, those of most pixels first."""
+    import numpy as np
+
+    pixels = np.bincount(class_map.ravel(), minlength=len(labels))
+    present = [int(i) for i in np.argsort(-pixels, kind="stable") if pixels[i]]
+    classes = [
+        {"label": labels[i], "index": i, "pixels": int(pixels[i]), "share": float(pixels[i] / class_map.size)}
+        for i in present
+    ]
+    result = {"image": path, "map": str(files[0]), "height": class_map.shape[0], "width": class_map.shape[1]}
+    return {**result, **({"overlay": str(files[1])} if len(files) > 1 else {}), "classes": classes}
+
+
+def _print(result: dict[str, Any]) -> None:
+    from natjax.segmentation.pictures import percent
+
+    written = ", ".join(printable(result[name]) for name in ("map", "overlay") if name in result)
+    print(f"{printable(result['image'])}: {written}")
+    rows = [(printable(c["label"]), percent(c["share"]), f"{c['pixels']:,}") for c in result["classes"]]
+    print_table(("class", "share", "pixels"), rows, indent="  ")
