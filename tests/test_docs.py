@@ -204,6 +204,8 @@ def world(tmp_path, monkeypatch):
         make_images(tmp_path / folder)
     make_images(tmp_path / "photos")
     for name, preset in presets.PRESETS.items():
+        if type(preset.config) is not natjax.NatConfig:
+            continue
         dilations = None if preset.config.dilations is None else ((1,),) * 4
         config = preset.config.replace(**TINY, dilations=dilations)
         monkeypatch.setitem(presets.PRESETS, name, dataclasses.replace(preset, config=config))
