@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import jax
@@ -11,20 +12,22 @@ import numpy as np
 from flax import nnx
 
 from natjax.atomic import staging
-from natjax.configuration import NatConfig
+from natjax.configuration import UperNetConfig
+from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.hub import locate
+from natjax.nn.initializers import truncated_normal
 from natjax_convert import Checkpoint, from_flax
 from natjax_convert.convert import write_model
-from natjax_convert.shapes import Kind
+from natjax_convert.shapes import BUFFERS, Kind, parameters
 
 
 class PretrainedModel(Protocol):
     """What a model needs for its weights to be loaded and saved."""
 
     kind: ClassVar[str]
-    config: NatConfig
+    config: Any
 
-    def __init__(self, config: NatConfig, *, dtype: Any, param_dtype: Any, implementation: str | None, rngs: nnx.Rngs):
+    def __init__(self, config: Any, *, dtype: Any, param_dtype: Any, implementation: str | None, rngs: nnx.Rngs):
         """Makes a model with random weights."""
 
 
@@ -35,7 +38,7 @@ def from_pretrained(
     model_class: type[Model],
     source: str | os.PathLike | Checkpoint,
     *,
-    config: NatConfig | None = None,
+    config: Any = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     implementation: str | None = None,
@@ -50,10 +53,11 @@ def from_pretrained(
     """Makes a model with the weights of a checkpoint.
 
     Args:
-        model_class: `NatForImageClassification`, `NatModel` or `NatBackbone`.
+        model_class: `NatForImageClassification`, `NatModel`, `NatBackbone` or `UperNetForSemanticSegmentation`.
         source: a directory or file (see `natjax_convert.read_state_dict`), a run's folder, a preset's name, an id `owner/name`
             of the Hugging Face Hub (see `natjax.hub.locate`), or an open checkpoint.
-        config: instead of the one beside the weights; needed for original SHI-Labs files: `natjax.get_config("dinat_mini")`.
+        config: instead of the one beside the weights, or in a file of mmsegmentation; needed for SHI-Labs' classifiers:
+            `natjax.get_config("dinat_mini")`.
         dtype: compute dtype; None computes in float32.
         param_dtype: dtype of the parameters.
         implementation: of neighborhood attention.
@@ -63,7 +67,7 @@ def from_pretrained(
         revision: of the Hub: branch, tag or commit.
         local_files_only: use only what is in the Hub's cache, without a network.
         cache_dir: the Hub's cache.
-        **changes: fields of `NatConfig` to change, such as `num_labels`, `out_features` or `drop_path_rate`.
+        **changes: fields of the configuration to change, such as `num_labels`, `out_features` or `drop_path_rate`.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it does not fit the model.
@@ -74,22 +78,23 @@ def from_pretrained(
             "ignore_mismatched_sizes is transformers'. Here replace_head=True starts with a new classifier, and "
             "resize_biases=True interpolates relative positional biases; whatever else does not fit is an error."
         )
-    if isinstance(source, Checkpoint):
-        checkpoint = source
-    else:
-        path = locate(source, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir)
-        checkpoint = Checkpoint.open(path, config=config)
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
+    checkpoint = _opened(source, config, **hub)
     config = config or checkpoint.config
-    config = config.replace(**changes) if changes else config
     kind = cast("Kind", model_class.kind)
+    if kind != "segmentation":
+        config = config.trunk
+    elif not isinstance(config, UperNetConfig):
+        raise CheckpointError(
+            f"{checkpoint.path}: has no heads of a UPerNet; {model_class.__name__}.from_backbone starts with new ones."
+        )
+    config = config.replace(**changes) if changes else config
     params = checkpoint.to_flax(
         config=config, kind=kind, without_head=replace_head, resize_biases=resize_biases, lazy=True
     )
-
-    # One tensor at a time, and copied: nothing refers to the file any more.
-    params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf), param_dtype), params)
-    if replace_head and kind == "classifier" and config.num_labels:
-        params["classifier"] = _new_head(config, param_dtype, rngs or nnx.Rngs(0))
+    params = _arrays(params, param_dtype)
+    if replace_head:
+        _add_new_head(params, config, kind, param_dtype, rngs or nnx.Rngs(0))
 
     def build() -> Model:
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
@@ -98,6 +103,59 @@ def from_pretrained(
     model = nnx.eval_shape(build)  # no random weights are ever made
     graphdef, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+
+def from_backbone(
+    model_class: type[Model],
+    source: str | os.PathLike | Checkpoint,
+    *,
+    config: Any = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    implementation: str | None = None,
+    resize_biases: bool = False,
+    rngs: nnx.Rngs | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    **changes: Any,
+) -> Model:
+    """Makes a segmentation model with the backbone of a checkpoint and new, random heads, to be trained.
+
+    Args:
+        model_class: `UperNetForSemanticSegmentation`.
+        source: of any model of natjax: a classifier, whose feature maps get norms that start as the identity, a backbone, or
+            another segmentation model. See `from_pretrained` for what may be given.
+        config: the source's, see `from_pretrained`.
+        dtype: compute dtype; None computes in float32.
+        param_dtype: dtype of the parameters.
+        implementation: of neighborhood attention.
+        resize_biases: whether to interpolate relative positional biases, as for another `kernel_size`.
+        rngs: source of the heads; `nnx.Rngs(0)` by default.
+        revision: of the Hub: branch, tag or commit.
+        local_files_only: use only what is in the Hub's cache, without a network.
+        cache_dir: the Hub's cache.
+        **changes: fields of `UperNetConfig` or of its backbone, `num_labels` or `id2label` among them: `dilations`, as those of
+            segmentation are others than those of classification, `drop_path_rate`, `hidden_size`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its backbone does not fit the changes.
+        ValueError: a change is impossible, or none says the number of classes.
+    """
+    if not {"num_labels", "id2label", "label2id"} & set(changes):
+        raise ValueError("from_backbone needs the classes to segment: give num_labels or id2label.")
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
+    checkpoint = _opened(source, config, **hub)
+    trunk = (config or checkpoint.config).trunk
+    trunk = trunk.replace(out_features=trunk.stage_names[1:])
+    new = UperNetConfig(backbone_config=trunk, num_labels=1).replace(**changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MissingNormsWarning)  # as the docstring says
+        params = checkpoint.to_flax(config=new.trunk, kind="backbone", resize_biases=resize_biases, lazy=True)
+    options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
+    graphdef, state = nnx.split(model_class(new, rngs=rngs or nnx.Rngs(0), **options))
+    nnx.replace_by_pure_dict(state, {**nnx.to_pure_dict(state), "backbone": _arrays(params, param_dtype)})
     return nnx.merge(graphdef, state)
 
 
@@ -112,7 +170,7 @@ def save_pretrained(model: PretrainedModel, directory: str | os.PathLike, *, pro
     Raises:
         CheckpointError: the directory cannot be written; it is left as it was.
     """
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     kind = cast("Kind", model.kind)
     tensors = from_flax(params, model.config, kind=kind)
     with staging(directory) as temporary:
@@ -121,7 +179,29 @@ def save_pretrained(model: PretrainedModel, directory: str | os.PathLike, *, pro
             processor.save_pretrained(temporary)
 
 
-def _new_head(config: NatConfig, param_dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:
-    shape = (config.hidden_size, config.num_labels)
-    kernel = nnx.initializers.truncated_normal(config.initializer_range)(rngs.params(), shape, param_dtype)
-    return {"kernel": kernel, "bias": jnp.zeros(shape[1:], param_dtype)}
+def _opened(source: Any, config: Any, **hub: Any) -> Checkpoint:
+    """Returns a checkpoint, opened where it is the name of one."""
+    return source if isinstance(source, Checkpoint) else Checkpoint.open(locate(source, **hub), config=config)
+
+
+def _arrays(params: dict, param_dtype: Any) -> dict:
+    """Reads parameters, one at a time, and copies them: nothing refers to the file any more."""
+
+    def read(path: tuple, leaf: Any) -> jax.Array:
+        return jnp.array(np.asarray(leaf), BUFFERS.get(path[-1].key, param_dtype))
+
+    return jax.tree.map_with_path(read, params)
+
+
+def _add_new_head(params: dict, config: Any, kind: Kind, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    """Puts random classifiers among the parameters of a model that has any."""
+    init = truncated_normal(config.initializer_range)
+    for parameter in parameters(config, kind):
+        if not parameter.of_classifier:
+            continue
+        *modules, name = parameter.path
+        module = params
+        for step in modules:
+            module = module.setdefault(step, {})
+        shape = parameter.shape
+        module[name] = init(rngs.params(), shape, param_dtype) if name == "kernel" else jnp.zeros(shape, param_dtype)

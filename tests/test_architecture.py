@@ -23,7 +23,7 @@ AREAS = {
     "natjax.models": ("natjax", "natjax.nn", "natjax.losses", "natjax.pretrained", "natjax_kernels"),
     "natjax_convert": ("natjax",),
     "natjax.linen": ("natjax", "natjax.models"),
-    "natjax.pretrained": ("natjax", "natjax_convert"),
+    "natjax.pretrained": ("natjax", "natjax.nn", "natjax_convert"),
     "natjax.flops": ("natjax", "natjax_convert"),
     "natjax.segmentation": ("natjax", "natjax.nn"),
     "natjax.pipelines": (

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, UNDILATED, DinatSConfig, NatConfig, read_config
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, UNDILATED, DinatSConfig, read_config
 from natjax.errors import CheckpointError
 from natjax_convert.dialect import Dialect, Found
 from natjax_convert.inference import fitting_presets, infer_config
+from natjax_convert.mmseg_config import config_of
 from natjax_convert.names import detect
 from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
 from natjax_convert.shapes import Kind
-from natjax_convert.state_dict import StateDict
+from natjax_convert.state_dict import FileTensors, StateDict
 
 Dilations = Sequence[Sequence[int]] | Literal["none"]
 
@@ -29,13 +30,13 @@ class Checkpoint:
         path: directory or file that it was opened from.
         tensors: its state dict.
         found: its dialect and kind, as its keys say.
-        config: its configuration.
+        config: its configuration: a `NatConfig` or that of its family, a `UperNetConfig` of a segmentation model.
     """
 
     path: Path
     tensors: StateDict
     found: Found
-    config: NatConfig
+    config: Any
 
     @property
     def dialect(self) -> Dialect:
@@ -44,13 +45,11 @@ class Checkpoint:
 
     @property
     def kind(self) -> Kind:
-        """What it is a checkpoint of: "classifier", "model" or "backbone"."""
+        """What it is a checkpoint of: "classifier", "model", "backbone" or "segmentation"."""
         return self.found.kind
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike, *, config: NatConfig | None = None, dilations: Dilations | None = None
-    ) -> Checkpoint:
+    def open(cls, path: str | os.PathLike, *, config: Any = None, dilations: Dilations | None = None) -> Checkpoint:
         """Opens a checkpoint.
 
         Args:
@@ -66,7 +65,7 @@ class Checkpoint:
         found = detect(tensors)
         return cls(path, tensors, found, find_config(path, tensors, config=config, dilations=dilations, found=found))
 
-    def to_flax(self, *, config: NatConfig | None = None, kind: Kind | None = None, **options: Any) -> dict:
+    def to_flax(self, *, config: Any = None, kind: Kind | None = None, **options: Any) -> dict:
         """Returns the parameters, by default of its own configuration and kind; see `natjax_convert.to_flax`."""
         return to_flax(self.tensors, config or self.config, kind=kind or self.kind, found=self.found, **options)
 
@@ -89,11 +88,13 @@ def find_config(
     src: str | os.PathLike,
     state_dict: StateDict,
     *,
-    config: NatConfig | None = None,
+    config: Any = None,
     dilations: Dilations | None = None,
     found: Found | None = None,
-) -> NatConfig:
+) -> Any:
     """Returns the configuration of a checkpoint: the one given, that of the config.json beside it, or the inferred one.
+
+    Of mmsegmentation's files, the one that is inferred is that of the config text in them, which is parsed and never run.
 
     Args:
         src: the checkpoint's directory or file.
@@ -111,6 +112,8 @@ def find_config(
     if dilations is None and os.path.isfile(beside):
         return read_config(beside)
     found = found or detect(state_dict)
+    if dilations is None and found.kind == "segmentation":
+        return _config_in_file(src, state_dict, found)
     if dilations is None and found.model_type not in UNDILATED:
         presets = fitting_presets(state_dict, found)
         fit = f"; they fit {', '.join(presets)}" if presets else ""
@@ -124,6 +127,26 @@ def find_config(
             f"of `natjax list`, or {flag}), and use DIR. In Python, give config=."
         )
     return infer_config(state_dict, dilations=None if dilations == "none" else dilations, found=found)
+
+
+def _config_in_file(src: str | os.PathLike, state_dict: StateDict, found: Found) -> Any:
+    """Returns the configuration that mmsegmentation's config text describes.
+
+    Raises:
+        CheckpointError: there is no such text, or it describes no model of natjax; dilations are nowhere else.
+    """
+    meta = state_dict.meta if isinstance(state_dict, FileTensors) else {}
+    why = "no text of mmsegmentation's config"
+    try:
+        if (config := config_of(meta, infer_config(state_dict, found=found))) is not None:
+            return config
+    except ValueError as error:
+        why = f"the text of its config is not usable: {error}"
+    raise CheckpointError(
+        f"{src}: has no {CONFIG_NAME} beside it, and {why}. Its tensors do not tell the dilations, and those of segmentation are "
+        "not those of classification. Convert it first, `natjax convert FILE DIR --config CONFIG_JSON` (or --dilations none for "
+        "NAT), and use DIR. In Python, give config=."
+    )
 
 
 def _folder(path: Path) -> Path:

@@ -6,12 +6,12 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from natjax.atomic import staging
-from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, NatConfig
+from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError
 from natjax_convert.checkpoint import Checkpoint, Dilations
 from natjax_convert.names import DIALECTS, NAMES
@@ -28,7 +28,12 @@ _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _OTHER_SUFFIXES = (".safetensors", ".npz", ".h5", ".hdf5", ".onnx", ".msgpack", ".pkl", ".zip", ".json")
 _OTHER_SUFFIXES += (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 Origin = Literal["given", "source", "default", "none"]
-_ARCHITECTURES = {"classifier": "ForImageClassification", "model": "Model", "backbone": "Backbone"}
+_ARCHITECTURES = {
+    "classifier": "{}ForImageClassification",
+    "model": "{}Model",
+    "backbone": "{}Backbone",
+    "segmentation": "UperNetForSemanticSegmentation",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +41,9 @@ class Report:
     """What a conversion did.
 
     Attributes:
-        source: dialect of the source, "hf" or "shilabs".
+        source: dialect of the source, "hf", "shilabs" or "mmseg".
         to: dialect that was written.
-        kind: "classifier", "model" or "backbone".
+        kind: "classifier", "model", "backbone" or "segmentation".
         config: the model's configuration.
         tensors: number of tensors written.
         parameters: number of parameters.
@@ -50,7 +55,7 @@ class Report:
     source: str
     to: str
     kind: Kind
-    config: NatConfig
+    config: Any
     tensors: int
     parameters: int
     seconds: float
@@ -61,7 +66,7 @@ def convert(
     src: str | os.PathLike,
     dst: str | os.PathLike,
     *,
-    config: NatConfig | None = None,
+    config: Any = None,
     dilations: Dilations | None = None,
     processor: NatImageProcessor | None = None,
     to: str | None = None,
@@ -71,13 +76,13 @@ def convert(
 
     Args:
         src: directory or file in any format that `read_state_dict` takes.
-        dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs": a .pth, which
-            has weights alone). A name that ends in a slash is that of a directory.
+        dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs", or "mmseg" for
+            a segmentation model: a .pth, which has weights alone). A name that ends in a slash is that of a directory.
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
         processor: prepares images for the model; by default the one beside the source, or else that of the preset of this
             architecture, or ImageNet's (224 pixels, crop 0.875).
-        to: dialect to write, "hf" or "shilabs"; by default what the name of the destination says.
+        to: dialect to write, "hf", "shilabs" or "mmseg"; by default what the name of the destination says.
         overwrite: whether an existing destination may be replaced (file by file; other files in it stay).
 
     Raises:
@@ -87,22 +92,26 @@ def convert(
     start, named_folder = time.perf_counter(), os.fspath(dst).endswith(("/", os.sep))
     src, dst = Path(src), Path(dst)
     if to is None:
-        to = "shilabs" if not (named_folder or dst.is_dir()) and dst.suffix.lower() in _TORCH_SUFFIXES else "hf"
-    if to not in NAMES:
+        as_directory = named_folder or dst.is_dir() or dst.suffix.lower() not in _TORCH_SUFFIXES
+    elif to in NAMES:
+        as_directory = any(dialect.directory for dialect in DIALECTS if dialect.name == to)
+    else:
         raise CheckpointError(f"Checkpoints are converted to {' or '.join(map(repr, NAMES))}; got {to!r}.")
-    as_directory = any(dialect.directory for dialect in DIALECTS if dialect.name == to)
     if os.path.exists(dst) and not overwrite and not (as_directory and dst.is_dir() and not any(dst.iterdir())):
         raise CheckpointError(f"{dst}: exists. Choose another destination, or overwrite (--overwrite).")
     if dst.exists() and dst.is_dir() != as_directory:
-        raise CheckpointError(f"{dst}: expected a {'directory' if as_directory else 'file'} to write {to!r} format to.")
+        raise CheckpointError(
+            f"{dst}: expected a {'directory' if as_directory else 'file'} to write {to or 'hf'!r} format to."
+        )
     if named_folder and not as_directory:
         raise CheckpointError(
             f"{dst}{os.sep}: a folder, and the format {to!r} is one file; leave out the last {os.sep}."
         )
     if not dst.exists() and not named_folder:
-        _check_name(dst, to, as_directory)
+        _check_name(dst, to or "hf", as_directory)
     checkpoint = Checkpoint.open(src, config=config, dilations=dilations)
     config, kind = checkpoint.config, checkpoint.kind
+    to = to or ("hf" if as_directory else "mmseg" if kind == "segmentation" else "shilabs")
     params = checkpoint.to_flax(lazy=True)
     origin, preprocessing = _preprocessing(checkpoint, processor) if as_directory else ("none", None)
     converted = from_flax(params, config, kind=kind, dialect=to)
@@ -138,12 +147,12 @@ def _preprocessing(checkpoint: Checkpoint, given: NatImageProcessor | None) -> t
     return ("none", None) if default is None else ("default", default.to_json())
 
 
-def write_model(directory: Path, tensors: StateDict, config: NatConfig, kind: Kind) -> None:
+def write_model(directory: Path, tensors: StateDict, config: Any, kind: Kind) -> None:
     """Writes model.safetensors and a config.json with the name of Hugging Face's class and the tensors' dtype."""
     write_safetensors(directory / "model.safetensors", tensors)
     family = "".join(word.capitalize() for word in config.model_type.split("_"))
-    architecture = family + _ARCHITECTURES[kind]
-    dtypes = {np.dtype(tensor.dtype).name for tensor in tensors.values()}
+    architecture = _ARCHITECTURES[kind].format(family)
+    dtypes = {np.dtype(tensor.dtype).name for tensor in tensors.values()} - {"int64"}  # counters of batch norms
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     config = config.replace(extra={**config.extra, "architectures": [architecture], "torch_dtype": dtype})
     (directory / CONFIG_NAME).write_text(config.to_json(), encoding="utf-8")

@@ -17,6 +17,8 @@ from natjax.configuration import NatConfig
 from natjax_convert.shapes import Kind, Parameter, ParameterPath
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_LEAVES |= {"mean": "running_mean", "var": "running_var", "num_batches_tracked": "num_batches_tracked"}
+_WITHIN = ("nat", "backbone")  # first steps of paths that say which module the trunk is
 _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel by its rank: linear, convolution
 _TO_FLAX = {2: (1, 0), 4: (2, 3, 1, 0)}
 
@@ -46,7 +48,7 @@ class Found(NamedTuple):
 
     Attributes:
         dialect: the dialect.
-        kind: "classifier", "model" or "backbone".
+        kind: "classifier", "model", "backbone" or "segmentation".
         prefix: of all names but the heads'.
         model_type: such as "nat" or "dinat", or None where the keys do not tell.
     """
@@ -82,6 +84,8 @@ class Entry:
     def tensor_shape(self) -> tuple[int, ...]:
         """The shape of each of its tensors."""
         shape = self.shape
+        if not shape:
+            return shape
         if self.path[-1] == "kernel":
             shape = tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
         return shape[1:] if self.stacked else (shape[0] // len(self.names), *shape[1:])
@@ -97,7 +101,9 @@ class Entry:
         """Makes its tensors of the parameter; undoes `join`."""
         if self.path[-1] == "kernel":
             parameter = parameter.transpose(_TO_TORCH[parameter.ndim])
-        return list(parameter) if self.stacked else np.split(parameter, len(self.names))
+        if self.stacked:
+            return list(parameter)
+        return [parameter] if len(self.names) == 1 else np.split(parameter, len(self.names))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +151,7 @@ class Dialect:
 
     def names(self, path: ParameterPath, prefix: str) -> Joined | Stacked:
         """Returns the names of the tensors that the parameter at a path is made of; none where the table has no row for it."""
-        path = path[1:] if path[0] == "nat" else path
+        path = path[1:] if path[0] in _WITHIN else path
         prefix = "" if path[0] in self.heads else prefix
         leaf = _LEAVES.get(str(path[-1]))
         wanted = ".".join(map(str, path[:-1] if leaf else path))

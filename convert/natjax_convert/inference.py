@@ -9,11 +9,11 @@ from natjax.errors import CheckpointError
 from natjax.presets import PRESETS
 from natjax_convert.dialect import Dialect, Found, parameter_shape
 from natjax_convert.names import detect
-from natjax_convert.shapes import Parameter, ParameterPath, config_from_shapes, parameters
+from natjax_convert.shapes import Parameter, ParameterPath, config_from_shapes, parameters, upernet_from_shapes
 from natjax_convert.state_dict import StateDict, unusable
 
 
-def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found | None = None) -> NatConfig:
+def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found | None = None) -> Any:
     """Infers the configuration of a model from the shapes of its tensors.
 
     Args:
@@ -21,16 +21,23 @@ def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found |
         dilations: of every layer, by level; they are in no tensor. None means none.
         found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
 
+    Returns:
+        a `NatConfig`, or that of its family; a `UperNetConfig` for a segmentation model.
+
     Raises:
         CheckpointError: tensors are missing, their shapes are those of no model, or the dilations do not fit.
     """
     found = found or detect(state_dict)
     families = {FAMILIES[model_type] for model_type in found.model_types}
-    family = families.pop() if len(families) == 1 else None
+    family: Any = families.pop() if len(families) == 1 else None
+
+    def shape(path: ParameterPath) -> tuple[int, ...]:
+        return _shape_in(state_dict, found.dialect, found.prefix, path)
+
     try:
-        config = config_from_shapes(
-            lambda path: _shape_in(state_dict, found.dialect, found.prefix, path), family=family
-        )
+        config: Any = config_from_shapes(shape, family=family)
+        if found.kind == "segmentation":
+            config = upernet_from_shapes(shape, config)
     except (LookupError, ValueError) as error:
         raise unusable(state_dict, f"The tensors' shapes are those of no model of natjax: {error}") from error
     if dilations is None:
@@ -46,6 +53,8 @@ def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
     try:
         config = infer_config(state_dict, found=found)
     except CheckpointError:
+        return []
+    if found.kind == "segmentation":
         return []
     fitting = [
         name
@@ -64,6 +73,8 @@ def _trunk(config: NatConfig) -> list[Parameter]:
 def _shape_in(state_dict: StateDict, dialect: Dialect, prefix: str, path: ParameterPath) -> tuple[int, ...]:
     """The shape of a parameter, by that of its first tensor; a LookupError where it has none."""
     names = dialect.names(path, prefix)
+    if not names:
+        raise LookupError(f"{dialect.title} has no name for {'.'.join(map(str, path))}")
     tensor_shape = tuple(state_dict[names[0]].shape)
     if 0 in tensor_shape:  # an empty tensor can have any shape without a byte to show for it
         raise LookupError(f"{names[0]} is empty")

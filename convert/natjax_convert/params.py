@@ -16,18 +16,26 @@ from natjax.presets import PRESETS
 from natjax_convert.dialect import Entry, Found
 from natjax_convert.inference import fitting_presets, infer_config
 from natjax_convert.names import detect, dialect_of
+from natjax_convert.names.upernet import HEADS
 from natjax_convert.rpb import resize_rpb
-from natjax_convert.shapes import Kind, ParameterPath, parameters
+from natjax_convert.shapes import BUFFERS, Kind, ParameterPath, parameters
 from natjax_convert.state_dict import LazyTensor, StateDict, unusable
 
+_COUNTER = np.dtype("i8")  # of batches, in files
 _FLOATS = {np.dtype(t) for t in ("f8", "f4", "f2", ml_dtypes.bfloat16)}
 # Modules that a checkpoint of a larger model has and a smaller one does without.
 _SPARE: dict[Kind, tuple[str, ...]] = {
     "classifier": (),
-    "model": ("classifier", "hidden_states_norms"),
-    "backbone": ("classifier", "layernorm", "hidden_states_norms"),
+    "model": ("classifier", "hidden_states_norms", *HEADS),
+    "backbone": ("classifier", "layernorm", "hidden_states_norms", *HEADS),
+    "segmentation": (),
 }
-_KINDS: dict[Kind, str] = {"classifier": "image classifiers", "model": "bare models", "backbone": "backbones"}
+_KINDS: dict[Kind, str] = {
+    "classifier": "image classifiers",
+    "model": "bare models",
+    "backbone": "backbones",
+    "segmentation": "segmentation models",
+}
 _TENSORS_OF_A_LAYER = 8  # of 12 at least: with fewer, a list of all that is missing says nothing
 _REPORTED = 12  # problems spelled out in an error; the rest is counted
 
@@ -38,13 +46,13 @@ def entries(config: NatConfig, kind: Kind = "classifier", *, dialect: str = "hf"
     Raises:
         CheckpointError: the dialect cannot express such a model.
     """
-    names = dialect_of(dialect, config.model_type)
+    names = dialect_of(dialect, config.trunk.model_type)
     if kind not in names.kinds:
         known = ", ".join(_KINDS[known] for known in names.kinds)
         raise CheckpointError(
-            f"The format of {names.title} is for {known}; this is a {kind}. Write Hugging Face's instead."
+            f"The format of {names.title} is for {known}; this is a {_one(kind)}. Write Hugging Face's instead."
         )
-    prefix = names.kinds[kind].prefix.format(model_type=config.model_type)
+    prefix = names.kinds[kind].prefix.format(model_type=config.trunk.model_type)
     return [names.entry(parameter, prefix) for parameter in parameters(config, kind)]
 
 
@@ -64,8 +72,9 @@ def to_flax(
     Args:
         state_dict: tensors by name, in any dialect.
         config: the model's configuration.
-        kind: the model: "classifier", "model" or "backbone". A checkpoint may hold more than the model needs: a classifier's
-            serves all three; a backbone's norms, where it has none, start as the identity, with a warning.
+        kind: the model: "classifier", "model", "backbone" or "segmentation". A checkpoint may hold more than the model needs: a
+            classifier's serves all of the trunk, too, and a UPerNet's its backbone; a backbone's norms, where it has none, start
+            as the identity, with a warning.
         dtype: of the parameters; None keeps the checkpoint's.
         without_head: whether to leave out the classifier, whose tensors in the checkpoint, if any, are ignored.
         resize_biases: whether relative positional biases of another kernel size are interpolated (bicubic).
@@ -83,17 +92,18 @@ def to_flax(
         CheckpointError: tensors are missing, left over, of another shape or not floating point; all are named at once.
     """
     found = found or detect(state_dict)
-    if config.model_type not in found.model_types:
+    trunk = config.trunk
+    if trunk.model_type not in found.model_types:
         raise unusable(
             state_dict,
             f"The weights are those of a {' or '.join(map(repr, found.model_types))} model, the configuration is of a "
-            f"{config.model_type!r} one; "
+            f"{trunk.model_type!r} one; "
             "they do not belong together.",
         )
-    if _TENSORS_OF_A_LAYER * sum(config.depths) > len(state_dict):
+    if _TENSORS_OF_A_LAYER * sum(trunk.depths) > len(state_dict):
         raise unusable(
             state_dict,
-            f"{len(state_dict)} tensors are too few for the configuration's {sum(config.depths)} layers."
+            f"{len(state_dict)} tensors are too few for the configuration's {sum(trunk.depths)} layers."
             f"{_other_presets(state_dict, config, found)}",
         )
     modules = (*_SPARE[kind], *(("classifier",) if without_head else ()))
@@ -101,9 +111,10 @@ def to_flax(
     params: dict = {}
     problems, used, identities = [], set(), []
     for parameter in parameters(config, kind):
-        if without_head and parameter.path[0] == "classifier":
-            continue
         entry = found.dialect.entry(parameter, found.prefix)
+        if without_head and parameter.of_classifier:
+            used.update(entry.names)
+            continue
         if entry.path[0] == "hidden_states_norms" and not any(name in state_dict for name in entry.names):
             identities.append(str(entry.path[1]))
             _put(params, entry.path, _identity(entry))
@@ -113,22 +124,23 @@ def to_flax(
         problems += wrong
         if not wrong:
             _put(params, entry.path, _joined(entry, tensors))
-    problems += _check_buffers(state_dict, config, found, used)
+    problems += _check_buffers(state_dict, trunk, found, used)
     left_over = [name for name in state_dict if name not in used and not name.startswith(spare)]
     if problems or left_over:
-        about = f" The checkpoint is of a {found.kind}, the model is a {kind}." if found.kind != kind else ""
+        same = found.kind == kind
+        about = "" if same else f" The checkpoint is of a {_one(found.kind)}, the model is a {_one(kind)}."
         about += _other_presets(state_dict, config, found)
         raise unusable(state_dict, _misfit(problems, left_over, about))
     if identities:
         stages = ", ".join(dict.fromkeys(identities))
-        category = MissingNormsWarning if set(identities) == set(config.out_features or ()) else UserWarning
+        category = MissingNormsWarning if set(identities) == set(trunk.out_features or ()) else UserWarning
         message = f"The checkpoint has no norms for the stages {stages}; they start as the identity."
         warnings.warn(message, category, stacklevel=2)
     _warn_not_finite(params)
     if not lazy:
         for path, leaf in list(_leaves(params)):
             values = np.asarray(leaf)
-            _put(params, path, values if dtype is None else values.astype(dtype, copy=False))
+            _put(params, path, values if dtype is None else values.astype(BUFFERS.get(path[-1], dtype), copy=False))
     return params
 
 
@@ -140,8 +152,8 @@ def from_flax(
     Args:
         params: nested dict of arrays, as `nnx.to_pure_dict` has it.
         config: the model's configuration.
-        kind: the model: "classifier", "model" or "backbone".
-        dialect: "hf" or "shilabs" (classifiers only).
+        kind: the model: "classifier", "model", "backbone" or "segmentation".
+        dialect: "hf", "shilabs" (classifiers only) or "mmseg" (segmentation models only).
 
     Raises:
         CheckpointError: the parameters are not those of the model, or the dialect cannot express it.
@@ -154,15 +166,16 @@ def from_flax(
             got = "nothing" if leaf is None else f"shape {tuple(leaf.shape)}"
             problems.append(f"{_shown_path(entry.path)}: expected shape {entry.shape}, got {got}")
             continue
+        dtype = np.dtype(_COUNTER if entry.path[-1] == "num_batches_tracked" else leaf.dtype)
         for i, name in enumerate(entry.names):
 
-            def read(entry: Entry = entry, leaf: Any = leaf, i: int = i) -> np.ndarray:
-                return entry.split(np.asarray(leaf))[i]
+            def read(entry: Entry = entry, leaf: Any = leaf, dtype: np.dtype = dtype, i: int = i) -> np.ndarray:
+                return entry.split(np.asarray(leaf, dtype))[i]
 
-            state_dict[name] = LazyTensor(entry.tensor_shape, np.dtype(leaf.dtype), read)
+            state_dict[name] = LazyTensor(entry.tensor_shape, dtype, read)
     if problems or leaves:
         raise CheckpointError(_misfit(problems, list(map(_shown_path, leaves))))
-    for name, values in dialect_of(dialect, config.model_type).buffers(config).items():
+    for name, values in dialect_of(dialect, config.trunk.model_type).buffers(config.trunk).items():
         state_dict[name] = LazyTensor(values.shape, values.dtype, lambda values=values: values)
     return state_dict
 
@@ -188,13 +201,15 @@ def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[
     if not entry.names:
         return [], [f"{_shown_path(entry.path)}: checkpoints of this kind have no tensor for it"]
     shape = entry.tensor_shape
-    hint = " (replace_head=True starts with a new classifier)" if entry.path[0] == "classifier" else ""
+    hint = " (replace_head=True starts with a new classifier)" if "classifier" in entry.path else ""
     tensors, problems = [], []
     for name in entry.names:
         tensor = state_dict.get(name)
         if tensor is None:
             problems.append(f"{name}: missing")
-        elif np.dtype(tensor.dtype) not in _FLOATS:
+        elif entry.path[-1] == "num_batches_tracked" and np.dtype(tensor.dtype) != _COUNTER:
+            problems.append(f"{name}: expected int64, got {tensor.dtype}")
+        elif entry.path[-1] != "num_batches_tracked" and np.dtype(tensor.dtype) not in _FLOATS:
             problems.append(f"{name}: expected floating point, got {tensor.dtype}")
         elif tuple(tensor.shape) == shape:
             tensors.append(tensor)
@@ -208,6 +223,10 @@ def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[
         else:
             problems.append(f"{name}: expected {shape}, got {tuple(tensor.shape)}{hint}")
     return tensors, problems
+
+
+def _one(kind: Kind) -> str:
+    return "segmentation model" if kind == "segmentation" else kind
 
 
 def _other_presets(state_dict: StateDict, config: NatConfig, found: Found) -> str:

@@ -49,7 +49,8 @@ def read_state_dict(path: str | os.PathLike) -> FileTensors:
             raise CheckpointError(f"{path}: no weights in this directory; expected one of {', '.join(WEIGHT_FILES)}.")
         file = found[0]
     content = _read_file(file)
-    return FileTensors(path, {} if content == {} else select(file, content))
+    meta = content.get("meta") if isinstance(content, dict) else None
+    return FileTensors(path, {} if content == {} else select(file, content), meta)
 
 
 def _read_file(path: Path, *, index: bool = True) -> Any:

@@ -25,6 +25,7 @@ _KNOWN = (
 _AVERAGED = re.compile(r"(?<![a-z])(?:ema|swa)|(?:ema|swa)(?![a-z])|averaged|shadow", re.IGNORECASE)
 _WITHIN = re.compile(r"\b_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module|forward_module)\.")
 _WRAPPER_MODULES = re.compile(r"\A(?:(?:module|model|net|network)\.)+")  # which no dialect's names start with
+_BACKBONE = "backbone."
 _COUNTERS = {"n_averaged"}  # of torch's AveragedModel
 _MAX_DEPTH = 8  # of entries in entries
 _MAX_MAPPINGS = 1000
@@ -212,8 +213,20 @@ def _heads(found: Found, group: dict[str, str], others: dict[str, str]) -> dict[
 
 def _prefixes(names: Iterable[str]) -> set[str]:
     """Returns what is before the names of a dialect."""
+    names = list(names)
     prefixes = {match.string[: match.start()] for name in names for match in _starts(name)}
-    return prefixes if len(prefixes) <= _MAX_PREFIXES else set()
+    if len(prefixes) > _MAX_PREFIXES:
+        return set()
+    return {prefix for prefix in prefixes if not _is_backbone(prefix, names)}
+
+
+def _is_backbone(prefix: str, names: list[str]) -> bool:
+    """Whether what is behind a prefix is the backbone of a model with heads of its own, such as a UPerNet."""
+    outer = prefix.removesuffix(_BACKBONE)
+    if outer == prefix:
+        return False
+    found = _recognise(name.removeprefix(outer) for name in names if name.startswith(outer))
+    return found is not None and found.kind == "segmentation"
 
 
 def _starts(name: str) -> Iterator[re.Match]:

@@ -13,11 +13,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, VitRpbConfig
+from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, UperNetConfig, VitRpbConfig
+from natjax.configuration.upernet import AUXILIARY_FEATURE
 
-Kind = Literal["classifier", "model", "backbone"]
+Kind = Literal["classifier", "model", "backbone", "segmentation"]
 ParameterPath = tuple[str | int, ...]
 Piece = Mapping[str, Any]  # names to shapes or to further pieces
+
+# Dtypes of batch statistics by their names: buffers, which are no parameters.
+BUFFERS = {"mean": "float32", "var": "float32", "num_batches_tracked": "int32"}
+_POOL_SCALES = (1, 2, 3, 6)  # of all published models
 
 _PROJECTION = ("embeddings", "patch_embeddings", "projection")
 
@@ -29,7 +34,7 @@ class Parameter:
     Attributes:
         path: in the nested dict of `nnx.to_pure_dict`.
         shape: its shape.
-        part: of the model: "stem", "level1" ..., "head".
+        part: of the model: "stem", "level1" ..., "head"; "decode_head" and "auxiliary_head" of a UPerNet.
         depth: what layer-wise decay of the learning rate counts: stem 0, layers 1, 2 ..., a downsampler that of the layer
             before it, last norms and classifier the top.
         stride: pixels between the tokens of the map that its layer returns; 0 where that is one vector per image.
@@ -48,9 +53,27 @@ class Parameter:
         """Number of its values."""
         return math.prod(self.shape)
 
+    @property
+    def of_classifier(self) -> bool:
+        """Whether it is part of a classifier, whose shape follows the number of classes."""
+        return "classifier" in self.path
 
-def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
-    """Returns all parameters of a model: `NatForImageClassification`, `NatModel` or `NatBackbone` by `kind`."""
+
+def parameters(config: NatConfig | UperNetConfig, kind: Kind = "classifier") -> list[Parameter]:
+    """Returns all parameters of a model, and its buffers.
+
+    Args:
+        config: of the model; where it is a UPerNet's, the other kinds are those of its backbone.
+        kind: `NatForImageClassification`, `NatModel`, `NatBackbone` or `UperNetForSemanticSegmentation`.
+
+    Raises:
+        ValueError: a segmentation model's configuration is not a UPerNet's.
+    """
+    if kind == "segmentation":
+        if not isinstance(config, UperNetConfig):
+            raise ValueError(f"a segmentation model needs a UperNetConfig; got {type(config).__name__}.")
+        return _upernet(config)
+    config = config.trunk
     found = list(_trunk(config))
     top, stride = sum(config.depths) + 1, config.patch_size * 2 ** (config.num_levels - 1)
     if kind == "backbone":
@@ -68,7 +91,37 @@ def parameters(config: NatConfig, kind: Kind = "classifier") -> list[Parameter]:
     return found
 
 
-def count_parameters(config: NatConfig, kind: Kind = "classifier") -> int:
+def _upernet(config: UperNetConfig) -> list[Parameter]:
+    trunk, channels = config.trunk, config.hidden_size
+    *lower, last = dims = trunk.level_dims
+    top, stride = sum(trunk.depths) + 1, trunk.patch_size
+    found = [dataclasses.replace(each, path=("backbone", *each.path)) for each in parameters(trunk, "backbone")]
+
+    def put(module: ParameterPath, piece: Piece, stride: int) -> None:
+        found.extend(at(module, piece, str(module[0]), top, stride))
+
+    for i in range(len(config.pool_scales)):
+        put(("decode_head", "psp_modules", i), conv_block(last, channels, side=1), 0)
+    pooled = last + len(config.pool_scales) * channels
+    put(("decode_head", "bottleneck"), conv_block(pooled, channels), stride * 2 ** len(lower))
+    for i, dim in enumerate(lower):
+        put(("decode_head", "lateral_convs", i), conv_block(dim, channels, side=1), stride * 2**i)
+    for i in range(len(lower)):
+        put(("decode_head", "fpn_convs", i), conv_block(channels, channels), stride * 2**i)
+    put(("decode_head", "fpn_bottleneck"), conv_block(len(dims) * channels, channels), stride)
+    classes = config.num_labels or 0
+    put(("decode_head", "classifier"), conv(channels, classes, side=1), stride)
+    if config.use_auxiliary_head:
+        dim, inner, stride = dims[AUXILIARY_FEATURE], config.auxiliary_channels, stride * 2**AUXILIARY_FEATURE
+        for i in range(config.auxiliary_num_convs):
+            put(("auxiliary_head", "convs", i), conv_block(inner if i else dim, inner), stride)
+        if config.auxiliary_concat_input:
+            put(("auxiliary_head", "conv_cat"), conv_block(dim + inner, inner), stride)
+        put(("auxiliary_head", "classifier"), conv(inner, classes, side=1), stride)
+    return found
+
+
+def count_parameters(config: NatConfig | UperNetConfig, kind: Kind = "classifier") -> int:
     """Returns the number of values in all parameters of a model, without buffers."""
     return sum(parameter.size for parameter in parameters(config, kind) if parameter.trained)
 
@@ -123,6 +176,45 @@ def config_from_shapes(
         qkv_bias=has(*firsts[0], "attention", "qkv", "bias"),
         layer_scale_init_value=1e-5 if has(*firsts[0], "layer_scale_parameters") else 0.0,
         num_labels=shape(("classifier", "kernel"))[1] if has("classifier", "kernel") else 0,
+        **fields,
+    )
+
+
+def upernet_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], trunk: NatConfig) -> UperNetConfig:
+    """Returns the configuration of a UPerNet over a backbone, whose parameters have these shapes.
+
+    Args:
+        shape: returns the shape of a parameter by its path; a LookupError where there is none.
+        trunk: the backbone's configuration.
+
+    Raises:
+        LookupError: a parameter is missing.
+        ValueError: the shapes are those of no UPerNet, or do not tell its pool scales: four are those of all published models.
+    """
+
+    def count(*path: str | int) -> int:
+        return next(i for i in itertools.count() if not has(*path, i, "conv", "kernel"))
+
+    def has(*path: str | int) -> bool:
+        try:
+            return bool(shape(path))
+        except LookupError:
+            return False
+
+    if (scales := count("decode_head", "psp_modules")) != len(_POOL_SCALES):
+        raise ValueError(f"the heads pool to {scales} maps of unknown scales; give a configuration, with pool_scales.")
+    fields: dict[str, Any] = {}
+    if has("auxiliary_head", "classifier", "kernel"):
+        fields["auxiliary_channels"] = shape(("auxiliary_head", "classifier", "kernel"))[2]
+        fields["auxiliary_num_convs"] = count("auxiliary_head", "convs")
+        fields["auxiliary_concat_input"] = has("auxiliary_head", "conv_cat", "conv", "kernel")
+    *_, hidden_size, num_labels = shape(("decode_head", "classifier", "kernel"))
+    return UperNetConfig(
+        backbone_config=trunk,
+        hidden_size=hidden_size,
+        num_labels=num_labels,
+        pool_scales=_POOL_SCALES,
+        use_auxiliary_head=bool(fields),
         **fields,
     )
 
@@ -197,7 +289,13 @@ def conv(inputs: int, outputs: int, *, side: int = 3, bias: bool = True) -> Piec
     return {"kernel": (side, side, inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
 
 
-def norm(dim: int) -> Piece:
+def conv_block(inputs: int, outputs: int, *, side: int = 3) -> Piece:
+    """A convolution without bias and its batch normalisation."""
+    statistics = {"mean": (outputs,), "var": (outputs,), "num_batches_tracked": ()}
+    return {"conv": conv(inputs, outputs, side=side, bias=False), "batch_norm": norm(outputs) | statistics}
+
+
+def norm(dim: int) -> dict[str, tuple[int, ...]]:
     """A LayerNorm."""
     return {"scale": (dim,), "bias": (dim,)}
 
@@ -206,6 +304,6 @@ def at(path: ParameterPath, piece: Piece, part: str, depth: int, stride: int) ->
     """Returns the parameters of a piece at a path, in the piece's order; the other arguments are `Parameter`'s."""
     for name, inner in piece.items():
         if isinstance(inner, tuple):
-            yield Parameter((*path, name), inner, part, depth, stride)
+            yield Parameter((*path, name), inner, part, depth, stride, trained=name not in BUFFERS)
         else:
             yield from at((*path, name), inner, part, depth, stride)

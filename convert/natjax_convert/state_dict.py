@@ -40,11 +40,13 @@ class FileTensors(dict[str, LazyTensor]):
 
     Attributes:
         path: of the file, or of the directory it is in.
+        meta: what mmcv's files say of their model beside the weights; empty where there is none.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, LazyTensor] | Iterable = ()):
+    def __init__(self, path: Path, tensors: Mapping[str, LazyTensor] | Iterable = (), meta: Any = None):
         super().__init__(tensors)
         self.path = path
+        self.meta: Mapping[str, Any] = meta if isinstance(meta, dict) else {}
 
 
 def truncated(path: Path) -> CheckpointError:

@@ -23,8 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src", metavar="SRC", help="checkpoint to read: a folder, a run's folder, .safetensors, .bin, .pth or a name"
     )
-    parser.add_argument("dst", metavar="DST", help="folder (hf) or file such as x.pth (shilabs) to write")
-    parser.add_argument("--to", choices=("hf", "shilabs"), help="format to write (default: what DST is named like)")
+    parser.add_argument("dst", metavar="DST", help="folder (hf) or file such as x.pth (shilabs, mmseg) to write")
+    parser.add_argument(
+        "--to", choices=("hf", "shilabs", "mmseg"), help="format to write (default: what DST is named like)"
+    )
     parser.add_argument("--config", metavar="NAME|FILE", help="the model, where SRC has no config.json")
     parser.add_argument(
         "--dilations",
@@ -53,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     )
     config, src = report.config, printable(args.src)
     print(f"{src} ({report.source} {report.kind}) -> {printable(args.dst)} ({report.to})")
-    print(f"  {config.model_type}, classes: {config.num_labels}, depths: {'-'.join(map(str, config.depths))}")
-    if report.to == "shilabs":
+    trunk = config.trunk
+    family = config.model_type if trunk is config else f"{config.model_type} on {trunk.model_type}"
+    print(f"  {family}, classes: {config.num_labels}, depths: {'-'.join(map(str, trunk.depths))}")
+    if report.to in ("shilabs", "mmseg"):
         complain(f"a .pth holds weights alone: keep the {CONFIG_NAME} and {PROCESSOR_NAME} of {src}")
     elif report.processor in ("default", "none"):
         default = describe_default(config)

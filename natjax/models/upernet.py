@@ -10,8 +10,9 @@ Letters: B batch, H W height and width of the image, h w of the first feature ma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ from natjax.outputs import SemanticSegmenterOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
+
+    from natjax_convert import Checkpoint
 
 
 class ConvBlock(nnx.Module):
@@ -121,6 +124,18 @@ class UperNetForSemanticSegmentation(NatPreTrainedModel):
         self.auxiliary_head = (
             AuxiliaryHead(config, channels[AUXILIARY_FEATURE], **options) if auxiliary else nnx.data(None)
         )
+
+    @classmethod
+    def from_backbone(cls, source: str | os.PathLike | Checkpoint, **options: Any) -> Self:
+        """Loads a backbone, as of a classifier, and starts with new heads, to be trained.
+
+            UperNetForSemanticSegmentation.from_backbone("nat_tiny", num_labels=19, drop_path_rate=0.3)
+
+        See `natjax.pretrained.from_backbone` for the options.
+        """
+        from natjax import pretrained  # as in `NatPreTrainedModel.from_pretrained`
+
+        return pretrained.from_backbone(cls, source, **options)
 
     def __call__(
         self,

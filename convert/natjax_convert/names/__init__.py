@@ -8,10 +8,11 @@ from typing import Any
 from natjax.errors import CheckpointError
 from natjax_convert.dialect import Dialect, Found
 from natjax_convert.names.hf import HF
+from natjax_convert.names.mmseg import MMSEG
 from natjax_convert.names.shilabs import SHILABS
 from natjax_convert.state_dict import unusable
 
-DIALECTS: tuple[Dialect, ...] = (HF, *SHILABS)  # in the order in which they are tried
+DIALECTS: tuple[Dialect, ...] = (HF, *SHILABS, *MMSEG)  # in the order in which they are tried
 NAMES = tuple(dict.fromkeys(dialect.name for dialect in DIALECTS))
 
 

@@ -1,10 +1,11 @@
-"""Hugging Face's names: NatForImageClassification, NatModel, NatBackbone and their Dinat twins of transformers 4.40.2.
+"""Hugging Face's names: NatForImageClassification, NatModel, NatBackbone, their Dinat twins, and UPerNet of transformers 4.40.2.
 
 transformers has no other family. Theirs are named alike: natjax's own extension, with the patch embedding's name of its Swin.
 """
 
 from natjax.configuration import FAMILIES
 from natjax_convert.dialect import Dialect, Joined, Signature
+from natjax_convert.names.upernet import HEADS, heads_table
 
 _LAYER = "encoder.levels.{level}.layers.{layer}."
 
@@ -18,6 +19,7 @@ HF = Dialect(
         "classifier": Signature((r"{model_type}\.(?:embeddings|encoder|layernorm)\.",), prefix="{model_type}."),
         "backbone": Signature((r"embeddings\.patch_embeddings\.", r"hidden_states_norms\.")),
         "model": Signature((r"embeddings\.patch_embeddings\.",)),
+        "segmentation": Signature((r"decode_head\.", r"backbone\.embeddings\.patch_embeddings\."), prefix="backbone."),
     },
     table={
         "embeddings.patch_embeddings.projection": "embeddings.patch_embeddings.projection",
@@ -35,5 +37,7 @@ HF = Dialect(
         "layernorm": "layernorm",
         "hidden_states_norms.{stage}": "hidden_states_norms.{stage}",
         "classifier": "classifier",
+        **heads_table(batch_norm="batch_norm", classifier="classifier"),
     },
+    heads=("classifier", *HEADS),
 )

@@ -1,0 +1,275 @@
+"""Segmentation models: round trips of mmsegmentation's and Hugging Face's files, config texts, names of published models."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import natjax
+import natjax_convert
+from natjax.configuration import DinatSConfig
+from natjax_convert.mmseg_config import config_of
+from natjax_convert.torch_zip import write_torch
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+MMSEG = GOLDENS / "mmseg_upernet_nat" / "checkpoint.pth"
+HUGGING_FACE = ("hf_upernet_nat", "hf_upernet_dinat")
+PUBLISHED = json.loads((GOLDENS / "mm_segmentation_published_shapes.json").read_text())
+TEXT = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(type='DiNAT', embed_dim=6, mlp_ratio=2.0, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8], kernel_size=5,
+                  dilations=[[1], [4], [1, 2], [1]], drop_path_rate=0.3, out_indices=(0, 1, 2, 3)),
+    decode_head=dict(type='UPerHead', channels=24, pool_scales=(1, 2, 3, 6), num_classes=7, dropout_ratio=0.2),
+    auxiliary_head=dict(type='FCNHead', channels=12, num_classes=7, in_index=2, num_convs=1,
+                        loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.3)))
+optimizer = build(lr=print)
+"""
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        first, second = np.asarray(a[name]), np.asarray(b[name])
+        assert (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes()), name
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_hugging_face_to_mmseg_and_back_is_bit_exact(tmp_path, name):
+    report = natjax_convert.convert(GOLDENS / name, tmp_path / "model.pth")
+    assert (report.source, report.kind, report.to) == ("hf", "segmentation", "mmseg")
+    names = natjax_convert.read_state_dict(tmp_path / "model.pth")
+    assert "backbone.norm3.weight" in names
+    assert "decode_head.psp_modules.2.1.bn.num_batches_tracked" in names
+    config = natjax_convert.Checkpoint.open(GOLDENS / name).config
+    back = natjax_convert.convert(tmp_path / "model.pth", tmp_path / "back", config=config)
+    assert (back.source, back.to, back.config) == ("mmseg", "hf", config)
+    same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(GOLDENS / name))
+
+
+def test_mmseg_to_hugging_face_and_back_is_bit_exact(tmp_path):
+    report = natjax_convert.convert(MMSEG, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["architectures"] == ["UperNetForSemanticSegmentation"]
+    assert config["torch_dtype"] == "float32"
+    assert config["id2label"]["6"] == "thing 6"
+    assert config["palette"][0] == [109, 181, 126]
+    assert config["backbone_config"]["model_type"] == "nat"
+    natjax_convert.convert(tmp_path / "hf", tmp_path / "back.pth")
+    same(natjax_convert.read_state_dict(tmp_path / "back.pth"), natjax_convert.read_state_dict(MMSEG))
+    assert report.parameters == natjax_convert.count_parameters(report.config, "segmentation")
+    assert report.parameters < sum(np.asarray(t).size for t in natjax_convert.read_state_dict(MMSEG).values())
+
+
+def test_models_save_and_load_what_they_hold(tmp_path):
+    model = natjax.UperNetForSemanticSegmentation.from_pretrained(MMSEG)
+    model.save_pretrained(tmp_path)
+    again = natjax.UperNetForSemanticSegmentation.from_pretrained(tmp_path)
+    assert again.config.replace(extra={}) == model.config.replace(extra={})
+    states = [nnx.to_flat_state(nnx.state(net)) for net in (model, again)]
+    for (path, first), (_, second) in zip(*states, strict=True):
+        assert type(first) is type(second), path
+        np.testing.assert_array_equal(first[...], second[...], err_msg=str(path))
+    half = natjax.UperNetForSemanticSegmentation.from_pretrained(tmp_path, param_dtype="bfloat16")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(half, nnx.Param))} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(half, nnx.BatchStat))} == {"float32", "int32"}
+
+
+def test_a_new_head_for_other_classes():
+    old = natjax.UperNetForSemanticSegmentation.from_pretrained(MMSEG)
+    with pytest.raises(natjax.CheckpointError, match="replace_head=True"):
+        natjax.UperNetForSemanticSegmentation.from_pretrained(MMSEG, num_labels=3)
+    new = natjax.UperNetForSemanticSegmentation.from_pretrained(MMSEG, num_labels=3, replace_head=True)
+    for head in ("decode_head", "auxiliary_head"):
+        kernel = getattr(new, head).classifier.kernel[...]
+        assert kernel.shape[-1] == 3
+        assert kernel.std() > 0.01
+    np.testing.assert_array_equal(
+        new.decode_head.bottleneck.conv.kernel[...], old.decode_head.bottleneck.conv.kernel[...]
+    )
+    np.testing.assert_array_equal(
+        new.decode_head.bottleneck.batch_norm.mean[...], old.decode_head.bottleneck.batch_norm.mean[...]
+    )
+
+
+@pytest.mark.parametrize(("path", "norms"), [(GOLDENS / "hf_nat", False), (MMSEG, True)], ids=["classifier", "mmseg"])
+def test_a_backbone_starts_a_segmentation_model(path, norms):
+    model = natjax.UperNetForSemanticSegmentation.from_backbone(path, num_labels=4, hidden_size=8, drop_path_rate=0.3)
+    assert (model.config.num_labels, model.config.hidden_size, model.config.trunk.drop_path_rate) == (4, 8, 0.3)
+    tensors = natjax_convert.read_state_dict(path)
+    name = "backbone.patch_embed.proj.0.weight" if norms else "nat.embeddings.patch_embeddings.projection.0.weight"
+    kernel = model.backbone.embeddings.patch_embeddings.projection[0].kernel[...]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), tensors[name])
+    scale = model.backbone.hidden_states_norms["stage1"].scale[...]
+    assert bool((scale == 1).all()) is not norms
+    with pytest.raises(ValueError, match="give num_labels or id2label"):
+        natjax.UperNetForSemanticSegmentation.from_backbone(path)
+
+
+def test_a_classifier_is_no_segmentation_model():
+    with pytest.raises(natjax.CheckpointError, match=r"no heads of a UPerNet.*from_backbone"):
+        natjax.UperNetForSemanticSegmentation.from_pretrained(GOLDENS / "hf_nat")
+
+
+def test_a_segmentation_model_serves_as_a_backbone():
+    backbone = natjax.NatBackbone.from_pretrained(MMSEG)
+    assert natjax.NatBackbone.from_pretrained(MMSEG, out_features=("stage2",)).channels == (12,)
+    model = natjax.UperNetForSemanticSegmentation.from_pretrained(MMSEG)
+    assert backbone.config == model.config.trunk
+    np.testing.assert_array_equal(
+        backbone.hidden_states_norms["stage4"].scale[...], model.backbone.hidden_states_norms["stage4"].scale[...]
+    )
+
+
+def write(path, meta, **others):
+    """A file of mmcv's with the golden's weights."""
+    torch = pytest.importorskip("torch", reason="writes files of mmcv's kind")
+    weights = {name: torch.tensor(np.array(tensor)) for name, tensor in natjax_convert.read_state_dict(MMSEG).items()}
+    torch.save({"meta": meta, "state_dict": weights, **others}, path)
+
+
+def test_mmcv_files_with_an_optimizer(tmp_path):
+    torch = pytest.importorskip("torch", reason="writes files of mmcv's kind")
+    moments = {"step": 3, "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)}
+    optimizer = {"state": {0: moments, 1: moments}, "param_groups": [{"lr": 6e-5, "params": [0, 1]}]}
+    write(tmp_path / "a.pth", {"config": TEXT, "CLASSES": tuple("abcdefg"), "iter": 3}, optimizer=optimizer)
+    checkpoint = natjax_convert.Checkpoint.open(tmp_path / "a.pth")
+    same(checkpoint.tensors, natjax_convert.read_state_dict(MMSEG))
+    config = checkpoint.config
+    assert config.trunk.dilations == ((1,), (4,), (1, 2), (1,))
+    assert (config.trunk.drop_path_rate, config.head_dropout_prob, config.auxiliary_loss_weight) == (0.3, 0.2, 0.3)
+    assert list(config.id2label.values()) == list("abcdefg")
+
+
+def test_a_model_behind_a_prefix_is_taken_whole(tmp_path):
+    tensors = natjax_convert.read_state_dict(MMSEG)
+    write_torch(tmp_path / "a.pth", {f"module.{name}": tensor for name, tensor in tensors.items()})
+    same(natjax_convert.read_state_dict(tmp_path / "a.pth"), tensors)
+    write_torch(tmp_path / "b.pth", {f"model.{n}": t for n, t in tensors.items()} | {"loss.weight": np.ones(3, "f4")})
+    with pytest.warns(UserWarning, match="took the weights 'model"):
+        same(natjax_convert.read_state_dict(tmp_path / "b.pth"), tensors)
+
+
+@pytest.fixture
+def shapes():
+    return natjax_convert.infer_config(natjax_convert.read_state_dict(MMSEG))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("embed_dim=6", "embed_dim=__import__('os').system('touch hacked')", "a Call in it"),
+        ("embed_dim=6", "embed_dim=open", "a Name in it"),
+        ("embed_dim=6", "embed_dim=(lambda: 6)()", "a Call in it"),
+        ("embed_dim=6", "**dict(embed_dim=6)", "a Call in it"),
+        ("embed_dim=6", "embed_dim=" + "[" * 80 + "]" * 80, "nested too deeply"),
+        ("embed_dim=6", "embed_dim=" + "-" * 100000 + "6", "not Python|UnaryOp"),
+        ("embed_dim=6", "embed_dim=", "not Python"),
+        ("embed_dim=6", "embed_dim='six'", "embed_dim must be an integer"),
+        ("model = dict(", "model = [1] or dict(", "BoolOp"),
+        ("type='UPerHead'", "type='PSPHead'", "decode_head.type is 'PSPHead'; natjax has 'UPerHead' alone"),
+        ("in_index=2", "in_index=1", "auxiliary_head.in_index"),
+        ("type='DiNAT'", "type='ResNet'", "the backbone is 'ResNet'"),
+        ("dilations=[[1], [4], [1, 2], [1]],", "", "has no dilations"),
+        ("[[1], [4], [1, 2], [1]]", "[[1], [4], [1], [1]]", "one entry per layer"),
+        ("num_classes=7, dropout", "num_classes=-7, dropout", "num_labels"),
+        ("\nmodel", "\n#" + "x" * 2**20 + "\nmodel", "characters"),
+    ],
+)
+def test_config_texts_that_are_refused(shapes, old, new, message):
+    assert old in TEXT
+    with pytest.raises(ValueError, match=message):
+        config_of({"config": TEXT.replace(old, new, 1)}, shapes)
+    assert not pathlib.Path("hacked").exists()
+
+
+@pytest.mark.parametrize("meta", [{}, {"config": None}, {"config": 3}, {"config": "x = 1"}, {"config": "model += 3"}])
+def test_texts_without_a_model_say_nothing(shapes, meta):
+    assert config_of(meta, shapes) is None
+
+
+def test_classes_and_palettes_that_do_not_fit_are_left_out(shapes):
+    for meta in ({"CLASSES": ("a", "b")}, {"CLASSES": "abcdefg"}, {"CLASSES": [1] * 7}, {"PALETTE": [[256, 0, 0]] * 7}):
+        config = config_of({"config": TEXT, **meta}, shapes)
+        assert config.id2label[0] == "LABEL_0"
+        assert not config.extra
+
+
+def test_dilations_are_asked_for(tmp_path):
+    write_torch(tmp_path / "plain.pth", natjax_convert.read_state_dict(MMSEG))
+    with pytest.raises(natjax.CheckpointError, match=r"no text of mmsegmentation's config.*--dilations"):
+        natjax_convert.Checkpoint.open(tmp_path / "plain.pth")
+    write(tmp_path / "bad.pth", {"config": TEXT.replace("UPerHead", "PSPHead")})
+    with pytest.raises(natjax.CheckpointError, match=r"not usable: decode_head.type is 'PSPHead'.*config="):
+        natjax_convert.Checkpoint.open(tmp_path / "bad.pth")
+    given = natjax_convert.Checkpoint.open(tmp_path / "plain.pth", dilations=[[1], [4], [1, 2], [1]])
+    assert given.config.trunk.model_type == "dinat"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.pop("decode_head.bottleneck.bn.running_var"), "running_var: missing"),
+        (lambda t: t.pop("backbone.norm2.bias"), "backbone.norm2.bias: missing"),
+        (lambda t: t.update({"decode_head.extra.weight": np.ones(3, "f4")}), "decode_head.extra.weight: not part"),
+        (
+            lambda t: t.update({"decode_head.bottleneck.bn.num_batches_tracked": np.float32(1)}),
+            "num_batches_tracked: expected int64, got float32",
+        ),
+        (lambda t: t.update({"decode_head.bottleneck.bn.running_mean": np.ones(3, "f4")}), r"\(24,\), got \(3,\)"),
+    ],
+)
+def test_tensors_that_do_not_fit(shapes, spoil, message):
+    tensors = dict(natjax_convert.read_state_dict(MMSEG))
+    spoil(tensors)
+    with pytest.raises(natjax.CheckpointError, match=message):
+        natjax_convert.to_flax(tensors, shapes, kind="segmentation")
+
+
+def test_formats_that_do_not_have_such_models(tmp_path):
+    shutil.copytree(GOLDENS / "hf_upernet_nat", tmp_path / "hf")
+    with pytest.raises(natjax.CheckpointError, match="SHI-Labs is for image classifiers; this is a segmentation model"):
+        natjax_convert.convert(tmp_path / "hf", tmp_path / "a.pth", to="shilabs")
+    with pytest.raises(natjax.CheckpointError, match="mmsegmentation is for segmentation models; this is a classifier"):
+        natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "a.pth", to="mmseg")
+
+
+_ORDER = (
+    *("backbone", "decode_head", "auxiliary_head", "patch_embed", "levels", "layers", "gamma1", "gamma2", "blocks"),
+    *("downsample", "norm0", "norm1", "attn", "norm2", "mlp", "norm3", "rpb", "qkv", "proj", "fc1", "fc2", "conv_seg"),
+    *("psp_modules", "bottleneck", "lateral_convs", "fpn_convs", "fpn_bottleneck", "convs", "reduction", "conv", "bn"),
+    *("norm", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+)
+
+
+def in_pytorchs_order(name):
+    return tuple(int(step) if step.isdigit() else _ORDER.index(step) for step in name.split("."))
+
+
+def published(name):
+    """The configuration of a published model, from the arguments of the authors' backbone; large ones have other heads."""
+    backbone = dict(PUBLISHED[name]["backbone"])
+    family = DinatSConfig if backbone.pop("type") == "DiNAT_s" else natjax.NatConfig
+    backbone["layer_scale_init_value"] = backbone.pop("layer_scale", 0.0)
+    return natjax.UperNetConfig(backbone_config=family(**backbone), num_labels=150)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_these_tensors(name):
+    config, expected = published(name), PUBLISHED[name]
+    assert natjax_convert.count_parameters(config, "segmentation") == expected["parameters"]
+    by_part = dict.fromkeys(expected["by_part"], 0)
+    for parameter in natjax_convert.parameters(config, "segmentation"):
+        by_part[parameter.path[0]] += parameter.size if parameter.trained else 0
+    assert by_part == expected["by_part"]
+    entries = natjax_convert.entries(config, "segmentation", dialect="mmseg")
+    shapes = {tensor: entry.tensor_shape for entry in entries for tensor in entry.names}
+    assert len(shapes) == expected["tensors"]
+    lines = [f"{tensor} {list(shapes[tensor])}" for tensor in sorted(shapes, key=in_pytorchs_order)]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected["names_and_shapes_sha256"]
