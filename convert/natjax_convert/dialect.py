@@ -15,6 +15,7 @@ import numpy as np
 
 from natjax.configuration import NatConfig
 from natjax_convert.shapes import Kind, Parameter, ParameterPath
+from natjax_convert.state_dict import LazyTensor
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _LEAVES |= {"mean": "running_mean", "var": "running_var", "num_batches_tracked": "num_batches_tracked"}
@@ -131,7 +132,7 @@ class Dialect:
     table: Mapping[str, str | Joined | Stacked]
     heads: tuple[str, ...] = ("classifier",)
     directory: bool = False
-    buffers: Callable[[NatConfig], Mapping[str, np.ndarray]] = lambda _: {}
+    buffers: Callable[[NatConfig], Mapping[str, LazyTensor]] = lambda _: {}
 
     def recognise(self, names: Iterable[str]) -> Found | None:
         """Returns what a state dict with such keys is, or None where it is not of this dialect."""

@@ -175,9 +175,7 @@ def from_flax(
             state_dict[name] = LazyTensor(entry.tensor_shape, dtype, read)
     if problems or leaves:
         raise CheckpointError(_misfit(problems, list(map(_shown_path, leaves))))
-    for name, values in dialect_of(dialect, config.trunk.model_type).buffers(config.trunk).items():
-        state_dict[name] = LazyTensor(values.shape, values.dtype, lambda values=values: values)
-    return state_dict
+    return {**state_dict, **dialect_of(dialect, config.trunk.model_type).buffers(config.trunk)}
 
 
 def _check_buffers(state_dict: StateDict, config: NatConfig, found: Found, used: set[str]) -> list[str]:
@@ -191,9 +189,16 @@ def _check_buffers(state_dict: StateDict, config: NatConfig, found: Found, used:
         used.add(name)
         if tensor is None:
             problems.append(f"{name}: missing")
-        elif name in own and not (tuple(tensor.shape) == own[name].shape and np.array_equal(tensor, own[name])):
+        elif name in own and not _is_same(tensor, own[name]):
             problems.append(f"{name}: its values do not follow from the model's shapes")
     return problems
+
+
+def _is_same(tensor: LazyTensor | np.ndarray, other: LazyTensor) -> bool:
+    if tuple(tensor.shape) != other.shape:
+        return False
+    values = np.asarray(tensor)  # before the other is made, so that a small file cannot ask for a large one
+    return np.array_equal(values, np.asarray(other))
 
 
 def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[list[Any], list[str]]:

@@ -153,6 +153,18 @@ def test_the_index_of_a_vit_is_checked(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_small_file_cannot_ask_for_a_large_index(tmp_path):
+    """Of repeated values, for a map of 1000 x 1000 patches: 8 TB."""
+    torch = pytest.importorskip("torch")
+    tensors = torch.load(VITRPB, weights_only=True)["model"]
+    for i in range(2):
+        tensors[f"layers.{i}.attn.rpb"] = torch.zeros(1).expand(3, 1999, 1999)
+        tensors[f"layers.{i}.attn.relative_position_index"] = torch.zeros(1, dtype=int).expand(10**6, 10**6)
+    torch.save(tensors, tmp_path / "x.pth")
+    with pytest.raises(natjax.CheckpointError, match="larger than the whole file"):
+        natjax_convert.convert(tmp_path / "x.pth", tmp_path / "out")
+
+
 @pytest.mark.parametrize(("name", "untold"), [("dinat_s", "its dilations"), ("nat_isotropic", "NAT from DiNAT")])
 def test_dilations_are_asked_for(name, untold, tmp_path):
     path = GOLDENS / f"shilabs_{name}" / "checkpoint.pth"

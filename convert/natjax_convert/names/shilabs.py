@@ -7,6 +7,7 @@ import numpy as np
 
 from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, VitRpbConfig
 from natjax_convert.dialect import Dialect, Joined, Signature, Stacked
+from natjax_convert.state_dict import LazyTensor
 
 _PATCHES = "embeddings.patch_embeddings.projection"
 
@@ -34,13 +35,17 @@ def _table(
     }
 
 
-def _relative_position_indices(config: NatConfig) -> Mapping[str, np.ndarray]:
+def _relative_position_indices(config: NatConfig) -> Mapping[str, LazyTensor]:
     """Returns ViT-rpb's buffers: where in the flat table of biases that of a query (row) and a key (column) is."""
     side = config.kernel_size
-    tokens = np.stack(np.divmod(np.arange(side**2), side))  # rows and columns, [2, side^2]
-    rows, columns = tokens[:, None, :] - tokens[:, :, None] + side - 1  # key - query, from 0 on
-    index = rows * (2 * side - 1) + columns
-    return {f"layers.{i}.attn.relative_position_index": index for i in range(config.depths[0])}
+
+    def index() -> np.ndarray:
+        tokens = np.stack(np.divmod(np.arange(side**2), side))  # rows and columns, [2, side^2]
+        rows, columns = tokens[:, None, :] - tokens[:, :, None] + side - 1  # key - query, from 0 on
+        return rows * (2 * side - 1) + columns
+
+    buffer = LazyTensor((side**2, side**2), np.dtype("i8"), index)
+    return {f"layers.{i}.attn.relative_position_index": buffer for i in range(config.depths[0])}
 
 
 _dialect = functools.partial(Dialect, name="shilabs", title="SHI-Labs", example="patch_embed.norm.weight")
