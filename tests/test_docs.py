@@ -20,6 +20,7 @@ import types
 import numpy as np
 import PIL.Image
 import pytest
+from flax import nnx
 
 import natjax
 import natjax_convert
@@ -165,6 +166,16 @@ def make_images(folder, channels=3, classes=2, images=8):
             PIL.Image.fromarray(pixels.squeeze()).save(folder / f"class {name}" / f"{i}.jpg")
 
 
+def make_segmentation_model(name):
+    """Makes a tiny UPerNet with random weights, for images within 64 x 32 pixels, and a file as mmsegmentation writes it."""
+    config = natjax.UperNetConfig(
+        backbone_config=natjax.NatConfig(**TINY), hidden_size=8, auxiliary_channels=8, num_labels=150
+    )
+    model = natjax.UperNetForSemanticSegmentation(config, rngs=nnx.Rngs(0))
+    model.save_pretrained(name, processor=natjax.NatImageProcessor.semantic_segmentation(64, 32))
+    shutil.copy(ROOT / "tests/goldens/mmseg_upernet_nat/checkpoint.pth", f"{name}.pth")
+
+
 class Hub(types.ModuleType):
     """Stands in for huggingface_hub, and takes what is pushed."""
 
@@ -198,7 +209,7 @@ def world(tmp_path, monkeypatch):
         # One write for each command, as some run side by side.
         stub.write_text("""#!/bin/sh\nprintf '%s\\0' "${0##*/}" "$@" '' >> commands\n""")
         stub.chmod(0o755)
-    for name in ("cat.jpg", "photo.jpg"):
+    for name in ("cat.jpg", "photo.jpg", "street.jpg"):
         PIL.Image.new("RGB", (40, 32), "orange").save(name)
     for folder in ("flowers/train", "flowers/val", "imagenet/train", "imagenet/val"):
         make_images(tmp_path / folder)
@@ -214,6 +225,7 @@ def world(tmp_path, monkeypatch):
     shutil.copytree("weights/nat_mini", "weights/nat_tiny")
     shutil.copytree("weights/nat_mini", "shi-labs/nat-mini-in1k-224")  # a local folder goes before the Hub
     natjax_convert.convert("weights/nat_mini", "nat_mini.pth")
+    make_segmentation_model("upernet_nat_tiny")
     shutil.copytree(ROOT / "natjax/demo/digits", "natjax/demo/digits")
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub("huggingface_hub"))
     train = loop.train
