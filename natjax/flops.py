@@ -1,9 +1,9 @@
 """Parameters and operations of a model's parts, counted from the declaration of its parameters: nothing is built or compiled.
 
 MACs are what the papers call FLOPs (fvcore's convention): multiply-accumulates of convolutions, linear layers and attention
-products, one per score for the relative positional bias, five per element of a LayerNorm. FLOPs here are floating point
-operations, two per MAC, in which speeds of devices are measured. The published 30.6 GMACs of DiNAT-Large at 224 px are those of
-its 21841-class head; with 1000 classes they are 30.5.
+products, one per score for the relative positional bias, five per element of a LayerNorm, two of a batch normalisation. FLOPs
+here are floating point operations, two per MAC, in which speeds of devices are measured. The published 30.6 GMACs of DiNAT-Large
+at 224 px are those of its 21841-class head; with 1000 classes they are 30.5.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from natjax.configuration import NatConfig
+from natjax.configuration import NatConfig, UperNetConfig
+from natjax.configuration.upernet import AUXILIARY_FEATURE
 from natjax_convert.shapes import Parameter, parameters
 
 
@@ -21,7 +22,7 @@ class PartInfo:
     """Size and cost of a part of a model.
 
     Attributes:
-        name: "stem", "level1" ..., "head".
+        name: "stem", "level1" ..., "head"; "decode_head" and "auxiliary_head" of a segmentation model.
         shape: (height, width, channels) the part works on.
         parameters: number of parameters.
         macs: multiply-accumulates of one image.
@@ -38,24 +39,34 @@ class PartInfo:
         return 2 * self.macs
 
 
-def count_parts(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> list[PartInfo]:
+def count_parts(config: NatConfig | UperNetConfig, image_size: Sequence[int] = (224, 224)) -> list[PartInfo]:
     """Returns stem, levels (each with the downsampler behind it) and head (final norm, pooling, classifier).
 
+    A segmentation model has two heads; the norms of the feature maps are counted with the first.
+
     Args:
-        config: of the image classifier.
+        config: of the image classifier or the segmentation model.
         image_size: (height, width) in pixels.
 
     Raises:
         ValueError: the model does not take images of this size.
     """
-    config.check_image_size(*image_size)
-    patch = config.patch_size
-    levels = [(f"level{i + 1}", patch * 2**i, dim) for i, dim in enumerate(config.level_dims)]
-    found, parts = parameters(config), []
-    for name, stride, dim in [("stem", patch, config.embed_dim), *levels, ("head", levels[-1][1], config.hidden_size)]:
+    trunk = config.trunk
+    trunk.check_image_size(*image_size)
+    patch = trunk.patch_size
+    levels = [(f"level{i + 1}", patch * 2**i, dim) for i, dim in enumerate(trunk.level_dims)]
+    if isinstance(config, UperNetConfig):
+        kind, heads = "segmentation", [("decode_head", patch, config.hidden_size)]
+        if config.use_auxiliary_head:
+            heads.append(("auxiliary_head", patch * 2**AUXILIARY_FEATURE, config.auxiliary_channels))
+    else:
+        kind, heads = "classifier", [("head", levels[-1][1], config.hidden_size)]
+    found, parts = parameters(config, kind), []
+    for name, stride, dim in [("stem", patch, trunk.embed_dim), *levels, *heads]:
         height, width = _map(image_size, stride)
-        inside = [parameter for parameter in found if parameter.part == name]
-        macs = sum(_macs(parameter, config, image_size) for parameter in inside)
+        names = ("head", name) if name == "decode_head" else (name,)
+        inside = [parameter for parameter in found if parameter.part in names]
+        macs = sum(_macs(parameter, trunk, image_size) for parameter in inside)
         if name == "head":
             macs += dim * height * width  # mean pooling
         parts.append(
@@ -64,13 +75,16 @@ def count_parts(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> li
     return parts
 
 
-def count_macs(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> int:
-    """Returns the multiply-accumulates of classifying one image of (height, width) pixels: the papers' "FLOPs"."""
-    return sum(part.macs for part in count_parts(config, image_size))
+def count_macs(config: NatConfig | UperNetConfig, image_size: Sequence[int] = (224, 224)) -> int:
+    """Returns the multiply-accumulates of one image of (height, width) pixels: the papers' "FLOPs".
+
+    Those of classifying or segmenting it; an auxiliary head is for training alone.
+    """
+    return sum(part.macs for part in count_parts(config, image_size) if part.name != "auxiliary_head")
 
 
-def count_flops(config: NatConfig, image_size: Sequence[int] = (224, 224)) -> int:
-    """Returns the floating point operations of classifying one image of (height, width) pixels: two per multiply-accumulate."""
+def count_flops(config: NatConfig | UperNetConfig, image_size: Sequence[int] = (224, 224)) -> int:
+    """Returns the floating point operations of one image of (height, width) pixels: two per multiply-accumulate."""
     return 2 * count_macs(config, image_size)
 
 
@@ -92,7 +106,7 @@ def _macs(parameter: Parameter, config: NatConfig, image_size: Sequence[int]) ->
     if path[-1] == "kernel":
         per_token = parameter.size
     elif path[-1] == "scale":
-        per_token = 5 * parameter.size
+        per_token = (2 if "batch_norm" in path else 5) * parameter.size
     elif path[-1] == "rpb":  # scores, their biases, and the sum of values
         per_token = config.kernel_size**2 * (2 * channels + parameter.shape[0])
     return per_token * height * width

@@ -13,7 +13,7 @@ from typing import Any
 from natjax import run_files
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, install_line
-from natjax.presets import PRESETS
+from natjax.presets import ALL_PRESETS
 from natjax.text import did_you_mean
 
 _HUB_SETTINGS = (CONFIG_NAME, PROCESSOR_NAME)
@@ -55,14 +55,14 @@ def locate(
         return _model_of(path)
     if name == "digits":
         return DIGITS
-    if name in PRESETS:
+    if name in ALL_PRESETS:
         return locate_preset(name, weights=weights, **options)
     if "://" in name:
         raise CheckpointError(f"{name}: natjax loads from no address. Download the file, and give its path.")
     if not is_hub_id(name):
         raise CheckpointError(
             f"{name}: no such file or directory, and no id (owner/name) of the Hugging Face Hub or name of "
-            f"`natjax list` either.{did_you_mean(name, PRESETS, cutoff=0.5)}"
+            f"`natjax list` either.{did_you_mean(name, ALL_PRESETS, cutoff=0.5)}"
         )
     return _download(name, options, weights=weights)
 
@@ -138,7 +138,7 @@ def locate_preset(name: str, *, weights: bool = True, **options: Any) -> Path:
         CheckpointError: they cannot be loaded; the message says what to do.
         KeyError: there is no such preset.
     """
-    hub_id, by_hand = PRESETS[name].hub_id, weights_folder() / name
+    hub_id, by_hand = ALL_PRESETS[name].hub_id, weights_folder() / name
     if options.get("revision") is None and _has_weights(by_hand):
         return by_hand
     if hub_id is None:
@@ -209,7 +209,10 @@ def _download(hub_id: str, options: dict[str, Any], *, weights: bool, preset: st
 
 
 def _advice(preset: str) -> str:
-    address, download = PRESETS[preset].address, "Without the Hub: download" if PRESETS[preset].hub_id else "Download"
+    address, download = (
+        ALL_PRESETS[preset].address,
+        "Without the Hub: download" if ALL_PRESETS[preset].hub_id else "Download",
+    )
     return (
         f" {download} {address} and run\n"
         f"  natjax convert {address.rsplit('/', 1)[1]} {weights_folder() / preset} --config {preset}\n"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, VitRpbConfig
-from natjax.labels import imagenet_1k, imagenet_22k
+from natjax.labels import ade20k, imagenet_1k, imagenet_22k
+from natjax.segmentation_presets import segmentation_presets
 from natjax.text import did_you_mean
 
 _CLASSES_1K, _CLASSES_22K = 1000, 21841
@@ -198,6 +200,11 @@ PRESETS = {
 }
 
 
+SEGMENTATION_PRESETS = segmentation_presets({name: preset.config for name, preset in PRESETS.items()})
+# All by name: image classifiers, then segmentation models.
+ALL_PRESETS: Mapping[str, Any] = ChainMap[str, Any](SEGMENTATION_PRESETS, PRESETS)
+
+
 def preset_of(config: NatConfig) -> Preset | None:
     """Returns the preset of a model's architecture, whatever its channels and regularisation, or None.
 
@@ -216,23 +223,26 @@ def list_models(pattern: str | None = None) -> list[str]:
     """Returns the names of the presets: those that match a pattern ("dinat_*") or contain a text ("tiny"), or all."""
     if pattern is not None and not any(letter in pattern for letter in "*?["):
         pattern = f"*{pattern}*"
-    return [name for name in PRESETS if pattern is None or fnmatch.fnmatchcase(name, pattern)]
+    return [name for name in ALL_PRESETS if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 
-def get_config(name: str, **changes: Any) -> NatConfig:
-    """Returns the configuration of a preset, with fields changed where given.
+def get_config(name: str, **changes: Any) -> Any:
+    """Returns the configuration of a preset, with fields changed where given: a `UperNetConfig` for a segmentation model.
 
-    Its classes have the names of ImageNet-1k (of ImageNet-22k in `dinat_s_large_22k`) unless `num_labels` or `id2label` is given:
-    then those of `id2label`, or LABEL_0 and so on. `num_labels=21841` means ImageNet-22k, on which the Large variants were
-    pre-trained, and gives its names.
+    Classifiers have the classes of ImageNet-1k (of ImageNet-22k in `dinat_s_large_22k`), segmentation models those of ADE20K,
+    unless `num_labels` or `id2label` is given: then those of `id2label`, or LABEL_0 and so on. A classifier's
+    `num_labels=21841` means ImageNet-22k, on which the Large variants were pre-trained, and gives its names.
 
     Raises:
         ValueError: there is no such preset, or the changes are impossible.
     """
-    if name not in PRESETS:
-        hint = did_you_mean(str(name), PRESETS, cutoff=0.5)
-        raise ValueError(f"There is no model named {name!r}.{hint} There are: {', '.join(PRESETS)}.")
+    if name not in ALL_PRESETS:
+        hint = did_you_mean(str(name), ALL_PRESETS, cutoff=0.5)
+        raise ValueError(f"There is no model named {name!r}.{hint} There are: {', '.join(ALL_PRESETS)}.")
     given = {"num_labels", "id2label", "label2id"} & set(changes)
+    if name in SEGMENTATION_PRESETS:
+        classes = {} if given else {"id2label": dict(enumerate(ade20k()))}
+        return SEGMENTATION_PRESETS[name].config.replace(**classes, **changes)
     if not given:
         changes["num_labels"] = PRESETS[name].config.num_labels
     if not given and changes["num_labels"] == _CLASSES_1K:

@@ -142,10 +142,12 @@ def _config_in_file(src: str | os.PathLike, state_dict: StateDict, found: Found)
             return config
     except ValueError as error:
         why = f"the text of its config is not usable: {error}"
+    presets = fitting_presets(state_dict, found)
+    fit = f"; they fit {', '.join(presets)}" if presets else ""
     raise CheckpointError(
-        f"{src}: has no {CONFIG_NAME} beside it, and {why}. Its tensors do not tell the dilations, and those of segmentation are "
-        "not those of classification. Convert it first, `natjax convert FILE DIR --config CONFIG_JSON` (or --dilations none for "
-        "NAT), and use DIR. In Python, give config=."
+        f"{src}: has no {CONFIG_NAME} beside it, and {why}. Its tensors do not tell the dilations{fit}; those of segmentation "
+        f"are not those of classification. Convert it first, `natjax convert FILE DIR --config {[*presets, CONFIG_NAME][0]}` (or "
+        "another name of `natjax list`, or --dilations none for NAT), and use DIR. In Python, give config=."
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from natjax.configuration import FAMILIES, NatConfig
+from natjax.configuration import FAMILIES, NatConfig, UperNetConfig
 from natjax.errors import CheckpointError
-from natjax.presets import PRESETS
+from natjax.presets import PRESETS, SEGMENTATION_PRESETS
 from natjax_convert.dialect import Dialect, Found, parameter_shape
 from natjax_convert.names import detect
 from natjax_convert.shapes import Parameter, ParameterPath, config_from_shapes, parameters, upernet_from_shapes
@@ -55,7 +55,13 @@ def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
     except CheckpointError:
         return []
     if found.kind == "segmentation":
-        return []
+        return [
+            name
+            for name, preset in SEGMENTATION_PRESETS.items()
+            if preset.config.trunk.depths == config.trunk.depths
+            and preset.config.trunk.model_type in found.model_types
+            and _shapes(preset.config) == _shapes(config)
+        ]
     fitting = [
         name
         for name, preset in PRESETS.items()
@@ -64,6 +70,11 @@ def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
         and preset.config.model_type in found.model_types
     ]
     return sorted(fitting, key=lambda name: PRESETS[name].config.num_labels != config.num_labels)
+
+
+def _shapes(config: UperNetConfig) -> list[Parameter]:
+    """All parameters but those that follow the classes."""
+    return [parameter for parameter in parameters(config, "segmentation") if not parameter.of_classifier]
 
 
 def _trunk(config: NatConfig) -> list[Parameter]:

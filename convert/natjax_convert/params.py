@@ -237,6 +237,8 @@ def _one(kind: Kind) -> str:
 def _other_presets(state_dict: StateDict, config: NatConfig, found: Found) -> str:
     """Returns a sentence with the presets that the tensors fit, where the configuration is that of none of them."""
     names = fitting_presets(state_dict, found)
+    if found.kind == "segmentation":
+        return "" if not names or config.model_type != "upernet" else f" The tensors fit {', '.join(names)}."
     if not names or parameters(config, "model") == parameters(PRESETS[names[0]].config, "model"):
         return ""
     return f" The tensors fit {', '.join(names)}."

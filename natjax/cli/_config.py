@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError
 from natjax.hub import locate
-from natjax.presets import PRESETS, get_config
+from natjax.presets import ALL_PRESETS, get_config
 
 if TYPE_CHECKING:
-    from natjax.configuration import NatConfig
     from natjax.image_processing import NatImageProcessor
     from natjax.presets import Preset
+    from natjax.segmentation_presets import SegmentationPreset
 
 MODEL_HELP = (
     "a name of `natjax list`, a folder or a run with a config.json, that file, or an id of the Hugging Face Hub"
@@ -21,12 +21,12 @@ MODEL_HELP = (
 _IMAGENET_SIDE = 224  # of images whose size nothing says
 
 
-def find_preset(model: str) -> Preset | None:
+def find_preset(model: str) -> Preset | SegmentationPreset | None:
     """Returns the preset that an argument names, or None where it names something else."""
-    return None if Path(model).exists() else PRESETS.get(model)
+    return None if Path(model).exists() else ALL_PRESETS.get(model)
 
 
-def read_model(model: str) -> tuple[NatConfig, NatImageProcessor | None]:
+def read_model(model: str) -> tuple[Any, NatImageProcessor | None]:
     """Returns the configuration of the model that an argument names, and the image processor beside it, if there is one.
 
     Args:
@@ -53,12 +53,12 @@ def read_model(model: str) -> tuple[NatConfig, NatImageProcessor | None]:
     return read_config(config), NatImageProcessor.from_pretrained(beside) if beside.is_file() else None
 
 
-def read_given(config: str | None) -> tuple[NatConfig | None, NatImageProcessor | None]:
+def read_given(config: str | None) -> tuple[Any, NatImageProcessor | None]:
     """Returns what `read_model` returns of the argument of --config, where it is given."""
     return (None, None) if config is None else read_model(config)
 
 
-def input_size(config: NatConfig, processor: NatImageProcessor | None) -> tuple[int, int]:
+def input_size(config: Any, processor: NatImageProcessor | None) -> tuple[int, int]:
     """Returns height and width in pixels of the images that a model is used with: as its image processor makes them.
 
     Args:

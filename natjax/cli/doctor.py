@@ -109,6 +109,7 @@ def _levels(config: NatConfig, size: tuple[int, int], dtype: str) -> list[dict[s
     from natjax.flops import count_parts
     from natjax_kernels import explain
 
+    config = config.trunk
     levels, kernel = [], config.kernel_size
     for level, part in enumerate(count_parts(config, size)[1:-1]):
         heads = config.num_heads[level]

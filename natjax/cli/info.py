@@ -11,7 +11,7 @@ from natjax.cli._output import print_json, print_table
 from natjax.text import printable
 
 if TYPE_CHECKING:
-    from natjax.configuration import NatConfig
+    from natjax.configuration import NatConfig, UperNetConfig
 
 HELP = "describe a model: levels, parameters, operations, weights"
 
@@ -34,12 +34,18 @@ def run(args: argparse.Namespace) -> int:
     from natjax_convert.shapes import count_parameters
 
     config, processor = read_model(args.model)
-    preset = find_preset(args.model)
+    preset: Any = find_preset(args.model)
     size = args.image_size or input_size(config, processor)
-    parameters, macs, parts = count_parameters(config), count_macs(config, size), _parts(config, size)
+    segments = config.model_type == "upernet"
+    parameters = count_parameters(config, "segmentation" if segments else "classifier")
+    macs, parts = count_macs(config, size), _parts(config, size)
     published = weights = None
-    if preset:
+    if preset and segments:
+        published = {"image_size": list(preset.image_size), "gmacs": preset.gmacs}
+        published |= {"miou": preset.miou, "miou_multi_scale": preset.miou_multi_scale}
+    elif preset:
         published = {"image_size": [preset.image_size] * 2, "gmacs": preset.gmacs, "top1": preset.top1}
+    if preset:
         weights = {"hub_id": preset.hub_id, "address": preset.address, "license": preset.license}
     if args.json:
         facts = {"parameters": parameters, "image_size": list(size), "macs": macs, "flops": 2 * macs, "parts": parts}
@@ -47,17 +53,17 @@ def run(args: argparse.Namespace) -> int:
             {"model": args.model, **facts, "published": published, "weights": weights, "config": config.to_dict()}
         )
         return 0
-    print(
-        f"{printable(args.model)}: {config.model_type}, channels: {config.num_channels}, classes: {config.num_labels}"
-    )
-    print(f"  window      {config.kernel_size} x {config.kernel_size} tokens")
+    trunk = config.trunk
+    family = f"{config.model_type} on {trunk.model_type}" if segments else config.model_type
+    print(f"{printable(args.model)}: {family}, channels: {config.num_channels}, classes: {config.num_labels}")
+    print(f"  window      {trunk.kernel_size} x {trunk.kernel_size} tokens")
     print(f"  parameters  {parameters:,} ({parameters / 1e6:.2f} M)")
     print(f"  MACs        {macs / 1e9:.2f} G at {size[0]} x {size[1]} pixels (papers call them FLOPs)")
     if preset:
-        side = preset.image_size
-        top1 = "classes of ImageNet-22k" if preset.top1 is None else f"ImageNet-1k top-1 {preset.top1} %"
+        figures, (height, width) = _figures(preset), (published or {})["image_size"]
         hub = f"{preset.hub_id} (Hugging Face Hub; {preset.license} licence)\n              " if preset.hub_id else ""
-        print(f"  published   {preset.gmacs} GMACs at {side} x {side}, {top1}")
+        cost = f"{preset.gmacs} GMACs at {height} x {width}, " if preset.gmacs else ""
+        print(f"  published   {cost}{figures}")
         print(f"  weights     {hub}{preset.address}{'' if hub else f' ({preset.license} licence)'}")
     print()
     columns = [name for name in parts[0] if name != "flops"]
@@ -66,20 +72,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parts(config: NatConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _figures(preset: Any) -> str:
+    """Returns the published accuracy in words."""
+    if hasattr(preset, "miou"):
+        return f"ADE20K mIoU {preset.miou} %, {preset.miou_multi_scale} % at several scales"
+    return "classes of ImageNet-22k" if preset.top1 is None else f"ImageNet-1k top-1 {preset.top1} %"
+
+
+def _parts(config: NatConfig | UperNetConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
     from natjax.flops import count_parts
 
-    parts = []
+    parts, trunk = [], config.trunk
     for level, part in enumerate(count_parts(config, size), start=-1):
-        is_level = 0 <= level < config.num_levels
+        is_level = 0 <= level < trunk.num_levels
         parts.append(
             {
                 "part": part.name,
                 "tokens": list(part.shape[:2]),
                 "channels": part.shape[2],
-                "layers": config.depths[level] if is_level else None,
-                "heads": config.num_heads[level] if is_level else None,
-                "dilations": "/".join(map(str, dict.fromkeys(config.layer_dilations(level)))) if is_level else None,
+                "layers": trunk.depths[level] if is_level else None,
+                "heads": trunk.num_heads[level] if is_level else None,
+                "dilations": "/".join(map(str, dict.fromkeys(trunk.layer_dilations(level)))) if is_level else None,
                 "parameters": part.parameters,
                 "macs": part.macs,
                 "flops": part.flops,

@@ -7,9 +7,11 @@ from typing import Any
 
 from flax import nnx
 
+from natjax.configuration import UperNetConfig
 from natjax.hub import locate_preset
 from natjax.models.base import NatPreTrainedModel
 from natjax.models.classification import NatForImageClassification
+from natjax.models.upernet import UperNetForSemanticSegmentation
 from natjax.presets import get_config
 
 
@@ -33,7 +35,8 @@ def create_model(
         name: of `list_models()`.
         pretrained: whether it has the published weights (see `natjax.hub.locate_preset`) instead of random ones. The
             classifier is a new one where the number or the names of the classes are other ones.
-        model_class: `NatForImageClassification` (default), `NatModel` or `NatBackbone`.
+        model_class: by default `NatForImageClassification`, or `UperNetForSemanticSegmentation` for a segmentation model; or
+            `NatModel` or `NatBackbone`.
         dtype: compute dtype, see `NatForImageClassification`.
         param_dtype: dtype of the parameters.
         implementation: of neighborhood attention.
@@ -41,13 +44,12 @@ def create_model(
         revision: of the published weights on the Hub: branch, tag or commit.
         local_files_only: use only what is in the Hub's cache, without a network.
         cache_dir: the Hub's cache.
-        **changes: fields of `NatConfig`, for instance `num_labels=10` or `drop_path_rate=0.0`.
+        **changes: fields of the configuration, for instance `num_labels=10` or `drop_path_rate=0.0`.
 
     Raises:
         ValueError: there is no such preset, or the changes are impossible.
         CheckpointError: the published weights cannot be loaded, or do not fit the changes.
     """
-    model_class = model_class or NatForImageClassification
     rngs = nnx.Rngs(0) if rngs is None else rngs
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -56,8 +58,12 @@ def create_model(
         "rngs": rngs,
     }
     config = get_config(name, **changes)
+    segments = isinstance(config, UperNetConfig)
+    model_class = model_class or (UperNetForSemanticSegmentation if segments else NatForImageClassification)
     if not pretrained:
-        return model_class(config, **options)
+        return model_class(
+            config if issubclass(model_class, UperNetForSemanticSegmentation) else config.trunk, **options
+        )
     published = get_config(name)
     named = {"id2label", "label2id"} & set(changes) and config.id2label != published.id2label
     replace_head = bool(named) or config.num_labels != published.num_labels

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 import natjax
 import natjax_convert
 from natjax.configuration import DinatSConfig
+from natjax.presets import SEGMENTATION_PRESETS as PRESETS
 from natjax_convert.mmseg_config import config_of
 from natjax_convert.torch_zip import write_torch
 
@@ -125,6 +127,20 @@ def test_a_segmentation_model_serves_as_a_backbone():
     np.testing.assert_array_equal(
         backbone.hidden_states_norms["stage4"].scale[...], model.backbone.hidden_states_norms["stage4"].scale[...]
     )
+
+
+def test_presets_that_fit_are_named(tmp_path):
+    from natjax_convert.state_dict import LazyTensor
+
+    entries = natjax_convert.entries(PRESETS["upernet_dinat_base"].config, "segmentation", dialect="mmseg")
+    tensors = {}
+    for entry in entries:
+        dtype = np.dtype("i8" if entry.path[-1] == "num_batches_tracked" else "f4")
+        tensors |= {name: LazyTensor(entry.tensor_shape, dtype, lambda: None) for name in entry.names}
+    with pytest.raises(
+        natjax.CheckpointError, match=r"fit upernet_nat_base, upernet_dinat_base;.*--config upernet_nat_b"
+    ):
+        natjax_convert.find_config(tmp_path / "a.pth", tensors)
 
 
 def write(path, meta, **others):
@@ -253,11 +269,13 @@ def in_pytorchs_order(name):
 
 
 def published(name):
-    """The configuration of a published model, from the arguments of the authors' backbone; large ones have other heads."""
+    """The configuration of a published model, from the arguments of the authors' backbone: that of its preset."""
     backbone = dict(PUBLISHED[name]["backbone"])
     family = DinatSConfig if backbone.pop("type") == "DiNAT_s" else natjax.NatConfig
     backbone["layer_scale_init_value"] = backbone.pop("layer_scale", 0.0)
-    return natjax.UperNetConfig(backbone_config=family(**backbone), num_labels=150)
+    config = natjax.UperNetConfig(backbone_config=family(**backbone), num_labels=150)
+    assert PRESETS[re.sub("_[0-9]+x.*", "", name)].config == config
+    return config
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
