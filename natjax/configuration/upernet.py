@@ -21,9 +21,8 @@ BACKBONES: dict[str, type[NatConfig]] = {
 }
 AUXILIARY_FEATURE = 2  # the feature map that the auxiliary head takes
 
-# What Hugging Face's config.json has beside: other ways to name a backbone, all unused here, and what follows from fields.
+# Keys of config.json that follow from other fields.
 _DERIVED = ("model_type", "num_labels", "label2id")
-_OTHER_BACKBONES = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +149,7 @@ class UperNetConfig(Configuration):
         names = {f.name for f in dataclasses.fields(cls)} - {"extra", "label2id"}
         fields = {k: v for k, v in values.items() if k in names and not (k == "num_labels" and values.get("id2label"))}
         fields.setdefault("head_dropout_prob", 0.0)
-        extra = {k: v for k, v in values.items() if k not in names and k not in _DERIVED and k not in _OTHER_BACKBONES}
+        extra = {k: v for k, v in values.items() if k not in names and k not in _DERIVED}
         return cls(**fields, extra=extra)
 
     def _check_backbone(self) -> None:
