@@ -20,7 +20,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def pipeline(
         checkpoint, path = model, model.path
     elif model is None or isinstance(model, str | os.PathLike):
         path = locate(model)
-        checkpoint = Checkpoint.open(path, config=cast("Any", config))
+        checkpoint = Checkpoint.open(path, config=config)
     else:
         raise ValueError(
             f"model must be a checkpoint; got {type(model).__name__}. A model in memory goes into "
