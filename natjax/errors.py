@@ -15,6 +15,10 @@ class ImageError(NatjaxError, ValueError):
     """An image cannot be read or has a shape or type that the processor does not take."""
 
 
+class MaskError(ImageError):
+    """A mask has colours, classes that there are not, another size than its image, or no image."""
+
+
 class MissingNormsWarning(UserWarning):
     """A checkpoint that is read as a backbone has no norms for its stages, as that of every classifier."""
 

@@ -20,9 +20,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from natjax.errors import ImageError
+from natjax.errors import ImageError, MaskError
 
 if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
     Encoded = str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | PIL.Image.Image
 
 # What Pillow registers but natjax does not read: formats that need a program or handler of their own, and drawings.
@@ -41,6 +43,7 @@ _BEGINNINGS = {
 }
 HEIC_READER, AVIF_READER = "pip install pillow-heif", "a newer Pillow"  # what a Pillow needs for these formats
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_EXIF_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # a tag, and its values of images that lie on their side
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MAX, _TIFF_PLANES, _TIFF_FORMAT = 258, 262, 281, 284, 339  # tags
 
 
@@ -98,20 +101,73 @@ def decode_image(source: Encoded, mode: str = "RGB", *, upright: bool = True) ->
             f"got {type(source).__name__}. Arrays go to natjax.NatImageProcessor or a pipeline as they are."
         )
     name = image_name(source)
+    with _explained(source):
+        if isinstance(source, PIL.Image.Image):
+            image = PIL.ImageOps.exif_transpose(source) if upright else source
+            image = _eight_bits(image, source, name).convert(mode)
+        else:
+            with _opened(source) as file:
+                file.load()
+                if upright:
+                    PIL.ImageOps.exif_transpose(file, in_place=True)
+                image = _eight_bits(file, file, name).convert(mode)
+    if 0 in image.size:
+        raise ImageError(f"{name}: has no pixels.")
+    return image
+
+
+def upright_size(source: Encoded) -> tuple[int, int]:
+    """Returns height and width of an image file, turned upright, from its header alone.
+
+    Raises:
+        natjax.ImageError: see `load_image`.
+    """
+    with _explained(source), _opened(source) as file:
+        width, height = file.size
+        return (width, height) if file.getexif().get(_EXIF_ORIENTATION, 1) in _LYING else (height, width)
+
+
+def decode_mask(source: Encoded) -> UInt8[np.ndarray, "H W"]:
+    """Decodes a mask: the numbers of an image file's pixels, which are indices of a palette or values of grey.
+
+    Raises:
+        natjax.errors.MaskError: it has colours, or numbers beyond 255.
+        natjax.ImageError: it cannot be read, see `load_image`.
+    """
+    name = image_name(source)
+    with _explained(source), _opened(source) as file:
+        if file.mode not in ("P", "L", "1", "I") and not file.mode.startswith("I;16"):
+            raise MaskError(
+                f"{name}: is an image of mode {file.mode}, and a mask has one number per pixel, the class: a PNG with a "
+                "palette or in grey. Where colours stand for classes, write their numbers instead."
+            )
+        pixels = np.asarray(file)
+        if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
+            raise MaskError(
+                f"{name}: has numbers from {pixels.min()} to {pixels.max()}; classes of masks are 0 to 255."
+            )
+    if not pixels.size:
+        raise ImageError(f"{name}: has no pixels.")
+    return pixels.astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(source: Any) -> Generator[PIL.Image.Image]:
+    """Opens an image file, whose pixels are not read yet."""
+    data: Any = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    with PIL.Image.open(data, formats=readable_formats()) as file:
+        if math.prod(file.size) > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+            raise PIL.Image.DecompressionBombError  # Pillow itself takes twice as many
+        yield file
+
+
+@contextlib.contextmanager
+def _explained(source: Any) -> Generator[None]:
+    """Turns whatever Pillow raises into an `ImageError` that names the image."""
+    name = image_name(source)
     try:
         with _quiet_pillow():
-            if isinstance(source, PIL.Image.Image):
-                image = PIL.ImageOps.exif_transpose(source) if upright else source
-                image = _eight_bits(image, source, name).convert(mode)
-            else:
-                data: Any = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
-                with PIL.Image.open(data, formats=readable_formats()) as file:
-                    if math.prod(file.size) > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
-                        raise PIL.Image.DecompressionBombError  # Pillow itself takes twice as many
-                    file.load()
-                    if upright:
-                        PIL.ImageOps.exif_transpose(file, in_place=True)
-                    image = _eight_bits(file, file, name).convert(mode)
+            yield
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -129,9 +185,6 @@ def decode_image(source: Encoded, mode: str = "RGB", *, upright: bool = True) ->
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
         raise ImageError(f"{name}: cannot be read: {reason}.") from error
-    if 0 in image.size:
-        raise ImageError(f"{name}: has no pixels.")
-    return image
 
 
 def _eight_bits(image: PIL.Image.Image, origin: PIL.Image.Image, name: str) -> PIL.Image.Image:

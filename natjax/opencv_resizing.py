@@ -14,22 +14,26 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 _ONE = 2048  # a weight of 1
+_WHOLE = slice(None), slice(None)
 
 
-def resize(pixels: UInt8[np.ndarray, "h w C"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W C"]:
-    """Returns pixels at another size (height, width)."""
+def resize(
+    pixels: UInt8[np.ndarray, "h w C"], size: tuple[int, int], part: tuple[slice, slice] = _WHOLE
+) -> UInt8[np.ndarray, "H W C"]:
+    """Returns pixels at another size (height, width), or the part of them that is wanted: rows and columns."""
     height, width, _ = pixels.shape
     if (height, width) == size:
-        return pixels
+        return pixels if part == _WHOLE else pixels[part]
     if (height, width) == (2 * size[0], 2 * size[1]):
-        wide = pixels.astype(np.uint16)
+        rows, columns = (slice(*(2 * end for end in of.indices(side)[:2])) for of, side in zip(part, size, strict=True))
+        wide = pixels[rows, columns].astype(np.uint16)
         return ((wide[::2, ::2] + wide[::2, 1::2] + wide[1::2, ::2] + wide[1::2, 1::2] + 2) >> 2).astype(np.uint8)
-    (top, bottom), (above, below) = _taps(height, size[0])
-    (left, right), (before, after) = _taps(width, size[1], whole_at_the_ends=True)
+    (top, bottom), (above, below) = (of[:, part[0]] for of in _taps(height, size[0]))
+    (left, right), (before, after) = (of[:, part[1]] for of in _taps(width, size[1], whole_at_the_ends=True))
     needed, place = np.unique(np.concatenate([top, bottom]), return_inverse=True)  # rows that are left out cost nothing
     rows = pixels[needed].astype(np.int32)
     rows = (rows[:, left] * before[:, None] + rows[:, right] * after[:, None]) >> 4
-    upper, lower = rows[place[: size[0]]], rows[place[size[0] :]]
+    upper, lower = rows[place[: len(top)]], rows[place[len(top) :]]
     total = ((upper * above[:, None, None]) >> 16) + ((lower * below[:, None, None]) >> 16)
     return ((total + 2) >> 2).astype(np.uint8)
 

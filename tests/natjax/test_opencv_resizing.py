@@ -70,6 +70,13 @@ def test_its_file_says_the_same_again(tmp_path):
     assert values["antialias"] is False
 
 
+@pytest.mark.parametrize("size", [(30, 41), (9, 70), (12, 16), (24, 32)])
+def test_a_part_is_that_of_the_whole(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    part = slice(3, 8), slice(4, 100)
+    np.testing.assert_array_equal(resize(pixels, size, part), resize(pixels, size)[part])
+
+
 def test_hugging_faces_segformer_processor():
     """What Hugging Face's UPerNet checkpoints have; its defaults are not those of the others."""
     processor = NatImageProcessor.from_dict(

@@ -78,3 +78,25 @@ class DeviceSettings(ImageSettings):
     affine: float = setting(
         "strength of small random rotations, shears, scales and shifts; 0 is off, 1 suits digits", 0.0
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """What happens to a training image with a mask, see `augment.masks`, and to what size evaluation brings it."""
+
+    scale_range: tuple[float, ...] = setting(
+        "segmentation: least and greatest factor of a random scale, of images whose shorter side is image_size",
+        (0.5, 2.0),
+        "range",
+    )
+    longest_edge: int = setting("segmentation: bound of the longer side, before the random scale", 2048, "positive")
+    cat_max_ratio: float = setting(
+        "segmentation: largest part of a crop that one class may have, in ten tries; 1 is off", 0.75, "fraction"
+    )
+    photometric: bool = setting("segmentation: whether to change brightness, contrast, saturation and hue", True)
+    size_divisor: int = setting(
+        "segmentation: evaluation rounds the sides of resized images to multiples of this, so that few programs are compiled; "
+        "1 leaves them as they are, and every size is a program",
+        32,
+        "positive",
+    )
