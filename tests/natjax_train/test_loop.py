@@ -18,12 +18,12 @@ from jax.sharding import reshard
 
 import natjax
 from natjax.demo import MODEL_DIR
-from natjax_convert import shapes
 from natjax_train import loop
 from natjax_train.augment.device import normalize
 from natjax_train.recipe import IMAGE_FIELDS, override
 from natjax_train.recipes import RECIPES, find_recipe
 from natjax_train.tasks import TASKS
+from natjax_train.tasks.base import Task
 
 MODEL = {"num_channels": 1, "embed_dim": 8, "depths": [1], "num_heads": [1], "kernel_size": 3}
 CHANGES = {"image_size": "16", "batch_size": "16", "epochs": "0.03", "warmup_epochs": "0"}
@@ -69,7 +69,7 @@ class Error:
         return f"mse {self.error:.3f}"
 
 
-class Regression:
+class Regression(Task):
     """Tells the number that a digit stands for, as a tenth of it."""
 
     curves = ("Error", {"mse": "squared"})
@@ -83,9 +83,6 @@ class Regression:
 
     def resumed_model(self, config):
         return self.initial_model()
-
-    def parameters(self, config):
-        return shapes.parameters(config, "classifier")
 
     def prepare(self, key, batch):
         return normalize(batch["image"], self.recipe.image_mean, self.recipe.image_std), batch["label"] / 10

@@ -17,12 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from natjax_train.augment.device import normalize
-from natjax_train.data import Source, eval_loader
+from natjax_train.data import Source
 from natjax_train.mesh import put_batch
-from natjax_train.tasks import Task
+from natjax_train.tasks.base import Task
 
 if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor
+
+EXAMPLE, EXAMPLES = "example/", 6  # how a task's arrays begin that are kept of the first images alone, and of how many
 
 
 def measure(
@@ -52,7 +54,7 @@ def measure(
         mesh: where the batches go, split over all its devices.
         through: what batches pass before they are judged: a function from iterable to iterable.
         progress: called with the number of images that were judged so far.
-        loading: of `eval_loader`: workers, worker_kind, max_corrupt, advice, report.
+        loading: of the task's `eval_loader`: workers, worker_kind, max_corrupt, advice, report.
 
     Returns:
         The task's result.
@@ -61,7 +63,7 @@ def measure(
         ValueError: there are no images, or sizes do not fit.
         ImageError: too many images cannot be read.
     """
-    batches = eval_loader(
+    batches = task.eval_loader(
         source,
         batch_size=batch_size,
         processor=processor,
@@ -88,12 +90,15 @@ def evaluate(
     Where the mask is False there is padding. Arguments, result and errors are those of `measure`.
     """
     pending, found = None, []
+    examples: dict[str, list[np.ndarray]] = {}
     done, began, before = 0, time.perf_counter(), 0
 
     def fetch(judged: dict[str, jax.Array]) -> None:
         nonlocal done, began, before
         host = jax.device_get(judged)
         mask = host.pop("mask")
+        for name in [name for name in host if name.startswith(EXAMPLE)]:
+            examples.setdefault(name, []).extend(host.pop(name)[mask][: max(0, EXAMPLES - done)])
         found.append({name: values[mask] for name, values in host.items()})
         done += int(mask.sum())
         if len(found) == 1:
@@ -115,7 +120,8 @@ def evaluate(
     if len(found) == 1:
         began, before = start, 0
     speed = (done - before) / max(time.perf_counter() - began, 1e-9)
-    return task.result({name: np.concatenate([part[name] for part in found]) for name in found[0]}, speed)
+    judged = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    return task.result(judged | {name: np.stack(few) for name, few in examples.items()}, speed)
 
 
 _normalize = functools.partial(jax.jit, static_argnames=("mean", "std"))(normalize)

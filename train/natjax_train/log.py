@@ -21,7 +21,7 @@ from natjax import run_files
 from natjax.atomic import replacing
 
 if TYPE_CHECKING:
-    from natjax_train.tasks import Result
+    from natjax_train.tasks.base import Result
 
 _SECONDS_BETWEEN_UPDATES = 0.1
 

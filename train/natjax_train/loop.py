@@ -39,13 +39,13 @@ from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import IMAGE_FIELDS, Recipe, is_same_model
 from natjax_train.recipes import find_recipe
-from natjax_train.step import Training, TrainState, make_eval_step, make_training, split_model
+from natjax_train.step import Training, TrainState, batch_stats, make_eval_step, make_training, split_model
 from natjax_train.tasks import find_task
 
 __all__ = ["NonFiniteError", "PreemptedError", "train"]
 
 # What a resumed run may not change, beside the preprocessing of images: it decides the weights and the order of the data.
-_UNCHANGED = ("task", "model", "batch_size", "seed", "val_fraction")
+_UNCHANGED = ("task", "model", "batch_size", "seed", "val_fraction", "reduce_zero_label")
 
 _COMPILING = "compiling the training step; this can take minutes on a CPU"
 _KEPT = "with JAX_COMPILATION_CACHE_DIR=FOLDER in the environment, the next run has it from there"
@@ -94,15 +94,14 @@ def train(
     if used:  # what its weights have learnt to see
         kept = {name: value for name in ("model", *IMAGE_FIELDS) if (value := getattr(used, name)) is not None}
         recipe = dataclasses.replace(recipe, **kept)
-    if isinstance(data, str):
-        train_source, val_source = data_.open_splits(data, val_fraction=recipe.val_fraction, seed=recipe.seed)
-    else:
-        train_source, val_source = data
-    data_.check_training(train_source)
-    data_.check_splits(train_source, val_source)
+    task_type = find_task(recipe.task)
+    train_source, val_source = (
+        task_type.open_splits(recipe, data, report) if isinstance(data, str) else data  # ty: ignore[not-iterable]
+    )
+    task_type.check(train_source, val_source)
     preprocessing = "preprocessing from the run's recipe"
     if not (used and start.is_resolved(recipe)):  # the checkpoint that a run started from may be gone
-        recipe, preprocessing = start.resolve(recipe)
+        recipe, preprocessing = task_type.resolve(recipe)
     recipe = recipe.with_absolute_path()
     steps_per_epoch = len(train_source) // recipe.batch_size
     if not steps_per_epoch:
@@ -110,13 +109,14 @@ def train(
             f"batch_size {recipe.batch_size} is more than the {len(train_source)} training images: give --batch-size "
             f"{len(train_source)} or less."
         )
-    total = optim.total_steps(recipe, steps_per_epoch)
-    eval_every = max(1, round(recipe.eval_every * steps_per_epoch))
+    epoch = optim.schedule_epoch(recipe, steps_per_epoch)
+    total = optim.total_steps(recipe, epoch)
+    eval_every = max(1, round(recipe.eval_every * epoch))
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, recipe.batch_size, recipe.accumulate)
-    task = find_task(recipe.task)(recipe, train_source.class_names)
+    task = task_type(recipe, train_source.class_names)
     image_size, mean, std = start.resolved(recipe)
-    processor = data_.eval_processor(recipe, image_size)
+    processor = task.processor(recipe, image_size)
     loading: dict[str, Any] = {
         "batch_size": recipe.batch_size,
         "workers": recipe.workers,
@@ -125,7 +125,7 @@ def train(
         "advice": "Mend or remove them, or allow more by --max-corrupt.",
         "report": lambda message: report(message),  # looked up at the call: the log replaces it
     }
-    loader = data_.train_loader(
+    loader = task.train_loader(
         train_source,
         image_size=image_size,
         num_channels=len(mean),
@@ -151,10 +151,11 @@ def train(
         model = task.resumed_model(resumed) if resumed else initial or task.initial_model()
         initial, config = None, model.config
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
-        training = make_training(config, graphdef, params, task, recipe, steps_per_epoch)
+        stats = batch_stats(model)
+        training = make_training(config, graphdef, params, task, recipe, epoch)
         eval_step = make_eval_step(eval_graphdef, task)
-        state = _restored_or_initial(checkpoints, batches, training, params, mesh)
-        del model, params  # the state has them
+        state = _restored_or_initial(checkpoints, batches, training, (params, stats), mesh)
+        del model, params, stats  # the state has them
         step = int(state.step)
         if step > total:
             raise ValueError(
@@ -167,7 +168,7 @@ def train(
                 (folder / CONFIG_NAME).write_text(config.to_json() + "\n", encoding="utf-8")
             if step:
                 report(f"Resuming after step {step} of {total}.")
-            begins = "weights from its checkpoint" if step else start.origin(recipe, config)
+            begins = "weights from its checkpoint" if step else start.origin(recipe, config, task.kind)
             for message in _opening(train_source, val_source, begins, preprocessing):
                 report(message)
             started(recipe)
@@ -183,7 +184,7 @@ def train(
         def evaluated(state: TrainState) -> Any:
             return measure(
                 task,
-                lambda pixel_values: eval_step(_averaged(state), pixel_values),
+                lambda pixel_values: eval_step(_averaged(state), pixel_values, state.batch_stats),
                 val_source,
                 processor,
                 mean=mean,
@@ -194,14 +195,15 @@ def train(
             )
 
         def export_model(state: TrainState) -> None:
-            params = jax.device_get(jax.device_put(_averaged(state), NamedSharding(mesh, P())))
+            whole = jax.device_put((_averaged(state), state.batch_stats), NamedSharding(mesh, P()))
+            params, stats = jax.device_get(whole)
             if is_main_process:
-                nnx.merge(eval_graphdef, params).save_pretrained(out / run_files.MODEL, processor=processor)
+                nnx.merge(eval_graphdef, params, stats).save_pretrained(out / run_files.MODEL, processor=processor)
 
         def describe_model(step: int, result: Any) -> None:
             if is_main_process:
                 name = data if isinstance(data, str) else None
-                text = model_card(recipe, name, train_source, val_source, result.row(), step)
+                text = model_card(recipe, name, train_source, val_source, result.row(), step, task.card())
                 with replacing(out / run_files.MODEL / run_files.CARD) as temporary:
                     temporary.write_text(text, encoding="utf-8")
 
@@ -318,16 +320,17 @@ def _draw_curves(out: Path, task: Any, report: Callable[[str], None]) -> None:
 
 
 def _restored_or_initial(
-    checkpoints: Checkpoints, batches: data_.Batches, training: Training, params: Any, mesh: Mesh
+    checkpoints: Checkpoints, batches: data_.Batches, training: Training, variables: tuple[Any, Any], mesh: Mesh
 ) -> TrainState:
     """Returns the newest good checkpoint's state, with the batches moved to where it was; else the initial state."""
-    abstract = jax.eval_shape(training.init, params)
+    abstract = jax.eval_shape(training.init, *variables)
     shardings = state_shardings(mesh, abstract)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     state = checkpoints.restore(like, batches)
     if state is None:
-        params = jax.device_put(jax.tree.map(np.asarray, params), shardings.params)
-        state = jax.jit(training.init, out_shardings=shardings)(params)
+        of_variables = (shardings.params, shardings.batch_stats)
+        variables = jax.device_put(jax.tree.map(np.asarray, variables), of_variables)
+        state = jax.jit(training.init, out_shardings=shardings)(*variables)
     return state
 
 

@@ -5,6 +5,7 @@ The front matter is what the Hugging Face Hub reads. Nothing in a card tells whe
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -19,8 +20,33 @@ from natjax.text import first_few, printable
 from natjax_train.data import Source
 from natjax_train.recipe import Recipe
 
-_LABELS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "val_loss": "loss"}
+_LABELS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "miou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy of the classes",
+    "val_loss": "loss",
+}
+_VERBS = {"classifier": "classify", "segmenter": "segment"}
 _MOST_CLASSES = 50  # that a card names
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a card says of a run's task.
+
+    Attributes:
+        task: the Hugging Face Hub's name of it, which is a pipeline of natjax.
+        model: what a model of it is.
+        type: its class in transformers.
+        dataset: what the Hub calls such data.
+    """
+
+    task: str = "image-classification"
+    model: str = "classifier"
+    type: str = "AutoModelForImageClassification"
+    dataset: str = "imagefolder"
 
 
 def model_card(
@@ -30,6 +56,7 @@ def model_card(
     validation: Source,
     metrics: Mapping[str, float],
     step: int,
+    card: Card | None = None,
 ) -> str:
     """Returns the text of a card.
 
@@ -40,15 +67,17 @@ def model_card(
         validation: those that the metrics are of.
         metrics: by their names in metrics.jsonl, such as top1.
         step: which the exported model is of.
+        card: what is said of the task; None is of classification.
     """
+    card = card or Card()
     name = printable("images" if data is None else PurePath(data).name or "images")
     base = base_model(recipe)
     front = {
         "library_name": "natjax",
-        "pipeline_tag": "image-classification",
-        "tags": ["natjax", "image-classification", "neighborhood-attention"],
+        "pipeline_tag": card.task,
+        "tags": ["natjax", card.task, "neighborhood-attention"],
         **({"base_model": base} if base else {}),
-        "model-index": [{"name": f"natjax-{name}", "results": [_result(name, metrics)]}],
+        "model-index": [{"name": f"natjax-{name}", "results": [_result(name, metrics, card)]}],
     }
     random = f"random weights ({recipe.model})" if recipe.has_random_weights else None
     started = random or base or _shortened(recipe.model)
@@ -59,7 +88,7 @@ def model_card(
             *(f"{key}: {_json(value)}" for key, value in front.items()),
             "---",
             "",
-            f"# A classifier of {_text(name)}",
+            f"# A {card.model} of {_text(name)}",
             "",
             f"Trained by natjax {__version__}, from {_text(started)}.",
             "",
@@ -77,17 +106,17 @@ def model_card(
             "```python",
             "import natjax",
             "",
-            'classify = natjax.pipeline("image-classification", "path/or/id/of/this/model")',
-            'print(classify("image.jpg"))',
+            f'{_VERBS[card.model]} = natjax.pipeline("{card.task}", "path/or/id/of/this/model")',
+            f'print({_VERBS[card.model]}("image.jpg"))',
             "```",
             "",
             "transformers 4.40.2 with NATTEN loads the same files:",
             "",
             "```python",
-            "from transformers import AutoImageProcessor, AutoModelForImageClassification",
+            f"from transformers import AutoImageProcessor, {card.type}",
             "",
             'processor = AutoImageProcessor.from_pretrained("path/or/id/of/this/model")',
-            'model = AutoModelForImageClassification.from_pretrained("path/or/id/of/this/model")',
+            f'model = {card.type}.from_pretrained("path/or/id/of/this/model")',
             "```",
             "",
             "## Recipe",
@@ -112,21 +141,21 @@ def base_model(recipe: Recipe) -> str | None:
     return recipe.model if is_hub_id(recipe.model) else None
 
 
-def _result(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+def _result(name: str, metrics: Mapping[str, float], card: Card) -> dict[str, Any]:
     found = [
         {"type": "accuracy" if key == "top1" else key, "name": _LABELS.get(key, key), "value": float(f"{value:.6f}")}
         for key, value in metrics.items()
         if math.isfinite(value)
     ]
     return {
-        "task": {"type": "image-classification", "name": "Image classification"},
-        "dataset": {"type": "imagefolder", "name": name, "split": "validation"},
+        "task": {"type": card.task, "name": card.task.capitalize().replace("-", " ")},
+        "dataset": {"type": card.dataset, "name": name, "split": "validation"},
         "metrics": found,
     }
 
 
 def _number(key: str, value: float) -> str:
-    return f"{value:.2%}" if key in ("top1", "top5") else f"{value:.4f}"
+    return f"{value:.2%}" if key in _LABELS.keys() - {"val_loss"} else f"{value:.4f}"
 
 
 def _recipe(recipe: Recipe) -> str:

@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from natjax.configuration import NatConfig, check_fields
+from natjax.configuration import NatConfig, UperNetConfig, check_fields
 from natjax.presets import PRESETS
 from natjax_train import fields
-from natjax_train.augment.settings import DeviceSettings, EvalSettings, HostSettings
+from natjax_train.augment.settings import DeviceSettings, EvalSettings, HostSettings, MaskSettings
 from natjax_train.fields import setting
 from natjax_train.tasks import TASKS
 
@@ -22,7 +22,7 @@ _NO_PATHS = {"custom", *PRESETS}  # what `model` may be that is no path, whateve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(HostSettings, DeviceSettings, EvalSettings):
+class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
     """All settings of a run; every field's meaning is the help text in its metadata.
 
     Fractions are 0 to 1, rates are per step, lengths of the schedule are in epochs.
@@ -37,10 +37,24 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
         "folder, an id of the Hugging Face Hub"
     )
     pretrained: bool = setting("whether a preset's name stands for its published weights", False)
-    model_config: Mapping[str, Any] = setting("fields of NatConfig that differ from the model's own", {})
+    model_config: Mapping[str, Any] = setting(
+        "fields of NatConfig (and UperNetConfig) that differ from the model's own", {}
+    )
     task: str = setting(f"what is learnt: {' or '.join(TASKS)}", "classification")
     val_fraction: float | None = setting(
         "part of each class's images that is held out for validation, of data without val/; none is off", None, "part"
+    )
+    classes: str | None = setting(
+        "segmentation: names of the classes: a file with one a line, ade20k or cityscapes; none is classes.txt in the data",
+        None,
+    )
+    reduce_zero_label: bool = setting(
+        "segmentation: whether 0 in masks is ignored and 1 is the first class, as in ADE20K", False
+    )
+    loss_average: str = setting(
+        "segmentation: whether ignored pixels count as a loss of 0, as in mmsegmentation, or not at all",
+        "all",
+        choices=("all", "valid"),
     )
     # Where one of these is None, the checkpoint's image processor decides, and with random weights ImageNet's evaluation: see
     # `start.resolve`. The recipe that a run saves has them all.
@@ -61,17 +75,31 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
     image_mean: tuple[float, ...] | None = setting(f"per channel, of pixels 0..1 {_DEFAULT}", None)
     image_std: tuple[float, ...] | None = setting(f"per channel {_DEFAULT}", None)
     epochs: float = setting("length of the run, without the cool-down", 300.0, "positive")
+    steps: int | None = setting(
+        "length of the run in steps, cool-down included, whatever the data; epochs then only says which part of it the lengths "
+        "in epochs are; none is as epochs says",
+        None,
+        "positive",
+    )
     batch_size: int = setting("images of a step, over all devices and micro-batches", 1024, "positive")
     learning_rate: float = setting(
         "peak, for base_batch_size images; scales linearly with batch_size", 1e-3, "positive"
     )
     base_batch_size: int = setting("what learning_rate is for", 1024, "positive")
-    schedule: str = setting("how the rate falls from its peak", "cosine", choices=("cosine", "linear"))
+    schedule: str = setting(
+        "how the rate falls from its peak; poly is mmcv's line", "cosine", choices=("cosine", "linear", "poly")
+    )
     warmup_epochs: float = setting("linear rise from warmup_learning_rate, part of epochs", 20.0)
     warmup_learning_rate: float = setting("learning rate of the first step", 1e-6)
     cooldown_epochs: float = setting("epochs at min_learning_rate, after epochs", 10.0)
     min_learning_rate: float = setting("learning rate where the schedule ends", 5e-6)
-    weight_decay: float = setting("decoupled; none on biases, norms, positional biases and layer scales", 0.05)
+    weight_decay: float = setting("decoupled", 0.05)
+    decayed: str = setting(
+        "which parameters decay: the kernels of linear layers and convolutions; or, as in the authors' segmentation, all but the "
+        "backbone's norms and positional biases",
+        "kernels",
+        choices=("kernels", "all but norms"),
+    )
     beta1: float = setting("decay of AdamW's first moment", 0.9, "fraction")
     beta2: float = setting("decay of AdamW's second moment", 0.999, "fraction")
     clip_norm: float | None = setting("largest norm of the gradients; none is off", 5.0, "positive")
@@ -79,7 +107,7 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
         "decay of the averaged weights that evaluation and export then use; none is off", None, "fraction"
     )
     layer_decay: float = setting("factor of the learning rate per layer below the head; 1 is off", 1.0, "fraction")
-    freeze_backbone: bool = setting("whether the classifier alone is trained", False)
+    freeze_backbone: bool = setting("whether the head alone is trained", False)
     accumulate: int = setting("micro-batches of a step", 1, "positive")
     drop_path_rate: float | None = setting("stochastic depth; none is the model's own", None, "fraction")
     dtype: str = setting("compute dtype; parameters are float32", "float32", choices=("float32", "bfloat16"))
@@ -105,7 +133,8 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(NatConfig, self.model_config)
+        of_heads = {field.name for field in dataclasses.fields(UperNetConfig)} if self.task == "segmentation" else set()
+        check_fields(NatConfig, [name for name in self.model_config if name not in of_heads])
         if self.task not in TASKS:
             raise ValueError(f"task must be {' or '.join(map(repr, TASKS))}; got {self.task!r}.")
         if self.warmup_epochs > self.epochs:

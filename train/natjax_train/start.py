@@ -111,12 +111,13 @@ def resolve(recipe: Recipe) -> tuple[Recipe, str]:
     return dataclasses.replace(recipe, **values), _words(recipe, checkpoint, own, values)
 
 
-def origin(recipe: Recipe, config: NatConfig) -> str:
+def origin(recipe: Recipe, config: Any, kind: str = "classifier") -> str:
     """Returns in words where the weights of a run's model are from.
 
     Args:
         recipe: the run's.
         config: the model's, with the classes of the data.
+        kind: of checkpoints whose heads it can keep.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -126,19 +127,19 @@ def origin(recipe: Recipe, config: NatConfig) -> str:
     which = f"{name} (the preset, not the {'folder' if os.path.isdir(name) else 'file'} ./{name})"
     if checkpoint is None:
         return f"random weights: {which if is_both else name}"
-    if keeps_head(checkpoint, config.id2label or {}):
+    if keeps_head(checkpoint, config.id2label or {}, kind):
         head = "head kept"
-    elif checkpoint.kind == "classifier" and (before := checkpoint.config.num_labels):
+    elif checkpoint.kind == kind and (before := checkpoint.config.num_labels):
         head = f"head replaced ({before} -> {config.num_labels})"
     else:
         head = f"new head ({config.num_labels})"
     return f"{head}; weights of {which}" if is_both else head
 
 
-def keeps_head(checkpoint: Checkpoint, id2label: Mapping[int, str]) -> bool:
-    """Returns whether a checkpoint has a head for exactly these classes; names are compared in composed form."""
+def keeps_head(checkpoint: Checkpoint, id2label: Mapping[int, str], kind: str = "classifier") -> bool:
+    """Returns whether a checkpoint of this kind has a head for exactly these classes; names are compared in composed form."""
     own, wanted = ({i: composed(name) for i, name in (x or {}).items()} for x in (checkpoint.config.id2label, id2label))
-    return checkpoint.kind == "classifier" and own == wanted
+    return checkpoint.kind == kind and own == wanted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from natjax.nn.xla import compiler_options
 from natjax_train import optim
 from natjax_train.mesh import BATCH
 from natjax_train.recipe import Recipe
-from natjax_train.tasks import Task
+from natjax_train.tasks.base import Task
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -48,6 +48,7 @@ class TrainState:
         params: nested dict of float32 arrays.
         opt_state: the optimiser's.
         ema: averaged params, or None.
+        batch_stats: nested dict of the running statistics of batch normalisation; empty for models without.
     """
 
     step: Any
@@ -55,6 +56,7 @@ class TrainState:
     params: Any
     opt_state: Any
     ema: Any
+    batch_stats: Any = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +64,29 @@ class Training:
     """The programs of a run.
 
     Attributes:
-        init: from parameters to the state before the first step.
+        init: from parameters and, where the model has them, batch statistics to the state before the first step.
         step: from state and batch to the next state and the step's metrics, jitted; donates the state.
     """
 
-    init: Callable[[Any], TrainState]
+    init: Callable[..., TrainState]
     step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def split_model(model: Any, *, remat: bool = False) -> tuple[Any, Any, Any]:
     """Returns the graphdefs of the training and of the evaluation view, and the params as a nested dict."""
-    graphdef, _ = nnx.split(nnx.view(model, deterministic=False, remat=remat))
-    evaluation, state = nnx.split(model)
-    return graphdef, evaluation, nnx.to_pure_dict(state)
+    views = {"use_running_average": False} if batch_stats(model) else {}
+    graphdef, _ = nnx.split(nnx.view(model, deterministic=False, remat=remat, **views))
+    evaluation, params, _ = nnx.split(model, nnx.Param, ...)
+    return graphdef, evaluation, nnx.to_pure_dict(params)
+
+
+def batch_stats(model: Any) -> Any:
+    """Returns the running statistics of batch normalisation as a nested dict, {} for a model without."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def make_training(
-    config: NatConfig, graphdef: Any, params: Any, task: Task, recipe: Recipe, steps_per_epoch: int
+    config: NatConfig, graphdef: Any, params: Any, task: Task, recipe: Recipe, steps_per_epoch: int | float
 ) -> Training:
     """Returns the programs that train a model; nothing is computed or compiled yet.
 
@@ -90,7 +98,7 @@ def make_training(
         recipe: the run's.
         steps_per_epoch: for the schedule.
     """
-    factors = optim.learning_rate_factors(params, task.parameters(config), recipe)
+    factors = optim.learning_rate_factors(params, task.parameters(config), recipe, task.backbone)
     optimizer = optim.make_optimizer(recipe, factors)
     return Training(
         init=functools.partial(init_state, optimizer=optimizer, recipe=recipe),
@@ -98,11 +106,13 @@ def make_training(
     )
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, recipe: Recipe) -> TrainState:
+def init_state(
+    params: Any, batch_stats: Any = None, *, optimizer: optax.GradientTransformation, recipe: Recipe
+) -> TrainState:
     """Returns the state before the first step."""
     ema = None if recipe.ema_decay is None else jax.tree.map(jnp.copy, params)  # copied: both are donated
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, skipped=jnp.copy(zero), params=params, opt_state=optimizer.init(params), ema=ema)
+    return TrainState(zero, jnp.copy(zero), params, optimizer.init(params), ema, batch_stats or {})
 
 
 def make_train_step(
@@ -111,7 +121,7 @@ def make_train_step(
     factors: Any,
     task: Task,
     recipe: Recipe,
-    steps_per_epoch: int,
+    steps_per_epoch: int | float,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted step, to be called under `jax.set_mesh`; it donates the state.
 
@@ -129,32 +139,39 @@ def make_train_step(
     # Augmentations mix images of the whole batch, so how their indexing is sharded is left to the partitioner.
     prepare = auto_axes(task.prepare, out_sharding=(BATCH, BATCH))
 
-    def loss_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> Float[Array, ""]:
+    def loss_fn(params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Float[Array, ""], Any]:
         augmentation, dropout = jax.random.split(key)
         params = jax.tree.map(
             lambda p, factor: reshard(p if factor else jax.lax.stop_gradient(p), P()), params, factors
         )
         with jax.named_scope("augment"):
             pixel_values, targets = prepare(augmentation, batch)
-        return task.loss(nnx.merge(graphdef, params)(pixel_values, rngs=dropout), targets)
+        model = nnx.merge(graphdef, params, stats)
+        loss = task.loss(task.forward(model, pixel_values, dropout), targets)
+        return loss, batch_stats(model)  # of the global batch: the arrays are split over the devices, not the program
 
-    def gradients(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Float[Array, ""], Any]:
+    def gradients(
+        params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[Float[Array, ""], Any, Any]:
+        differentiated = jax.value_and_grad(loss_fn, has_aux=True)
         if recipe.accumulate == 1:
-            return jax.value_and_grad(loss_fn)(params, batch, key)
+            (loss, stats), grads = differentiated(params, stats, batch, key)
+            return loss, grads, stats
 
-        def micro_step(total: Any, micro: Any) -> tuple[Any, None]:
-            index, batch = micro
-            found = jax.value_and_grad(loss_fn)(params, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, found), None
+        def micro_step(carry: Any, micro: Any) -> tuple[Any, None]:
+            (total, stats), (index, batch) = carry, micro
+            (loss, stats), grads = differentiated(params, stats, batch, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, total, (loss, grads)), stats), None
 
         micro_batches = jax.tree.map(lambda x: _split(x, recipe.accumulate), batch)
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(micro_step, zeros, (jnp.arange(recipe.accumulate), micro_batches))
-        return jax.tree.map(lambda x: x / recipe.accumulate, total)
+        (total, stats), _ = jax.lax.scan(micro_step, (zeros, stats), (jnp.arange(recipe.accumulate), micro_batches))
+        return *jax.tree.map(lambda x: x / recipe.accumulate, total), stats
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-        loss, grads = gradients(state.params, batch, key)
+        stats = jax.tree.map(lambda x: reshard(x, P()), state.batch_stats)
+        loss, grads, stats = gradients(state.params, stats, batch, key)
         with jax.named_scope("optimizer"):
             norms = jnp.stack([jnp.sqrt(jnp.sum(g * g)) for g in jax.tree.leaves(grads)])
             norm = jnp.sqrt(jnp.sum(norms * norms))
@@ -163,24 +180,25 @@ def make_train_step(
             params = optim.apply_updates(state.params, updates, factors, rate)
             ema = optim.update_ema(state.ema, params, recipe.ema_decay)
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-            params, opt_state, ema = jax.tree.map(
+            params, opt_state, ema, stats = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
-                (params, opt_state, ema),
-                (state.params, state.opt_state, state.ema),
+                (params, opt_state, ema, stats),
+                (state.params, state.opt_state, state.ema, state.batch_stats),
             )
         skipped = state.skipped + (1 - finite.astype(jnp.int32))
-        state = TrainState(state.step + 1, skipped, params, opt_state, ema)
+        state = TrainState(state.step + 1, skipped, params, opt_state, ema, stats)
         return state, {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms, "skipped": skipped}
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
-def make_eval_step(graphdef: Any, task: Task) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns the jitted forward pass, params and pixel values to what the task judges; graphdef in evaluation mode."""
+def make_eval_step(graphdef: Any, task: Task) -> Callable[..., jax.Array]:
+    """Returns the jitted forward pass in evaluation mode: of params, pixel values and, where the model has them, batch statistics
+    to what the task judges."""
 
-    def eval_step(params: Any, pixel_values: Float[Array, "B H W C"]) -> Float[Array, "B ..."]:
-        params = jax.tree.map(lambda p: reshard(p, P()), params)
-        return task.logits(nnx.merge(graphdef, params)(pixel_values))
+    def eval_step(params: Any, pixel_values: Float[Array, "B H W C"], batch_stats: Any = None) -> Float[Array, "B ..."]:
+        params, stats = jax.tree.map(lambda p: reshard(p, P()), (params, batch_stats or {}))
+        return task.logits(task.forward(nnx.merge(graphdef, params, stats), pixel_values))
 
     return jax.jit(eval_step, compiler_options=compiler_options())
 

@@ -23,7 +23,7 @@ from natjax.image_processing import NatImageProcessor
 from natjax.text import counted, first_few
 from natjax_train.augment.settings import HostSettings
 from natjax_train.data.sources import Source
-from natjax_train.data.transforms import eval_image, train_image
+from natjax_train.data.transforms import eval_image, labelled_image
 
 _ENDLESS = 2**40  # batches
 _ADVICE = "Mend or remove them."
@@ -39,13 +39,14 @@ class _TrainBatches:
         settings: HostSettings,
         seed: int,
         share: slice,
+        prepare: Callable[..., dict[str, Any]],
         image_size: int,
         num_channels: int,
         max_corrupt: int,
         advice: str,
     ):
         self._source, self._batch_size, self._settings, self._seed = source, batch_size, settings, seed
-        self._share, self._image_size, self._num_channels = share, image_size, num_channels
+        self._share, self._prepare, self._image_size, self._num_channels = share, prepare, image_size, num_channels
         self._max_corrupt, self._advice = max_corrupt, advice
 
     def __len__(self) -> int:
@@ -56,22 +57,14 @@ class _TrainBatches:
         epoch, place = divmod(number, len(self._source) // self._batch_size)
         order = _order(len(self._source), self._seed, epoch)
         indices = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
-        images, labels = [], []
         unreadable: dict[int, str] = {}
-        for index in map(int, indices):
-            rng = np.random.default_rng((self._seed, epoch, index))
-            image, label = self._first_readable(index, rng, unreadable)
-            images.append(image)
-            labels.append(label)
-        return {
-            "image": np.stack(images),
-            "label": np.array(labels, np.int32),
-            **_as_arrays(unreadable),
-        }
+        items = [
+            self._first_readable(index, np.random.default_rng((self._seed, epoch, index)), unreadable)
+            for index in map(int, indices)
+        ]
+        return {name: np.stack([item[name] for item in items]) for name in items[0]} | as_arrays(unreadable)
 
-    def _first_readable(
-        self, index: int, rng: np.random.Generator, unreadable: dict[int, str]
-    ) -> tuple[np.ndarray, int]:
+    def _first_readable(self, index: int, rng: np.random.Generator, unreadable: dict[int, str]) -> dict[str, Any]:
         """Prepares an image, or where it cannot be read the next one that can, so that batches keep their size."""
         # No further than the limit, beyond which the run ends anyway: a lost disk is not searched to its end.
         tried = range(min(len(self._source), self._max_corrupt + 1))
@@ -79,10 +72,9 @@ class _TrainBatches:
             candidate = (index + step) % len(self._source)
             try:
                 item = self._source[candidate]
-                image = train_image(item["image"], rng, self._settings, self._image_size, self._num_channels)
-                return image, item["label"]
+                return self._prepare(item, rng, self._settings, self._image_size, self._num_channels)
             except (ImageError, OSError) as error:
-                unreadable[candidate] = _reason(error)
+                unreadable[candidate] = reason(error)
         raise ImageError(_too_many(self._source, unreadable, self._max_corrupt, self._advice))
 
 
@@ -108,7 +100,7 @@ class _EvalBatches:
                     item = self._source[index]
                     image, label = eval_image(item["image"], self._processor), item["label"]
                 except (ImageError, OSError) as error:
-                    unreadable[index] = _reason(error)
+                    unreadable[index] = reason(error)
             images.append(image)
             labels.append(label)
         if len(sizes := {image.shape[:2] for image in images if image is not None}) > 1:
@@ -125,17 +117,17 @@ class _EvalBatches:
             "image": np.stack([blank if image is None else image for image in images]),
             "label": np.array(labels, np.int32),
             "mask": np.array([image is not None for image in images]),
-            **_as_arrays(unreadable),
+            **as_arrays(unreadable),
         }
 
 
-def _reason(error: ImageError | OSError) -> str:
+def reason(error: ImageError | OSError) -> str:
     """Returns why an image cannot be read, without the name that whoever reports it gives it."""
     reason = str(getattr(error, "strerror", None) or error)
     return reason.removeprefix("The image: ").removeprefix("cannot be read: ").rstrip(".")
 
 
-def _as_arrays(unreadable: dict[int, str]) -> dict[str, np.ndarray]:
+def as_arrays(unreadable: dict[int, str]) -> dict[str, np.ndarray]:
     """Returns images and reasons as workers hand them over with a batch."""
     return {"unreadable": np.array(list(unreadable), np.int64), "reasons": np.array(list(unreadable.values()), np.str_)}
 
@@ -257,6 +249,7 @@ def train_loader(
     num_channels: int,
     augmentation: HostSettings,
     seed: int,
+    prepare: Callable[..., dict[str, Any]] = labelled_image,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -265,7 +258,9 @@ def train_loader(
     advice: str = _ADVICE,
     report: Callable[[str], None] | None = None,
 ) -> Batches:
-    """Returns this process's part of an endless run's batches: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+    """Returns this process's part of an endless run's batches.
+
+    A batch is {"image": uint8 [B, H, W, C], "label": int32 [B]}, or what `prepare` makes.
 
     An epoch has `len(source) // batch_size` batches; the images left over differ from epoch to epoch.
 
@@ -276,6 +271,8 @@ def train_loader(
         num_channels: 1 or 3.
         augmentation: what happens to an image.
         seed: of order and augmentation.
+        prepare: makes the arrays of an image, by name, of an item, a generator, and `augmentation`, `image_size` and
+            `num_channels`; workers take it along.
         process_index: which process this is.
         process_count: how many there are; must divide `batch_size`.
         workers: that read ahead; 0 reads when asked.
@@ -288,11 +285,11 @@ def train_loader(
         ValueError: sizes do not fit.
         ImageError: while iterating, if more than `max_corrupt` images cannot be read.
     """
-    share = _share(batch_size, process_index, process_count)
+    share = share_of(batch_size, process_index, process_count)
     if len(source) < batch_size:
         raise ValueError(f"batch_size {batch_size} is more than the {len(source)} training images.")
     batches = _TrainBatches(
-        source, batch_size, augmentation, seed, share, image_size, num_channels, max_corrupt, advice
+        source, batch_size, augmentation, seed, share, prepare, image_size, num_channels, max_corrupt, advice
     )
     return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
 
@@ -330,11 +327,12 @@ def eval_loader(
         ValueError: sizes do not fit.
         ImageError: while iterating, if more than `max_corrupt` images cannot be read.
     """
-    batches = _EvalBatches(source, batch_size, processor, _share(batch_size, process_index, process_count))
+    batches = _EvalBatches(source, batch_size, processor, share_of(batch_size, process_index, process_count))
     return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> slice:
+def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Returns which images of a batch are a process's."""
     if batch_size % process_count:
         raise ValueError(f"batch_size must be a multiple of the {process_count} processes; got {batch_size}.")
     part = batch_size // process_count

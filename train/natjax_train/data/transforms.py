@@ -54,6 +54,14 @@ def train_image(
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def labelled_image(
+    item: dict[str, Any], rng: np.random.Generator, settings: HostSettings, image_size: int, num_channels: int
+) -> dict[str, Any]:
+    """Returns an image with a label as training sees it; arguments are those of `train_image`."""
+    image = train_image(item["image"], rng, settings, image_size, num_channels)
+    return {"image": image, "label": np.int32(item["label"])}
+
+
 def eval_processor(settings: EvalSettings, image_size: int) -> NatImageProcessor:
     """Returns how images are prepared for evaluation: the shorter side to `image_size / crop_pct`, then the middle.
 

@@ -22,10 +22,10 @@ from natjax.configuration import NatConfig, VitRpbConfig
 from natjax.labels import composed
 from natjax.models import NatForImageClassification
 from natjax.text import counted, first_few
-from natjax_convert import shapes
 from natjax_train import plots, start
 from natjax_train.augment import device
 from natjax_train.recipe import Recipe
+from natjax_train.tasks.base import Task
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -93,7 +93,7 @@ class Metrics:
             return list(zip(images.tolist(), (right / images).tolist(), (right / taken).tolist(), strict=True))
 
 
-class Classification:
+class Classification(Task):
     """The task of one run.
 
     Args:
@@ -159,10 +159,6 @@ class Classification:
         if self._recipe is None:
             raise ValueError("This task has no recipe: it can only evaluate.")
         return self._recipe
-
-    def parameters(self, config: NatConfig) -> list[shapes.Parameter]:
-        """Returns the parameters of the task's model."""
-        return shapes.parameters(config, "classifier")
 
     def prepare(
         self, key: jax.Array, batch: dict[str, jax.Array]

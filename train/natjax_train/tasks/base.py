@@ -1,0 +1,137 @@
+"""The protocol of tasks, by which alone the loop, the step, evaluation, the log and checkpoints know them.
+
+What `Task` itself does suits images with one label each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from natjax_convert import shapes
+from natjax_train import data as data_
+from natjax_train import start
+from natjax_train.model_card import Card
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    from natjax.image_processing import NatImageProcessor
+    from natjax_train.data import Batches, Source
+    from natjax_train.recipe import Recipe
+
+
+class Result(Protocol):
+    """What an evaluation found."""
+
+    @property
+    def score(self) -> float:
+        """The number by which the best checkpoint is chosen; more is better."""
+        ...
+
+    def row(self) -> dict[str, float]:
+        """Returns the numbers for metrics.jsonl, `val_loss` among them."""
+        ...
+
+    def text(self) -> str:
+        """Returns the same for people, on one line."""
+        ...
+
+    def headline(self) -> str:
+        """Returns the score for people."""
+        ...
+
+
+class Task(Protocol):
+    """A task of one run, made of its recipe and the names of its data's classes."""
+
+    curves: tuple[str, Mapping[str, str]]  # title of a panel of curves.png, and label by name in metrics.jsonl
+    kind: Any = "classifier"  # of the task's models and checkpoints, see `natjax_convert.shapes`
+    backbone: str = "nat"  # the first key of the parameters that `freeze_backbone` freezes
+
+    def __init__(self, recipe: Recipe | None, class_names: Sequence[str]): ...
+
+    @classmethod
+    def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:
+        """Opens the training and the validation images of a data set, as the recipe says.
+
+        Raises:
+            ImageError: they cannot be used.
+        """
+        return data_.open_splits(data, val_fraction=recipe.val_fraction, seed=recipe.seed)
+
+    @classmethod
+    def check(cls, training: Source, validation: Source) -> None:
+        """Checks that a model can be trained with these images and measured on those.
+
+        Raises:
+            ImageError: it cannot.
+        """
+        data_.check_training(training)
+        data_.check_splits(training, validation)
+
+    @classmethod
+    def resolve(cls, recipe: Recipe) -> tuple[Recipe, str]:
+        """Returns a recipe with what it leaves open decided, and in words where the preprocessing is from: `start.resolve`."""
+        return start.resolve(recipe)
+
+    def card(self) -> Card:
+        """Returns what a model card says of the task."""
+        return Card()
+
+    def train_loader(self, source: Source, **options: Any) -> Batches:
+        """Returns an endless run's batches; options are those of `data.train_loader`."""
+        return data_.train_loader(source, **options)
+
+    def eval_loader(self, source: Source, **options: Any) -> Batches:
+        """Returns the batches of one pass over a source; options are those of `data.eval_loader`."""
+        return data_.eval_loader(source, **options)
+
+    def processor(self, recipe: Recipe, image_size: int) -> NatImageProcessor:
+        """Returns how evaluation, and whoever uses the exported model, prepares images."""
+        return data_.eval_processor(recipe, image_size)
+
+    def initial_model(self) -> Any:
+        """Returns the model a run starts from."""
+        ...
+
+    def resumed_model(self, config: Any) -> Any:
+        """Returns the model of a resumed run, without weights."""
+        ...
+
+    def parameters(self, config: Any) -> list[shapes.Parameter]:
+        """Returns the parameters of the task's model, with the depth of each, for layer-wise decay of the learning rate."""
+        return shapes.parameters(config, self.kind)
+
+    def prepare(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Returns pixel values and targets of a training batch, each [B, ...]: augmentation on the device."""
+        ...
+
+    def forward(self, model: Any, pixel_values: jax.Array, rngs: Any = None) -> Any:
+        """Returns what a model makes of pixel values, for `loss` and `logits`; rngs are those of dropouts."""
+        return model(pixel_values, rngs=rngs)
+
+    def loss(self, outputs: Any, targets: jax.Array) -> jax.Array:
+        """Returns the mean loss of what `forward` returned, float32 []."""
+        ...
+
+    def logits(self, outputs: Any) -> jax.Array:
+        """Returns of what `forward` returned the float32 array [B, ...] that `judge` looks at."""
+        ...
+
+    def judge(self, logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns what is counted of an evaluation batch, arrays [B, ...] and its `mask`; runs on the device.
+
+        Of an array "example/..." the first few images' alone reach `result`, for pictures.
+        """
+        ...
+
+    def result(self, judged: dict[str, np.ndarray], images_per_second: float) -> Result:
+        """Returns the result of all images' judgements, in their order."""
+        ...
+
+    def plot(self, result: Any, directory: Path) -> None:
+        """Draws a result into files of a run's folder."""
+        ...
