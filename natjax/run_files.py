@@ -9,6 +9,7 @@ CHECKPOINTS = "checkpoints"  # a folder
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 CONFUSION = "confusion.png"
+EXAMPLES = "examples.png"  # of segmentation
 TENSORBOARD = "tensorboard"  # a folder
 MODEL = "model"  # the folder of the exported model
 CARD = "README.md"  # in the folder of a model, its card

@@ -1,4 +1,4 @@
-"""The plots of a run: curves of loss, learning rate and scores over the steps, and the confusion matrix.
+"""The plots of a run: curves of loss, learning rate and scores over the steps, the confusion matrix, examples of segmentation.
 
 Drawn with Pillow alone, on white, at twice the size and then reduced, which smooths lines. Colours are RGB.
 """
@@ -9,13 +9,14 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
 from natjax.fonts import fit
+from natjax.segmentation.palettes import palette_for
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -29,6 +30,7 @@ _PALE = {_BLUE: (205, 220, 245), _ORANGE: (250, 222, 203)}  # ranges around curv
 _SHARP = 2  # pixels drawn per pixel
 _PANEL, _PANEL_GAP = (1000, 260), 84
 _LEFT, _TOP, _RIGHT = 110, 70, 40
+_OUTSIDE, _IGNORED = 254, 255  # in class maps: beyond the image, and pixels that do not count
 _BINS = 250  # points of a curve at most; each is a mean, with the range around it in a paler colour
 
 
@@ -220,6 +222,57 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
                 middle = (margin + j * cell + cell / 2, margin + i * cell + cell / 2)
                 _text(pen, middle, str(count), ink, min(18, cell * 2 // 5), "mm")
     image.resize((image.width // _SHARP, image.height // _SHARP), PIL.Image.Resampling.BOX).save(out_png)
+
+
+def segmentations(examples: Mapping[str, np.ndarray], names: Sequence[str], out_png: str | os.PathLike) -> None:
+    """Draws a few images: each with its mask, the classes that a model gives its pixels, and the wrong ones in orange.
+
+    Ignored pixels are black in masks and white among the errors.
+
+    Args:
+        examples: uint8 "image" [N, T, T, C], "truth" and "predicted" [N, T, T] of class numbers, 254 beyond the image.
+        names: of the classes.
+        out_png: the picture.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
+    if not examples:
+        return
+    images, truth, predicted = (examples[name] for name in ("image", "truth", "predicted"))
+    colours = np.concatenate([palette_for(len(names)), np.zeros((256 - len(names), 3), np.uint8)])
+    images = np.broadcast_to(images, (*images.shape[:3], 3))
+    faint = np.uint8(255 - (255 - images.mean(-1, keepdims=True)) * 0.35) * np.ones(3, np.uint8)
+    ignored, wrong = (truth == _IGNORED)[..., None], (truth != predicted)[..., None]
+    errors = np.where(ignored, _PAPER, np.where(wrong, _ORANGE, faint))
+    outside = (truth == _OUTSIDE)[..., None]
+    columns = {"image": images, "mask": colours[truth], "model": colours[predicted], "errors": errors}
+    side, gap, top = truth.shape[1], 16, 56
+    present = [i for i in np.unique(np.stack([truth, predicted])).tolist() if i < len(names)]
+    texts = [_label(i, str(names[i]), 16) for i in present]
+    width = gap + len(columns) * (side + gap)
+    places, x, y = [], gap, top + len(truth) * (side + gap) + 14
+    for text in texts:  # a legend in as many lines as it takes
+        length = 30 + int(fit(text, 16)[1].getlength(text)) + 22
+        x, y = (gap, y + 30) if x + length > width else (x, y)
+        places.append((x, y))
+        x += length
+    picture = PIL.Image.new("RGB", (width, y + 44), _PAPER)
+    pen = PIL.ImageDraw.Draw(picture)
+    for column, (title, pixels) in enumerate(columns.items()):
+        left = gap + column * (side + gap)
+        pen.text((left, 18), *_fitted(title, 20, _INK))
+        for row, array in enumerate(np.where(outside, _PAPER, pixels).astype(np.uint8)):
+            picture.paste(PIL.Image.fromarray(array), (left, top + row * (side + gap)))
+    for i, text, (x, y) in zip(present, texts, places, strict=True):
+        pen.rectangle((x, y, x + 20, y + 20), tuple(colours[i].tolist()), _GREY)
+        pen.text((x + 30, y), *_fitted(text, 16, _INK))
+    picture.save(out_png)
+
+
+def _fitted(text: str, size: int, colour: Colour) -> tuple[str, Colour, Any]:
+    text, font = fit(text, size)
+    return text, colour, font
 
 
 def _label(number: int, name: str, size: int, length: int = 18) -> str:

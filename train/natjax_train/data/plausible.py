@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from natjax.errors import ImageError
 from natjax.text import first_few
+from natjax_train.data.masks import MaskFolder
 from natjax_train.data.sources import ImageFolder, Source
 from natjax_train.data.split import Part
 
@@ -59,9 +60,10 @@ def check_splits(training: Source, validation: Source) -> None:
     Raises:
         ImageError: both splits are one folder.
     """
-    if not (isinstance(training, ImageFolder) and isinstance(validation, ImageFolder)):
+    if not (isinstance(training, ImageFolder | MaskFolder) and isinstance(validation, ImageFolder | MaskFolder)):
         return
-    if training.directory.resolve() == validation.directory.resolve():
+    first = [os.path.relpath(source.name(0), source.directory) for source in (training, validation)]  # parts share none
+    if training.directory.resolve() == validation.directory.resolve() and first[0] == first[1]:
         raise ImageError(
             f"{training.directory} and {validation.directory} are one folder: the model would be measured on the images that "
             "it learns. Give validation images of their own, or leave val/ out and let --val-fraction 0.1 hold out a tenth."
@@ -93,7 +95,8 @@ def remarks(validation: Source, training: Source | None = None) -> list[str]:
 
 def _shared(training: Source, validation: Source) -> list[str]:
     """Returns the names of validation images that are files of the training images, by whatever links."""
-    if not (isinstance(training, ImageFolder | Part) and isinstance(validation, ImageFolder | Part)):
+    files = ImageFolder | Part | MaskFolder
+    if not (isinstance(training, files) and isinstance(validation, files)):
         return []  # those of records and digits are no files
 
     @functools.cache  # there are few folders

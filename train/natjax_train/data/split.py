@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from natjax.errors import ImageError
+from natjax_train.data.masks import MaskFolder
 from natjax_train.data.sources import ImageFolder, class_counts
 
 
@@ -59,18 +60,31 @@ def split(source: ImageFolder, fraction: float, seed: int) -> dict[str, Part]:
     Raises:
         ImageError: a class has a single image, which cannot be in both parts.
     """
-    labels, directory = source.labels, source.directory
+    indices, notes = _split(source, source.labels, source.class_names, fraction, seed)
+    return {name: Part(source, indices[name], notes[name]) for name in indices}
+
+
+def split_masks(source: MaskFolder, fraction: float, seed: int) -> dict[str, MaskFolder]:
+    """Returns the parts "train" and "val" of a folder of masks; arguments and errors are those of `split`, with no classes."""
+    indices, notes = _split(source, np.zeros(len(source), int), ("of all",), fraction, seed)
+    return {name: source.part(indices[name], notes[name]) for name in indices}
+
+
+def _split(
+    source: ImageFolder | MaskFolder, labels: np.ndarray, class_names: Sequence[str], fraction: float, seed: int
+) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...]]]:
+    """Returns the images of every part, and notes on each."""
+    directory = source.directory
     digests = [_digest(seed, os.path.relpath(source.name(i), directory)) for i in range(len(source))]
     held_out: set[int] = set()
-    for label, name in enumerate(source.class_names):
+    for label, name in enumerate(class_names):
         members = sorted(np.flatnonzero(labels == label).tolist(), key=digests.__getitem__)
         if len(members) == 1:
             raise ImageError(f"{directory}: the class {name} has one image, which cannot be in both splits: add some.")
         held_out.update(members[: max(1, min(len(members) - 1, round(fraction * len(members))))] if members else ())
-    indices = {"train": [i for i in range(len(source)) if i not in held_out], "val": sorted(held_out)}
     note = f"{directory}: {len(held_out):,} of {len(source):,} images are held out for validation (val_fraction {fraction:g})"
-    notes = {"train": (*source.notes, note), "val": ()}
-    return {name: Part(source, indices[name], notes[name]) for name in indices}
+    indices = {"train": [i for i in range(len(source)) if i not in held_out], "val": sorted(held_out)}
+    return indices, {"train": (*source.notes, note), "val": ()}
 
 
 def _digest(seed: int, name: str) -> bytes:

@@ -1,0 +1,196 @@
+"""The task of segmentation: batch statistics in the step, losses, decay, runs that are interrupted and resumed."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import natjax
+from natjax.configuration import NatConfig, UperNetConfig
+from natjax_train import optim
+from natjax_train.mesh import make_mesh, put_batch, state_shardings
+from natjax_train.recipe import Recipe
+from natjax_train.step import batch_stats, make_eval_step, make_training, split_model
+from natjax_train.tasks.segmentation import Segmentation
+
+CLASSES = ("sky", "sea", "sand")
+TRUNK = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "kernel_size": 3}
+HEADS = {"hidden_size": 8, "auxiliary_channels": 8, "pool_scales": [1, 2]}
+SETTINGS = {
+    "task": "segmentation",
+    "model": "custom",
+    "model_config": {**TRUNK, **HEADS},
+    "image_size": 32,
+    "batch_size": 8,
+    "base_batch_size": 8,
+    "epochs": 4,
+    "warmup_epochs": 0,
+    "cooldown_epochs": 0,
+    "learning_rate": 1e-2,
+    "clip_norm": None,
+    "image_mean": (0.5,) * 3,
+    "image_std": (0.25,) * 3,
+}
+
+
+def config(**changes):
+    trunk = NatConfig(**TRUNK, out_features=["stage1", "stage2", "stage3", "stage4"], drop_path_rate=0.0)
+    return UperNetConfig(backbone_config=trunk, **HEADS, num_labels=3, head_dropout_prob=0.0).replace(**changes)
+
+
+def batch_of(count=8, side=32):
+    rng = np.random.default_rng(0)
+    label = np.kron(rng.integers(0, 3, (count, side // 8, side // 8)), np.ones((8, 8), int)).astype(np.uint8)
+    image = (rng.integers(0, 90, (count, side, side, 3)) + 60 * label[..., None]).astype(np.uint8)
+    label[:, :3] = 255
+    return {"image": image, "label": label, "size": np.full((count, 2), (side, side - 4), np.int32)}
+
+
+@functools.cache
+def steps(mesh, count=1, **changes):
+    """Returns the states before and after a few steps, and the last one's metrics."""
+    recipe = Recipe(**SETTINGS | changes)
+    mesh = make_mesh(mesh)
+    with jax.set_mesh(mesh):
+        model = natjax.UperNetForSemanticSegmentation(config(), rngs=nnx.Rngs(0))
+        graphdef, _, params = split_model(model)
+        training = make_training(model.config, graphdef, params, Segmentation(recipe, CLASSES), recipe, 10)
+        before = training.init(params, batch_stats(model))
+        before = jax.device_put(before, state_shardings(mesh, before))
+        state = jax.tree.map(jnp.copy, before)
+        for _ in range(count):
+            state, metrics = training.step(state, put_batch(mesh, batch_of()))
+    return jax.device_get((before, state, metrics))
+
+
+def same(one, other, **tolerance):
+    compare = functools.partial(np.testing.assert_allclose, **tolerance) if tolerance else np.testing.assert_array_equal
+    jax.tree.map(compare, one, other)
+
+
+def test_statistics_are_those_of_the_batch():
+    before, after, _ = steps("data=1")
+    recipe = Recipe(**SETTINGS)
+    model = natjax.UperNetForSemanticSegmentation(config(), rngs=nnx.Rngs(0))
+    with jax.set_mesh(make_mesh("data=1")):
+        pixel_values, _ = Segmentation(recipe, CLASSES).prepare(
+            jax.random.key(0), jax.tree.map(jnp.asarray, batch_of())
+        )
+    view = nnx.view(model, use_running_average=False)
+    view.decode(pixel_values)
+    same(after.batch_stats, jax.device_get(batch_stats(model)), rtol=1e-5, atol=1e-6)
+    counts = jax.tree.leaves(jax.tree.map(lambda x: x if x.dtype == np.int32 else None, after.batch_stats))
+    assert set(map(int, counts)) == {1}
+    assert jax.tree.leaves(before.batch_stats)
+
+
+def test_accumulation_updates_them_once_per_micro_batch():
+    _, after, _ = steps("data=1", accumulate=2)
+    counts = [int(x) for x in jax.tree.leaves(after.batch_stats) if x.dtype == np.int32]
+    assert set(counts) == {2}
+
+
+def test_a_step_that_is_left_out_keeps_them():
+    before, after, metrics = steps("data=1", image_std=(1e-45,) * 3)
+    assert not np.isfinite(metrics["loss"])
+    assert int(after.skipped) == 1
+    same(after.batch_stats, before.batch_stats)
+    same(after.params, before.params)
+
+
+def test_averaged_weights_and_a_frozen_backbone():
+    before, after, _ = steps("data=1", ema_decay=0.5, freeze_backbone=True)
+    same(after.params["backbone"], before.params["backbone"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params["decode_head"], before.params["decode_head"])
+    assert any(jax.tree.leaves(moved))
+    assert jax.tree.structure(after.ema) == jax.tree.structure(after.params)
+    same(after.batch_stats, steps("data=1")[1].batch_stats, rtol=1e-5, atol=1e-7)  # as they are
+
+
+def test_what_fills_up_a_crop_is_zero_and_the_loss_is_over_all_pixels():
+    recipe = Recipe(**SETTINGS)
+    task = Segmentation(recipe, CLASSES)
+    batch = jax.tree.map(jnp.asarray, batch_of())
+    pixel_values, targets = task.prepare(jax.random.key(0), batch)
+    assert float(jnp.abs(pixel_values[:, :, 28:]).max()) == 0
+    np.testing.assert_allclose(pixel_values[:, :, :28], (batch["image"][:, :, :28] / 255 - 0.5) / 0.25, rtol=1e-6)
+    logits = jnp.zeros((8, 8, 8, 3)), jnp.zeros((8, 2, 2, 3)), 0.4
+    counted = float((batch["label"] != 255).mean())
+    np.testing.assert_allclose(task.loss(logits, targets), 1.4 * np.log(3) * counted, rtol=1e-6)
+    valid = Segmentation(Recipe(**SETTINGS, loss_average="valid"), CLASSES)
+    np.testing.assert_allclose(valid.loss((*logits[:1], None, 0.4), targets), np.log(3), rtol=1e-6)
+
+
+def test_the_loss_falls():
+    losses = [float(steps("data=1", count)[2]["loss"]) for count in (1, 30)]
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_evaluation_uses_the_running_statistics():
+    model = natjax.UperNetForSemanticSegmentation(config(), rngs=nnx.Rngs(0))
+    _, graphdef, params = split_model(model)
+    stats = jax.tree.map(lambda x: x + 1, batch_stats(model))
+    pixel_values = jnp.ones((1, 32, 32, 3))
+    with jax.set_mesh(make_mesh("data=1")):
+        logits = make_eval_step(graphdef, Segmentation(None, CLASSES))(params, pixel_values, stats)
+    nnx.update(model, jax.tree.map(jnp.asarray, stats))
+    np.testing.assert_allclose(logits, model.decode(pixel_values)[0], atol=1e-5)
+
+
+def test_what_decays():
+    """The authors' rule goes by mmsegmentation's names."""
+    model = natjax.UperNetForSemanticSegmentation(config(), rngs=nnx.Rngs(0))
+    _, _, params = split_model(model)
+    mask = optim.decay_mask(params, "all but norms")
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="."): value
+        for path, value in jax.tree_util.tree_flatten_with_path(mask)[0]
+    }
+    assert not any(value for name, value in found.items() if "layernorm" in name or "states_norms" in name)
+    assert not any(value for name, value in found.items() if name.endswith("rpb"))
+    assert all(value for name, value in found.items() if "head" in name)  # their batch norms and biases, too
+    assert found["backbone.embeddings.patch_embeddings.projection.0.bias"]
+    assert not found["backbone.embeddings.norm.scale"]
+
+
+def test_mmcvs_schedule():
+    """Of mmcv's poly and linear warm-up: (1 - k) * regular, k = (1 - i / 1500) * (1 - ratio)."""
+    recipe = Recipe(**SETTINGS | {
+        "epochs": 160, "steps": 160_000, "schedule": "poly", "warmup_epochs": 1.5, "learning_rate": 6e-5,
+        "warmup_learning_rate": 6e-11, "min_learning_rate": 0.0,
+    })  # fmt: skip
+    epoch = optim.schedule_epoch(recipe, 7)
+    assert optim.total_steps(recipe, epoch) == 160_000
+    for step in (0, 1, 749, 1499, 1500, 80_000, 159_999):
+        regular = 6e-5 * (1 - step / 160_000)
+        warm = 1 - (1 - step / 1500) * (1 - 1e-6) if step < 1500 else 1
+        np.testing.assert_allclose(optim.learning_rate(recipe, epoch, step), regular * warm, rtol=2e-5, atol=6e-12)
+
+
+@pytest.mark.slow
+def test_batch_normalisation_over_the_global_batch():
+    """A step on eight devices does what one does."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert not done.returncode, done.stderr[-3000:]
+    reports = json.loads(done.stdout.splitlines()[-1])
+    for mesh in ("data=8", "data=2,fsdp=4"):
+        for one, other in zip(reports["data=1"], reports[mesh], strict=True):
+            np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-6)
+
+
+if __name__ == "__main__":
+    reports = {}
+    for name in ("data=1", "data=8", "data=2,fsdp=4"):
+        _, after, metrics = steps(name, 2)
+        arrays = [*jax.tree.leaves(after.batch_stats), metrics["loss"], metrics["grad_norms"]]
+        reports[name] = [np.asarray(array).tolist() for array in arrays]
+    print(json.dumps(reports))

@@ -1,0 +1,177 @@
+"""Batches of images with masks: crops of one size for training, and whole images in groups of one size for evaluation.
+
+Evaluation resizes an image until its shorter side is that of the processor or its longer one at the bound, as mmsegmentation
+does, and rounds both sides to multiples of `divisor`, 32 by default: one program serves all images of a size, and a data set
+has a few dozen at most, where its aspect ratios would have hundreds. The aspect ratio changes by 3 % at most; a divisor of 1
+leaves it. Masks keep their size; they are filled up with 255 to multiples of 256 pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from natjax.errors import ImageError
+from natjax.image_processing import NatImageProcessor
+from natjax.image_sizes import resized_shape
+from natjax_train.augment.masks import augment
+from natjax_train.data.masks import IGNORED, MaskFolder
+from natjax_train.data.pipeline import Batches, as_arrays, reason, share_of
+from natjax_train.data.transforms import decode, eval_image
+
+if TYPE_CHECKING:
+    from natjax_train.augment.settings import MaskSettings
+
+_MASK_STEP = 256  # pixels
+
+
+def masked_image(
+    item: dict[str, Any], rng: np.random.Generator, settings: Any, image_size: int, num_channels: int
+) -> dict[str, Any]:
+    """Returns an image and its mask as training sees them: {"image": uint8 [H, W, C], "label": uint8 [H, W], "size": int32 [2]}.
+
+    Both are squares; what lies below and right of `size` fills up, and its label is 255.
+
+    Args:
+        item: of a `MaskFolder`.
+        rng: the image's own, of this epoch.
+        settings: `MaskSettings`, and `horizontal_flip` of `HostSettings`.
+        image_size: side of the square.
+        num_channels: 1 or 3.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    image = decode(item["image"], num_channels)
+    image, mask = augment(image, item["mask"], rng, settings, settings.horizontal_flip, image_size)
+    pixels, (height, width) = _channels(image), mask.shape
+    fill = ((0, image_size - height), (0, image_size - width))
+    return {
+        "image": np.pad(pixels, (*fill, (0, 0))),
+        "label": np.pad(mask, fill, constant_values=IGNORED),
+        "size": np.array((height, width), np.int32),
+    }
+
+
+def mask_processor(settings: MaskSettings, image_size: int, **statistics: Any) -> NatImageProcessor:
+    """Returns how images are prepared for evaluation, and what the exported model is used with.
+
+    Args:
+        settings: bound of the longer side.
+        image_size: of the shorter side.
+        statistics: image_mean and image_std.
+    """
+    box = NatImageProcessor.semantic_segmentation(settings.longest_edge, image_size)
+    return dataclasses.replace(box, **statistics)
+
+
+def prepared_size(size: tuple[int, int], processor: NatImageProcessor, divisor: int = 1) -> tuple[int, int]:
+    """Returns height and width that evaluation gives to an image.
+
+    Args:
+        size: height and width of the image.
+        processor: a model's.
+        divisor: of the sides.
+    """
+    height, width = resized_shape("The image", size, processor.size) if processor.do_resize else size
+    return _rounded(height, divisor), _rounded(width, divisor)
+
+
+def mask_eval_loader(
+    source: MaskFolder,
+    *,
+    batch_size: int,
+    processor: NatImageProcessor,
+    divisor: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    worker_kind: str = "threads",
+    max_corrupt: int = 0,
+    advice: str = "",
+    report: Any = None,
+) -> Batches:
+    """Returns this process's part of one pass over a source, by size of the images.
+
+    A batch is {"image": uint8 [B, H, W, C], "label": uint8 [B, Y, X], "size": int32 [B, 2] of the labels, "mask": bool [B],
+    "index": int32 [B]}, H to X of its own. Arguments and errors are those of `data.eval_loader`; the divisor is that of
+    `prepared_size`.
+    """
+    batches = _EvalBatches(source, batch_size, processor, divisor, share_of(batch_size, process_index, process_count))
+    return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
+
+
+class _EvalBatches:
+    """Batches of images of one size and masks of about one; an image that `inspect` could not read is in the first."""
+
+    def __init__(self, source: MaskFolder, batch_size: int, processor: NatImageProcessor, divisor: int, share: slice):
+        self._source, self._processor, self._share = source, processor, share
+        groups: dict[Any, list[int]] = defaultdict(list)
+        lost = []
+        for index in np.random.default_rng(0).permutation(len(source)).tolist():  # so that the first ones are various
+            size = tuple(source.sizes[index].tolist())
+            if size == (0, 0):
+                lost.append(index)
+                continue
+            padded = tuple(-(-side // _MASK_STEP) * _MASK_STEP for side in size)
+            groups[prepared_size(size, processor, divisor), padded].append(index)
+        ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+        if not ordered:
+            raise ImageError("None of the images can be read.")
+        ordered[0][1].extend(lost)
+        self._batches = [
+            (key, np.pad(part, (0, batch_size - len(part)), constant_values=-1))
+            for key, indices in ordered
+            for part in (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        (size, padded), indices = self._batches[operator.index(number)]
+        indices = indices[self._share]
+        count, unreadable = len(indices), {}
+        processor = dataclasses.replace(
+            self._processor,
+            do_resize=True,
+            do_center_crop=False,
+            size=dict(zip(("height", "width"), size, strict=True)),
+        )
+        batch = {
+            "image": np.zeros((count, *size, self._processor.num_channels), np.uint8),
+            "label": np.full((count, *padded), IGNORED, np.uint8),
+            "size": np.ones((count, 2), np.int32),
+            "mask": np.zeros(count, bool),
+            "index": indices.astype(np.int32),
+        }
+        for place, index in enumerate(indices.tolist()):
+            if index < 0:
+                continue
+            try:
+                item = self._source[index]
+                image = eval_image(item["image"], processor)
+                height, width = item["mask"].shape
+                batch["label"][place, :height, :width] = item["mask"]
+            except (ImageError, OSError) as error:
+                unreadable[index] = reason(error)
+                continue
+            batch["image"][place], batch["size"][place], batch["mask"][place] = (
+                image,
+                (height, width),
+                True,
+            )
+        return batch | as_arrays(unreadable)
+
+
+def _channels(image: Any) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _rounded(side: int, divisor: int) -> int:
+    return max(1, round(side / divisor)) * divisor

@@ -1,0 +1,315 @@
+"""Semantic segmentation with UPerNet: cross entropy of both heads; IoU of every class, whose mean is the score, pixel accuracy.
+
+Logits are resized as mmsegmentation does: bilinearly to the size of the input and from there to the size of the mask. Both are
+one matrix per axis, so that masks of all sizes share a program, and a few rows are settled at a time.
+
+Letters: B batch, H W image, Y X mask, h w logits, C channels, L classes, T side of an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from natjax import run_files
+from natjax.configuration import NatConfig, UperNetConfig
+from natjax.errors import MissingNormsWarning
+from natjax.image_processing import NatImageProcessor
+from natjax.labels import composed
+from natjax.losses import segmentation_loss
+from natjax.models import NatBackbone, UperNetForSemanticSegmentation
+from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, get_config
+from natjax.processors import own_processor
+from natjax.text import first_few
+from natjax_train import plots, start
+from natjax_train.augment.device import normalize
+from natjax_train.data import Batches, Source, check_splits, train_loader
+from natjax_train.data.mask_batches import mask_eval_loader, mask_processor, masked_image
+from natjax_train.data.masks import IGNORED, class_names, has_split, open_masks
+from natjax_train.data.split import split_masks
+from natjax_train.mesh import BATCH
+from natjax_train.model_card import Card
+from natjax_train.recipe import Recipe
+from natjax_train.tasks.base import Task
+from natjax_train.tasks.iou import Metrics
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    Outputs = tuple[Float[Array, "B h w L"], Float[Array, "B _ _ L"] | None, float]
+
+_CHUNK = 2**23  # logits of a chunk of rows: 32 MiB
+_EXAMPLE_SIDE = 240  # pixels
+_CROP = 512  # where neither recipe nor checkpoint says it
+OUTSIDE = 254  # in examples: no pixel of the image
+
+
+class Segmentation(Task):
+    """The task of one run.
+
+    Args:
+        recipe: the run's; None where a model is only evaluated.
+        class_names: L of them, in the order of their numbers in masks.
+        size_divisor: of evaluation, see `prepared_size`; by default the recipe's.
+    """
+
+    curves: tuple[str, Mapping[str, str]] = (
+        "Validation images",
+        {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"},
+    )
+    kind = "segmentation"
+    backbone = "backbone"
+
+    def __init__(self, recipe: Recipe | None, class_names: Sequence[str | int], size_divisor: int | None = None):
+        self._recipe, self._class_names = recipe, tuple(map(str, class_names))
+        self._divisor = size_divisor or (recipe.size_divisor if recipe else 1)
+
+    @classmethod
+    def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:
+        """Opens images and masks of both splits and inspects all masks, see `data.masks`."""
+        options: dict[str, Any] = {
+            "class_names": class_names(recipe.classes),
+            "reduce_zero_label": recipe.reduce_zero_label,
+        }
+        if recipe.val_fraction is None:
+            parts = [open_masks(data, split, **options) for split in ("train", "val")]
+        else:
+            if has_split(data, "val"):
+                raise ValueError(f"{data} has val/ in it: leave val_fraction out, which splits data without.")
+            parts = list(split_masks(open_masks(data, "", **options), recipe.val_fraction, recipe.seed).values())
+        for part in parts:
+            part.inspect(report)
+        return parts[0], parts[1]
+
+    @classmethod
+    def check(cls, training: Source, validation: Source) -> None:
+        """Checks that validation images are others than the training images; a class without pixels is only remarked on."""
+        check_splits(training, validation)
+
+    @classmethod
+    def resolve(cls, recipe: Recipe) -> tuple[Recipe, str]:
+        """Returns a recipe with what it leaves open decided: mean and standard deviation are the checkpoint's, or ImageNet's."""
+        checkpoint = start.open_checkpoint(recipe)
+        own = None if checkpoint is None or start.is_resolved(recipe) else own_processor(checkpoint)
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if own is None else start.normalisation(own)
+        usual: dict[str, Any] = {
+            "image_size": _CROP,
+            "crop": True,
+            "eval_crop": False,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+        }
+        usual |= {"image_mean": mean, "image_std": std}
+        values = {name: value for name, value in usual.items() if getattr(recipe, name) is None}
+        of = "the checkpoint" if own is not None and "image_mean" in values else "the recipe"
+        return dataclasses.replace(recipe, **values), f"colours normalised as {of} says"
+
+    def card(self) -> Card:
+        """Returns what a model card says of the task."""
+        return Card("image-segmentation", "segmenter", "UperNetForSemanticSegmentation", "masks")
+
+    def train_loader(self, source: Source, **options: Any) -> Batches:
+        """Returns an endless run's batches, see `masked_image`."""
+        return train_loader(source, prepare=masked_image, **options)
+
+    def eval_loader(self, source: Any, **options: Any) -> Batches:
+        """Returns the batches of one pass over a source, by size of the images."""
+        return mask_eval_loader(source, divisor=self._divisor, **options)
+
+    def processor(self, recipe: Recipe, image_size: int) -> NatImageProcessor:
+        """Returns how evaluation prepares images."""
+        return mask_processor(recipe, image_size, image_mean=recipe.image_mean, image_std=recipe.image_std)
+
+    def initial_model(self) -> UperNetForSemanticSegmentation:
+        """Returns the recipe's model for these classes: a UPerNet, or its heads on the backbone that the recipe names.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+            ValueError: the recipe's fields do not fit the model.
+        """
+        recipe = self.recipe
+        options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
+        changes, labels = _changes(recipe), {"id2label": dict(enumerate(self._class_names))}
+        checkpoint = start.open_checkpoint(recipe)
+        if checkpoint is not None and checkpoint.kind == self.kind:
+            if not start.keeps_head(checkpoint, labels["id2label"], self.kind):
+                changes, options = changes | labels, options | {"replace_head": True}
+            return UperNetForSemanticSegmentation.from_pretrained(checkpoint, **changes, **options)
+        if checkpoint is None:
+            named = NatConfig() if recipe.model == "custom" else get_config(recipe.model)
+        else:
+            named = checkpoint.config
+        config = named if isinstance(named, UperNetConfig) else UperNetConfig(backbone_config=_all_levels(named))
+        config = config.replace(**changes, **labels)
+        model = UperNetForSemanticSegmentation(config, **options)
+        if checkpoint is not None:
+            trunk = config.backbone_config
+            differing = {name: getattr(trunk, name) for name in ("out_features", "dilations", "drop_path_rate")}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", MissingNormsWarning)  # those of a classifier's levels are new
+                model.backbone = NatBackbone.from_pretrained(checkpoint, **differing, **options, resize_biases=True)
+        return model
+
+    def resumed_model(self, config: Any) -> UperNetForSemanticSegmentation:
+        """Returns the model of a resumed run, without weights: those are in its checkpoints.
+
+        Raises:
+            ValueError: the data have other classes than the run.
+        """
+        names, own = list(config.id2label.values()), list(self._class_names)
+        if list(map(composed, names)) != list(map(composed, own)):
+            raise ValueError(
+                f"The data's {len(own)} classes ({first_few(own)}) are not the run's {len(names)} "
+                f"({first_few(names)}): resume with the same data, or choose another folder for another run."
+            )
+        recipe = self.recipe
+        config = config.replace(**_changes(recipe))
+        return nnx.eval_shape(lambda: UperNetForSemanticSegmentation(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's.
+
+        Raises:
+            ValueError: the task was made for evaluation alone.
+        """
+        if self._recipe is None:
+            raise ValueError("This task has no recipe: it can only evaluate.")
+        return self._recipe
+
+    def prepare(
+        self, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[Float[Array, "B H W C"], Int[Array, "B H W"]]:
+        """Returns the pixel values and class numbers that a training step sees; what fills up a crop is 0 and 255."""
+        recipe, image = self.recipe, batch["image"]
+        pixel_values = normalize(image, recipe.image_mean, recipe.image_std)  # ty: ignore[invalid-argument-type]
+        rows, columns = (jnp.arange(side) < batch["size"][:, axis, None] for axis, side in enumerate(image.shape[1:3]))
+        inside = rows[:, :, None, None] & columns[:, None, :, None]
+        return jnp.where(inside, pixel_values, 0), batch["label"].astype(jnp.int32)
+
+    def forward(self, model: Any, pixel_values: Float[Array, "B H W C"], rngs: Any = None) -> Outputs:
+        """Returns the logits of both heads before any resizing, and the weight of the second one's loss."""
+        return *model.decode(pixel_values, rngs=rngs), model.config.auxiliary_loss_weight
+
+    def loss(self, outputs: Outputs, targets: Int[Array, "B H W"]) -> Float[Array, ""]:
+        """Returns the mean cross entropy of both heads, the second one weighted."""
+        logits, auxiliary, weight = outputs
+        average: Any = self.recipe.loss_average
+        loss = segmentation_loss(logits, targets, ignore_index=IGNORED, average=average)
+        if auxiliary is None:
+            return loss
+        return loss + weight * segmentation_loss(auxiliary, targets, ignore_index=IGNORED, average=average)
+
+    def logits(self, outputs: Outputs) -> Float[Array, "B h w L"]:
+        """Returns the decode head's logits in float32."""
+        return outputs[0].astype(jnp.float32)
+
+    def judge(self, logits: Float[Array, "B h w L"], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns pixels per class that agree, are predicted and are true, loss and pixels that count of every image.
+
+        Raises:
+            ValueError: the model has another number of classes.
+        """
+        if logits.shape[-1] != len(self._class_names):
+            raise ValueError(f"The model has {logits.shape[-1]} classes, the data {len(self._class_names)}.")
+        arrays = {name: reshard(batch[name], BATCH) for name in ("image", "label", "size", "mask")}
+        return _judge(reshard(logits, BATCH), arrays)
+
+    def result(self, judged: dict[str, np.ndarray], images_per_second: float) -> Metrics:
+        """Returns the metrics of all images."""
+        counts = judged["counts"].sum(0, dtype=np.int64)
+        pixels = max(int(counts[2].sum()), 1)
+        return Metrics(
+            counts=counts,
+            loss=float(judged["loss"].sum(dtype=np.float64) / pixels),
+            images=len(judged["counts"]),
+            images_per_second=images_per_second,
+            examples={name.partition("/")[2]: value for name, value in judged.items() if "/" in name},
+        )
+
+    def plot(self, result: Metrics, directory: Path) -> None:
+        """Draws a few images with their masks, what the model makes of them and where it errs."""
+        plots.segmentations(result.examples, self._class_names, directory / run_files.EXAMPLES)
+
+
+def _dtype(recipe: Recipe) -> Any:
+    return jnp.bfloat16 if recipe.dtype == "bfloat16" else None
+
+
+def _changes(recipe: Recipe) -> dict[str, Any]:
+    """Returns the fields of the model's config that the recipe decides."""
+    drop_path = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
+    return dict(recipe.model_config) | drop_path
+
+
+def _all_levels(config: NatConfig) -> NatConfig:
+    return config.replace(out_features=config.stage_names[1:])
+
+
+@jax.jit
+def _judge(logits: Float[Array, "B h w L"], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def images_of_a_device(logits: Any, batch: Any) -> Any:
+        return jax.lax.map(lambda one: _judge_image(*one), (logits, batch))
+
+    judged = jax.shard_map(images_of_a_device, in_specs=BATCH, out_specs=BATCH)(logits, batch)
+    return jax.tree.map(lambda x: reshard(x, P()), judged)  # every process sees all images
+
+
+def _judge_image(logits: Float[Array, "h w L"], one: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    image, label, size = one["image"], one["label"], one["size"]
+    (height, width), classes = label.shape, jnp.arange(logits.shape[-1])
+    rows, columns = (
+        jnp.matmul(_bilinear(prepared, after, size[axis]), _bilinear(before, prepared, prepared), precision=_EXACT)
+        for axis, (before, prepared, after) in enumerate(
+            zip(logits.shape[:2], image.shape[:2], label.shape, strict=True)
+        )
+    )
+    wide = jnp.einsum("xw,hwl->hxl", columns, logits, precision=_EXACT)  # [h, X, L]
+    chunk = max(1, min(height, _CHUNK // (width * logits.shape[-1])))
+    chunks = -(-height // chunk)
+    fill = ((0, chunks * chunk - height), (0, 0))
+    rows = jnp.pad(rows, fill).reshape(chunks, chunk, -1)
+    labels = jnp.pad(label, fill, constant_values=IGNORED).reshape(chunks, chunk, width)
+
+    def judge_rows(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        rows, label = part
+        pixels = jnp.einsum("yh,hxl->yxl", rows, wide, precision=_EXACT)  # [rows, X, L]
+        predicted, valid = jnp.argmax(pixels, -1), label != IGNORED
+        right = jnp.sum(jnp.where(classes == label[..., None], pixels, 0), -1)
+        loss = jnp.sum(jnp.where(valid, jax.nn.logsumexp(pixels, -1) - right, 0))
+        of_class = (predicted[..., None] == classes) & valid[..., None], label[..., None] == classes
+        found = (of_class[0] & of_class[1], *of_class)
+        return jnp.stack([jnp.sum(x, (0, 1), dtype=jnp.int32) for x in found]), loss, predicted.astype(jnp.uint8)
+
+    counts, loss, predicted = jax.lax.map(judge_rows, (rows, labels))
+    places = ((jnp.arange(_EXAMPLE_SIDE) + 0.5) * (jnp.max(size) / _EXAMPLE_SIDE)).astype(int)
+    inside = (places < size[0])[:, None] & (places < size[1])
+    of_image = [places * image.shape[axis] // size[axis] for axis in (0, 1)]
+    predicted = predicted.reshape(-1, width)
+    return {
+        "counts": counts.sum(0),
+        "loss": loss.sum(),
+        "mask": one["mask"],
+        "example/image": image[jnp.ix_(*of_image)],
+        "example/truth": jnp.where(inside, label[jnp.ix_(places, places)], OUTSIDE),
+        "example/predicted": jnp.where(inside, predicted[jnp.ix_(places, places)], OUTSIDE),
+    }
+
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def _bilinear(before: int, most: int, after: jax.Array | int) -> Float[Array, "most before"]:
+    """Returns the matrix of torch's bilinear interpolation (align_corners=False) to `after` values, of `most` rows."""
+    at = jnp.clip((jnp.arange(most) + 0.5) * (before / after) - 0.5, 0, before - 1)
+    return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(before)))
