@@ -1,18 +1,21 @@
-"""`natjax eval`: top-1, top-5 and loss of a model on the validation images of a data set, and how well it tells each class."""
+"""`natjax eval`: how good a model is on the validation images of a data set, and at each class.
+
+Of a classifier top-1, top-5 and loss; of a segmenter mean IoU and pixel accuracy, see `_eval_masks`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natjax import run_files
-from natjax.atomic import check_writable, replacing
-from natjax.cli._arguments import add_dtype_argument, add_process_arguments, not_negative_int, positive_int
+from natjax.atomic import check_writable
+from natjax.cli import _eval_masks
+from natjax.cli._arguments import add_dtype_argument, add_process_arguments, image_size, not_negative_int, positive_int
+from natjax.cli._eval_output import finite, percent, write_csv
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table
 from natjax.errors import CheckpointError, install_line
@@ -20,6 +23,7 @@ from natjax.hub import locate
 from natjax.text import counted, printable
 
 if TYPE_CHECKING:
+    from natjax_train.recipe import Recipe
     from natjax_train.tasks.classification import Metrics
 
 HELP = "measure a model on the validation images of a data set"
@@ -37,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint: a run's folder, a path, a name of `natjax list` or a Hugging Face id; needed (digits is a small "
         "classifier of handwritten digits)",
     )
+    parser.add_argument(
+        "--task", choices=("classification", "segmentation"), help="what is measured (default: what the model is for)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document, with every class")
     parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
     parser.add_argument(
@@ -48,6 +55,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype_argument(parser)
     parser.add_argument("--mesh", default="", metavar="MESH", help="devices, as in data=8 (default: all)")
     add_process_arguments(parser)
+    masks = parser.add_argument_group("segmentation", "The data hold images/val and masks/val, as for natjax train.")
+    masks.add_argument("--multi-scale", action="store_true", help="average over six sizes and mirror images")
+    masks.add_argument("--crop-size", type=image_size, metavar="N|HxW", help="slide windows instead of whole images")
+    masks.add_argument(
+        "--stride",
+        type=image_size,
+        metavar="N|HxW",
+        help="from one window to the next (default: two thirds of a window)",
+    )
+    masks.add_argument(
+        "--size-divisor",
+        type=positive_int,
+        default=32,
+        metavar="N",
+        help="round the sides of resized images to multiples of N, so that few sizes are compiled for; 1 leaves them as they "
+        "are (default: 32)",
+    )
+    masks.add_argument("--reduce-zero-label", action="store_true", help="0 in masks is ignored, 1 is the first class")
+    masks.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the data's classes: a file, ade20k or cityscapes (default: classes.txt in the data, or the model's)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,9 +100,11 @@ def run(args: argparse.Namespace) -> int:
     if args.csv and is_main_process:
         check_writable(args.csv)  # to be known before the evaluation, not after it
     path = locate(args.model)
+    checkpoint = Checkpoint.open(path)
+    if (args.task or checkpoint.kind) == "segmentation":
+        return _eval_masks.run(args, checkpoint, _recipe_of_run(path))
     held_out = _split_of_run(path, args.data)
     source = data.open_source(args.data, "val", **held_out)
-    checkpoint = Checkpoint.open(path)
     net = NatForImageClassification.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
     if not names:
@@ -128,16 +160,24 @@ def run(args: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
-    """Returns how the run that a model is of split its data, where it did and the data given have no split of their own."""
-    from natjax_train.data import split_folders
+def _recipe_of_run(checkpoint: Path) -> Recipe | None:
+    """Returns the recipe of the run that a model is of, if it is of one."""
     from natjax_train.recipes import find_recipe
 
     recipe = (checkpoint if checkpoint.is_dir() else checkpoint.parent).parent / run_files.RECIPE
-    if data == "digits" or not (recipe.is_file() and Path(data).is_dir()) or split_folders(data, "val"):
+    return find_recipe(str(recipe)) if recipe.is_file() else None
+
+
+def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
+    """Returns how the run that a model is of split its data, where it did and the data given have no split of their own."""
+    from natjax_train.data import split_folders
+
+    if data == "digits" or not Path(data).is_dir() or split_folders(data, "val"):
         return {}
-    found = find_recipe(str(recipe))
-    return {} if found.val_fraction is None else {"val_fraction": found.val_fraction, "seed": found.seed}
+    found = _recipe_of_run(checkpoint)
+    if found is None or found.val_fraction is None:
+        return {}
+    return {"val_fraction": found.val_fraction, "seed": found.seed}
 
 
 def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict[str, Any]]:
@@ -150,34 +190,15 @@ def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warn
     shown = ("top1", *(("top5",) if metrics.has_top5 else ()), "loss", "images_per_second")
     summary = {name: getattr(metrics, name) for name in shown}
     if args.json:
-        classes = [{name: _finite(value) for name, value in zip(_COLUMNS, row, strict=True)} for row in rows]
-        numbers = {name: _finite(value) for name, value in summary.items()}
+        classes = [{name: finite(value) for name, value in zip(_COLUMNS, row, strict=True)} for row in rows]
+        numbers = {name: finite(value) for name, value in summary.items()}
         others = {"images": int(metrics.confusion.sum()), "classes": classes, "warnings": list(warnings)}
         print_json(numbers | others)
     else:
         _print(metrics, rows, int(metrics.confusion.sum()))
     if args.csv:
-        _write_csv(args.csv, rows)
+        write_csv(args.csv, _COLUMNS, rows)
         complain(f"{args.csv}: wrote images, recall and precision of {len(rows)} classes")
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1%}"  # the precision of a class that nothing was taken for
-
-
-def _write_csv(path: str, rows: Iterable[Sequence[Any]]) -> None:
-    # A name that is no UTF-8 is written with its bytes escaped, as it is printed: the file can be read by anything.
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows(["" if _finite(value) is None else value for value in row] for row in rows)
 
 
 def _print(metrics: Metrics, rows: Sequence[Sequence[Any]], images: int) -> None:
@@ -186,5 +207,5 @@ def _print(metrics: Metrics, rows: Sequence[Sequence[Any]], images: int) -> None
     print(f"{scores}loss {metrics.loss:.4f}")
     hardest = sorted((row for row in rows if row[1]), key=lambda row: row[2])[:_HARDEST]
     print("\nThe classes of lowest recall:" if len(rows) > _HARDEST else "")
-    table = [(printable(name), count, _percent(recall), _percent(found)) for name, count, recall, found in hardest]
+    table = [(printable(name), count, percent(recall), percent(found)) for name, count, recall, found in hardest]
     print_table(_COLUMNS, table)

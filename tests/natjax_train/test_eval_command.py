@@ -21,6 +21,7 @@ import natjax
 from natjax import demo
 from natjax.cli import eval as evaluate
 from natjax.cli import main
+from natjax.cli._eval_output import write_csv
 from natjax_train.data import match_classes
 from natjax_train.recipes import RECIPES
 from natjax_train.tasks.classification import Metrics
@@ -265,7 +266,7 @@ def test_it_says_what_it_measures(capsys, tmp_path, model):
 
 def test_a_table_of_names_that_are_no_utf8(tmp_path):
     path = tmp_path / "table.csv"
-    evaluate._write_csv(str(path), [("caf\udce9", 2, 0.5, float("nan")), ("dog", 1, 1.0, 0.5)])
+    write_csv(str(path), evaluate._COLUMNS, [("caf\udce9", 2, 0.5, float("nan")), ("dog", 1, 1.0, 0.5)])
     assert path.read_text(encoding="utf-8").splitlines() == [
         "class,images,recall,precision",
         "caf\\udce9,2,0.5,",

@@ -95,9 +95,7 @@ def train(
         kept = {name: value for name in ("model", *IMAGE_FIELDS) if (value := getattr(used, name)) is not None}
         recipe = dataclasses.replace(recipe, **kept)
     task_type = find_task(recipe.task)
-    train_source, val_source = (
-        task_type.open_splits(recipe, data, report) if isinstance(data, str) else data  # ty: ignore[not-iterable]
-    )
+    train_source, val_source = task_type.open_splits(recipe, data, report) if isinstance(data, str) else data
     task_type.check(train_source, val_source)
     preprocessing = "preprocessing from the run's recipe"
     if not (used and start.is_resolved(recipe)):  # the checkpoint that a run started from may be gone

@@ -24,6 +24,8 @@ from natjax_train.data.pipeline import Batches, as_arrays, reason, share_of
 from natjax_train.data.transforms import decode, eval_image
 
 if TYPE_CHECKING:
+    from jaxtyping import Float32
+
     from natjax_train.augment.settings import MaskSettings
 
 _MASK_STEP = 256  # pixels
@@ -81,6 +83,24 @@ def prepared_size(size: tuple[int, int], processor: NatImageProcessor, divisor: 
     return _rounded(height, divisor), _rounded(width, divisor)
 
 
+def sized_image(
+    image: bytes | np.ndarray, size: tuple[int, int], processor: NatImageProcessor, divisor: int = 1
+) -> Float32[np.ndarray, "1 H W C"]:
+    """Returns an image of a height and width as evaluation prepares it, normalised, see `prepared_size`.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    fixed = _of_size(processor, prepared_size(size, processor, divisor))
+    return fixed(decode(image, processor.num_channels))
+
+
+def _of_size(processor: NatImageProcessor, size: tuple[int, int]) -> NatImageProcessor:
+    height, width = size
+    whole = {"height": height, "width": width}
+    return dataclasses.replace(processor, do_resize=True, do_center_crop=False, size=whole)
+
+
 def mask_eval_loader(
     source: MaskFolder,
     *,
@@ -136,12 +156,7 @@ class _EvalBatches:
         (size, padded), indices = self._batches[operator.index(number)]
         indices = indices[self._share]
         count, unreadable = len(indices), {}
-        processor = dataclasses.replace(
-            self._processor,
-            do_resize=True,
-            do_center_crop=False,
-            size=dict(zip(("height", "width"), size, strict=True)),
-        )
+        processor = _of_size(self._processor, size)
         batch = {
             "image": np.zeros((count, *size, self._processor.num_channels), np.uint8),
             "label": np.full((count, *padded), IGNORED, np.uint8),

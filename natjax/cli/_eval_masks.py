@@ -1,0 +1,188 @@
+"""What `natjax eval` does with a segmenter: IoU of every class on images with masks, at one scale or several."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natjax.cli._eval_output import finite, percent, write_csv
+from natjax.cli._memory import explain_out_of_memory
+from natjax.cli._output import Progress, complain, print_json, print_table
+from natjax.text import counted, printable
+
+if TYPE_CHECKING:
+    from natjax_convert import Checkpoint
+    from natjax_train.data.masks import MaskFolder
+    from natjax_train.recipe import Recipe
+    from natjax_train.tasks.iou import Metrics
+
+_COLUMNS = ("class", "pixels", "iou", "accuracy", "precision")
+_MAX_CORRUPT = 100
+
+
+def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None) -> int:
+    """Evaluates and prints; returns 1 where images could not be read.
+
+    Args:
+        args: of `natjax eval`.
+        checkpoint: the model's.
+        recipe: of the run that the model is of, if it is of one.
+    """
+    import jax
+    import numpy as np
+
+    from natjax.models import UperNetForSemanticSegmentation
+    from natjax_train.data import match_classes
+
+    net = UperNetForSemanticSegmentation.from_pretrained(checkpoint, dtype=args.dtype)
+    names = list((net.config.id2label or {}).values())
+    source = _open(args, names, recipe)
+    places, matching = match_classes(source.class_names, names)
+    table = np.full(256, 255, np.uint8)
+    table[: len(places)] = places
+    warnings = [] if matching is None else [matching]
+    is_main_process = jax.process_index() == 0
+    say = complain if is_main_process else (lambda _: None)
+    source.inspect(say)
+    say(f"{len(source):,} images with masks, {len(source.class_names)} classes; model {args.model}")
+    for message in (*source.notes, *warnings):
+        say(message)
+    with Progress(len(source), "images") as progress:
+        if args.multi_scale or args.crop_size:
+            metrics = _image_by_image(args, checkpoint, net, source, table, len(names), progress)
+        else:
+            metrics = _in_batches(args, checkpoint, net, source, table, names, progress, is_main_process)
+    skipped = len(source) - metrics.images
+    if is_main_process:
+        _tell(args, metrics, names, warnings)
+        if skipped:
+            complain(f"{counted(skipped, 'image')} could not be read and {'is' if skipped == 1 else 'are'} not counted")
+    return 1 if skipped else 0
+
+
+def _open(args: argparse.Namespace, names: Sequence[str], recipe: Recipe | None) -> MaskFolder:
+    """Returns the validation images: of the data's own classes where a file names them, else of the model's."""
+    from natjax_train.data.masks import CLASSES, class_names, has_split, open_masks
+    from natjax_train.data.split import split_masks
+
+    reduce = args.reduce_zero_label or bool(recipe and recipe.reduce_zero_label)
+    own = class_names(args.classes) or (None if Path(args.data, CLASSES).is_file() else tuple(names))
+    if recipe and recipe.val_fraction and Path(args.data).is_dir() and not has_split(args.data, "val"):
+        complain(f"{args.data} has no val/: the images that the run held out are measured, if they are its data")
+        whole = open_masks(args.data, "", own, reduce_zero_label=reduce)
+        return split_masks(whole, recipe.val_fraction, recipe.seed)["val"]
+    return open_masks(args.data, "val", own, reduce_zero_label=reduce)
+
+
+def _in_batches(args, checkpoint, net, source, table, names, progress, is_main_process) -> Metrics:
+    """Measures at one scale, images of a size in batches over all devices and processes."""
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from natjax.processors import load_processor
+    from natjax_train import evaluate, mesh, start, step
+    from natjax_train.tasks.segmentation import Segmentation
+
+    processor = load_processor(checkpoint, complain if is_main_process else lambda _: None)
+    mean, std = start.normalisation(processor)
+    devices = mesh.make_mesh(args.mesh)
+    mesh.check_batch(devices, args.batch_size)
+    too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
+    with explain_out_of_memory(too_large), jax.set_mesh(devices):
+        _, graphdef, params = step.split_model(net)
+        whole = NamedSharding(devices, PartitionSpec())
+        params, stats = jax.device_put(jax.tree.map(np.asarray, (params, step.batch_stats(net))), whole)
+        task = Segmentation(None, names, size_divisor=args.size_divisor)
+        eval_step = step.make_eval_step(graphdef, task)
+        return evaluate.measure(
+            task,
+            lambda pixel_values: eval_step(params, pixel_values, stats),
+            source,
+            processor,
+            batch_size=args.batch_size,
+            mean=mean,
+            std=std,
+            mesh=devices,
+            through=functools.partial(_relabelled, table=table),
+            progress=progress.update if is_main_process else None,
+            workers=args.workers,
+            max_corrupt=_MAX_CORRUPT,
+            report=progress.complain,
+        )
+
+
+def _relabelled(batches: Iterable[dict[str, Any]], table: Any) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        yield {**batch, "label": table[batch["label"]]}
+
+
+def _image_by_image(args, checkpoint, net, source, table, num_classes, progress) -> Metrics:
+    """Measures by windows or several scales, one image after the other, every process its own; their counts are summed."""
+    import dataclasses
+    import time
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    from natjax.errors import ImageError
+    from natjax.pipelines.segmentation import MULTI_SCALE
+    from natjax.processors import load_processor
+    from natjax.segmentation import segment
+    from natjax_train.data.mask_batches import sized_image
+    from natjax_train.tasks.iou import Metrics, count
+
+    processor = load_processor(checkpoint, lambda _: None)
+    sizes = [
+        {name: max(1, int(side * ratio)) for name, side in processor.size.items()}
+        for ratio in (MULTI_SCALE if args.multi_scale else (1.0,))
+    ]
+    processors = [dataclasses.replace(processor, size=size) for size in sizes]
+    segmenter = jax.jit(lambda pixel_values: net.decode(pixel_values)[0])
+
+    def class_map(image: bytes, size: tuple[int, int]) -> Any:
+        views = [jnp.asarray(sized_image(image, size, each, args.size_divisor)) for each in processors]
+        options = {"flip": args.multi_scale, "crop_size": args.crop_size, "stride": args.stride}
+        return np.asarray(segment(segmenter, views, size, **options))[0]
+
+    counts, images, began = np.zeros((3, num_classes), np.int64), 0, time.perf_counter()
+    for index in range(jax.process_index(), len(source), jax.process_count()):
+        try:
+            item = source[index]
+            found = class_map(item["image"], item["mask"].shape)
+        except (ImageError, OSError) as error:
+            progress.complain(f"{source.name(index)} cannot be read, skipped: {error}")
+            continue
+        counts += count(found, table[item["mask"]], num_classes)
+        images += 1
+        progress.update(images)
+    if jax.process_count() > 1:  # in words of 32 bits, as JAX has none of 64 here
+        words = np.append(counts.ravel(), images).view(np.uint32)
+        counts = multihost_utils.process_allgather(words).astype(np.uint32).view(np.int64).sum(0)
+        counts, images = counts[:-1].reshape(3, num_classes), int(counts[-1])
+    return Metrics(counts, float("nan"), images, images / max(time.perf_counter() - began, 1e-9))
+
+
+def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warnings: Sequence[str]) -> None:
+    rows = [(name, *found) for name, found in zip(names, metrics.per_class(), strict=True)]
+    if args.json:
+        numbers = {**metrics.summary(), "loss": metrics.loss, "images_per_second": metrics.images_per_second}
+        classes = [{name: finite(value) for name, value in zip(_COLUMNS, row, strict=True)} for row in rows]
+        others = {"images": metrics.images, "classes": classes, "warnings": list(warnings)}
+        print_json({name: finite(value) for name, value in numbers.items()} | others)
+    else:
+        print(f"{metrics.images} images, {metrics.images_per_second:.1f} images/s")
+        loss = "" if metrics.loss != metrics.loss else f", loss {metrics.loss:.4f}"
+        print(
+            f"mIoU {metrics.miou:.2%}, pixel accuracy {metrics.pixel_accuracy:.2%}, mean accuracy "
+            f"{metrics.mean_accuracy:.2%}{loss}\n"
+        )
+        print_table(_COLUMNS, [(printable(name), count, *map(percent, found)) for name, count, *found in rows])
+    if args.csv:
+        write_csv(args.csv, _COLUMNS, rows)
+        complain(f"{args.csv}: wrote pixels, IoU, accuracy and precision of {len(rows)} classes")

@@ -1,0 +1,32 @@
+"""What the tables of `natjax eval` have in common."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from natjax.atomic import replacing
+
+
+def finite(value: Any) -> Any:
+    """Returns a value as JSON and CSV can hold it: None for NaN and infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def percent(value: float) -> str:
+    """Returns a part as text, "-" where there is none: the precision of a class that nothing was taken for."""
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def write_csv(path: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table of all classes."""
+    # A name that is no UTF-8 is written with its bytes escaped, as it is printed: the file can be read by anything.
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(["" if finite(value) is None else value for value in row] for row in rows)
