@@ -19,7 +19,10 @@ def test_round_trip(name):
     assert Recipe.from_json(RECIPES[name].to_json()) == RECIPES[name]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name in natjax.list_models() and "384" not in name])
+CLASSIFICATION = [name for name in RECIPES if RECIPES[name].task == "classification" and "384" not in name]
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFICATION if name in natjax.list_models()])
 def test_papers(name):
     recipe = RECIPES[name]
     assert recipe.model == name
@@ -30,6 +33,22 @@ def test_papers(name):
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.erasing) == (0.8, 1.0, 0.1, 0.25)
     assert recipe.auto_augment == "rand-m9-mstd0.5-inc1"
     assert recipe.clip_norm == 5
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("upernet_")])
+def test_papers_of_segmentation(name):
+    """Backbones are those of the published models; 160,000 steps of 16 crops."""
+    recipe, trunk = RECIPES[name], natjax.get_config(name).backbone_config
+    changed = natjax.get_config(recipe.model).replace(drop_path_rate=recipe.drop_path_rate, **recipe.model_config)
+    assert (changed.dilations, changed.drop_path_rate) == (trunk.dilations, trunk.drop_path_rate)
+    assert (changed.embed_dim, changed.depths) == (trunk.embed_dim, trunk.depths)
+    assert (recipe.steps, recipe.batch_size, recipe.peak_learning_rate, recipe.weight_decay) == (
+        160_000,
+        16,
+        6e-5,
+        0.01,
+    )
+    assert recipe.steps * recipe.warmup_epochs / recipe.epochs == 1500
 
 
 def test_learning_rate_follows_the_batch_size():
