@@ -78,7 +78,7 @@ def config_of(meta: Mapping[str, Any], shapes: UperNetConfig) -> UperNetConfig |
                 raise ValueError(f"{name}.{argument} is {part[argument]!r}; natjax has {only!r} alone")
     backbone, head, auxiliary = parts.values()
     model_types = _BACKBONES.get(str(backbone.get("type")), ())
-    if shapes.trunk.model_type not in model_types and "nat" not in model_types:
+    if shapes.trunk.model_type not in model_types:
         raise ValueError(
             f"the backbone is {backbone.get('type')!r}, the tensors are those of {shapes.trunk.model_type!r}"
         )

@@ -13,7 +13,7 @@ from flax import nnx
 
 import natjax
 import natjax_convert
-from natjax.configuration import DinatSConfig
+from natjax.configuration import DinatSConfig, UperNetConfig
 from natjax.presets import SEGMENTATION_PRESETS as PRESETS
 from natjax_convert.mmseg_config import config_of
 from natjax_convert.torch_zip import write_torch
@@ -203,6 +203,13 @@ def test_config_texts_that_are_refused(shapes, old, new, message):
     with pytest.raises(ValueError, match=message):
         config_of({"config": TEXT.replace(old, new, 1)}, shapes)
     assert not pathlib.Path("hacked").exists()
+
+
+@pytest.mark.parametrize("backbone", ["NAT", "DiNAT"])
+def test_a_text_of_another_backbone_than_the_tensors_is_refused(backbone):
+    patches = UperNetConfig(backbone_config=DinatSConfig(embed_dim=6, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)))
+    with pytest.raises(ValueError, match=f"the backbone is '{backbone}', the tensors are those of 'dinat_s'"):
+        config_of({"config": TEXT.replace("DiNAT", backbone)}, patches)
 
 
 @pytest.mark.parametrize("meta", [{}, {"config": None}, {"config": 3}, {"config": "x = 1"}, {"config": "model += 3"}])
