@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--palette",
         metavar="NAME|FILE",
         help="colours: ade20k, cityscapes, a text file with `r g b name` or `#rrggbb name` per class, or a PNG with a palette "
-        "(default: by the number of classes)",
+        "(default: the model's own, or else by the number of classes)",
     )
     parser.add_argument(
         "--overlay", action="store_true", help="also write NAME_overlay.png: the colours over the image, with a legend"
@@ -143,12 +143,13 @@ def _folder(out: str, names: list[str], images: list[str]) -> Path:
 
 
 def _palette_and_labels(source: str | None, config: Any) -> tuple[Any, dict[int, str]]:
-    """Returns the colours of the classes, and their names: the palette's where the model has none of its own."""
-    from natjax.segmentation.palettes import PUBLISHED, load_palette, palette_for
+    """Returns the colours of the classes, and their names: those of a palette that was asked for where the model has none."""
+    from natjax.segmentation.palettes import load_palette, own_palette, palette_for
 
-    colours, labels = palette_for(config.num_labels, source), dict(config.id2label)
-    source = source or PUBLISHED.get(config.num_labels)
-    if source and all(label == f"LABEL_{index}" for index, label in labels.items()):
+    labels = dict(config.id2label)
+    own = own_palette(config) if source is None else None
+    colours = palette_for(config.num_labels, source) if own is None else own
+    if source is not None and all(label == f"LABEL_{index}" for index, label in labels.items()):
         labels = {i: name or labels[i] for i, name in enumerate(load_palette(source).names[: len(labels)])}
     return colours, labels
 

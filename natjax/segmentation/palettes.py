@@ -21,6 +21,8 @@ from natjax.text import did_you_mean
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
+    from natjax.configuration import UperNetConfig
+
 PUBLISHED = {150: "ade20k", 19: "cityscapes"}  # by number of classes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GOLDEN_RATIO = 0.618034
@@ -76,6 +78,18 @@ def palette_for(num_labels: int, source: str | os.PathLike | None = None) -> UIn
             "many, or none: one is generated."
         )
     return colours[:num_labels].copy()
+
+
+def own_palette(config: UperNetConfig) -> UInt8[np.ndarray, "L 3"] | None:
+    """Returns the colours that a model's files give its classes, as mmsegmentation's do; None where there are none that fit."""
+    colours = config.extra.get("palette")
+    if not isinstance(colours, list | tuple) or len(colours) != config.num_labels:
+        return None
+    if not all(isinstance(colour, list | tuple) and len(colour) == 3 for colour in colours):
+        return None
+    if not all(type(value) is int and 0 <= value <= 255 for colour in colours for value in colour):
+        return None
+    return np.array(colours, np.uint8)
 
 
 def generated(num_labels: int) -> UInt8[np.ndarray, "L 3"]:

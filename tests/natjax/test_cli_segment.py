@@ -13,6 +13,7 @@ from natjax import models
 from natjax.cli import main
 from natjax.configuration import NatConfig, UperNetConfig
 from natjax.image_processing import NatImageProcessor
+from natjax.segmentation import generated
 from natjax_convert import Checkpoint
 
 pytestmark = pytest.mark.once
@@ -170,12 +171,37 @@ def test_windows_and_scales_reach_the_pipeline(world, monkeypatch, capsys):
 
 def test_a_model_without_names_takes_those_of_its_palette(world, monkeypatch, capsys):
     use_config(monkeypatch, UperNetConfig(num_labels=150))
-    assert main(["segment", "images/a.png", "--model", "model"]) == 0
+    assert main(["segment", "images/a.png", "--model", "model", "--palette", "ade20k"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["wall", "building"]
     use_config(monkeypatch, UperNetConfig(num_labels=3))
     (world / "palette.txt").write_text("255 0 0 night\n0 255 0\n0 0 255\n")
     assert main(["segment", "images/a.png", "--model", "model", "--palette", "palette.txt"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["night", "LABEL_1"]
+
+
+@pytest.mark.parametrize("count", [19, 150])
+def test_names_are_not_guessed_from_the_number_of_classes(world, monkeypatch, capsys, count):
+    use_config(monkeypatch, UperNetConfig(num_labels=count))
+    assert main(["segment", "images/a.png", "--model", "model"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    ("colours", "first"),
+    [
+        ([[1, 2, 3], [4, 5, 6], [7, 8, 9]], (1, 2, 3)),
+        ([[1, 2, 3]], None),
+        ([[1, 2, 300]] * 3, None),
+        ([[1, 2, True]] * 3, None),
+        ([1, 2, 3], None),
+        ("abc", None),
+    ],
+)
+def test_colours_of_the_models_files_are_taken_where_they_fit(world, monkeypatch, colours, first):
+    use_config(monkeypatch, UperNetConfig(id2label=NAMES, extra={"palette": colours}))
+    assert main(["segment", "images/a.png", "--model", "model"]) == 0
+    with PIL.Image.open("segments/a.png") as image:
+        assert image.convert("RGB").getpixel((0, 0)) == (first or tuple(generated(3)[0]))
 
 
 def test_names_of_classes_steer_no_terminal(world, monkeypatch, capsys):
