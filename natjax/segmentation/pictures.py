@@ -12,14 +12,14 @@ import PIL.ImageDraw
 from natjax.fonts import fit
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Integer, UInt8
+    from jaxtyping import Array, Float64, Integer, UInt8
 
 _PAPER, _INK, _PALE = (255, 255, 255), (32, 36, 44), (110, 116, 128)
 _FONT, _SMALLEST_FONT, _LARGEST_FONT = 1 / 30, 13, 28  # of the picture's height; pixels
 _LONGEST_NAME = 40  # characters
 
 
-def coloured(class_map: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "L 3"]) -> PIL.Image.Image:
+def coloured(class_map: Integer[Array | np.ndarray, "H W"], palette: UInt8[np.ndarray, "L 3"]) -> PIL.Image.Image:
     """Returns a class map as an image of mode P: its pixels are the class indices, its palette their colours.
 
     Indices beyond the palette, such as 255 of ignored pixels, are black. Saved as PNG it is a mask to train on as well. With
@@ -29,6 +29,7 @@ def coloured(class_map: Integer[np.ndarray, "H W"], palette: UInt8[np.ndarray, "
         class_map: class indices.
         palette: a colour for each class.
     """
+    class_map = np.asarray(class_map)
     if len(palette) > 256:
         return PIL.Image.fromarray(_colours(class_map, palette))
     image = PIL.Image.fromarray(class_map.astype(np.uint8)).convert("P")  # "L" to "P" keeps the values

@@ -1,5 +1,6 @@
 """Palettes and pictures of class maps."""
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -102,6 +103,12 @@ def test_coloured_maps_hold_class_indices(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), MAP)
         colours = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(colours, np.concatenate([RGB, [[0, 0, 0]]])[[[0, 0, 1], [2, 3, 1]]])
+
+
+@pytest.mark.parametrize("count", [4, 300])
+def test_coloured_maps_of_jax_arrays(count):
+    palette = generated(count)
+    assert coloured(jnp.asarray(MAP), palette).tobytes() == coloured(MAP, palette).tobytes()
 
 
 def test_coloured_maps_of_more_classes_than_a_palette_holds():
