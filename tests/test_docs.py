@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ TINY = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "ker
 # What makes a command short. The last of several equal flags counts.
 SHORT = {
     "train": "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --warmup-epochs 0 --cooldown-epochs 0 --mesh data=1",
+    "train masks": """--steps 2 --model-config '{"hidden_size": 8, "auxiliary_channels": 8}'""",
     "bench": "--seconds 0.1 --image-size 32",
     "bench op": "--seconds 0.1",
 }
@@ -103,6 +105,8 @@ def commands(code):
 def run_natjax(arguments):
     name = "bench op" if arguments[:2] == ["bench", "op"] else arguments[0]
     arguments = [*arguments, *SHORT.get(name, "").split()]
+    if name == "train" and {"finetune_masks", "upernet_nat_tiny"} & set(arguments):
+        arguments += shlex.split(SHORT["train masks"])
     for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
         if flag in arguments:
             del arguments[arguments.index(flag) : arguments.index(flag) + 2]
@@ -166,6 +170,19 @@ def make_images(folder, channels=3, classes=2, images=8):
             PIL.Image.fromarray(pixels.squeeze()).save(folder / f"class {name}" / f"{i}.jpg")
 
 
+def make_masks(folder, images=8):
+    """Makes images of three classes and their masks."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / kind / split).mkdir(parents=True)
+        for i in range(images):
+            mask = rng.integers(0, 3, (32, 40), np.uint8)
+            PIL.Image.fromarray(np.stack([mask * 80] * 3, -1)).save(folder / "images" / split / f"{i}.jpg")
+            PIL.Image.fromarray(mask).save(folder / "masks" / split / f"{i}.png")
+    (folder / "classes.txt").write_text("sky\nsea\nsand\n", encoding="utf-8")
+
+
 def make_segmentation_model(name):
     """Makes a tiny UPerNet with random weights, for images within 64 x 32 pixels, and a file as mmsegmentation writes it."""
     config = natjax.UperNetConfig(
@@ -214,6 +231,7 @@ def world(tmp_path, monkeypatch):
     for folder in ("flowers/train", "flowers/val", "imagenet/train", "imagenet/val"):
         make_images(tmp_path / folder)
     make_images(tmp_path / "photos")
+    make_masks(tmp_path / "beach")
     for name, preset in presets.PRESETS.items():
         if type(preset.config) is not natjax.NatConfig:
             continue
@@ -232,8 +250,8 @@ def world(tmp_path, monkeypatch):
     trained = {}
 
     def train_once(recipe, data, out, **options):
-        """Trains on the digits once, and once on a folder; other runs get the folder of that one."""
-        key = str(data) == "digits"
+        """Trains on the digits once, and once on a folder of each task; other runs get the folder of that one."""
+        key = "digits" if str(data) == "digits" else recipe.task
         if key not in trained:
             trained[key] = train(recipe, data, out, **options)
         elif not pathlib.Path(out).exists():

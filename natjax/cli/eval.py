@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document, with every class")
     parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
     parser.add_argument(
-        "--batch-size", type=positive_int, default=64, metavar="N", help="images per step, of all devices (default: 64)"
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="images per step, of all devices (default: 64; of a segmenter one per device)",
     )
     parser.add_argument(
         "--workers", type=not_negative_int, default=0, metavar="N", help="threads that read images (default: none)"
@@ -102,7 +105,11 @@ def run(args: argparse.Namespace) -> int:
     path = locate(args.model)
     checkpoint = Checkpoint.open(path)
     if (args.task or checkpoint.kind) == "segmentation":
+        args.batch_size = (
+            args.batch_size or jax.device_count()
+        )  # images of one size share a batch, and few have the same
         return _eval_masks.run(args, checkpoint, _recipe_of_run(path))
+    args.batch_size = args.batch_size or 64
     held_out = _split_of_run(path, args.data)
     source = data.open_source(args.data, "val", **held_out)
     net = NatForImageClassification.from_pretrained(checkpoint, dtype=args.dtype)
