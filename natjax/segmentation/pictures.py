@@ -118,4 +118,4 @@ def _shortened(name: str) -> str:
 def _colours(class_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Returns the colours of a class map, uint8 [H, W, 3]; black where an index is beyond the palette."""
     table = np.concatenate([palette, np.zeros((1, 3), np.uint8)])
-    return table[np.minimum(class_map, len(palette))]
+    return table[np.minimum(class_map.astype(int), len(palette))]
