@@ -106,6 +106,13 @@ def two_images(data):
     PIL.Image.new("RGB", (10, 8)).save(data / "images/train/coast/0.jpg")
 
 
+def all_ignored(data):
+    for path in (data / "masks/train").rglob("*.png"):
+        with PIL.Image.open(path) as mask:
+            size = mask.size
+        PIL.Image.new("L", size, 255).save(path)
+
+
 def all_unreadable(data):
     for path in (data / "masks/train/coast").iterdir():
         path.write_bytes(b"")
@@ -117,7 +124,7 @@ def all_unreadable(data):
         (
             colours,
             MaskError,
-            r"1 mask in colours: .*0.png: is an image of mode RGB, and a mask has one number per pixel",
+            r"1 mask of no classes: .*0.png: is an image of mode RGB, and a mask has one number per pixel",
         ),
         (another_size, MaskError, r"another size than the image: .*0.png \(7 x 10, image 8 x 10\)\.$"),
         (
@@ -135,6 +142,7 @@ def all_unreadable(data):
         (no_masks, MaskError, "masks.train has no masks in it: it should hold a PNG for every image in"),
         (no_folder, MaskError, "masks has no train/ in it"),
         (two_images, ImageError, r"has coast.0\.\w+ and coast.0\.\w+, and a mask belongs to one image"),
+        (all_ignored, MaskError, "The 4 masks in .*train have no pixel of a class, only 255, which is ignored: write"),
         (all_unreadable, ImageError, r"None of the 4 images in .* can be read: .*the file is empty"),
     ],
 )

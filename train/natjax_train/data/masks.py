@@ -38,7 +38,7 @@ _BEYOND = 254  # in tables: there is no such class
 _MOST_CLASSES = 254
 _SECONDS_BETWEEN_REPORTS = 10.0
 # What can be wrong with masks.
-_COLOURS, _SIZE, _NUMBERS = "in colours", "of another size than the image", "with numbers beyond the classes"
+_NO_CLASSES, _SIZE, _NUMBERS = "of no classes", "of another size than the image", "with numbers beyond the classes"
 
 
 class MaskFolder:
@@ -119,7 +119,7 @@ class MaskFolder:
             report: called with the progress, every ten seconds.
 
         Raises:
-            MaskError: some have colours, other sizes than their images or numbers beyond the classes.
+            MaskError: some have colours, other sizes than their images or numbers beyond the classes; or all pixels are ignored.
             ImageError: none can be read.
         """
         problems: dict[str, list[str]] = {}
@@ -146,6 +146,12 @@ class MaskFolder:
             what = counted(len(unreadable), "image")
             self.notes = (*self.notes, f"{what} that cannot be read, or whose masks cannot: {first_few(unreadable, 3)}")
         self.class_counts = tuple(counts[: len(self.class_names)].tolist())
+        if not any(self.class_counts):
+            also = " and 0" if self._reduce else ""
+            raise MaskError(
+                f"The {len(self):,} masks in {self._masks} have no pixel of a class, only {IGNORED}{also}, which is ignored: "
+                f"write the numbers of {CLASSES} into them."
+            )
 
     def _inspected(self, index: int) -> tuple[tuple[int, int], list[int], str, str]:
         """Returns a mask's size and classes, what is wrong with it ("" for what cannot be read) and in which of them."""
@@ -154,7 +160,7 @@ class MaskFolder:
             raw = decode_mask(name)
             size = upright_size(self.name(index))
         except MaskError as error:
-            return (0, 0), [], _COLOURS, str(error).rstrip(".")
+            return (0, 0), [], _NO_CLASSES, str(error).rstrip(".")
         except (ImageError, OSError) as error:
             return (0, 0), [], "", str(error).rstrip(".")
         if size != raw.shape:
