@@ -97,6 +97,19 @@ def test_accumulation_updates_them_once_per_micro_batch():
     assert set(counts) == {2}
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_micro_batch_of_one_image_is_refused(accumulate):
+    recipe = Recipe(**SETTINGS | {"batch_size": accumulate, "accumulate": accumulate})
+    task = Segmentation(recipe, CLASSES)
+    expected = (
+        rf"batch_size {accumulate} in {accumulate} micro-batches .* has one: give --batch-size {2 * accumulate} or more"
+    )
+    with pytest.raises(ValueError, match=expected):
+        task.initial_model()
+    with pytest.raises(ValueError, match=expected):
+        task.resumed_model(config(id2label=dict(enumerate(CLASSES))))
+
+
 def test_a_step_that_is_left_out_keeps_them():
     before, after, metrics = steps("data=1", image_std=(1e-45,) * 3)
     assert not np.isfinite(metrics["loss"])

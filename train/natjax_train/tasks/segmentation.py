@@ -144,6 +144,7 @@ class Segmentation(Task):
         if checkpoint is not None and checkpoint.kind == self.kind:
             if not start.keeps_head(checkpoint, labels["id2label"], self.kind):
                 changes, options = changes | labels, options | {"replace_head": True}
+            _check_micro_batch(recipe, checkpoint.config.replace(**changes))
             return UperNetForSemanticSegmentation.from_pretrained(checkpoint, **changes, **options)
         if checkpoint is None:
             named = NatConfig() if recipe.model == "custom" else get_config(recipe.model)
@@ -151,6 +152,7 @@ class Segmentation(Task):
             named = checkpoint.config
         config = named if isinstance(named, UperNetConfig) else UperNetConfig(backbone_config=_all_levels(named))
         config = config.replace(**changes, **labels)
+        _check_micro_batch(recipe, config)
         model = UperNetForSemanticSegmentation(config, **options)
         if checkpoint is not None:
             trunk = config.backbone_config
@@ -174,6 +176,7 @@ class Segmentation(Task):
             )
         recipe = self.recipe
         config = config.replace(**_changes(recipe))
+        _check_micro_batch(recipe, config)
         return nnx.eval_shape(lambda: UperNetForSemanticSegmentation(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
 
     @property
@@ -250,6 +253,19 @@ def _changes(recipe: Recipe) -> dict[str, Any]:
     """Returns the fields of the model's config that the recipe decides."""
     drop_path = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
     return dict(recipe.model_config) | drop_path
+
+
+def _check_micro_batch(recipe: Recipe, config: UperNetConfig) -> None:
+    """Checks that batch normalisation has a batch where maps are pooled to one pixel.
+
+    Raises:
+        ValueError: it has one image.
+    """
+    if recipe.batch_size == recipe.accumulate and 1 in config.pool_scales:
+        raise ValueError(
+            f"Batch normalisation needs two images at once, and batch_size {recipe.batch_size} in {recipe.accumulate} "
+            f"micro-batches (accumulate) has one: give --batch-size {2 * recipe.accumulate} or more."
+        )
 
 
 def _all_levels(config: NatConfig) -> NatConfig:
