@@ -49,7 +49,7 @@ def match_classes(classes: Sequence[str], names: Sequence[str]) -> tuple[list[in
             )
     raise ValueError(
         f"The names of the data's {len(classes)} classes ({_beginning(classes)}) are not among those of the model's "
-        f"{len(names)} ({_beginning(names)}), so which is which is not known; name the class folders as the model's classes."
+        f"{len(names)} ({_beginning(names)}), so which is which is not known; name the classes of the data as the model's."
     )
 
 
