@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from natjax_train.tasks.classification import Metrics
 
 HELP = "measure a model on the validation images of a data set"
+_MODELS = {"classification": "classifier", "segmentation": "segmenter"}
 _HARDEST = 10  # classes that are shown
 _MAX_CORRUPT = 100
 _COLUMNS = ("class", "images", "recall", "precision")
@@ -104,7 +105,13 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.csv)  # to be known before the evaluation, not after it
     path = locate(args.model)
     checkpoint = Checkpoint.open(path)
-    if (args.task or checkpoint.kind) == "segmentation":
+    task = args.task or ("segmentation" if checkpoint.kind == "segmentation" else "classification")
+    if args.task and (task == "segmentation") != (checkpoint.kind == "segmentation"):
+        raise CheckpointError(
+            f"{path}: --task {args.task} measures a {_MODELS[args.task]}, and this is none: leave --task out, or give another "
+            "--model."
+        )
+    if task == "segmentation":
         args.batch_size = (
             args.batch_size or jax.device_count()
         )  # images of one size share a batch, and few have the same

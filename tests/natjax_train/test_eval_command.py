@@ -89,6 +89,14 @@ def expected(model, data, classes):
     return np.mean(right), np.mean(losses)
 
 
+def test_a_classifier_is_no_segmenter(capsys):
+    code, out, err = run(capsys, *DIGITS, "--task", "segmentation")
+    assert (code, out) == (1, "")
+    assert (
+        "--task segmentation measures a segmenter, and this is none: leave --task out, or give another --model." in err
+    )
+
+
 def test_digits(capsys, tmp_path):
     code, out, _ = run(capsys, *DIGITS, "--json", "--csv", tmp_path / "classes.csv")
     found = json.loads(out)
