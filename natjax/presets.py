@@ -206,13 +206,17 @@ ALL_PRESETS: Mapping[str, Any] = ChainMap[str, Any](SEGMENTATION_PRESETS, PRESET
 
 
 def preset_of(config: NatConfig) -> Preset | None:
-    """Returns the preset of a model's architecture, whatever its channels, classes and regularisation, or None."""
+    """Returns the preset of a model's architecture, whatever its channels and regularisation, or None.
+
+    Of several the one with as many classes, or else the first.
+    """
 
     def architecture(config: NatConfig) -> tuple[Any, ...]:
         same = (getattr(config, name) for name in _ARCHITECTURE)
         return type(config), *same, config.layer_scale_init_value > 0
 
-    return next((preset for preset in PRESETS.values() if architecture(preset.config) == architecture(config)), None)
+    fitting = [preset for preset in PRESETS.values() if architecture(preset.config) == architecture(config)]
+    return max(fitting, key=lambda preset: preset.config.num_labels == config.num_labels, default=None)
 
 
 def list_models(pattern: str | None = None) -> list[str]:

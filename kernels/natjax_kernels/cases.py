@@ -150,6 +150,7 @@ def published() -> list[Case]:
         *levels(128, 2, "tiny", DILATIONS),  # NAT-Tiny speaks for all sizes at 224 pixels
         *levels(32, 6, "384 px", (13, 6, 3, 1), 96),
         *levels(32, 6, "384 px kernel 11", DILATIONS, 96, 11),
+        Case("ViT-rpb", 128, (14, 14), 12, 32, 14),  # the other isotropic models have the attention of level 3
     ]
 
 

@@ -321,7 +321,7 @@ def test_tuning_knows_every_attention_of_every_published_model():
     wanted = set()
     for preset in PRESETS.values():
         for level in range(preset.config.num_levels):
-            side = preset.image_size // 4 >> level
+            side = preset.image_size // preset.config.patch_size >> level
             for dilation in preset.config.layer_dilations(level):
                 wanted.add(((side, side), preset.config.kernel_size, dilation))
     assert known == wanted
