@@ -36,6 +36,10 @@ TABLES = {
         f"{_CASE} seconds",
         "model what implementation milliseconds images_per_second peak_bytes",
     ],
+    "segmentation": [
+        f"{_CASE} milliseconds p95_milliseconds images_per_second ratio",
+        f"{_CASE} seconds peak_megabytes",
+    ],
     "scaling": ["case what microseconds times_the_floor temporary_bytes_per_token nanoseconds_per_token"],
     "peers": ["peer case dtype what microseconds", "peer what milliseconds images_per_second"],
 }

@@ -25,6 +25,7 @@ PARTS = {
     "op": ("cpu.op:measure", 130, 20),
     "start": ("cpu.start:measure", 340, 60),
     "models": ("cpu.models:measure", 2000, 90),
+    "segmentation": ("cpu.models:measure_segmenters", 900, 200),
 }
 
 

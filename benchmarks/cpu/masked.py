@@ -104,13 +104,46 @@ class MaskedNat(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns logits of [B, C, H, W]."""
-        x = self.stem_norm(self.stem[1](self.stem[0](x)).permute(0, 2, 3, 1))
+        return self.head(self.norm(self.features(x)[-1]).mean((1, 2)))
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Returns every level's map before downsampling, [B, h, w, C]."""
+        x, maps = self.stem_norm(self.stem[1](self.stem[0](x)).permute(0, 2, 3, 1)), []
         for level, layers in enumerate(self.levels):
             x = layers(x)
+            maps.append(x)
             if level < len(self.downsample):
                 convolution, norm = self.downsample[level]
                 x = norm(convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return self.head(self.norm(x).mean((1, 2)))
+        return maps
+
+
+class MaskedUperNet(nn.Module):
+    """The segmenter of a natjax.UperNetConfig: MaskedNat's levels under the heads of transformers' UPerNet."""
+
+    def __init__(self, config, image_size: int):
+        from transformers import UperNetConfig
+        from transformers.models.upernet import modeling_upernet as upernet
+
+        super().__init__()
+        backbone = config.backbone_config
+        names = ("hidden_size", "auxiliary_channels", "auxiliary_loss_weight", "num_labels")
+        fields = {name: getattr(config, name) for name in names}
+        heads = UperNetConfig(
+            **fields, pool_scales=list(config.pool_scales), auxiliary_in_channels=backbone.level_dims[2]
+        )
+        self.backbone = MaskedNat(backbone.replace(num_labels=1), image_size)
+        self.norms = nn.ModuleList(map(nn.LayerNorm, backbone.level_dims))
+        self.decode_head = upernet.UperNetHead(heads, list(backbone.level_dims))
+        self.auxiliary_head = upernet.UperNetFCNHead(heads)
+        del self.backbone.norm, self.backbone.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Returns logits of [B, C, H, W] at its size; in training both heads'."""
+        maps = [norm(y).permute(0, 3, 1, 2) for norm, y in zip(self.norms, self.backbone.features(x), strict=True)]
+        resize = functools.partial(functional.interpolate, size=x.shape[2:], mode="bilinear", align_corners=False)
+        logits = resize(self.decode_head(maps))
+        return (logits, resize(self.auxiliary_head(maps))) if self.training else logits
 
 
 def halving(inputs: int, outputs: int, bias: bool) -> nn.Conv2d:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import resource
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,12 @@ CASES = [
     ("nat_tiny", 1, False, 15, COMPILED),
     ("nat_tiny", 8, True, 60, COMPILED),
 ]
+# Segmenters: their peer is transformers' UPerNet over masked attention, which needs maps that are multiples of 7.
+SEGMENTER_SIDE = 448
+SEGMENTERS = [
+    ("upernet_nat_tiny", 1, False, 60, ("sdpa", "sdpa compiled")),
+    ("upernet_nat_tiny", 2, True, 120, ("sdpa", "sdpa compiled")),
+]
 QUICK = [("nat_tiny", 1, False, 6, TINY), ("nat_mini", 8, False, 6, EAGER)]
 
 
@@ -45,8 +52,21 @@ def measure(report: Report, options: Options) -> None:
         measure_case(report, i, ["natjax", *entrants], preset, batch, train, seconds)
 
 
+def measure_segmenters(report: Report, options: Options) -> None:
+    """Adds rows per entrant and case of semantic segmentation."""
+    for i, (preset, batch, train, seconds, entrants) in enumerate(SEGMENTERS[: 1 if options.small else None]):
+        measure_case(report, i, ["natjax", *entrants], preset, batch, train, seconds, SEGMENTER_SIDE)
+
+
 def measure_case(
-    report: Report, case: int, entrants: list[str], preset: str, batch: int, train: bool, seconds: float
+    report: Report,
+    case: int,
+    entrants: list[str],
+    preset: str,
+    batch: int,
+    train: bool,
+    seconds: float,
+    side: int = SIDE,
 ) -> None:
     """Prepares the entrants, then times those that could be."""
     labels = {"case": case, "model": preset, "batch": batch, "what": "training step" if train else "inference"}
@@ -56,7 +76,7 @@ def measure_case(
         def prepared(entrant: str) -> dict[str, Any]:
             if lacking := peers.missing(entrant):
                 return {"skipped": lacking}
-            worker = workers[entrant] = stack.enter_context(Worker(prepare, entrant, preset, batch, train))
+            worker = workers[entrant] = stack.enter_context(Worker(prepare, entrant, preset, batch, train, side))
             return worker.row
 
         for entrant in entrants:
@@ -69,23 +89,30 @@ def measure_case(
         except RuntimeError as error:  # of one of them, without which the case is none
             why = {"error": str(error)}
     for entrant in workers:
-        figures = row(entrant, preset, batch, times[entrant], times.get("natjax")) if times else why
+        figures = row(entrant, preset, batch, times[entrant], times.get("natjax"), side) if times else why
         report.add(kind="time", entrant=entrant, **labels, **figures)
 
 
-def prepare(entrant: str, preset: str, batch: int, train: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Returns a run of an entrant, and the seconds that its first one or its compiler took."""
+def prepare(
+    entrant: str, preset: str, batch: int, train: bool, side: int = SIDE
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Returns a run of an entrant, the seconds that its first one or its compiler took, and the peak memory of its process."""
     if entrant == "natjax":
         config = get_config(preset, drop_path_rate=0.0)
-        program = (benchmarking.training if train else benchmarking.inference)(config, batch, SIDE)
-        return program.run, {"seconds": round(program.compile_seconds, 2), "memory_bytes": program.memory_bytes}
-    run, seconds = peers.prepare(entrant, preset, batch, SIDE, train)
-    return run, {"seconds": round(seconds, 2)}
+        program = (benchmarking.training if train else benchmarking.inference)(config, batch, side)
+        run, seconds, figures = program.run, program.compile_seconds, {"memory_bytes": program.memory_bytes}
+        run()
+    else:
+        (run, seconds), figures = peers.prepare(entrant, preset, batch, side, train), {}
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)  # of a run and of what prepared it
+    return run, {"seconds": round(seconds, 2), **figures, "peak_megabytes": peak}
 
 
-def row(entrant: str, preset: str, batch: int, times: list[float], natjax: list[float] | None) -> dict[str, Any]:
+def row(
+    entrant: str, preset: str, batch: int, times: list[float], natjax: list[float] | None, side: int = SIDE
+) -> dict[str, Any]:
     """Returns an entrant's figures."""
-    middle, ours = statistics.median(times), count_macs(get_config(preset), (SIDE, SIDE)) / 1e9
+    middle, ours = statistics.median(times), count_macs(get_config(preset), (side, side)) / 1e9
     gflops = peers.GFLOPS.get(entrant.split()[0]) or ours
     ratio = natjax and middle / statistics.median(natjax)
     return {

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from natjax import get_config
+from natjax import UperNetConfig, get_config
 
 GFLOPS = {"swin": 4.5, "convnext": 4.5}  # multiply-accumulates at 224 px, as their papers have them
 
@@ -46,10 +46,11 @@ def prepare(entrant: str, preset: str, batch: int, side: int, train: bool) -> tu
 def run_of(model: Any, images: Any, train: bool, compiled: bool) -> Callable[[], Any]:
     """Returns inference or a step of AdamW, which on a GPU computes in bfloat16."""
     import torch
+    from torch.nn.functional import cross_entropy
 
     model.train(train)
     forward = torch.compile(model, dynamic=False) if compiled else model
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    labels = torch.zeros((), dtype=torch.long, device=images.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=images.is_cuda)
 
     def logits() -> torch.Tensor:
@@ -59,7 +60,9 @@ def run_of(model: Any, images: Any, train: bool, compiled: bool) -> Callable[[],
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
             out = logits()
-        torch.nn.functional.cross_entropy(out.float(), labels).backward()
+        heads = out if isinstance(out, tuple) else (out,)
+        losses = [cross_entropy(head.float(), labels.new_zeros(len(images), *head.shape[2:])) for head in heads]
+        sum(weight * loss for weight, loss in zip((1, 0.4), losses, strict=False)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -70,9 +73,9 @@ def make(kind: str, preset: str, side: int) -> Any:
     """Returns a model in PyTorch."""
     config = get_config(preset)
     if kind == "sdpa":
-        from benchmarks.cpu.masked import MaskedNat
+        from benchmarks.cpu import masked
 
-        return MaskedNat(config, side)
+        return (masked.MaskedUperNet if isinstance(config, UperNetConfig) else masked.MaskedNat)(config, side)
     if kind == "hf":
         import_natten()
         import transformers

@@ -1,4 +1,4 @@
-"""Programs of models: inference, and the training step that `natjax train` takes."""
+"""Programs of models, classifiers and segmenters: inference, and the training step that `natjax train` takes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from natjax.benchmarking.programs import Program, compiled, memory
+from natjax.configuration import UperNetConfig
 from natjax.errors import install_line
-from natjax.models import NatForImageClassification
+from natjax.models import NatForImageClassification, UperNetForSemanticSegmentation
 from natjax.nn.xla import compiler_options
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
-    """Compiles the logits of [batch, side, side, channels], with random weights of the same dtype."""
+    """Compiles the logits of [batch, side, side, channels], with random weights of the same dtype.
+
+    Those of a segmenter are [batch, side, side, classes].
+    """
     graphdef, params = random_model(config, dtype, dtype)
     pixels = jax.random.normal(jax.random.key(0), (batch, side, side, config.num_channels), dtype)
     forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits, compiler_options=compiler_options())
@@ -41,12 +45,14 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     try:
         from natjax_train import mesh, step
         from natjax_train.recipe import Recipe
-        from natjax_train.tasks.classification import Classification
+        from natjax_train.tasks import find_task
     except ImportError as error:
         raise ImportError(f"Training steps need more packages ({error}): {install_line('train')}.") from error
 
     channels, classes = config.num_channels, config.num_labels
+    is_segmenter = isinstance(config, UperNetConfig)
     recipe = Recipe(
+        task="segmentation" if is_segmenter else "classification",
         model="custom",
         image_size=side,
         batch_size=batch,
@@ -59,18 +65,19 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
         image_mean=(0.5,) * channels,
         image_std=(0.25,) * channels,
     )
+    task = find_task(recipe.task)(recipe, tuple(map(str, range(classes))))
     graphdef, state = random_model(config, dtype, "float32", deterministic=False)
-    params = nnx.to_pure_dict(state)
-    task = Classification(recipe, range(classes))
+    params, stats = (nnx.to_pure_dict(nnx.filter_state(state, kind)) for kind in (nnx.Param, nnx.BatchStat))
     programs = step.make_training(config, graphdef, params, task, recipe, steps_per_epoch=1000)
     devices = mesh.make_mesh("data=1")
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, side, side, channels), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch, side, side, channels), np.uint8)
+    targets: dict[str, Any] = {"label": np.zeros(batch, np.int32)}
+    if is_segmenter:
+        targets = {"label": np.zeros(images.shape[:3], np.uint8), "size": np.full((batch, 2), side, np.int32)}
     with jax.set_mesh(devices):
-        inputs = mesh.put_batch(devices, {"image": images, "label": np.zeros(batch, np.int32)})
-        train_state = jax.jit(programs.init)(
-            params
-        )  # one program, where eagerly each shape of a parameter would be one
+        inputs = mesh.put_batch(devices, {"image": images, **targets})
+        # One program, where eagerly each shape of a parameter would be one.
+        train_state = jax.jit(programs.init)(params, stats)
         train_state = jax.device_put(train_state, mesh.state_shardings(devices, train_state))
         program, seconds = compiled(programs.step, train_state, inputs)
 
@@ -82,20 +89,23 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     return Program(run, seconds, memory(program))
 
 
-def random_model(config: NatConfig, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
-    """Returns graphdef and random parameters; drawn by numpy, as initialisers compile programs.
+def random_model(config: Any, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
+    """Returns graphdef and random parameters; drawn by numpy, as initialisers compile programs. Running statistics are 1.
 
     Args:
-        config: the architecture.
+        config: the architecture: of a classifier, or of a segmenter, whose training view normalises by batch statistics.
         dtype: compute dtype.
         param_dtype: dtype of the parameters.
         **view: of `nnx.view`, such as `deterministic=False`.
     """
-    model = nnx.eval_shape(
-        lambda: NatForImageClassification(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
-    )
-    graphdef, shapes = nnx.split(nnx.view(model, **view))
+    is_segmenter = isinstance(config, UperNetConfig)
+    model_class: Any = UperNetForSemanticSegmentation if is_segmenter else NatForImageClassification
+    model = nnx.eval_shape(lambda: model_class(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    if is_segmenter and view.get("deterministic") is False:
+        view["use_running_average"] = False
+    graphdef, params, stats = nnx.split(nnx.view(model, **view), nnx.Param, nnx.BatchStat)
     rng = np.random.default_rng(0)
     # Made of their dtype by numpy, too: on the device that would be a program for each shape.
-    arrays = jax.tree.map(lambda x: (0.02 * rng.standard_normal(x.shape, np.float32)).astype(x.dtype), shapes)
-    return graphdef, jax.device_put(arrays)
+    params = jax.tree.map(lambda x: (0.02 * rng.standard_normal(x.shape, np.float32)).astype(x.dtype), params)
+    stats = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), stats)
+    return graphdef, jax.device_put(nnx.merge_state(params, stats))

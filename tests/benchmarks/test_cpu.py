@@ -48,12 +48,13 @@ def test_the_masked_peer_is_neighborhood_attention(side):
 @pytest.mark.once
 def test_the_masked_model_has_all_of_nats_parameters():
     pytest.importorskip("torch")
-    from benchmarks.cpu.masked import MaskedNat
+    from benchmarks.cpu import peers
     from natjax_convert.shapes import count_parameters
 
-    for name in ("nat_mini", "nat_base"):
-        model = MaskedNat(get_config(name), 224)
-        assert sum(p.numel() for p in model.parameters()) == count_parameters(get_config(name))
+    for name, side in (("nat_mini", 224), ("nat_base", 224), ("upernet_nat_mini", 448)):
+        config, model = get_config(name), peers.make("sdpa", name, side)
+        kind = "segmentation" if name.startswith("upernet") else "classifier"
+        assert sum(p.numel() for p in model.parameters()) == count_parameters(config, kind)
 
 
 @pytest.mark.once

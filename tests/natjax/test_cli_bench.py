@@ -7,7 +7,7 @@ import pytest
 
 from natjax import benchmarking
 from natjax.cli import main
-from natjax.configuration import NatConfig
+from natjax.configuration import NatConfig, UperNetConfig
 from natjax.flops import count_flops
 
 TINY = NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_labels=10, mlp_ratio=1.0)
@@ -35,6 +35,15 @@ def test_table(folder, capsys):
     assert inference.split()[0] == "inference"
     assert len(inference.split()) == 7
     assert err == ""
+
+
+def test_a_segmenter(tmp_path, capsys):
+    trunk = NatConfig(depths=(1,) * 3, num_heads=(1,) * 3, embed_dim=8, kernel_size=3)
+    config = UperNetConfig(backbone_config=trunk, hidden_size=8, auxiliary_channels=8, num_labels=5)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert main(["bench", str(tmp_path), *FAST, "--batch-size", "2", "--train", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document["measured"]) == ["inference", "training step"]
 
 
 def test_json(folder, capsys):
