@@ -207,7 +207,9 @@ def test_large_logits_do_not_overflow_the_loss():
 
 
 def test_create_model_and_presets():
-    assert natjax.list_models("nat_*") == ["nat_mini", "nat_tiny", "nat_small", "nat_base"]
+    sizes = ["nat_mini", "nat_tiny", "nat_small", "nat_base"]
+    assert natjax.list_models("nat_*") == [*sizes, "nat_isotropic_small", "nat_isotropic_base"]
+    assert natjax.list_models("upernet_nat_*") == [f"upernet_{name}" for name in sizes]
     changes = {"num_labels": 7, "embed_dim": 8, "depths": (1,), "num_heads": (1,)}
     model = natjax.create_model("nat_mini", model_class=natjax.NatForImageClassification, **changes)
     assert model.classifier.kernel.shape == (8, 7)
