@@ -44,18 +44,20 @@ _AUXILIARY_HEAD = {
     "concat_input": "auxiliary_concat_input",
 }
 # What natjax has no other value of.
+_HEAD = {"align_corners": False, "conv_cfg": None, "act_cfg": {"type": "ReLU"}}
 _FIXED = {
     "backbone": {"qk_scale": None, "in_patch_size": 4, "patch_size": 4},
-    "decode_head": {"type": "UPerHead", "align_corners": False, "input_transform": "multiple_select"},
+    "decode_head": {**_HEAD, "type": "UPerHead", "input_transform": "multiple_select"},
     "auxiliary_head": {
+        **_HEAD,
         "type": "FCNHead",
-        "align_corners": False,
         "in_index": AUXILIARY_FEATURE,
         "kernel_size": 3,
         "dilation": 1,
         "input_transform": None,
     },
 }
+_NORM = {"type": ("BN", "SyncBN"), "eps": (1e-5,), "momentum": (0.1,)}  # as natjax.nn.batch_norm has them
 
 
 def config_of(meta: Mapping[str, Any], shapes: UperNetConfig) -> UperNetConfig | None:
@@ -76,6 +78,9 @@ def config_of(meta: Mapping[str, Any], shapes: UperNetConfig) -> UperNetConfig |
         for argument, only in _FIXED[name].items():
             if part and part.get(argument, only) != only:
                 raise ValueError(f"{name}.{argument} is {part[argument]!r}; natjax has {only!r} alone")
+        for argument, value in _part(part, "norm_cfg").items():
+            if value not in _NORM.get(argument, (value,)):
+                raise ValueError(f"{name}.norm_cfg has {argument} {value!r}; natjax has {_NORM[argument][0]!r} alone")
     backbone, head, auxiliary = parts.values()
     model_types = _BACKBONES.get(str(backbone.get("type")), ())
     if shapes.trunk.model_type not in model_types:

@@ -35,7 +35,12 @@ _COLUMNS = ("class", "images", "recall", "precision")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder with val/ in it, or 'digits'")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder with val/ in it, or 'digits'; for segmentation images/ and masks/",
+    )
     parser.add_argument(
         "--model",
         metavar="M",

@@ -29,7 +29,12 @@ _TOO_LARGE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments: a few of its own, and every field of a recipe."""
     parser.add_argument("--recipe", metavar="NAME", help=f"a recipe's JSON file, or one of {', '.join(RECIPES)}")
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder with train/ and val/, or 'digits'")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder with train/ and val/, or 'digits'; for segmentation one with images/ and masks/",
+    )
     parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="resume the run in RUN_DIR; start where there is none")
     add_process_arguments(parser)

@@ -191,6 +191,13 @@ def shapes():
         ("model = dict(", "model = [1] or dict(", "BoolOp"),
         ("type='UPerHead'", "type='PSPHead'", "decode_head.type is 'PSPHead'; natjax has 'UPerHead' alone"),
         ("in_index=2", "in_index=1", "auxiliary_head.in_index"),
+        ("type='UPerHead'", "type='UPerHead', act_cfg=dict(type='GELU')", "act_cfg is {'type': 'GELU'}"),
+        (
+            "type='UPerHead'",
+            "type='UPerHead', norm_cfg=dict(type='GN')",
+            "norm_cfg has type 'GN'; natjax has 'BN' alone",
+        ),
+        ("type='FCNHead'", "type='FCNHead', norm_cfg=dict(eps=1e-3)", "auxiliary_head.norm_cfg has eps 0.001"),
         ("type='DiNAT'", "type='ResNet'", "the backbone is 'ResNet'"),
         ("dilations=[[1], [4], [1, 2], [1]],", "", "has no dilations"),
         ("[[1], [4], [1, 2], [1]]", "[[1], [4], [1], [1]]", "one entry per layer"),

@@ -198,6 +198,14 @@ def test_files_of_classes(tmp_path, text, message):
         read_classes(path)
 
 
+def test_names_that_are_given_beside_others(data):
+    own = read_classes(data / "classes.txt")
+    renamed = tuple(f"new {name}" for name in own)
+    assert open_masks(data, "train", renamed).class_names == renamed
+    with pytest.raises(MaskError, match=f"names {len(own)} classes, --classes .* 150: leave one of them out"):
+        open_masks(data, "train", tuple(map(str, range(150))))
+
+
 def test_ade20ks_folders(data):
     for kind, called in (("images", "images"), ("masks", "annotations")):
         (data / kind / "train").rename(data / kind / "training")

@@ -156,8 +156,9 @@ def train(
         del model, params, stats  # the state has them
         step = int(state.step)
         if step > total:
+            more = "steps" if recipe.steps else "epochs"
             raise ValueError(
-                f"The run is at step {step}, beyond the {total} that it is to have now: give it more epochs."
+                f"The run is at step {step}, beyond the {total} that it is to have now: give it more {more}."
             )
         log = None
         if is_main_process:

@@ -280,7 +280,13 @@ def open_masks(
             held_out = " --val-fraction 0.1 holds out a tenth of the images for validation." if split == "val" else ""
             raise (MaskError if what == "masks" else ImageError)(f"{top} has no {split}/ in it.{held_out}")
         folders.append(within or top)
-    names = read_classes(directory / CLASSES) if class_names is None else class_names
+    own = read_classes(directory / CLASSES) if class_names is None or (directory / CLASSES).is_file() else class_names
+    names = own if class_names is None else class_names
+    if len(names) != len(own):
+        raise MaskError(
+            f"{directory / CLASSES} names {len(own)} classes, --classes (in a recipe, classes) {len(names)}: leave one of them "
+            "out."
+        )
     return MaskFolder(*folders, names, reduce_zero_label=reduce_zero_label)
 
 
