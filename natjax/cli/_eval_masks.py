@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._eval_output import finite, percent, write_csv
+from natjax.cli._eval_output import finite, percent, relabelled, write_csv
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table
 from natjax.text import counted, printable
@@ -107,17 +107,12 @@ def _in_batches(args, checkpoint, net, source, table, names, progress, is_main_p
             mean=mean,
             std=std,
             mesh=devices,
-            through=functools.partial(_relabelled, table=table),
+            through=functools.partial(relabelled, table=table),
             progress=progress.update if is_main_process else None,
             workers=args.workers,
             max_corrupt=_MAX_CORRUPT,
             report=progress.complain,
         )
-
-
-def _relabelled(batches: Iterable[dict[str, Any]], table: Any) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        yield {**batch, "label": table[batch["label"]]}
 
 
 def _image_by_image(args, checkpoint, net, source, table, num_classes, progress) -> Metrics:

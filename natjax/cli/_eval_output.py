@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from natjax.atomic import replacing
@@ -30,3 +30,9 @@ def write_csv(path: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(["" if finite(value) is None else value for value in row] for row in rows)
+
+
+def relabelled(batches: Iterable[dict[str, Any]], table: Any) -> Iterator[dict[str, Any]]:
+    """Yields batches whose labels, class numbers of the data, are those that a table has for them: the model's."""
+    for batch in batches:
+        yield {**batch, "label": table[batch["label"]]}

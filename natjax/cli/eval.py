@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from natjax import run_files
 from natjax.atomic import check_writable
 from natjax.cli import _eval_masks
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, image_size, not_negative_int, positive_int
-from natjax.cli._eval_output import finite, percent, write_csv
+from natjax.cli._eval_output import finite, percent, relabelled, write_csv
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain, print_json, print_table
 from natjax.errors import CheckpointError, install_line
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
             mean=mean,
             std=std,
             mesh=devices,
-            through=functools.partial(_relabelled, labels=labels),
+            through=functools.partial(relabelled, table=labels),
             progress=progress.update if is_main_process else None,
             workers=args.workers,
             max_corrupt=_MAX_CORRUPT,
@@ -197,11 +197,6 @@ def _split_of_run(checkpoint: Path, data: str) -> dict[str, Any]:
     if found is None or found.val_fraction is None:
         return {}
     return {"val_fraction": found.val_fraction, "seed": found.seed}
-
-
-def _relabelled(batches: Iterable[dict[str, Any]], labels: Any) -> Iterator[dict[str, Any]]:
-    for batch in batches:
-        yield {**batch, "label": labels[batch["label"]]}
 
 
 def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warnings: Sequence[str]) -> None:

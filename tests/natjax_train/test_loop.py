@@ -74,9 +74,6 @@ class Regression(Task):
 
     curves = ("Error", {"mse": "squared"})
 
-    def __init__(self, recipe, class_names):
-        self.recipe = recipe
-
     def initial_model(self):
         config = natjax.NatConfig(**self.recipe.model_config, id2label={0: "number"})
         return natjax.NatForImageClassification(config, rngs=nnx.Rngs(0))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from natjax.labels import composed
+from natjax.text import first_few
 from natjax_convert import shapes
 from natjax_train import data as data_
 from natjax_train import start
@@ -51,7 +53,35 @@ class Task(Protocol):
     kind: Any = "classifier"  # of the task's models and checkpoints, see `natjax_convert.shapes`
     backbone: str = "nat"  # the first key of the parameters that `freeze_backbone` freezes
 
-    def __init__(self, recipe: Recipe | None, class_names: Sequence[str]): ...
+    _recipe: Recipe | None
+    _class_names: tuple[str, ...]
+
+    def __init__(self, recipe: Recipe | None, class_names: Sequence[str | int]):
+        self._recipe, self._class_names = recipe, tuple(map(str, class_names))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's.
+
+        Raises:
+            ValueError: the task was made for evaluation alone.
+        """
+        if self._recipe is None:
+            raise ValueError("This task has no recipe: it can only evaluate.")
+        return self._recipe
+
+    def check_classes(self, config: Any) -> None:
+        """Checks that the data have the classes of a run's model.
+
+        Raises:
+            ValueError: they have others.
+        """
+        names, own = list((config.id2label or {}).values()), list(self._class_names)
+        if list(map(composed, names)) != list(map(composed, own)):
+            raise ValueError(
+                f"The data's {len(own)} classes ({first_few(own)}) are not the run's {len(names)} "
+                f"({first_few(names)}): resume with the same data, or choose another folder for another run."
+            )
 
     @classmethod
     def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:

@@ -6,7 +6,7 @@ Letters: B batch, H W image, C channels, L classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,8 @@ from jax.sharding import reshard
 
 from natjax import run_files
 from natjax.configuration import NatConfig, VitRpbConfig
-from natjax.labels import composed
 from natjax.models import NatForImageClassification
-from natjax.text import counted, first_few
+from natjax.text import counted
 from natjax_train import plots, start
 from natjax_train.augment import device
 from natjax_train.recipe import Recipe
@@ -103,9 +102,6 @@ class Classification(Task):
 
     curves: tuple[str, Mapping[str, str]] = ("Accuracy on the validation images", {"top1": "top-1", "top5": "top-5"})
 
-    def __init__(self, recipe: Recipe | None, class_names: Sequence[str | int]):
-        self._recipe, self._class_names = recipe, tuple(map(str, class_names))
-
     def initial_model(self) -> NatForImageClassification:
         """Returns the recipe's model for these classes. A checkpoint keeps its classifier where its classes are the same.
 
@@ -139,26 +135,10 @@ class Classification(Task):
         Raises:
             ValueError: the data have other classes than the run.
         """
-        names, own = list((config.id2label or {}).values()), list(self._class_names)
-        if list(map(composed, names)) != list(map(composed, own)):
-            raise ValueError(
-                f"The data's {len(own)} classes ({first_few(own)}) are not the run's {len(names)} "
-                f"({first_few(names)}): resume with the same data, or choose another folder for another run."
-            )
+        self.check_classes(config)
         recipe = self.recipe
         config = config.replace(**_changes(recipe, config))
         return nnx.eval_shape(lambda: NatForImageClassification(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
-
-    @property
-    def recipe(self) -> Recipe:
-        """The run's.
-
-        Raises:
-            ValueError: the task was made for evaluation alone.
-        """
-        if self._recipe is None:
-            raise ValueError("This task has no recipe: it can only evaluate.")
-        return self._recipe
 
     def prepare(
         self, key: jax.Array, batch: dict[str, jax.Array]

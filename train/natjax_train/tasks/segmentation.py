@@ -25,12 +25,10 @@ from natjax import run_files
 from natjax.configuration import NatConfig, UperNetConfig
 from natjax.errors import MissingNormsWarning
 from natjax.image_processing import NatImageProcessor
-from natjax.labels import composed
 from natjax.losses import segmentation_loss
 from natjax.models import NatBackbone, UperNetForSemanticSegmentation
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, get_config
 from natjax.processors import own_processor
-from natjax.text import first_few
 from natjax_train import plots, start
 from natjax_train.augment.device import normalize
 from natjax_train.data import Batches, Source, check_splits, train_loader
@@ -71,7 +69,7 @@ class Segmentation(Task):
     backbone = "backbone"
 
     def __init__(self, recipe: Recipe | None, class_names: Sequence[str | int], size_divisor: int | None = None):
-        self._recipe, self._class_names = recipe, tuple(map(str, class_names))
+        super().__init__(recipe, class_names)
         self._divisor = size_divisor or (recipe.size_divisor if recipe else 1)
 
     @classmethod
@@ -168,27 +166,11 @@ class Segmentation(Task):
         Raises:
             ValueError: the data have other classes than the run.
         """
-        names, own = list(config.id2label.values()), list(self._class_names)
-        if list(map(composed, names)) != list(map(composed, own)):
-            raise ValueError(
-                f"The data's {len(own)} classes ({first_few(own)}) are not the run's {len(names)} "
-                f"({first_few(names)}): resume with the same data, or choose another folder for another run."
-            )
+        self.check_classes(config)
         recipe = self.recipe
         config = config.replace(**_changes(recipe))
         _check_micro_batch(recipe, config)
         return nnx.eval_shape(lambda: UperNetForSemanticSegmentation(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
-
-    @property
-    def recipe(self) -> Recipe:
-        """The run's.
-
-        Raises:
-            ValueError: the task was made for evaluation alone.
-        """
-        if self._recipe is None:
-            raise ValueError("This task has no recipe: it can only evaluate.")
-        return self._recipe
 
     def prepare(
         self, key: jax.Array, batch: dict[str, jax.Array]
