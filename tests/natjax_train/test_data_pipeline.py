@@ -165,3 +165,9 @@ def test_programs_end_quietly(tmp_path, kind):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "")
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ImportError, match=r"more packages \(.*grain.*pip install '\.\[train\]'"):
+        next(loader(folder(tmp_path)))

@@ -14,11 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
-import grain
 import numpy as np
 from absl import flags
 
-from natjax.errors import ImageError
+from natjax.errors import ImageError, install_line
 from natjax.image_processing import NatImageProcessor
 from natjax.text import counted, first_few
 from natjax_train.augment.settings import HostSettings
@@ -201,6 +200,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             self._iterator = None
 
     def _start(self) -> Any:
+        try:
+            import grain  # here, since whoever takes only the step of training needs no input pipeline
+        except ImportError as error:
+            raise ImportError(f"Reading batches needs more packages ({error}): {install_line('train')}.") from error
+
         threads = 0 if self._processes else self._workers
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         # Grain's own state depends on the workers: a run that resumes with others would see other batches.
