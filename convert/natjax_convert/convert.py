@@ -14,6 +14,7 @@ from natjax.atomic import staging
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError
 from natjax_convert.checkpoint import Checkpoint, Dilations
+from natjax_convert.mmseg_config import meta_of
 from natjax_convert.names import DIALECTS, NAMES
 from natjax_convert.params import from_flax
 from natjax_convert.safetensors_file import write_safetensors
@@ -77,7 +78,8 @@ def convert(
     Args:
         src: directory or file in any format that `read_state_dict` takes.
         dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs", or "mmseg" for
-            a segmentation model: a .pth, which has weights alone). A name that ends in a slash is that of a directory.
+            a segmentation model: a .pth of weights alone, to which "mmseg" adds a config text and the classes). A name that
+            ends in a slash is that of a directory.
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
         processor: prepares images for the model; by default the one beside the source, or else that of the preset of this
@@ -122,7 +124,7 @@ def convert(
                 (directory / PROCESSOR_NAME).write_text(preprocessing, encoding="utf-8")
     else:
         with staging(dst.parent) as directory:
-            write_torch(directory / dst.name, converted)
+            write_torch(directory / dst.name, converted, meta_of(config) if to == "mmseg" else None)
     return Report(
         source=checkpoint.dialect.name,
         kind=kind,

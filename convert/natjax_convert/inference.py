@@ -13,12 +13,15 @@ from natjax_convert.shapes import Parameter, ParameterPath, config_from_shapes, 
 from natjax_convert.state_dict import StateDict, unusable
 
 
-def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found | None = None) -> Any:
+def infer_config(
+    state_dict: StateDict, *, dilations: Any = None, pool_scales: Any = None, found: Found | None = None
+) -> Any:
     """Infers the configuration of a model from the shapes of its tensors.
 
     Args:
         state_dict: tensors by name, in any dialect.
         dilations: of every layer, by level; they are in no tensor. None means none.
+        pool_scales: of a UPerNet; they are in no tensor. None means those of the published models, if it has as many.
         found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
 
     Returns:
@@ -37,7 +40,7 @@ def infer_config(state_dict: StateDict, *, dilations: Any = None, found: Found |
     try:
         config: Any = config_from_shapes(shape, family=family)
         if found.kind == "segmentation":
-            config = upernet_from_shapes(shape, config)
+            config = upernet_from_shapes(shape, config, pool_scales)
     except (LookupError, ValueError) as error:
         raise unusable(state_dict, f"The tensors' shapes are those of no model of natjax: {error}") from error
     if dilations is None:

@@ -1,15 +1,16 @@
 """What an mmsegmentation checkpoint says of its model beside the weights: `meta`, with the text of the config file and classes.
 
-The text is Python. It is parsed and never run: of it counts `model = dict(...)`, written in literals.
+The text is Python. It is parsed and never run: of it counts `model = dict(...)`, written in literals. `config_of` reads a `meta`,
+`meta_of` writes one.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from natjax.configuration import UperNetConfig
+from natjax.configuration import NatConfig, UperNetConfig
 from natjax.configuration.upernet import AUXILIARY_FEATURE
 
 _MAX_CHARACTERS = 2**20  # the authors' configs have 2**13
@@ -17,6 +18,7 @@ _MAX_DEPTH = 50  # of calls, lists and mappings in one another
 
 # Arguments of the authors' backbones and mmsegmentation's heads, and the fields that they are.
 _BACKBONES = {"NAT": ("nat",), "DiNAT": ("dinat", "nat"), "DiNAT_s": ("dinat_s",), "DiNAT_S": ("dinat_s",)}
+_TYPES = {"nat": "NAT", "dinat": "DiNAT", "dinat_s": "DiNAT_s"}
 _BACKBONE = {
     "embed_dim": "embed_dim",
     "depths": "depths",
@@ -43,6 +45,7 @@ _AUXILIARY_HEAD = {
     "num_convs": "auxiliary_num_convs",
     "concat_input": "auxiliary_concat_input",
 }
+_UNTOLD = ("hidden_act", "layer_norm_eps")  # what the authors' backbones have no argument for
 # What natjax has no other value of.
 _HEAD = {"align_corners": False, "conv_cfg": None, "act_cfg": {"type": "ReLU"}}
 _FIXED = {
@@ -60,12 +63,13 @@ _FIXED = {
 _NORM = {"type": ("BN", "SyncBN"), "eps": (1e-5,), "momentum": (0.1,)}  # as natjax.nn.batch_norm has them
 
 
-def config_of(meta: Mapping[str, Any], shapes: UperNetConfig) -> UperNetConfig | None:
+def config_of(meta: Mapping[str, Any], infer: Callable[[Any], UperNetConfig]) -> UperNetConfig | None:
     """Returns the configuration that a checkpoint's `meta` describes, None where it describes none.
 
     Args:
         meta: the checkpoint's.
-        shapes: the configuration that its tensors' shapes say, for what the text leaves out.
+        infer: returns the configuration that its tensors' shapes say, for what the text leaves out; its argument is what the text
+            says of pool scales, None where it says nothing.
 
     Raises:
         ValueError: the text describes a model that natjax does not have, or is not written in literals.
@@ -82,6 +86,7 @@ def config_of(meta: Mapping[str, Any], shapes: UperNetConfig) -> UperNetConfig |
             if value not in _NORM.get(argument, (value,)):
                 raise ValueError(f"{name}.norm_cfg has {argument} {value!r}; natjax has {_NORM[argument][0]!r} alone")
     backbone, head, auxiliary = parts.values()
+    shapes = infer(head.get("pool_scales"))
     model_types = _BACKBONES.get(str(backbone.get("type")), ())
     if shapes.trunk.model_type not in model_types:
         raise ValueError(
@@ -98,6 +103,63 @@ def config_of(meta: Mapping[str, Any], shapes: UperNetConfig) -> UperNetConfig |
         fields["auxiliary_loss_weight"] = loss["loss_weight"]
     config = shapes.replace(**fields)
     return _with_classes(config, meta)
+
+
+def meta_of(config: UperNetConfig) -> dict[str, Any]:
+    """Returns the `meta` of a checkpoint: names of the classes, their colours (None where the model has none) and a config text.
+
+    The text is left out where it cannot say all that decides what the model computes (`_UNTOLD`): whoever reads the file then
+    has to give a configuration.
+    """
+    palette: Any = config.extra.get("palette")
+    meta = {
+        "CLASSES": list((config.id2label or {}).values()),
+        "PALETTE": palette if _is_palette(palette, config.num_labels) else None,
+    }
+    trunk = config.trunk
+    if any(getattr(trunk, name) != getattr(NatConfig(), name) for name in _UNTOLD):
+        return meta
+    backbone = {argument: getattr(trunk, field) for argument, field in _BACKBONE.items()}
+    for argument in ("dilations", "layer_scale"):  # not every backbone of the authors takes them
+        if not backbone[argument]:
+            del backbone[argument]
+    levels = list(trunk.level_dims)
+    decode_head = {argument: getattr(config, field) for argument, field in _DECODE_HEAD.items()}
+    auxiliary_head = {argument: getattr(config, field) for argument, field in _AUXILIARY_HEAD.items()}
+    auxiliary_head |= {name: decode_head[name] for name in ("num_classes", "dropout_ratio", "ignore_index")}
+    indices, index = list(range(len(levels))), AUXILIARY_FEATURE
+    model = {
+        "type": "EncoderDecoder",
+        "pretrained": None,
+        "backbone": {"type": _TYPES[trunk.model_type], **backbone, "out_indices": indices},
+        "decode_head": _head("UPerHead", levels, indices, 1.0) | decode_head,
+        "auxiliary_head": _head("FCNHead", levels[index], index, config.auxiliary_loss_weight) | auxiliary_head,
+        "train_cfg": {},
+        "test_cfg": {"mode": "whole"},
+    }
+    if not config.use_auxiliary_head:
+        del model["auxiliary_head"]
+    return meta | {"config": f"model = {_source(model)}\n"}
+
+
+def _head(kind: str, channels: Any, index: Any, loss_weight: float) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "in_channels": channels,
+        "in_index": index,
+        "norm_cfg": {"type": "SyncBN", "requires_grad": True},
+        "align_corners": False,
+        "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": loss_weight},
+    }
+
+
+def _source(value: Any, indent: str = "") -> str:
+    """Returns the literal of a value as mmcv writes it: mappings are calls of dict, over several lines."""
+    if not isinstance(value, Mapping):
+        return repr(value)
+    inner = indent + "    "
+    lines = (f"{inner}{key}={_source(item, inner)}" for key, item in value.items())
+    return "dict(\n" + ",\n".join(lines) + ")" if value else "dict()"
 
 
 def model_of(text: Any) -> dict[str, Any] | None:
@@ -171,9 +233,13 @@ def _with_classes(config: UperNetConfig, meta: Mapping[str, Any]) -> UperNetConf
     count = config.num_labels
     if _is_list(names, count) and all(isinstance(name, str) for name in names):
         config = config.replace(id2label=dict(enumerate(names)))
-    if _is_list(palette, count) and all(_is_list(colour, 3) and all(map(_is_byte, colour)) for colour in palette):
+    if _is_palette(palette, count):
         config = config.replace(extra={**config.extra, "palette": [list(colour) for colour in palette]})
     return config
+
+
+def _is_palette(value: Any, count: int | None) -> bool:
+    return _is_list(value, count) and all(_is_list(colour, 3) and all(map(_is_byte, colour)) for colour in value)
 
 
 def _is_list(value: Any, length: int | None) -> bool:

@@ -180,16 +180,19 @@ def config_from_shapes(
     )
 
 
-def upernet_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], trunk: NatConfig) -> UperNetConfig:
+def upernet_from_shapes(
+    shape: Callable[[ParameterPath], tuple[int, ...]], trunk: NatConfig, pool_scales: Any = None
+) -> UperNetConfig:
     """Returns the configuration of a UPerNet over a backbone, whose parameters have these shapes.
 
     Args:
         shape: returns the shape of a parameter by its path; a LookupError where there is none.
         trunk: the backbone's configuration.
+        pool_scales: sides of the pooled maps, which are in no shape. None means those of all published models, if there are four.
 
     Raises:
         LookupError: a parameter is missing.
-        ValueError: the shapes are those of no UPerNet, or do not tell its pool scales: four are those of all published models.
+        ValueError: the shapes are those of no UPerNet, or the pool scales are not as many as they have or are not known.
     """
 
     def count(*path: str | int) -> int:
@@ -201,7 +204,8 @@ def upernet_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], trunk
         except LookupError:
             return False
 
-    if (scales := count("decode_head", "psp_modules")) != len(_POOL_SCALES):
+    scales = count("decode_head", "psp_modules")
+    if pool_scales is None and scales != len(_POOL_SCALES):
         raise ValueError(f"the heads pool to {scales} maps of unknown scales; give a configuration, with pool_scales.")
     fields: dict[str, Any] = {}
     if has("auxiliary_head", "classifier", "kernel"):
@@ -209,14 +213,17 @@ def upernet_from_shapes(shape: Callable[[ParameterPath], tuple[int, ...]], trunk
         fields["auxiliary_num_convs"] = count("auxiliary_head", "convs")
         fields["auxiliary_concat_input"] = has("auxiliary_head", "conv_cat", "conv", "kernel")
     *_, hidden_size, num_labels = shape(("decode_head", "classifier", "kernel"))
-    return UperNetConfig(
+    config = UperNetConfig(
         backbone_config=trunk,
         hidden_size=hidden_size,
         num_labels=num_labels,
-        pool_scales=_POOL_SCALES,
+        pool_scales=_POOL_SCALES if pool_scales is None else pool_scales,
         use_auxiliary_head=bool(fields),
         **fields,
     )
+    if len(config.pool_scales) != scales:
+        raise ValueError(f"the heads pool to {scales} maps, and pool_scales are {config.pool_scales}.")
+    return config
 
 
 def _ratio(widths: Sequence[tuple[int, ...]]) -> float:

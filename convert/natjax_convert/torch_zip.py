@@ -348,15 +348,24 @@ def read_torch(path: Path) -> Any:
         raise CheckpointError(f"{path}: damaged checkpoint ({type(error).__name__}: {str(error)[:200]}).") from error
 
 
-def write_torch(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]) -> None:
+def write_torch(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray], meta: Any = None) -> None:
     """Writes a state dict as torch.save does, so that torch.load(weights_only=True) reads it.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        meta: what goes beside them, of mappings, lists, texts and numbers: the file is then {"meta": ..., "state_dict": ...}.
 
     Raises:
         KeyError: a dtype that torch has no storage for.
     """
     storages = {dtype: name for name, dtype in _DTYPES.items() if name != "UntypedStorage"}
     order, out = list(tensors), io.BytesIO()
-    out.write(pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.MARK)
+    out.write(pickle.PROTO + b"\x02")
+    if meta is not None:
+        plain = pickle.dumps(meta, protocol=2)[2:-1]  # without the protocol before it and the stop behind it
+        out.write(pickle.EMPTY_DICT + pickle.MARK + _text("meta") + plain + _text("state_dict"))
+    out.write(pickle.EMPTY_DICT + pickle.MARK)
     for number, name in enumerate(order):
         shape, dtype = tensors[name].shape, np.dtype(tensors[name].dtype)
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
@@ -366,7 +375,7 @@ def write_torch(path: Path, tensors: Mapping[str, LazyTensor | np.ndarray]) -> N
         out.write(_integer(0) + b"".join([pickle.MARK, *map(_integer, shape), pickle.TUPLE]))
         out.write(b"".join([pickle.MARK, *map(_integer, strides), pickle.TUPLE]) + pickle.NEWFALSE)
         out.write(b"ccollections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE + pickle.TUPLE + pickle.REDUCE)
-    out.write(pickle.SETITEMS + pickle.STOP)
+    out.write(pickle.SETITEMS + (pickle.SETITEMS if meta is not None else b"") + pickle.STOP)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", out.getvalue())
         archive.writestr("archive/byteorder", b"little")

@@ -13,7 +13,7 @@ from flax import nnx
 
 import natjax
 import natjax_convert
-from natjax.configuration import DinatSConfig, UperNetConfig
+from natjax.configuration import DinatSConfig, NatConfig, UperNetConfig
 from natjax.presets import SEGMENTATION_PRESETS as PRESETS
 from natjax_convert.mmseg_config import config_of
 from natjax_convert.torch_zip import write_torch
@@ -42,6 +42,12 @@ def same(a, b):
         assert (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes()), name
 
 
+def of_files(config):
+    """What no config text of mmsegmentation says, and no model computes by."""
+    trunk = config.trunk
+    return {"extra": config.extra, "backbone_config": trunk, "initializer_range": config.initializer_range}
+
+
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_hugging_face_to_mmseg_and_back_is_bit_exact(tmp_path, name):
     report = natjax_convert.convert(GOLDENS / name, tmp_path / "model.pth")
@@ -50,8 +56,9 @@ def test_hugging_face_to_mmseg_and_back_is_bit_exact(tmp_path, name):
     assert "backbone.norm3.weight" in names
     assert "decode_head.psp_modules.2.1.bn.num_batches_tracked" in names
     config = natjax_convert.Checkpoint.open(GOLDENS / name).config
-    back = natjax_convert.convert(tmp_path / "model.pth", tmp_path / "back", config=config)
-    assert (back.source, back.to, back.config) == ("mmseg", "hf", config)
+    back = natjax_convert.convert(tmp_path / "model.pth", tmp_path / "back")
+    assert (back.source, back.to) == ("mmseg", "hf")
+    assert back.config.replace(**of_files(config)) == config
     same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(GOLDENS / name))
 
 
@@ -172,6 +179,72 @@ def test_a_model_behind_a_prefix_is_taken_whole(tmp_path):
         same(natjax_convert.read_state_dict(tmp_path / "b.pth"), tensors)
 
 
+SMALL = {"depths": (1, 1, 1, 1), "kernel_size": 3}
+NAT = NatConfig(
+    embed_dim=4, num_heads=(1, 1, 2, 2), dilations=[[1], [2], [1], [3]], layer_scale_init_value=1e-5, **SMALL
+)
+DINAT_S = DinatSConfig(embed_dim=4, num_heads=(1, 1, 2, 2), qkv_bias=False, drop_path_rate=0.4, **SMALL)
+UPERNET = UperNetConfig(backbone_config=NAT, hidden_size=4, auxiliary_channels=3, num_labels=3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        UPERNET.replace(
+            extra={"palette": [[1, 2, 3], [4, 5, 6], [7, 8, 255]]}, id2label={0: "it's", 1: 'a "b"', 2: "é"}
+        ),
+        UPERNET.replace(backbone_config=DINAT_S, auxiliary_num_convs=2, auxiliary_concat_input=True),
+        UPERNET.replace(pool_scales=(1, 5), use_auxiliary_head=False, head_dropout_prob=0.0, loss_ignore_index=0),
+        UPERNET.replace(dilations=None, auxiliary_loss_weight=0.3, extra={"palette": "none"}),
+    ],
+    ids=["DiNAT", "DiNAT_s", "two scales", "NAT"],
+)
+def test_written_files_say_what_model_they_are(tmp_path, config):
+    natjax.UperNetForSemanticSegmentation(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "hf")
+    natjax_convert.convert(tmp_path / "hf", tmp_path / "a.pth")
+    palette = config.extra["palette"] if isinstance(config.extra.get("palette"), list) else None
+    again = natjax_convert.Checkpoint.open(tmp_path / "a.pth")
+    assert again.config.extra.get("palette") == palette
+    untold = (
+        {"extra": {}}
+        if config.use_auxiliary_head
+        else {"extra": {}, "auxiliary_channels": 1, "auxiliary_in_channels": None}
+    )
+    assert again.config.replace(**untold) == config.replace(**untold)
+    natjax_convert.convert(tmp_path / "a.pth", tmp_path / "back")
+    same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(tmp_path / "hf"))
+    torch = pytest.importorskip("torch", reason="reads the file as mmcv does")
+    file = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert file["meta"]["CLASSES"] == list(config.id2label.values())
+    assert file["meta"]["PALETTE"] == palette
+    assert {name: tuple(t.shape) for name, t in file["state_dict"].items()} == {
+        name: tensor.shape for name, tensor in again.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("changes", [{"hidden_act": "relu"}, {"layer_norm_eps": 1e-6}])
+def test_what_a_config_text_cannot_say_is_asked_for(tmp_path, changes):
+    config = UPERNET.replace(**changes)
+    natjax.UperNetForSemanticSegmentation(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "hf")
+    natjax_convert.convert(tmp_path / "hf", tmp_path / "a.pth")
+    with pytest.raises(natjax.CheckpointError, match="no text of mmsegmentation's config"):
+        natjax_convert.Checkpoint.open(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ("(1, 2, 3)", r"pool to 4 maps, and pool_scales are \(1, 2, 3\)"),
+        ("'1236'", "pool_scales"),
+        ("(0, 1, 2, 3)", "minimum|at least"),
+    ],
+)
+def test_pool_scales_that_do_not_fit(tmp_path, scales, message):
+    write(tmp_path / "a.pth", {"config": TEXT.replace("(1, 2, 3, 6)", scales)})
+    with pytest.raises(natjax.CheckpointError, match=message):
+        natjax_convert.Checkpoint.open(tmp_path / "a.pth")
+
+
 @pytest.fixture
 def shapes():
     return natjax_convert.infer_config(natjax_convert.read_state_dict(MMSEG))
@@ -208,7 +281,7 @@ def shapes():
 def test_config_texts_that_are_refused(shapes, old, new, message):
     assert old in TEXT
     with pytest.raises(ValueError, match=message):
-        config_of({"config": TEXT.replace(old, new, 1)}, shapes)
+        config_of({"config": TEXT.replace(old, new, 1)}, lambda _: shapes)
     assert not pathlib.Path("hacked").exists()
 
 
@@ -216,17 +289,17 @@ def test_config_texts_that_are_refused(shapes, old, new, message):
 def test_a_text_of_another_backbone_than_the_tensors_is_refused(backbone):
     patches = UperNetConfig(backbone_config=DinatSConfig(embed_dim=6, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)))
     with pytest.raises(ValueError, match=f"the backbone is '{backbone}', the tensors are those of 'dinat_s'"):
-        config_of({"config": TEXT.replace("DiNAT", backbone)}, patches)
+        config_of({"config": TEXT.replace("DiNAT", backbone)}, lambda _: patches)
 
 
 @pytest.mark.parametrize("meta", [{}, {"config": None}, {"config": 3}, {"config": "x = 1"}, {"config": "model += 3"}])
 def test_texts_without_a_model_say_nothing(shapes, meta):
-    assert config_of(meta, shapes) is None
+    assert config_of(meta, lambda _: shapes) is None
 
 
 def test_classes_and_palettes_that_do_not_fit_are_left_out(shapes):
     for meta in ({"CLASSES": ("a", "b")}, {"CLASSES": "abcdefg"}, {"CLASSES": [1] * 7}, {"PALETTE": [[256, 0, 0]] * 7}):
-        config = config_of({"config": TEXT, **meta}, shapes)
+        config = config_of({"config": TEXT, **meta}, lambda _: shapes)
         assert config.id2label[0] == "LABEL_0"
         assert not config.extra
 
