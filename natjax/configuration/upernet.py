@@ -113,7 +113,8 @@ class UperNetConfig(Configuration):
         inner = {field.name for field in dataclasses.fields(self.backbone_config)} - own
         within = {name: changes.pop(name) for name in list(changes) if name in inner}
         if within:
-            changes["backbone_config"] = changes.get("backbone_config", self.backbone_config).replace(**within)
+            backbone = _read(changes.get("backbone_config", self.backbone_config))
+            changes["backbone_config"] = backbone.replace(**within)
         return super().replace(**changes)
 
     def _following(self, changes: Mapping[str, Any]) -> Iterable[str]:
@@ -153,16 +154,7 @@ class UperNetConfig(Configuration):
         return cls(**fields, extra=extra)
 
     def _check_backbone(self) -> None:
-        backbone = self.backbone_config
-        if isinstance(backbone, Mapping):
-            model_type = model_type_of(backbone)
-            if not isinstance(model_type, str) or model_type not in BACKBONES:
-                raise ValueError(
-                    f"backbone_config is of a {model_type!r} model; natjax's UPerNet is over a {_known()}."
-                )
-            backbone = BACKBONES[model_type].from_dict(backbone)
-        if not isinstance(backbone, tuple(BACKBONES.values())):
-            raise ValueError(f"backbone_config must be that of a {_known()}; got {type(backbone).__name__}.")
+        backbone = _read(self.backbone_config)
         levels = backbone.stage_names[1:]
         if backbone.out_features not in (levels, levels[-1:]):
             raise ValueError(
@@ -209,6 +201,18 @@ class UperNetConfig(Configuration):
                 f"got {self.auxiliary_channels}."
             )
         self._set(auxiliary_in_channels=channels)
+
+
+def _read(backbone: Any) -> NatConfig:
+    """Returns a backbone's configuration, read where it is the content of a config.json."""
+    if isinstance(backbone, Mapping):
+        model_type = model_type_of(backbone)
+        if not isinstance(model_type, str) or model_type not in BACKBONES:
+            raise ValueError(f"backbone_config is of a {model_type!r} model; natjax's UPerNet is over a {_known()}.")
+        backbone = BACKBONES[model_type].from_dict(backbone)
+    if not isinstance(backbone, tuple(BACKBONES.values())):
+        raise ValueError(f"backbone_config must be that of a {_known()}; got {type(backbone).__name__}.")
+    return backbone
 
 
 def _known() -> str:

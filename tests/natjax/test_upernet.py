@@ -38,6 +38,10 @@ def test_changes_go_to_the_backbone_where_they_are_its_fields():
     changed = CONFIG.replace(drop_path_rate=0.3, hidden_size=8, embed_dim=8, num_labels=3)
     assert (changed.trunk.drop_path_rate, changed.trunk.embed_dim) == (0.3, 8)
     assert (changed.hidden_size, changed.auxiliary_in_channels, changed.num_labels) == (8, 32, 3)
+    of_json = CONFIG.replace(drop_path_rate=0.3, hidden_size=8, num_labels=3, backbone_config={
+        **BACKBONE.to_dict(), "embed_dim": 8
+    })  # fmt: skip
+    assert of_json == changed
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -125,6 +126,19 @@ def test_averaged_weights_and_a_frozen_backbone():
     assert any(jax.tree.leaves(moved))
     assert jax.tree.structure(after.ema) == jax.tree.structure(after.params)
     same(after.batch_stats, steps("data=1")[1].batch_stats, rtol=1e-5, atol=1e-7)  # as they are
+
+
+def test_changes_of_a_pretrained_backbone_are_of_its_weights_too():
+    digits = str(pathlib.Path(natjax.__file__).parent / "demo" / "digits")
+    settings = {**SETTINGS, "model": digits, "image_mean": (0.5,), "image_std": (0.25,)}
+    task = Segmentation(Recipe(**settings | {"model_config": {**HEADS, "kernel_size": 3}}), CLASSES)
+    model, original = task.initial_model(), natjax.NatModel.from_pretrained(digits)
+    ours, theirs = (trunk.encoder.levels[1].layers[0] for trunk in (model.backbone, original))
+    np.testing.assert_array_equal(ours.intermediate.kernel[...], theirs.intermediate.kernel[...])
+    assert (model.config.trunk.kernel_size, ours.attention.rpb.shape) == (3, (2, 5, 5))
+    task = Segmentation(Recipe(**settings | {"model_config": {**HEADS, "embed_dim": 8}}), CLASSES)
+    with pytest.raises(natjax.CheckpointError, match=r"does not fit the model"):
+        task.initial_model()
 
 
 def test_what_fills_up_a_crop_is_zero_and_the_loss_is_over_all_pixels():

@@ -153,11 +153,11 @@ class Segmentation(Task):
         _check_micro_batch(recipe, config)
         model = UperNetForSemanticSegmentation(config, **options)
         if checkpoint is not None:
-            trunk = config.backbone_config
-            differing = {name: getattr(trunk, name) for name in ("out_features", "dilations", "drop_path_rate")}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", MissingNormsWarning)  # those of a classifier's levels are new
-                model.backbone = NatBackbone.from_pretrained(checkpoint, **differing, **options, resize_biases=True)
+                model.backbone = NatBackbone.from_pretrained(
+                    checkpoint, config=config.backbone_config, **options, resize_biases=True
+                )
         return model
 
     def resumed_model(self, config: Any) -> UperNetForSemanticSegmentation:
