@@ -56,15 +56,17 @@ def test_long_runs_are_drawn_in_parts(tmp_path):
     assert np.ptp(y) > 150
 
 
-def test_groups_of_runs_have_means_and_ranges(tmp_path):
+@pytest.mark.parametrize("score", [(), (("miou", "Mean IoU"),)])
+def test_groups_of_runs_have_means_and_ranges(tmp_path, score):
+    name_of_score, absent = ("miou", "top1") if score else ("top1", "miou")
     groups = {}
     for name, accuracy in (("low", 0.2), ("high", 0.8)):
         for i, more in enumerate((-0.1, 0.1)):
             path = tmp_path / f"{name}{i}.jsonl"
-            rows = [{"step": step, "top1": accuracy + more} for step in (10, 20, 30)]
+            rows = [{"step": step, name_of_score: accuracy + more, absent: 0.5} for step in (10, 20, 30)]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             groups.setdefault(name, []).append(path)
-    plots.compare(groups, tmp_path / "out.png")
+    plots.compare(groups, tmp_path / "out.png", *score)
     with PIL.Image.open(tmp_path / "out.png") as picture:
         image = np.asarray(picture.convert("RGB"))
     middles = {colour: places(image[80:], colour)[0].mean() for colour in (BLUE, ORANGE)}

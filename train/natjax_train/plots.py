@@ -63,12 +63,17 @@ def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike, scores:
     )
 
 
-def compare(runs: Mapping[str, Sequence[str | os.PathLike]], out_png: str | os.PathLike) -> None:
-    """Draws the accuracy on the validation images of two groups of runs, by step: means, and ranges within a group.
+def compare(
+    runs: Mapping[str, Sequence[str | os.PathLike]],
+    out_png: str | os.PathLike,
+    score: tuple[str, str] = ("top1", "Accuracy"),
+) -> None:
+    """Draws a score on the validation images of two groups of runs, by step: means, and ranges within a group.
 
     Args:
         runs: per group, by its name, what `log.Log` wrote; runs of a group are evaluated at the same steps.
         out_png: the picture.
+        score: its name in metrics.jsonl, and in the picture; `("miou", "Mean IoU")` is of segmentation.
 
     Raises:
         OSError: a file cannot be read or the picture not be written.
@@ -77,10 +82,10 @@ def compare(runs: Mapping[str, Sequence[str | os.PathLike]], out_png: str | os.P
     if len(runs) != len(_PALE):
         raise ValueError(f"Two groups of runs can be compared; got {len(runs)}.")
     series = [
-        (name, colour, sorted(point for path in paths for point in _read(path).get("top1", [])))
+        (name, colour, sorted(point for path in paths for point in _read(path).get(score[0], [])))
         for (name, paths), colour in zip(runs.items(), _PALE, strict=True)
     ]
-    _draw([("Accuracy on the validation images, by step", series)], out_png)
+    _draw([(f"{score[1]} on the validation images, by step", series)], out_png)
 
 
 def _read(metrics_jsonl: str | os.PathLike) -> dict[str, Points]:
