@@ -54,21 +54,28 @@ def batch_of(count=8, side=32):
     return {"image": image, "label": label, "size": np.full((count, 2), (side, side - 4), np.int32)}
 
 
-@functools.cache
-def steps(mesh, count=1, **changes):
+def steps(mesh, count=1, **options):
     """Returns the states before and after a few steps, and the last one's metrics."""
+    states, metrics = trajectory(mesh, count, **options)
+    return states[0], states[-1], metrics
+
+
+@functools.cache
+def trajectory(mesh, count, weights=lambda params: params, **changes):
+    """Returns the states before and after each of a few steps, and the last one's metrics."""
     recipe = Recipe(**SETTINGS | changes)
     mesh = make_mesh(mesh)
     with jax.set_mesh(mesh):
         model = natjax.UperNetForSemanticSegmentation(config(), rngs=nnx.Rngs(0))
         graphdef, _, params = split_model(model)
         training = make_training(model.config, graphdef, params, Segmentation(recipe, CLASSES), recipe, 10)
-        before = training.init(params, batch_stats(model))
-        before = jax.device_put(before, state_shardings(mesh, before))
-        state = jax.tree.map(jnp.copy, before)
+        state = training.init(weights(params), batch_stats(model))
+        state = jax.device_put(state, state_shardings(mesh, state))
+        states = [jax.device_get(state)]
         for _ in range(count):
             state, metrics = training.step(state, put_batch(mesh, batch_of()))
-    return jax.device_get((before, state, metrics))
+            states.append(jax.device_get(state))
+    return states, jax.device_get(metrics)
 
 
 def same(one, other, **tolerance):
@@ -111,12 +118,70 @@ def test_a_micro_batch_of_one_image_is_refused(accumulate):
         task.resumed_model(config(id2label=dict(enumerate(CLASSES))))
 
 
+def test_a_run_starts_from_a_classifiers_weights(tmp_path):
+    classifier = natjax.NatForImageClassification(
+        NatConfig(**TRUNK, dilations=[[1]] * 4, num_labels=5), rngs=nnx.Rngs(1)
+    )
+    classifier.save_pretrained(tmp_path)
+    changes = {"model_config": {**HEADS, "dilations": [[2]] * 4}, "drop_path_rate": 0.1, "seed": 3}
+    model = Segmentation(Recipe(**SETTINGS | changes | {"model": str(tmp_path)}), CLASSES).initial_model()
+    trunk = model.config.backbone_config
+    assert (trunk.dilations, trunk.drop_path_rate, model.config.hidden_size) == (((2,),) * 4, 0.1, 8)
+    assert list(model.config.id2label.values()) == list(CLASSES)
+    same(
+        nnx.to_pure_dict(nnx.state(model.backbone.embeddings, nnx.Param)),
+        nnx.to_pure_dict(nnx.state(classifier.nat.embeddings, nnx.Param)),
+    )
+    options = {"id2label": dict(enumerate(CLASSES)), "resize_biases": True, "rngs": nnx.Rngs(3)}
+    expected = natjax.UperNetForSemanticSegmentation.from_backbone(
+        tmp_path, **changes["model_config"], drop_path_rate=0.1, **options
+    )
+    same(*(nnx.to_pure_dict(nnx.state(net, nnx.Param)) for net in (model, expected)))
+
+
 def test_a_step_that_is_left_out_keeps_them():
-    before, after, metrics = steps("data=1", image_std=(1e-45,) * 3)
+    before, after, metrics = steps("data=1", image_std=(1e-45,) * 3, ema_decay=0.5)
     assert not np.isfinite(metrics["loss"])
+    assert not metrics["finite"]
+    assert int(after.skipped) == 1
+    for name in ("params", "ema", "batch_stats", "ema_batch_stats"):
+        same(getattr(after, name), getattr(before, name))
+
+
+def exploded(params):
+    conv = params["decode_head"]["bottleneck"]["conv"]
+    conv["kernel"] = 1e25 * conv["kernel"]
+    return params
+
+
+def test_an_infinite_variance_leaves_a_step_out():
+    """All is divided by it, so that loss and gradients are finite."""
+    before, after, metrics = steps("data=1", weights=exploded)
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert not metrics["finite"]
     assert int(after.skipped) == 1
     same(after.batch_stats, before.batch_stats)
     same(after.params, before.params)
+
+
+def test_averages_of_weights_and_statistics():
+    """As timm's ModelEma: statistics with the decay of the weights, counts are the newest; recomputed in float64."""
+    decay = 0.7
+    states, _ = trajectory("data=1", 4, ema_decay=decay)
+
+    def expected(first, *others):
+        mean = first.astype(np.float64)
+        for now in others:
+            mean = decay * mean + (1 - decay) * now if now.dtype == np.float32 else now
+        return mean
+
+    params, stats = states[-1].averaged
+    same(params, jax.tree.map(expected, *(state.params for state in states)), rtol=1e-5, atol=1e-7)
+    same(stats, jax.tree.map(expected, *(state.batch_stats for state in states)), rtol=1e-5, atol=1e-7)
+    norm, newest = (tree["decode_head"]["bottleneck"]["batch_norm"] for tree in (stats, states[-1].batch_stats))
+    assert norm["num_batches_tracked"] == 4
+    assert abs(norm["mean"] - newest["mean"]).max() > 1e-2 * abs(newest["mean"]).max()
 
 
 def test_averaged_weights_and_a_frozen_backbone():

@@ -181,9 +181,10 @@ def train(
             return step % eval_every == 0 or step == total
 
         def evaluated(state: TrainState) -> Any:
+            params, stats = state.averaged
             return measure(
                 task,
-                lambda pixel_values: eval_step(_averaged(state), pixel_values, state.batch_stats),
+                lambda pixel_values: eval_step(params, pixel_values, stats),
                 val_source,
                 processor,
                 mean=mean,
@@ -194,7 +195,7 @@ def train(
             )
 
         def export_model(state: TrainState) -> None:
-            whole = jax.device_put((_averaged(state), state.batch_stats), NamedSharding(mesh, P()))
+            whole = jax.device_put(state.averaged, NamedSharding(mesh, P()))
             params, stats = jax.device_get(whole)
             if is_main_process:
                 nnx.merge(eval_graphdef, params, stats).save_pretrained(out / run_files.MODEL, processor=processor)
@@ -331,7 +332,3 @@ def _restored_or_initial(
         variables = jax.device_put(jax.tree.map(np.asarray, variables), of_variables)
         state = jax.jit(training.init, out_shardings=shardings)(*variables)
     return state
-
-
-def _averaged(state: TrainState) -> Any:
-    return state.params if state.ema is None else state.ema

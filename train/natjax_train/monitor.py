@@ -83,7 +83,7 @@ class StepMonitor:
         seconds, waited = max(now - self._clock, 1e-9), self._waited
         self._clock, self._waited = now, 0.0
         loss, rate, norm = (float(host[name]) for name in ("loss", "lr", "grad_norm"))
-        if not (np.isfinite(loss) and np.isfinite(norm)):
+        if not host["finite"]:
             self._skipped_in_a_row += 1
             self._stop_or_skip(step, loss, norm, host["grad_norms"])
         else:
@@ -102,7 +102,10 @@ class StepMonitor:
 
     def _stop_or_skip(self, step: int, loss: float, norm: float, norms: np.ndarray) -> None:
         bad = [name for name, one in zip(self._names, norms, strict=True) if not np.isfinite(one)]
-        where = f"{len(bad)} of {len(norms)} parameters have such gradients: {first_few(bad)}" if bad else "no gradient"
+        if bad:
+            where = f"{len(bad)} of {len(norms)} parameters have such gradients: {first_few(bad)}"
+        else:
+            where = "no gradient" if not np.isfinite(loss + norm) else "but statistics of batch normalisation"
         what = f"Step {step} is not finite: loss {loss}, norm of the gradients {norm}; {where}."
         if self._recipe.skip_nonfinite and self._skipped_in_a_row < _MOST_SKIPPED_IN_A_ROW:
             self._report(f"{what} It is left out.")

@@ -1,5 +1,5 @@
 """The optimiser: AdamW, without decay on some of the parameters; the schedule of the learning rate;
-layer-wise decay and frozen backbones as factors of it; the averaged weights (EMA).
+layer-wise decay and frozen backbones as factors of it; averages of weights and statistics (EMA).
 
 Parameters are the nested dicts of `NatForImageClassification`; the schedule is timm's, per step (what the papers trained with).
 """
@@ -108,6 +108,13 @@ def apply_updates(params: Any, updates: Any, factors: Any, rate: Float[Array, ""
     return jax.tree.map(lambda p, u, factor: p - (rate * factor) * u if factor else p, params, updates, factors)
 
 
-def update_ema(ema: Any, params: Any, decay: float | None) -> Any:
-    """Returns the averaged weights after a step, or None where there are none."""
-    return None if decay is None else jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p, ema, params)
+def update_ema(ema: Any, new: Any, decay: float | None) -> Any:
+    """Returns averages after a step, of weights and of running statistics; with no decay, what was given.
+
+    As in timm's ModelEma, statistics are averaged as weights are, and integers, which count, are the newest.
+    """
+    if decay is None:
+        return ema
+    return jax.tree.map(
+        lambda mean, now: now if jnp.issubdtype(now.dtype, jnp.integer) else decay * mean + (1 - decay) * now, ema, new
+    )

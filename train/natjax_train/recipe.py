@@ -104,7 +104,9 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
     beta2: float = setting("decay of AdamW's second moment", 0.999, "fraction")
     clip_norm: float | None = setting("largest norm of the gradients; none is off", 5.0, "positive")
     ema_decay: float | None = setting(
-        "decay of the averaged weights that evaluation and export then use; none is off", None, "fraction"
+        "decay of the averages of weights and batch statistics that evaluation and export then use; none is off",
+        None,
+        "fraction",
     )
     layer_decay: float = setting("factor of the learning rate per layer below the head; 1 is off", 1.0, "fraction")
     freeze_backbone: bool = setting("whether the head alone is trained", False)

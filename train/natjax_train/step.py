@@ -44,11 +44,12 @@ class TrainState:
 
     Attributes:
         step: steps done, skipped ones included, int32 [].
-        skipped: steps left out because of a loss or gradient that is not finite, int32 [].
+        skipped: steps left out because of a loss, gradient or statistic that is not finite, int32 [].
         params: nested dict of float32 arrays.
         opt_state: the optimiser's.
         ema: averaged params, or None.
         batch_stats: nested dict of the running statistics of batch normalisation; empty for models without.
+        ema_batch_stats: averaged batch_stats; empty where there are no averages.
     """
 
     step: Any
@@ -57,6 +58,12 @@ class TrainState:
     opt_state: Any
     ema: Any
     batch_stats: Any = dataclasses.field(default_factory=dict)
+    ema_batch_stats: Any = dataclasses.field(default_factory=dict)
+
+    @property
+    def averaged(self) -> tuple[Any, Any]:
+        """Parameters and batch statistics for evaluation and export: the averages, where the run has any."""
+        return (self.params, self.batch_stats) if self.ema is None else (self.ema, self.ema_batch_stats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +117,10 @@ def init_state(
     params: Any, batch_stats: Any = None, *, optimizer: optax.GradientTransformation, recipe: Recipe
 ) -> TrainState:
     """Returns the state before the first step."""
-    ema = None if recipe.ema_decay is None else jax.tree.map(jnp.copy, params)  # copied: both are donated
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, jnp.copy(zero), params, optimizer.init(params), ema, batch_stats or {})
+    stats, zero = batch_stats or {}, jnp.zeros((), jnp.int32)
+    averages = (None, {}) if recipe.ema_decay is None else (params, stats)
+    ema, ema_stats = jax.tree.map(jnp.copy, averages)  # copied: both are donated
+    return TrainState(zero, jnp.copy(zero), params, optimizer.init(params), ema, stats, ema_stats)
 
 
 def make_train_step(
@@ -125,8 +133,8 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted step, to be called under `jax.set_mesh`; it donates the state.
 
-    The step's metrics are float32: `loss`, `lr`, `grad_norm` and `grad_norms`, one per parameter in the tree's order. A step
-    whose loss or gradients are not finite changes nothing but `step` and `skipped`.
+    The step's metrics are float32: `loss`, `lr`, `grad_norm` and `grad_norms`, one per parameter in the tree's order; and, bool,
+    `finite`. A step whose loss, gradients or batch statistics are not finite changes nothing but `step` and `skipped`.
 
     Args:
         graphdef: of the model in its training view.
@@ -178,16 +186,20 @@ def make_train_step(
             rate = optim.learning_rate(recipe, steps_per_epoch, state.step)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optim.apply_updates(state.params, updates, factors, rate)
-            ema = optim.update_ema(state.ema, params, recipe.ema_decay)
+            averages = (state.ema, state.ema_batch_stats)
+            ema, ema_stats = optim.update_ema(averages, (params, stats), recipe.ema_decay)
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-            params, opt_state, ema, stats = jax.tree.map(
+            for leaf in jax.tree.leaves(stats):  # an infinite variance leaves the loss finite: all is divided by it
+                finite &= jnp.all(jnp.isfinite(leaf))
+            params, opt_state, ema, stats, ema_stats = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
-                (params, opt_state, ema, stats),
-                (state.params, state.opt_state, state.ema, state.batch_stats),
+                (params, opt_state, ema, stats, ema_stats),
+                (state.params, state.opt_state, state.ema, state.batch_stats, state.ema_batch_stats),
             )
         skipped = state.skipped + (1 - finite.astype(jnp.int32))
-        state = TrainState(state.step + 1, skipped, params, opt_state, ema, stats)
-        return state, {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms, "skipped": skipped}
+        state = TrainState(state.step + 1, skipped, params, opt_state, ema, stats, ema_stats)
+        metrics = {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms, "skipped": skipped}
+        return state, metrics | {"finite": finite}
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
