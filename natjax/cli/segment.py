@@ -144,11 +144,10 @@ def _folder(out: str, names: list[str], images: list[str]) -> Path:
 
 def _palette_and_labels(source: str | None, config: Any) -> tuple[Any, dict[int, str]]:
     """Returns the colours of the classes, and their names: those of a palette that was asked for where the model has none."""
-    from natjax.segmentation.palettes import load_palette, own_palette, palette_for
+    from natjax.segmentation.palettes import load_palette, palette_for, palette_of
 
     labels = dict(config.id2label)
-    own = own_palette(config) if source is None else None
-    colours = palette_for(config.num_labels, source) if own is None else own
+    colours = palette_of(config) if source is None else palette_for(config.num_labels, source)
     if source is not None and all(label == f"LABEL_{index}" for index, label in labels.items()):
         labels = {i: name or labels[i] for i, name in enumerate(load_palette(source).names[: len(labels)])}
     return colours, labels

@@ -80,8 +80,14 @@ def palette_for(num_labels: int, source: str | os.PathLike | None = None) -> UIn
     return colours[:num_labels].copy()
 
 
-def own_palette(config: UperNetConfig) -> UInt8[np.ndarray, "L 3"] | None:
-    """Returns the colours that a model's files give its classes, as mmsegmentation's do; None where there are none that fit."""
+def palette_of(config: UperNetConfig) -> UInt8[np.ndarray, "L 3"]:
+    """Returns a colour for each class of a model: its files' own, as mmsegmentation's have them, else those of `palette_for`."""
+    own = _own_palette(config)
+    return palette_for(config.num_labels or 0) if own is None else own
+
+
+def _own_palette(config: UperNetConfig) -> UInt8[np.ndarray, "L 3"] | None:
+    """Returns the colours in a model's files; None where there are none that fit."""
     colours = config.extra.get("palette")
     if not isinstance(colours, list | tuple) or len(colours) != config.num_labels:
         return None

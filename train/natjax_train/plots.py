@@ -16,10 +16,9 @@ import PIL.Image
 import PIL.ImageDraw
 
 from natjax.fonts import fit
-from natjax.segmentation.palettes import palette_for
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
+    from jaxtyping import Int, UInt8
 
     Colour = tuple[int, int, int]
     Points = list[tuple[float, float]]
@@ -229,7 +228,12 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
     image.resize((image.width // _SHARP, image.height // _SHARP), PIL.Image.Resampling.BOX).save(out_png)
 
 
-def segmentations(examples: Mapping[str, np.ndarray], names: Sequence[str], out_png: str | os.PathLike) -> None:
+def segmentations(
+    examples: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    palette: UInt8[np.ndarray, "L 3"],
+    out_png: str | os.PathLike,
+) -> None:
     """Draws a few images: each with its mask, the classes that a model gives its pixels, and the wrong ones in orange.
 
     Ignored pixels are black in masks and white among the errors.
@@ -237,6 +241,7 @@ def segmentations(examples: Mapping[str, np.ndarray], names: Sequence[str], out_
     Args:
         examples: uint8 "image" [N, T, T, C], "truth" and "predicted" [N, T, T] of class numbers, 254 beyond the image.
         names: of the classes.
+        palette: their colours.
         out_png: the picture.
 
     Raises:
@@ -245,7 +250,7 @@ def segmentations(examples: Mapping[str, np.ndarray], names: Sequence[str], out_
     if not examples:
         return
     images, truth, predicted = (examples[name] for name in ("image", "truth", "predicted"))
-    colours = np.concatenate([palette_for(len(names)), np.zeros((256 - len(names), 3), np.uint8)])
+    colours = np.concatenate([palette, np.zeros((256 - len(names), 3), np.uint8)])
     images = np.broadcast_to(images, (*images.shape[:3], 3))
     faint = np.uint8(255 - (255 - images.mean(-1, keepdims=True)) * 0.35) * np.ones(3, np.uint8)
     ignored, wrong = (truth == _IGNORED)[..., None], (truth != predicted)[..., None]

@@ -9,7 +9,6 @@ Letters: B batch, H W image, Y X mask, h w logits, C channels, L classes, T side
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +21,13 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from natjax import run_files
-from natjax.configuration import NatConfig, UperNetConfig
-from natjax.errors import MissingNormsWarning
+from natjax.configuration import CONFIG_NAME, UperNetConfig, read_config
 from natjax.image_processing import NatImageProcessor
 from natjax.losses import segmentation_loss
-from natjax.models import NatBackbone, UperNetForSemanticSegmentation
-from natjax.presets import IMAGENET_MEAN, IMAGENET_STD, get_config
+from natjax.models import UperNetForSemanticSegmentation
+from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 from natjax.processors import own_processor
+from natjax.segmentation.palettes import palette_of
 from natjax_train import plots, start
 from natjax_train.augment.device import normalize
 from natjax_train.data import Batches, Source, check_splits, train_loader
@@ -139,25 +138,19 @@ class Segmentation(Task):
         options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
         changes, labels = _changes(recipe), {"id2label": dict(enumerate(self._class_names))}
         checkpoint = start.open_checkpoint(recipe)
-        if checkpoint is not None and checkpoint.kind == self.kind:
+        if checkpoint is None:
+            config = start.architecture(recipe, None)
+            if not isinstance(config, UperNetConfig):
+                config = UperNetConfig(backbone_config=config.replace(out_features=config.stage_names[1:]))
+            model = UperNetForSemanticSegmentation(config.replace(**changes, **labels), **options)
+        elif checkpoint.kind != self.kind:
+            options["resize_biases"] = True
+            model = UperNetForSemanticSegmentation.from_backbone(checkpoint, **changes, **labels, **options)
+        else:
             if not start.keeps_head(checkpoint, labels["id2label"], self.kind):
                 changes, options = changes | labels, options | {"replace_head": True}
-            _check_micro_batch(recipe, checkpoint.config.replace(**changes))
-            return UperNetForSemanticSegmentation.from_pretrained(checkpoint, **changes, **options)
-        if checkpoint is None:
-            named = NatConfig() if recipe.model == "custom" else get_config(recipe.model)
-        else:
-            named = checkpoint.config
-        config = named if isinstance(named, UperNetConfig) else UperNetConfig(backbone_config=_all_levels(named))
-        config = config.replace(**changes, **labels)
-        _check_micro_batch(recipe, config)
-        model = UperNetForSemanticSegmentation(config, **options)
-        if checkpoint is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", MissingNormsWarning)  # those of a classifier's levels are new
-                model.backbone = NatBackbone.from_pretrained(
-                    checkpoint, config=config.backbone_config, **options, resize_biases=True
-                )
+            model = UperNetForSemanticSegmentation.from_pretrained(checkpoint, **changes, **options)
+        _check_micro_batch(recipe, model.config)
         return model
 
     def resumed_model(self, config: Any) -> UperNetForSemanticSegmentation:
@@ -223,8 +216,9 @@ class Segmentation(Task):
         )
 
     def plot(self, result: Metrics, directory: Path) -> None:
-        """Draws a few images with their masks, what the model makes of them and where it errs."""
-        plots.segmentations(result.examples, self._class_names, directory / run_files.EXAMPLES)
+        """Draws a few images with their masks, what the model makes of them and where it errs, in the model's own colours."""
+        palette: Any = palette_of(read_config(directory / CONFIG_NAME))
+        plots.segmentations(result.examples, self._class_names, palette, directory / run_files.EXAMPLES)
 
 
 def _dtype(recipe: Recipe) -> Any:
@@ -248,10 +242,6 @@ def _check_micro_batch(recipe: Recipe, config: UperNetConfig) -> None:
             f"Batch normalisation needs two images at once, and batch_size {recipe.batch_size} in {recipe.accumulate} "
             f"micro-batches (accumulate) has one: give --batch-size {2 * recipe.accumulate} or more."
         )
-
-
-def _all_levels(config: NatConfig) -> NatConfig:
-    return config.replace(out_features=config.stage_names[1:])
 
 
 @jax.jit
