@@ -36,9 +36,11 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
 
     from natjax.models import UperNetForSemanticSegmentation
     from natjax_train.data import match_classes
+    from natjax_train.data.masks import check_count
 
     net = UperNetForSemanticSegmentation.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
+    check_count(len(names), args.model)
     source = _open(args, names, recipe)
     places, matching = match_classes(source.class_names, names)
     table = np.full(256, 255, np.uint8)

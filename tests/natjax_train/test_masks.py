@@ -206,6 +206,13 @@ def test_names_that_are_given_beside_others(data):
         open_masks(data, "train", tuple(map(str, range(150))))
 
 
+def test_255_is_ignored_and_no_class(data):
+    (data / "classes.txt").unlink()
+    assert len(open_masks(data, "train", tuple(map(str, range(254)))).class_names) == 254
+    with pytest.raises(MaskError, match=r"masks.train has 255 classes; .*255 is ignored, and .* 254 classes at most"):
+        open_masks(data, "train", tuple(map(str, range(255))))
+
+
 def test_ade20ks_folders(data):
     for kind, called in (("images", "images"), ("masks", "annotations")):
         (data / kind / "train").rename(data / kind / "training")

@@ -58,11 +58,12 @@ class MaskFolder:
         notes: sentences about what was found.
 
     Raises:
-        MaskError: images without masks, masks without images, or no masks at all.
+        MaskError: images without masks, masks without images, no masks at all, or too many classes.
         ImageError: a folder is missing or cannot be read.
     """
 
     def __init__(self, images: Path, masks: Path, class_names: Sequence[str], *, reduce_zero_label: bool = False):
+        check_count(len(class_names), str(masks))
         self.directory, self._masks = images, masks
         self.class_names, self._reduce = tuple(class_names), reduce_zero_label
         self._table = _table_of(len(self.class_names), reduce_zero_label)
@@ -213,6 +214,19 @@ def _by_stem(folder: Path) -> tuple[dict[str, str], Counter[str]]:
             )
         paths[stem] = path
     return paths, found.skipped
+
+
+def check_count(count: int, whose: str) -> None:
+    """Checks that masks can tell classes apart.
+
+    Raises:
+        MaskError: there are too many.
+    """
+    if count > _MOST_CLASSES:
+        raise MaskError(
+            f"{whose} has {count} classes; the numbers in masks are bytes, {IGNORED} is ignored, and natjax trains on and "
+            f"measures {_MOST_CLASSES} classes at most."
+        )
 
 
 def class_names(spec: str | None) -> tuple[str, ...] | None:
