@@ -41,7 +41,8 @@ CASES = [
 SEGMENTER_SIDE = 448
 SEGMENTERS = [
     ("upernet_nat_tiny", 1, False, 60, ("sdpa", "sdpa compiled")),
-    ("upernet_nat_tiny", 2, True, 120, ("sdpa", "sdpa compiled")),
+    ("upernet_nat_tiny", 2, True, 60, ("sdpa",)),
+    ("upernet_nat_tiny", 2, True, 60, ("sdpa compiled",)),
 ]
 QUICK = [("nat_tiny", 1, False, 6, TINY), ("nat_mini", 8, False, 6, EAGER)]
 
