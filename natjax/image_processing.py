@@ -221,7 +221,11 @@ class NatImageProcessor:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the content of a preprocessor_config.json with which Hugging Face prepares images the same way."""
+        """Returns the content of a preprocessor_config.json with which Hugging Face prepares images the same way.
+
+        One difference: within a box, the side that follows is rounded to the nearest pixel, as in mmsegmentation. Hugging Face's
+        `DetrImageProcessor` rounds it down, and knows no `antialias`.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
         if self.antialias:
             del fields["antialias"]
