@@ -105,6 +105,13 @@ def test_accumulation_updates_them_once_per_micro_batch():
     assert set(counts) == {2}
 
 
+def test_images_of_one_pixel_train():
+    model = natjax.UperNetForSemanticSegmentation(config(), rngs=nnx.Rngs(0))
+    view, task = nnx.view(model, use_running_average=False), Segmentation(Recipe(**SETTINGS), CLASSES)
+    loss = task.loss(task.forward(view, jnp.ones((2, 1, 1, 3))), jnp.zeros((2, 1, 1), jnp.int32))
+    assert np.isfinite(loss)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_micro_batch_of_one_image_is_refused(accumulate):
     recipe = Recipe(**SETTINGS | {"batch_size": accumulate, "accumulate": accumulate})
@@ -279,7 +286,29 @@ def test_batch_normalisation_over_the_global_batch():
             np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-6)
 
 
+def trace_wide_statistics():
+    """Traces a step whose statistics are large enough to be split along fsdp."""
+    recipe, mesh = Recipe(**SETTINGS | {"ema_decay": 0.5}), make_mesh("fsdp=8")
+    wide = config(auxiliary_channels=2048)
+    with jax.set_mesh(mesh):
+        model = nnx.eval_shape(lambda: natjax.UperNetForSemanticSegmentation(wide, rngs=nnx.Rngs(0)))
+        graphdef, _, params = split_model(model)
+        training = make_training(wide, graphdef, params, Segmentation(recipe, CLASSES), recipe, 10)
+        state = jax.eval_shape(training.init, params, batch_stats(model))
+        shardings = state_shardings(mesh, state)
+        placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+        after, _ = jax.eval_shape(training.step, placed, put_batch(mesh, batch_of()))
+
+    def axes(state):
+        leaves = jax.tree.leaves((state.batch_stats, state.averaged))
+        return [(*leaf.sharding.spec, *(None,) * leaf.ndim)[: leaf.ndim] for leaf in leaves]
+
+    assert ("fsdp",) in axes(placed)
+    assert axes(after) == axes(placed)
+
+
 if __name__ == "__main__":
+    trace_wide_statistics()
     reports = {}
     for name in ("data=1", "data=8", "data=2,fsdp=4"):
         _, after, metrics = steps(name, 2)

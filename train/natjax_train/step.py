@@ -180,6 +180,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         stats = jax.tree.map(lambda x: reshard(x, P()), state.batch_stats)
         loss, grads, stats = gradients(state.params, stats, batch, key)
+        stats = jax.tree.map(lambda new, old: reshard(new, jax.typeof(old).sharding.spec), stats, state.batch_stats)
         with jax.named_scope("optimizer"):
             norms = jnp.stack([jnp.sqrt(jnp.sum(g * g)) for g in jax.tree.leaves(grads)])
             norm = jnp.sqrt(jnp.sum(norms * norms))
