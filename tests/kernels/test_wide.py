@@ -78,12 +78,15 @@ def test_large_calls_compute_what_small_ones_do(call, small_calls_as_large, monk
     def run(implementation, **call):
         return op_oracle.both((query, key, value, rpb), d_out, **call, implementation=implementation)
 
+    def with_weights(**call):  # compiled as a whole: operations one by one would each be compiled, too
+        op = functools.partial(neighborhood_attention_with_weights, **call)
+        return jax.jit(lambda rpb, *tokens: op(*tokens, rpb=rpb))(rpb, query, key, value)
+
     def run_all():
         results = [run("xla", **call), run("xla_autodiff", **call)]
         if not call.get("periodic"):
-            results.append(run("xla", **of_sizes))
-            results.append(neighborhood_attention_with_weights(query, key, value, rpb=rpb, **of_sizes))
-        return *results, neighborhood_attention_with_weights(query, key, value, rpb=rpb, **call)
+            results += [run("xla", **of_sizes), with_weights(**of_sizes)]
+        return *results, with_weights(**call)
 
     expected, close = run_all(), functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
     small_calls_as_large()
