@@ -79,6 +79,19 @@ def test_groups_of_runs_have_means_and_ranges(tmp_path, score):
         plots.compare({"one": []}, tmp_path / "out.png")
 
 
+def test_no_range_hides_a_curve(tmp_path):
+    groups = {}
+    for name, scores in (("narrow", (0.55,)), ("wide", (0.2, 0.8))):
+        for score in scores:
+            path = tmp_path / f"{name}{score}.jsonl"
+            path.write_text("".join(json.dumps({"step": step, "top1": score}) + "\n" for step in (10, 20, 30)))
+            groups.setdefault(name, []).append(path)
+    plots.compare(groups, tmp_path / "out.png")
+    with PIL.Image.open(tmp_path / "out.png") as picture:
+        _, x = places(np.asarray(picture.convert("RGB"))[80:], BLUE)
+    assert len(np.unique(x)) > 600
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -136,16 +136,16 @@ def _panel(
             x -= 24 + int(fit(label, 18)[1].getlength(label))
     if not values:
         _text(pen, (_LEFT + width // 2, top + height // 2), "nothing was measured", _GREY, 20, "mm")
-    for _, colour, points in series:
-        _curve(
-            pen, [(place(s, mean), place(s, least), place(s, most)) for s, mean, least, most in _binned(points)], colour
-        )
+    parts = [(colour, _binned(points)) for _, colour, points in series]
+    for colour, trios in parts:  # all ranges first: none hides a curve
+        if colour in _PALE and len(trios) > 1:  # single steps scatter, and so do runs
+            least, most = ([place(trio[0], trio[i]) for trio in trios] for i in (2, 3))
+            pen.polygon([*least, *reversed(most)], _PALE[colour])
+    for colour, trios in parts:
+        _curve(pen, [place(step, mean) for step, mean, *_ in trios], colour)
 
 
-def _curve(pen: PIL.ImageDraw.ImageDraw, places: list, colour: Colour) -> None:
-    means, least, most = ([trio[i] for trio in places] for i in range(3))
-    if colour in _PALE and len(places) > 1:  # single steps scatter, and so do runs
-        pen.polygon([*least, *reversed(most)], _PALE[colour])
+def _curve(pen: PIL.ImageDraw.ImageDraw, means: Points, colour: Colour) -> None:
     if len(means) > 1:
         pen.line(means, colour, 2 * _SHARP, joint="curve")
     if len(means) <= 60:
