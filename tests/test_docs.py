@@ -105,7 +105,7 @@ def commands(code):
 def run_natjax(arguments):
     name = "bench op" if arguments[:2] == ["bench", "op"] else arguments[0]
     arguments = [*arguments, *SHORT.get(name, "").split()]
-    if name == "train" and {"finetune_masks", "upernet_nat_tiny"} & set(arguments):
+    if name == "train" and {"earth_masks", "finetune_masks", "upernet_nat_tiny"} & set(arguments):
         arguments += shlex.split(SHORT["train masks"])
     for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
         if flag in arguments:
@@ -140,9 +140,11 @@ def run_python(arguments):
     else:
         script = runpy.run_path(str(ROOT / arguments[0]))
         assert callable(script["main"]), arguments
-        if arguments[0] == "examples/photographs.py":
+        if arguments[:2] == ["examples/earth.py", "masks"]:
+            make_masks(pathlib.Path(arguments[2]))
+        elif arguments[0] in ("examples/earth.py", "examples/photographs.py"):
             for split in ("train", "val"):
-                make_images(pathlib.Path(arguments[2]) / split, channels=1)
+                make_images(pathlib.Path(arguments[2]) / split, channels=1 if "photographs" in arguments[0] else 3)
 
 
 def run_on_a_host(arguments):
