@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -13,7 +14,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# Nearly all programs here run once: XLA takes a sixth of the time to compile them without LLVM's optimisations and, before
+# JAX 0.11, without its newer code for fusions. Whoever sets XLA_FLAGS, to nothing too, gets programs as users have them.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jax").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+
 if importlib.util.find_spec("beartype"):  # not in the environment that compiles for GPUs
+    os.environ.setdefault("XLA_FLAGS", QUICK)
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import checked_annotations
 

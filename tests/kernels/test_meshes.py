@@ -191,6 +191,6 @@ def test_every_feature_on_meshes():
 
 def run_apart(code):
     """Runs a script in a process that has four CPU devices."""
-    more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    more = {"JAX_NUM_CPU_DEVICES": "4", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
     result = subprocess.run([sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

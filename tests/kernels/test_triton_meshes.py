@@ -46,7 +46,7 @@ COLLECTIVES |= {case: ["all-reduce"] if case.endswith(("batch", "both")) else []
 
 def test_meshes_change_nothing_and_cost_one_sum():
     """All cases in one process: starting it and the expected results are most of the time."""
-    more = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    more = {"JAX_NUM_CPU_DEVICES": "8", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
     command = [sys.executable, "-W", "error", str(pathlib.Path(__file__))]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more, check=False)
     assert done.returncode == 0, done.stderr

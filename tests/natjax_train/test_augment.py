@@ -189,7 +189,7 @@ print(sorted(set(re.findall(r"(all-gather|all-reduce|all-to-all|collective-permu
 
 
 def test_sharding_changes_nothing_and_needs_no_communication(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -136,7 +136,7 @@ def test_two_processes_share_the_images(capsys, tmp_path, model):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
     children = []
     for i in range(2):
         own = ["--csv", tmp_path / f"{i}.csv", "--coordinator", address, "--processes", 2, "--process", i]

@@ -187,7 +187,7 @@ def test_mesh(data):
     command = [sys.executable, __file__, str(data)]
     import os
 
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = json.loads(done.stdout.splitlines()[-1])
     metrics = measured(data, 8)

@@ -59,7 +59,7 @@ def start():
     """Starts `natjax train` in a folder, as a process."""
 
     def start(out, *arguments, devices=1, start_new_session=False, **settings):
-        variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
         if devices > 1 or any("--processes" in argument for argument in arguments):
             variables["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # these programs are compiled for one test only
         return subprocess.Popen(
