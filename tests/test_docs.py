@@ -105,8 +105,10 @@ def commands(code):
 def run_natjax(arguments):
     name = "bench op" if arguments[:2] == ["bench", "op"] else arguments[0]
     arguments = [*arguments, *SHORT.get(name, "").split()]
-    if name == "train" and {"earth_masks", "finetune_masks", "upernet_nat_tiny"} & set(arguments):
+    if name == "train" and {"finetune_masks", "upernet_nat_tiny"} & set(arguments):
         arguments += shlex.split(SHORT["train masks"])
+    if "earth_masks" in arguments:  # small as it is
+        arguments += ["--steps", "2"]
     for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
         if flag in arguments:
             del arguments[arguments.index(flag) : arguments.index(flag) + 2]

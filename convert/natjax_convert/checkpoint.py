@@ -138,11 +138,8 @@ def _config_in_file(src: str | os.PathLike, state_dict: StateDict, found: Found)
     meta = state_dict.meta if isinstance(state_dict, FileTensors) else {}
     why = "no text of mmsegmentation's config"
     try:
-
-        def infer(pool_scales: Any) -> Any:
-            return infer_config(state_dict, found=found, pool_scales=pool_scales)
-
-        if (config := config_of(meta, infer)) is not None:
+        config = config_of(meta, lambda scales: infer_config(state_dict, found=found, pool_scales=scales))
+        if config is not None:
             return config
     except ValueError as error:
         why = f"the text of its config is not usable: {error}"

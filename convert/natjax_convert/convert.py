@@ -78,8 +78,8 @@ def convert(
     Args:
         src: directory or file in any format that `read_state_dict` takes.
         dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs", or "mmseg" for
-            a segmentation model: a .pth of weights alone, to which "mmseg" adds a config text and the classes). A name that
-            ends in a slash is that of a directory.
+            a segmentation model: a .pth of weights alone, to which "mmseg" adds the classes and, where it can say all of
+            the model, a config text). A name that ends in a slash is that of a directory.
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
         processor: prepares images for the model; by default the one beside the source, or else that of the preset of this

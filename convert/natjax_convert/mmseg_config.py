@@ -108,8 +108,7 @@ def config_of(meta: Mapping[str, Any], infer: Callable[[Any], UperNetConfig]) ->
 def meta_of(config: UperNetConfig) -> dict[str, Any]:
     """Returns the `meta` of a checkpoint: names of the classes, their colours (None where the model has none) and a config text.
 
-    The text is left out where it cannot say all that decides what the model computes (`_UNTOLD`): whoever reads the file then
-    has to give a configuration.
+    The text is left out where there is something `untold`: whoever reads the file then has to give a configuration.
     """
     palette: Any = config.extra.get("palette")
     meta = {
@@ -117,29 +116,35 @@ def meta_of(config: UperNetConfig) -> dict[str, Any]:
         "PALETTE": palette if _is_palette(palette, config.num_labels) else None,
     }
     trunk = config.trunk
-    if any(getattr(trunk, name) != getattr(NatConfig(), name) for name in _UNTOLD):
+    if untold(config):
         return meta
     backbone = {argument: getattr(trunk, field) for argument, field in _BACKBONE.items()}
     for argument in ("dilations", "layer_scale"):  # not every backbone of the authors takes them
         if not backbone[argument]:
             del backbone[argument]
     levels = list(trunk.level_dims)
+    indices = list(range(len(levels)))
     decode_head = {argument: getattr(config, field) for argument, field in _DECODE_HEAD.items()}
-    auxiliary_head = {argument: getattr(config, field) for argument, field in _AUXILIARY_HEAD.items()}
-    auxiliary_head |= {name: decode_head[name] for name in ("num_classes", "dropout_ratio", "ignore_index")}
-    indices, index = list(range(len(levels))), AUXILIARY_FEATURE
-    model = {
+    model: dict[str, Any] = {
         "type": "EncoderDecoder",
         "pretrained": None,
         "backbone": {"type": _TYPES[trunk.model_type], **backbone, "out_indices": indices},
         "decode_head": _head("UPerHead", levels, indices, 1.0) | decode_head,
-        "auxiliary_head": _head("FCNHead", levels[index], index, config.auxiliary_loss_weight) | auxiliary_head,
         "train_cfg": {},
         "test_cfg": {"mode": "whole"},
     }
-    if not config.use_auxiliary_head:
-        del model["auxiliary_head"]
+    if config.use_auxiliary_head:
+        common = {name: decode_head[name] for name in ("num_classes", "dropout_ratio", "ignore_index")}
+        auxiliary_head = {argument: getattr(config, field) for argument, field in _AUXILIARY_HEAD.items()}
+        head = _head("FCNHead", levels[AUXILIARY_FEATURE], AUXILIARY_FEATURE, config.auxiliary_loss_weight)
+        model["auxiliary_head"] = head | common | auxiliary_head
     return meta | {"config": f"model = {_source(model)}\n"}
+
+
+def untold(config: UperNetConfig) -> list[str]:
+    """Returns the backbone's fields that decide what a model computes and that no config text can say."""
+    plain = NatConfig()
+    return [name for name in _UNTOLD if getattr(config.trunk, name) != getattr(plain, name)]
 
 
 def _head(kind: str, channels: Any, index: Any, loss_weight: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from natjax.cli._config import read_given
 from natjax.cli._output import complain
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.hub import locate
-from natjax.text import printable
+from natjax.text import first_few, printable
 
 if TYPE_CHECKING:
     from natjax.configuration import NatConfig
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from natjax.processors import describe_default
     from natjax_convert import convert
+    from natjax_convert.mmseg_config import untold
 
     source = locate(args.src)
     config, processor = read_given(args.config)
@@ -58,7 +59,12 @@ def run(args: argparse.Namespace) -> int:
     trunk = config.trunk
     family = config.model_type if trunk is config else f"{config.model_type} on {trunk.model_type}"
     print(f"  {family}, classes: {config.num_labels}, depths: {'-'.join(map(str, trunk.depths))}")
-    if report.to in ("shilabs", "mmseg"):
+    if report.to == "mmseg":
+        unsaid = untold(config)
+        why = f"its config text cannot say {first_few(unsaid)}" if unsaid else "a .pth says nothing of image processing"
+        files = f"{CONFIG_NAME} and {PROCESSOR_NAME}" if unsaid else PROCESSOR_NAME
+        complain(f"{why}: keep the {files} of {src}")
+    elif report.to == "shilabs":
         complain(f"a .pth holds weights alone: keep the {CONFIG_NAME} and {PROCESSOR_NAME} of {src}")
     elif report.processor in ("default", "none"):
         default = describe_default(config)

@@ -115,7 +115,13 @@ class UperNetConfig(Configuration):
         if within:
             backbone = _read(changes.get("backbone_config", self.backbone_config))
             changes["backbone_config"] = backbone.replace(**within)
-        return super().replace(**changes)
+        new = super().replace(**changes)
+        if new.id2label == self.id2label or "extra" in changes:
+            return new
+        extra = {
+            name: value for name, value in self.extra.items() if name != "palette"
+        }  # colours are of the old classes
+        return dataclasses.replace(new, extra=extra)
 
     def _following(self, changes: Mapping[str, Any]) -> Iterable[str]:
         if any(name in changes for name in TOGETHER):

@@ -196,8 +196,12 @@ UPERNET = UperNetConfig(backbone_config=NAT, hidden_size=4, auxiliary_channels=3
         UPERNET.replace(backbone_config=DINAT_S, auxiliary_num_convs=2, auxiliary_concat_input=True),
         UPERNET.replace(pool_scales=(1, 5), use_auxiliary_head=False, head_dropout_prob=0.0, loss_ignore_index=0),
         UPERNET.replace(dilations=None, auxiliary_loss_weight=0.3, extra={"palette": "none"}),
+        UPERNET.replace(
+            backbone_config=NatConfig(embed_dim=4, depths=(1, 1), num_heads=(1, 1), kernel_size=3),
+            use_auxiliary_head=False,
+        ),
     ],
-    ids=["DiNAT", "DiNAT_s", "two scales", "NAT"],
+    ids=["DiNAT", "DiNAT_s", "two scales", "NAT", "two levels"],
 )
 def test_written_files_say_what_model_they_are(tmp_path, config):
     natjax.UperNetForSemanticSegmentation(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "hf")

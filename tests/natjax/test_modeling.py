@@ -300,14 +300,16 @@ for shape, dtype in itertools.product([(3, 3, 3, 32), (64,), (2, 13, 13)], map(j
     desired = nnx.initializers.truncated_normal(0.02)(key, shape, dtype)
     for weights in (init(key, shape, dtype), jax.jit(lambda key: init(key, shape, dtype))(key)):
         assert weights.dtype == dtype
-        np.testing.assert_array_equal(np.asarray(weights, np.float32), np.asarray(desired, np.float32))
+        np.testing.assert_array_equal(
+            np.asarray(weights, np.float32), np.asarray(desired, np.float32), err_msg=f"{shape} {dtype}"
+        )
 """
 
 
 def test_initialiser():
     """Initial weights are JAX's own truncated normal, bit for bit, also where they are traced: compiled as users have it."""
     env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
-    subprocess.run([sys.executable, "-c", INITIAL], check=True, env=env)
+    subprocess.run([sys.executable, "-W", "error", "-c", INITIAL], check=True, env=env)
 
 
 def test_gradients_of_the_residual_stream_are_summed_once():

@@ -44,6 +44,13 @@ def test_changes_go_to_the_backbone_where_they_are_its_fields():
     assert of_json == changed
 
 
+def test_colours_are_of_the_classes():
+    config = CONFIG.replace(id2label={0: "a", 1: "b"}, extra={"palette": [[1, 2, 3], [4, 5, 6]], "other": 1})
+    assert config.replace(drop_path_rate=0.1).extra == config.extra
+    assert config.replace(id2label={0: "a", 1: "b"}).extra == config.extra
+    assert config.replace(id2label={0: "a", 1: "c"}).extra == config.replace(num_labels=5).extra == {"other": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

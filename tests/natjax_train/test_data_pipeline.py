@@ -170,4 +170,4 @@ def test_programs_end_quietly(tmp_path, kind):
 def test_a_missing_package_is_named_with_what_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(ImportError, match=r"more packages \(.*grain.*pip install '\.\[train\]'"):
-        next(loader(folder(tmp_path)))
+        loader(folder(tmp_path))

@@ -186,7 +186,7 @@ def test_images_that_lie_on_their_side_have_upright_masks(data):
     [
         (None, "classes.txt: cannot be read: No such file"),
         ("sky\nsky\nsea", "names sky more than once"),
-        ("sky\n", "has 1 names; masks tell 2 to 254 classes apart"),
+        ("sky\n", "has 1 name; a segmenter needs two classes"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
@@ -209,7 +209,7 @@ def test_names_that_are_given_beside_others(data):
 def test_255_is_ignored_and_no_class(data):
     (data / "classes.txt").unlink()
     assert len(open_masks(data, "train", tuple(map(str, range(254)))).class_names) == 254
-    with pytest.raises(MaskError, match=r"masks.train has 255 classes; .*255 is ignored, and .* 254 classes at most"):
+    with pytest.raises(MaskError, match=r"masks.train has 255 classes; there can be 254 at most: .* Merge some"):
         open_masks(data, "train", tuple(map(str, range(255))))
 
 

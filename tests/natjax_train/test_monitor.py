@@ -10,7 +10,7 @@ from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import Recipe
 
 
-def monitor(messages=(), **changes):
+def monitor(messages, **changes):
     batches = types.SimpleNamespace(unreadable=())
     checkpoints = types.SimpleNamespace(wait=lambda: None, steps=[5])
     recipe, params = Recipe(model="custom", **changes), {"head": {"bias": 0, "kernel": 0}}
@@ -29,7 +29,7 @@ def found(loss=1.0, norms=(3.0, 4.0), finite=True):
     [
         (found(np.nan, (3.0, np.inf), False), "loss nan, norm of the gradients inf; 1 of 2 .*: head.kernel"),
         (found(np.inf, finite=False), "loss inf, norm of the gradients 5.0; no gradient"),
-        (found(finite=False), "loss 1.0, norm of the gradients 5.0; but statistics of batch normalisation"),
+        (found(finite=False), "loss 1.0, norm of the gradients 5.0; statistics of batch normalisation are not"),
     ],
 )
 def test_what_is_not_finite_is_named(step, message):

@@ -213,6 +213,33 @@ def test_changes_of_a_pretrained_backbone_are_of_its_weights_too():
         task.initial_model()
 
 
+def test_a_backbone_config_beside_a_checkpoint_changes_what_it_names(tmp_path):
+    trunk = natjax.NatConfig(
+        **{
+            **TRUNK,
+            "num_labels": 2,
+            "hidden_act": "relu",
+            "dilations": [[2]] * len(TRUNK["depths"]),
+            "layer_norm_eps": 1e-3,
+        }
+    )
+    natjax.NatForImageClassification(trunk, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "relu")
+
+    def model(source, **backbone_config):
+        model_config = {**HEADS, "backbone_config": backbone_config}
+        return Segmentation(
+            Recipe(**SETTINGS | {"model": source, "model_config": model_config}), CLASSES
+        ).initial_model()
+
+    source = str(tmp_path / "relu")
+    ours = model(source, model_type="nat", mlp_ratio=trunk.mlp_ratio, num_labels=9, drop_path_rate=0.25).config.trunk
+    assert (ours.hidden_act, ours.layer_norm_eps, ours.dilations) == ("relu", 1e-3, trunk.dilations)
+    with pytest.raises(ValueError, match=r"model_type 'dinat_s', the backbone of .*relu is of 'dinat'"):
+        model(source, model_type="dinat_s")
+    with pytest.raises(ValueError, match="the model is nat_mini with random weights: give --model custom"):
+        model("nat_mini", model_type="nat", embed_dim=4)
+
+
 def test_what_fills_up_a_crop_is_zero_and_the_loss_is_over_all_pixels():
     recipe = Recipe(**SETTINGS)
     task = Segmentation(recipe, CLASSES)

@@ -84,7 +84,7 @@ def train(
 
     Raises:
         PreemptedError: SIGTERM or SIGINT came; the state was saved.
-        NonFiniteError: the loss or gradients are not finite, unless the recipe skips such steps.
+        NonFiniteError: the loss, gradients or batch statistics are not finite, unless the recipe skips such steps.
         CheckpointError: a checkpoint cannot be written or read.
         ValueError: recipe, data and machine do not fit, or cannot continue the run in `out`, or that is under way.
     """

@@ -42,7 +42,7 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     if math.prod(sizes.values()) > device_count:
         raise ValueError(
             f"mesh {text!r} needs {math.prod(sizes.values())} devices; there are {device_count}. On a CPU, "
-            "XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight."
+            "JAX_NUM_CPU_DEVICES=8 makes eight."
         )
     return sizes
 

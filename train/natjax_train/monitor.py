@@ -1,4 +1,4 @@
-"""Watches the steps: metrics are logged, and a loss or gradient that is not finite skips the step or ends the run."""
+"""Watches the steps: metrics are logged, and what is not finite skips the step or ends the run."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class StepMonitor:
         if bad:
             where = f"{len(bad)} of {len(norms)} parameters have such gradients: {first_few(bad)}"
         else:
-            where = "no gradient" if not np.isfinite(loss + norm) else "but statistics of batch normalisation"
+            where = "no gradient" if not np.isfinite(loss + norm) else "statistics of batch normalisation are not"
         what = f"Step {step} is not finite: loss {loss}, norm of the gradients {norm}; {where}."
         if self._recipe.skip_nonfinite and self._skipped_in_a_row < _MOST_SKIPPED_IN_A_ROW:
             self._report(f"{what} It is left out.")

@@ -111,7 +111,7 @@ def apply_updates(params: Any, updates: Any, factors: Any, rate: Float[Array, ""
 def update_ema(ema: Any, new: Any, decay: float | None) -> Any:
     """Returns averages after a step, of weights and of running statistics; with no decay, what was given.
 
-    As in timm's ModelEma, statistics are averaged as weights are, and integers, which count, are the newest.
+    As in timm's ModelEmaV3, statistics are averaged as weights are, and integers, which count, are the newest.
     """
     if decay is None:
         return ema

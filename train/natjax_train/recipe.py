@@ -129,7 +129,8 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
         choices=("best", "last"),
     )
     skip_nonfinite: bool = setting(
-        "whether steps with a NaN or infinite loss or gradient are left out instead of ending the run", False
+        "whether steps with a NaN or infinite loss, gradient or batch statistic are left out instead of ending the run",
+        False,
     )
     max_corrupt: int = setting("unreadable images that are skipped before the run ends", 100)
 

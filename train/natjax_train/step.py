@@ -133,8 +133,9 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted step, to be called under `jax.set_mesh`; it donates the state.
 
-    The step's metrics are float32: `loss`, `lr`, `grad_norm` and `grad_norms`, one per parameter in the tree's order; and, bool,
-    `finite`. A step whose loss, gradients or batch statistics are not finite changes nothing but `step` and `skipped`.
+    The step's metrics are float32: `loss`, `lr`, `grad_norm` and `grad_norms`, one per parameter in the tree's order; int32
+    `skipped`; bool `finite`. A step whose loss, gradients or batch statistics are not finite changes nothing but `step` and
+    `skipped`.
 
     Args:
         graphdef: of the model in its training view.

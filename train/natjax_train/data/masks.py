@@ -224,8 +224,8 @@ def check_count(count: int, whose: str) -> None:
     """
     if count > _MOST_CLASSES:
         raise MaskError(
-            f"{whose} has {count} classes; the numbers in masks are bytes, {IGNORED} is ignored, and natjax trains on and "
-            f"measures {_MOST_CLASSES} classes at most."
+            f"{whose} has {count} classes; there can be {_MOST_CLASSES} at most: masks are bytes, of which {IGNORED} is ignored "
+            f"and {_BEYOND} stands for no class. Merge some."
         )
 
 
@@ -245,7 +245,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Reads the names of classes, one a line; empty lines are left out.
 
     Raises:
-        ImageError: there is no such file, it is no text, or does not name two to 254 classes, each once.
+        ImageError: there is no such file, it is no text, or names a class twice, or not two to 254.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -257,8 +257,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
     names = tuple(composed(name) for line in lines if (name := line.strip()))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ImageError(f"{path} names {first_few(twice)} more than once; each class needs a name of its own.")
-    if not 2 <= len(names) <= _MOST_CLASSES:
-        raise ImageError(f"{path} has {len(names)} names; masks tell 2 to {_MOST_CLASSES} classes apart.")
+    if len(names) < 2:
+        raise ImageError(f"{path} has {counted(len(names), 'name')}; a segmenter needs two classes at least.")
+    check_count(len(names), str(path))
     return names
 
 

@@ -150,6 +150,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     ):
         if worker_kind not in ("threads", "processes"):
             raise ValueError(f"worker_kind must be 'threads' or 'processes'; got {worker_kind!r}.")
+        try:
+            import grain  # here, since whoever takes only the step of training needs no input pipeline
+        except ImportError as error:
+            raise ImportError(f"Reading batches needs more packages ({error}): {install_line('train')}.") from error
+        self._grain: Any = grain
         self._batches, self._source, self._report = batches, source, report
         self._max_corrupt, self._advice = max_corrupt, advice
         self._workers, self._processes = workers, bool(workers) and worker_kind == "processes"
@@ -200,12 +205,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             self._iterator = None
 
     def _start(self) -> Any:
-        try:
-            import grain  # here, since whoever takes only the step of training needs no input pipeline
-        except ImportError as error:
-            raise ImportError(f"Reading batches needs more packages ({error}): {install_line('train')}.") from error
-
-        threads = 0 if self._processes else self._workers
+        grain, threads = self._grain, 0 if self._processes else self._workers
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         # Grain's own state depends on the workers: a run that resumes with others would see other batches.
         dataset = grain.MapDataset.source(_From(self._batches, self._position)).to_iter_dataset(options)

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from natjax import run_files
-from natjax.configuration import CONFIG_NAME, UperNetConfig, read_config
+from natjax.configuration import CONFIG_NAME, NatConfig, UperNetConfig, read_config
 from natjax.image_processing import NatImageProcessor
 from natjax.losses import segmentation_loss
 from natjax.models import UperNetForSemanticSegmentation
@@ -136,10 +136,16 @@ class Segmentation(Task):
         """
         recipe = self.recipe
         options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
-        changes, labels = _changes(recipe), {"id2label": dict(enumerate(self._class_names))}
+        labels: dict[str, Any] = {"id2label": dict(enumerate(self._class_names))}
         checkpoint = start.open_checkpoint(recipe)
+        if checkpoint is None and recipe.model != "custom" and "backbone_config" in recipe.model_config:
+            raise ValueError(
+                f"model_config has a backbone_config, and the model is {recipe.model} with random weights: give --model custom "
+                "for the former, or a checkpoint."
+            )
+        config = start.architecture(recipe, checkpoint)
+        changes = _changes(recipe, None if recipe.model == "custom" else config.trunk)
         if checkpoint is None:
-            config = start.architecture(recipe, None)
             if not isinstance(config, UperNetConfig):
                 config = UperNetConfig(backbone_config=config.replace(out_features=config.stage_names[1:]))
             model = UperNetForSemanticSegmentation(config.replace(**changes, **labels), **options)
@@ -161,7 +167,7 @@ class Segmentation(Task):
         """
         self.check_classes(config)
         recipe = self.recipe
-        config = config.replace(**_changes(recipe))
+        config = config.replace(**_changes(recipe, config.trunk))
         _check_micro_batch(recipe, config)
         return nnx.eval_shape(lambda: UperNetForSemanticSegmentation(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
 
@@ -225,10 +231,32 @@ def _dtype(recipe: Recipe) -> Any:
     return jnp.bfloat16 if recipe.dtype == "bfloat16" else None
 
 
-def _changes(recipe: Recipe) -> dict[str, Any]:
-    """Returns the fields of the model's config that the recipe decides."""
+def _changes(recipe: Recipe, trunk: NatConfig | None) -> dict[str, Any]:
+    """Returns the fields of the model's config that the recipe decides.
+
+    Args:
+        recipe: the run's.
+        trunk: the backbone that there is, of a checkpoint or a preset. A recipe's `backbone_config` then changes the entries that
+            it has; without one it is the whole backbone.
+
+    Raises:
+        ValueError: its `backbone_config` is of another family.
+    """
     drop_path = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
-    return dict(recipe.model_config) | drop_path
+    changes: dict[str, Any] = dict(recipe.model_config) | drop_path
+    if trunk is None or not isinstance(changes.get("backbone_config"), dict):
+        return changes
+    entries = dict(changes.pop("backbone_config"))
+    family = entries.pop("model_type", trunk.model_type)
+    if family not in trunk.model_types:
+        raise ValueError(
+            f"model_config has a backbone_config of model_type {family!r}, the backbone of {recipe.model} is of "
+            f"{trunk.model_type!r}: give another model, or --model custom for random weights."
+        )
+    own = {
+        field.name for field in dataclasses.fields(UperNetConfig)
+    }  # the heads': a backbone's classes mean nothing here
+    return {name: value for name, value in entries.items() if name not in own} | changes
 
 
 def _check_micro_batch(recipe: Recipe, config: UperNetConfig) -> None:
