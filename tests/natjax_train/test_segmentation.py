@@ -213,6 +213,12 @@ def test_changes_of_a_pretrained_backbone_are_of_its_weights_too():
         task.initial_model()
 
 
+def test_channels_are_those_of_the_model():
+    grey = {**SETTINGS, "model_config": {**TRUNK, **HEADS, "num_channels": 1}}
+    with pytest.raises(ValueError, match=r"each of the model's 1 channel; got \(0.5, 0.5, 0.5\).*--image-mean"):
+        Segmentation(Recipe(**grey), CLASSES).initial_model()
+
+
 def test_a_backbone_config_beside_a_checkpoint_changes_what_it_names(tmp_path):
     trunk = natjax.NatConfig(
         **{

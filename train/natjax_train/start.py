@@ -21,6 +21,7 @@ from natjax.image_processing import NatImageProcessor
 from natjax.labels import composed
 from natjax.presets import PRESETS, get_config
 from natjax.processors import default_processor, own_processor
+from natjax.text import counted
 from natjax_convert import Checkpoint
 from natjax_train.recipe import IMAGE_FIELDS, Recipe
 
@@ -54,6 +55,21 @@ def architecture(recipe: Recipe, checkpoint: Checkpoint | None) -> NatConfig:
     if checkpoint is not None:
         return checkpoint.config
     return NatConfig() if recipe.model == "custom" else get_config(recipe.model)
+
+
+def check_channels(recipe: Recipe, channels: int) -> None:
+    """Checks that a recipe normalises images of as many channels as the model takes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if recipe.image_mean and len(recipe.image_mean) != channels:
+        given = len(recipe.image_mean)
+        either = f'add "num_channels": {given} to --model-config, or ' if given in (1, 3) else ""
+        raise ValueError(
+            f"image_mean must have one number for each of the model's {counted(channels, 'channel')}; got "
+            f"{recipe.image_mean}: {either}give --image-mean and --image-std with {channels}."
+        )
 
 
 def is_resolved(recipe: Recipe) -> bool:

@@ -20,7 +20,6 @@ from jax.sharding import reshard
 from natjax import run_files
 from natjax.configuration import NatConfig, VitRpbConfig
 from natjax.models import NatForImageClassification
-from natjax.text import counted
 from natjax_train import plots, start
 from natjax_train.augment import device
 from natjax_train.recipe import Recipe
@@ -120,13 +119,7 @@ class Classification(Task):
             if not start.keeps_head(checkpoint, labels["id2label"]):
                 changes, options = changes | labels, options | {"replace_head": True}
             model = NatForImageClassification.from_pretrained(checkpoint, **changes, **options, resize_biases=True)
-        if recipe.image_mean and len(recipe.image_mean) != model.config.num_channels:
-            channels, given = model.config.num_channels, len(recipe.image_mean)
-            either = f'add "num_channels": {given} to --model-config, or ' if given in (1, 3) else ""
-            raise ValueError(
-                f"image_mean must have one number for each of the model's {counted(channels, 'channel')}; got "
-                f"{recipe.image_mean}: {either}give --image-mean and --image-std with {channels}."
-            )
+        start.check_channels(recipe, model.config.num_channels)
         return model
 
     def resumed_model(self, config: NatConfig) -> NatForImageClassification:

@@ -156,6 +156,7 @@ class Segmentation(Task):
             if not start.keeps_head(checkpoint, labels["id2label"], self.kind):
                 changes, options = changes | labels, options | {"replace_head": True}
             model = UperNetForSemanticSegmentation.from_pretrained(checkpoint, **changes, **options)
+        start.check_channels(recipe, model.config.num_channels)
         _check_micro_batch(recipe, model.config)
         return model
 
