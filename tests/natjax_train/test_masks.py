@@ -60,6 +60,20 @@ def test_reduced_zero_label(data):
     np.testing.assert_array_equal(source[4]["mask"], [[255, 0], [2, 255]])
 
 
+def test_colours_of_masks(data):
+    mask = np.zeros((2, 2), np.uint8)
+    assert inspected(data).palette is None  # grey
+    write(data, "train", "a", mask, mode="P")
+    source = inspected(data)
+    assert source.palette.tolist() == source.part([0], ()).palette.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert inspected(data, reduce_zero_label=True).palette.tolist() == [[3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    for palette in (np.repeat(np.arange(256), 3), [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 1, 2, 3]):
+        picture = PIL.Image.fromarray(mask).convert("P")
+        picture.putpalette(list(palette))
+        picture.save(data / "masks" / "train" / "a.png")
+        assert inspected(data).palette is None
+
+
 def test_a_part(data):
     part = inspected(data).part([3, 1], ("held out",))
     part.inspect()

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -211,6 +212,14 @@ def test_changes_of_a_pretrained_backbone_are_of_its_weights_too():
     task = Segmentation(Recipe(**settings | {"model_config": {**HEADS, "embed_dim": 8}}), CLASSES)
     with pytest.raises(natjax.CheckpointError, match=r"does not fit the model"):
         task.initial_model()
+
+
+def test_new_classes_have_the_colours_of_the_masks():
+    palette = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.uint8)
+    source = types.SimpleNamespace(class_names=CLASSES, palette=palette)
+    assert Segmentation.of(Recipe(**SETTINGS), source).initial_model().config.extra == {"palette": palette.tolist()}
+    source.palette = None
+    assert Segmentation.of(Recipe(**SETTINGS), source).initial_model().config.extra == {}
 
 
 def test_channels_are_those_of_the_model():

@@ -112,7 +112,7 @@ def train(
     eval_every = max(1, round(recipe.eval_every * epoch))
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, recipe.batch_size, recipe.accumulate)
-    task = task_type(recipe, train_source.class_names)
+    task = task_type.of(recipe, train_source)
     image_size, mean, std = start.resolved(recipe)
     processor = task.processor(recipe, image_size)
     loading: dict[str, Any] = {

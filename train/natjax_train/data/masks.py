@@ -25,6 +25,7 @@ from natjax import image_files, labels
 from natjax.errors import ImageError, MaskError
 from natjax.images import decode_mask, upright_size
 from natjax.labels import composed
+from natjax.segmentation.palettes import read_palette
 from natjax.text import counted, first_few
 
 if TYPE_CHECKING:
@@ -105,6 +106,18 @@ class MaskFolder:
     def mask_name(self, index: int) -> str:
         """Returns the path of an image's mask."""
         return str(self._masks / os.fsdecode(self._pairs[index, 1]))
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "L 3"] | None:
+        """Colours of the classes, of the first mask; None where it has none, or not one for every class."""
+        try:
+            colours = read_palette(self.mask_name(0)).colours
+        except (OSError, ValueError):
+            return None
+        if (colours == np.arange(len(colours))[:, None]).all():  # what Pillow writes where nobody chose any
+            return None
+        colours = colours[int(self._reduce) :][: len(self.class_names)]
+        return colours if len(np.unique(colours, axis=0)) == len(self.class_names) else None
 
     def part(self, indices: Sequence[int], notes: tuple[str, ...]) -> MaskFolder:
         """Returns some of the images as a source of their own."""

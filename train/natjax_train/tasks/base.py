@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from natjax.labels import composed
 from natjax.text import first_few
@@ -58,6 +58,11 @@ class Task(Protocol):
 
     def __init__(self, recipe: Recipe | None, class_names: Sequence[str | int]):
         self._recipe, self._class_names = recipe, tuple(map(str, class_names))
+
+    @classmethod
+    def of(cls, recipe: Recipe, training: Source) -> Self:
+        """Returns the task of a run with these training images."""
+        return cls(recipe, training.class_names)
 
     @property
     def recipe(self) -> Recipe:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ class Segmentation(Task):
         recipe: the run's; None where a model is only evaluated.
         class_names: L of them, in the order of their numbers in masks.
         size_divisor: of evaluation, see `prepared_size`; by default the recipe's.
+        palette: colours [L, 3] for a model that learns these classes anew; None for those of `natjax.segmentation.palette_for`.
     """
 
     curves: tuple[str, Mapping[str, str]] = (
@@ -67,9 +68,21 @@ class Segmentation(Task):
     kind = "segmentation"
     backbone = "backbone"
 
-    def __init__(self, recipe: Recipe | None, class_names: Sequence[str | int], size_divisor: int | None = None):
+    def __init__(
+        self,
+        recipe: Recipe | None,
+        class_names: Sequence[str | int],
+        size_divisor: int | None = None,
+        palette: np.ndarray | None = None,
+    ):
         super().__init__(recipe, class_names)
         self._divisor = size_divisor or (recipe.size_divisor if recipe else 1)
+        self._colours = {} if palette is None else {"palette": palette.tolist()}
+
+    @classmethod
+    def of(cls, recipe: Recipe, training: Any) -> Self:
+        """Returns the task of a run with these training images, whose masks may have a palette."""
+        return cls(recipe, training.class_names, palette=training.palette)
 
     @classmethod
     def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:
@@ -144,6 +157,7 @@ class Segmentation(Task):
                 "for the former, or a checkpoint."
             )
         config = start.architecture(recipe, checkpoint)
+        labels["extra"] = (dict(config.extra) if isinstance(config, UperNetConfig) else {}) | self._colours
         changes = _changes(recipe, None if recipe.model == "custom" else config.trunk)
         if checkpoint is None:
             if not isinstance(config, UperNetConfig):
