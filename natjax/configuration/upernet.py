@@ -106,6 +106,8 @@ class UperNetConfig(Configuration):
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed. What is no field of a UPerNet is changed in its backbone: `drop_path_rate`.
 
+        Other classes leave a palette in `extra` behind: its colours are those of the old ones.
+
         Raises:
             ValueError: there is no such field, or the changes are impossible.
         """
@@ -118,10 +120,7 @@ class UperNetConfig(Configuration):
         new = super().replace(**changes)
         if new.id2label == self.id2label or "extra" in changes:
             return new
-        extra = {
-            name: value for name, value in self.extra.items() if name != "palette"
-        }  # colours are of the old classes
-        return dataclasses.replace(new, extra=extra)
+        return dataclasses.replace(new, extra={k: v for k, v in self.extra.items() if k != "palette"})
 
     def _following(self, changes: Mapping[str, Any]) -> Iterable[str]:
         if any(name in changes for name in TOGETHER):

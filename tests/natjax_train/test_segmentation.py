@@ -214,12 +214,19 @@ def test_changes_of_a_pretrained_backbone_are_of_its_weights_too():
         task.initial_model()
 
 
-def test_new_classes_have_the_colours_of_the_masks():
+def test_new_classes_have_the_colours_of_the_masks(tmp_path):
     palette = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.uint8)
     source = types.SimpleNamespace(class_names=CLASSES, palette=palette)
     assert Segmentation.of(Recipe(**SETTINGS), source).initial_model().config.extra == {"palette": palette.tolist()}
     source.palette = None
     assert Segmentation.of(Recipe(**SETTINGS), source).initial_model().config.extra == {}
+    # A segmenter's own colours are of its own classes.
+    before = config(id2label={0: "a", 1: "b", 2: "c"}, extra={"palette": palette.tolist()})
+    natjax.UperNetForSemanticSegmentation(before, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    recipe = Recipe(**SETTINGS | {"model": str(tmp_path), "model_config": {}})
+    assert "palette" not in Segmentation.of(recipe, source).initial_model().config.extra
+    source.palette = palette[::-1]
+    assert Segmentation.of(recipe, source).initial_model().config.extra["palette"] == palette[::-1].tolist()
 
 
 def test_channels_are_those_of_the_model():

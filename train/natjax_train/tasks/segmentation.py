@@ -157,7 +157,8 @@ class Segmentation(Task):
                 "for the former, or a checkpoint."
             )
         config = start.architecture(recipe, checkpoint)
-        labels["extra"] = (dict(config.extra) if isinstance(config, UperNetConfig) else {}) | self._colours
+        if self._colours:  # without, those of other classes are left behind, see UperNetConfig.replace
+            labels["extra"] = (dict(config.extra) if isinstance(config, UperNetConfig) else {}) | self._colours
         changes = _changes(recipe, None if recipe.model == "custom" else config.trunk)
         if checkpoint is None:
             if not isinstance(config, UperNetConfig):
@@ -268,9 +269,7 @@ def _changes(recipe: Recipe, trunk: NatConfig | None) -> dict[str, Any]:
             f"model_config has a backbone_config of model_type {family!r}, the backbone of {recipe.model} is of "
             f"{trunk.model_type!r}: give another model, or --model custom for random weights."
         )
-    own = {
-        field.name for field in dataclasses.fields(UperNetConfig)
-    }  # the heads': a backbone's classes mean nothing here
+    own = {field.name for field in dataclasses.fields(UperNetConfig)}  # a backbone's classes mean nothing here
     return {name: value for name, value in entries.items() if name not in own} | changes
 
 
