@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import logging
 import math
 import os
 import shutil
@@ -318,6 +319,9 @@ def main() -> None:
             print(error)
         with contextlib.suppress(CheckpointError):
             checkpoints.close()
+    if sys.argv[2] == "checkpoint":  # as a thread of the failed save would that ends only now
+        log = logging.getLogger("absl")
+        log.handle(log.makeRecord("absl", logging.ERROR, "orbax/thread.py", 1, "Traceback", (), None))
     sys.stdout.flush()
     os._exit(0)
 

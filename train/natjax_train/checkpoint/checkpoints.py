@@ -48,8 +48,8 @@ class Checkpoints:
         self._directory, self._report = Path(directory).absolute(), report
         self._scores = Scores(self._directory, keep, report)
         self._pending: tuple[int, Any] | None = None
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(quiet_threads())
+        self._has_failed = False
+        self._end_quiet = quiet_threads()
         self._open()
 
     def __enter__(self) -> Checkpoints:
@@ -136,6 +136,7 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
+        self._has_failed = True
         good = [s for s in self.steps if s < step]
         rest = f"The earlier ones are intact, the newest is of step {good[-1]}." if good else "There is no earlier one."
         reason = " ".join(str(error).split())[:500] or type(error).__name__
@@ -220,12 +221,13 @@ class Checkpoints:
         Raises:
             CheckpointError: that save failed.
         """
-        with self._quiet:
-            try:
-                self.wait()
-            finally:
-                with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
-                    self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
+                self._checkpointer.close()
+            if not self._has_failed:  # a failed save's threads may complain after this
+                self._end_quiet()
 
 
 def _rename_damaged(path: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-@contextlib.contextmanager
-def quiet_threads() -> Generator[None]:
-    """Keeps every thread of Orbax and its storage from printing the traceback of an error that the main one raises as well."""
+def quiet_threads() -> Callable[[], None]:
+    """Keeps every thread of Orbax and its storage from printing the traceback of an error that the main one raises as well.
+
+    Returns a function that ends this.
+    """
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
 
     def of_others(record: logging.LogRecord) -> bool:
@@ -22,10 +23,10 @@ def quiet_threads() -> Generator[None]:
         if str(unraisable.exc_value) != "Event loop is closed":  # the storage's answer comes after Orbax has given up
             hook(unraisable)
 
-    logger.addFilter(of_others)
-    sys.unraisablehook = note
-    try:
-        yield
-    finally:
+    def end() -> None:
         sys.unraisablehook = hook
         logger.removeFilter(of_others)
+
+    logger.addFilter(of_others)
+    sys.unraisablehook = note
+    return end
