@@ -2,8 +2,8 @@
 
 Configured by Hugging Face's `preprocessor_config.json`. Without a crop the numbers are those of transformers 4.40.2's
 `ViTImageProcessor`, the one its NAT and DiNAT use; with a crop those of its `CLIPImageProcessor`, which is how ImageNet
-evaluation prepares images. Both bit for bit, but channels-last: `[B, H, W, C]` float32. Images of semantic segmentation can be
-prepared as mmsegmentation does, within a box and with OpenCV's numbers.
+evaluation prepares images. Both bit for bit, but channels-last: `[B, H, W, C]` float32. Images of semantic segmentation and
+object detection can be prepared as mmsegmentation and mmdetection do, within a box and with OpenCV's numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
 from natjax.image_arrays import channels_last, out_of_range, split_images, to_numpy
-from natjax.image_sizes import center_crop, resize, resized_shape
+from natjax.image_sizes import center_crop, multiple_of, padded, resize, resized_shape
 from natjax.images import decode_image, is_image_source
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 from natjax.text import counted
@@ -72,6 +72,8 @@ class NatImageProcessor:
         do_normalize: whether to subtract `image_mean` and divide by `image_std`.
         image_mean: one number per channel, or one for all.
         image_std: likewise.
+        size_divisor: after all else, zeros are added at the bottom and at the right until both sides are multiples of it; None
+            adds none.
         extra: entries of a preprocessor_config.json that have no effect, kept so that writing it back loses nothing.
 
     Raises:
@@ -89,6 +91,7 @@ class NatImageProcessor:
     do_normalize: bool = True
     image_mean: Sequence[float] | float = (0.5, 0.5, 0.5)
     image_std: Sequence[float] | float = (0.5, 0.5, 0.5)
+    size_divisor: int | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -99,6 +102,8 @@ class NatImageProcessor:
             raise ValueError(f"resample must be one of Pillow's filters 0 to 5; got {self.resample!r}.")
         if not self.antialias and self.resample != 2:
             raise ValueError(f"antialias=False is of bilinear resizing, resample=2; got resample {self.resample!r}.")
+        if self.size_divisor is not None and (type(self.size_divisor) is not int or self.size_divisor < 1):
+            raise ValueError(f"size_divisor must be a positive integer or None; got {self.size_divisor!r}.")
         if not _is_number(self.rescale_factor):
             raise ValueError(f"rescale_factor must be a finite number; got {self.rescale_factor!r}.")
         crop_size = None if self.crop_size is None else _size("crop_size", self.crop_size, ({"height", "width"},))
@@ -171,7 +176,11 @@ class NatImageProcessor:
             if not np.issubdtype(pixels.dtype, np.floating):
                 pixels = pixels.astype(np.float32)
             pixels = (pixels - np.array(self.image_mean, pixels.dtype)) / np.array(self.image_std, pixels.dtype)
-        return pixels.astype(np.float32)
+        pixels = pixels.astype(np.float32)
+        if self.size_divisor:
+            height, width, _ = pixels.shape
+            pixels = padded(pixels, (multiple_of(self.size_divisor, height), multiple_of(self.size_divisor, width)))
+        return pixels
 
     def _pixels(self, image: ImageLike, layout: str | None) -> np.ndarray:
         if is_image_source(image):
@@ -224,11 +233,13 @@ class NatImageProcessor:
         """Returns the content of a preprocessor_config.json with which Hugging Face prepares images the same way.
 
         One difference: within a box, the side that follows is rounded to the nearest pixel, as in mmsegmentation. Hugging Face's
-        `DetrImageProcessor` rounds it down, and knows no `antialias`.
+        `DetrImageProcessor` rounds it down, and knows no `antialias` and no `size_divisor`.
         """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
         if self.antialias:
             del fields["antialias"]
+        if self.size_divisor is None:
+            del fields["size_divisor"]
         if "longest_edge" in self.size and not self.do_center_crop:
             fields |= {"image_processor_type": _BOX_TYPES[0], "do_pad": False}
             del fields["do_center_crop"], fields["crop_size"]
@@ -261,6 +272,8 @@ class NatImageProcessor:
         names = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         if kind in _VIT_TYPES + _SEGFORMER_TYPES + _BOX_TYPES:
             names -= {"do_center_crop", "crop_size"}
+        if kind is not None and kind not in _BOX_TYPES:
+            names -= {"size_divisor"}
         fields = _defaults(kind) | {k: v for k, v in values.items() if k in names and v is not None}
         if kind in _CROP_TYPES and isinstance(fields["size"], int):
             fields["size"] = {"shortest_edge": fields["size"]}
@@ -330,15 +343,12 @@ class NatImageProcessor:
         """
         if not _is_number(crop_pct) or not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1; got {crop_pct!r}.")
-        if num_channels not in (1, 3):
-            raise ValueError(f"Images have 1 or 3 channels; got {num_channels}.")
         return cls(
             size={"shortest_edge": int(image_size / crop_pct)},
             resample=3,
             do_center_crop=True,
             crop_size=image_size,
-            image_mean=IMAGENET_MEAN if num_channels == 3 else (0.5,),
-            image_std=IMAGENET_STD if num_channels == 3 else (0.5,),
+            **_imagenet_colours(num_channels),
         )
 
     @classmethod
@@ -358,14 +368,38 @@ class NatImageProcessor:
         Raises:
             ValueError: an argument is impossible.
         """
-        if num_channels not in (1, 3):
-            raise ValueError(f"Images have 1 or 3 channels; got {num_channels}.")
         return cls(
             size={"shortest_edge": shortest_edge, "longest_edge": longest_edge},
             antialias=False,
-            image_mean=IMAGENET_MEAN if num_channels == 3 else (0.5,),
-            image_std=IMAGENET_STD if num_channels == 3 else (0.5,),
+            **_imagenet_colours(num_channels),
         )
+
+    @classmethod
+    def object_detection(
+        cls, longest_edge: int = 1333, shortest_edge: int = 800, num_channels: int = 3
+    ) -> NatImageProcessor:
+        """Makes a processor that prepares as mmdetection's test does: within a box, with OpenCV's numbers, sides multiples of 32.
+
+        See `semantic_segmentation`; the `size_divisor` of 32 is what differs beside the box.
+
+        Args:
+            longest_edge: what the longer side may be at most before zeros are added, in pixels.
+            shortest_edge: what the shorter side may be at most, likewise.
+            num_channels: 3 for RGB, 1 for grey.
+
+        Raises:
+            ValueError: an argument is impossible.
+        """
+        within = cls.semantic_segmentation(longest_edge, shortest_edge, num_channels)
+        return dataclasses.replace(within, size_divisor=32)
+
+
+def _imagenet_colours(num_channels: int) -> dict[str, tuple[float, ...]]:
+    """Returns ImageNet's mean and deviation as fields of a processor; 0.5 where images are grey."""
+    if num_channels not in (1, 3):
+        raise ValueError(f"Images have 1 or 3 channels; got {num_channels}.")
+    grey = num_channels == 1
+    return {"image_mean": (0.5,) if grey else IMAGENET_MEAN, "image_std": (0.5,) if grey else IMAGENET_STD}
 
 
 def _defaults(kind: str | None) -> dict[str, Any]:

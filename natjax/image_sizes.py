@@ -1,4 +1,4 @@
-"""Other sizes of images: what size an image is resized to, resizing, and the crop of the middle."""
+"""Other sizes of images: what size an image is resized to, resizing, the crop of the middle, and zeros at the borders."""
 
 from __future__ import annotations
 
@@ -63,3 +63,13 @@ def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     pixels = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return pixels[top : top + height, left : left + width]
+
+
+def padded(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns an image [H, W, C] of a larger height and width, with zeros at the bottom and at the right."""
+    return np.pad(pixels, [*((0, side - have) for side, have in zip(shape, pixels.shape[:2], strict=True)), (0, 0)])
+
+
+def multiple_of(divisor: int, side: int) -> int:
+    """Returns the next multiple of a divisor."""
+    return -(-side // divisor) * divisor

@@ -1,4 +1,4 @@
-"""Bilinear resizing with OpenCV's numbers, and images prepared as mmsegmentation does. Goldens: tests/goldens/mm_ops."""
+"""Bilinear resizing with OpenCV's numbers; images as mmsegmentation and mmdetection prepare them."""
 
 import json
 import pathlib
@@ -25,10 +25,15 @@ def test_images_are_mmsegmentations_bit_for_bit_before_the_mean():
     np.testing.assert_array_equal(resize(image, (96, 153)), pixels)
 
 
-def test_images_of_the_detection_pipeline_too():
+def test_images_are_mmdetections_with_its_zeros():
+    """The box is 133 x 80; 80 x 127 pixels get zeros up to 96 x 128, after the normalisation."""
     golden = np.load(GOLDENS)
-    image, wanted = golden["pipeline/bgr"][..., ::-1], golden["pipeline/det"].transpose(1, 2, 0)[:80, :127]
-    pixels = np.rint(wanted * np.array([58.395, 57.12, 57.375]) + np.array([123.675, 116.28, 103.53]))
+    image, wanted = golden["pipeline/bgr"][..., ::-1], golden["pipeline/det"].transpose(1, 2, 0)
+    found = NatImageProcessor.object_detection(133, 80)(PIL.Image.fromarray(image.copy()))[0]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert not found[80:].any()
+    assert not found[:, 127:].any()
+    pixels = np.rint(wanted[:80, :127] * np.array([58.395, 57.12, 57.375]) + np.array([123.675, 116.28, 103.53]))
     np.testing.assert_array_equal(resize(image, (80, 127)), pixels)
 
 
@@ -57,8 +62,17 @@ def test_sizes_within_the_box(image, shape):
     assert pixels.shape == (1, *shape, 3)
 
 
-def test_its_file_says_the_same_again(tmp_path):
-    processor = NatImageProcessor.semantic_segmentation(640, 160)
+@pytest.mark.parametrize(
+    ("image", "shape"), [((480, 640), (800, 1088)), ((640, 480), (1088, 800)), ((100, 1000), (160, 1344))]
+)
+def test_sizes_of_detection(image, shape):
+    pixels = NatImageProcessor.object_detection()(np.zeros((*image, 3), np.uint8))
+    assert pixels.shape == (1, *shape, 3)
+
+
+@pytest.mark.parametrize("task", ["semantic_segmentation", "object_detection"])
+def test_its_file_says_the_same_again(task, tmp_path):
+    processor = getattr(NatImageProcessor, task)(640, 160)
     processor.save_pretrained(tmp_path)
     assert NatImageProcessor.from_pretrained(tmp_path) == NatImageProcessor.from_dict(processor.to_dict())
     again = NatImageProcessor.from_pretrained(tmp_path)
@@ -68,6 +82,19 @@ def test_its_file_says_the_same_again(tmp_path):
     assert values["image_processor_type"] == "DetrImageProcessor"
     assert values["size"] == {"longest_edge": 640, "shortest_edge": 160}
     assert values["antialias"] is False
+    assert values.get("size_divisor") == {"semantic_segmentation": None, "object_detection": 32}[task]
+
+
+def test_zeros_are_of_processors_that_name_them():
+    """Hugging Face's ViTImageProcessor ignores an entry of this name."""
+    image = np.full((5, 7, 3), 255, np.uint8)
+    values = {"size_divisor": 4, "do_resize": False}
+    assert NatImageProcessor.from_dict(values)(image).shape == (1, 8, 8, 3)
+    vit = NatImageProcessor.from_dict({**values, "image_processor_type": "ViTImageProcessor"})
+    assert vit(image).shape == (1, 5, 7, 3)
+    assert vit.to_dict()["size_divisor"] == 4
+    with pytest.raises(ValueError, match="size_divisor must be a positive integer or None; got 0"):
+        NatImageProcessor(size_divisor=0)
 
 
 @pytest.mark.parametrize("size", [(30, 41), (9, 70), (12, 16), (24, 32)])
