@@ -11,6 +11,10 @@ from jax.typing import DTypeLike
 
 # Public entry points are not among them: they check their arguments themselves, and tests look at what they say.
 CHECKED = (
+    "natjax.detection.boxes",
+    "natjax.detection.losses",
+    "natjax.detection.matching",
+    "natjax.detection.nms",
     "natjax.losses",
     "natjax.nn.batch_norm",
     "natjax.nn.blocks",

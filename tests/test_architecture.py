@@ -20,7 +20,15 @@ AREAS = {
     "natjax": ("natjax_kernels",),  # errors, files, configuration, images: what all others stand on
     "natjax.nn": ("natjax", "natjax_kernels"),
     "natjax.losses": ("natjax", "natjax.nn"),
-    "natjax.models": ("natjax", "natjax.nn", "natjax.losses", "natjax.pretrained", "natjax_kernels"),
+    "natjax.detection": ("natjax", "natjax.nn"),
+    "natjax.models": (
+        "natjax",
+        "natjax.nn",
+        "natjax.losses",
+        "natjax.detection",
+        "natjax.pretrained",
+        "natjax_kernels",
+    ),
     "natjax_convert": ("natjax",),
     "natjax.linen": ("natjax", "natjax.models"),
     "natjax.pretrained": ("natjax", "natjax.nn", "natjax_convert"),
