@@ -394,7 +394,7 @@ class NatImageProcessor:
         return dataclasses.replace(within, size_divisor=32)
 
 
-def _imagenet_colours(num_channels: int) -> dict[str, tuple[float, ...]]:
+def _imagenet_colours(num_channels: int) -> dict[str, Any]:
     """Returns ImageNet's mean and deviation as fields of a processor; 0.5 where images are grey."""
     if num_channels not in (1, 3):
         raise ValueError(f"Images have 1 or 3 channels; got {num_channels}.")
