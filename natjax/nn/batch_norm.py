@@ -1,4 +1,4 @@
-"""Batch normalisation (arXiv 1502.03167) with PyTorch's conventions, for the heads of segmentation models.
+"""Batch normalisation (arXiv 1502.03167) with PyTorch's conventions, for the heads of dense prediction.
 
 Maps are `[B, H, W, C]`; statistics are per channel, over batch, height and width. The batch is the global one: on a mesh, where
 it is split over devices, the means of a jitted step are those of all devices, which PyTorch calls SyncBN.
@@ -15,7 +15,7 @@ from flax import nnx
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 EPSILON = 1e-5
 MOMENTUM = 0.1  # PyTorch's: the part of a new batch in the running statistics. (Flax's is that of the old ones.)
@@ -53,27 +53,38 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B H W C"], counted: Bool[Array, " B"] | None = None) -> Float[Array, "B H W C"]:
         """Normalises in float32 (float64 for float64 maps); returns the compute dtype.
+
+        Args:
+            x: maps.
+            counted: which maps the batch's statistics are of, at least one; None for all. The others are padding.
 
         Raises:
             ValueError: the batch's statistics would be of one value per channel.
         """
         wide = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-        mean, var = (self.mean[...], self.var[...]) if self.use_running_average else self._batch_statistics(wide)
+        mean, var = (
+            (self.mean[...], self.var[...]) if self.use_running_average else self._batch_statistics(wide, counted)
+        )
         scale, bias = (jnp.asarray(p[...], wide.dtype) for p in (self.scale, self.bias))
         y = (wide - mean.astype(wide.dtype)) * (jax.lax.rsqrt(var.astype(wide.dtype) + EPSILON) * scale) + bias
         return y.astype(self.dtype or jnp.promote_types(x.dtype, self.scale[...].dtype))
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
+    def _batch_statistics(self, x: Array, counted: Array | None) -> tuple[Array, Array]:
         count = math.prod(x.shape[:-1])
         if count < 2:
             raise ValueError(
                 f"Expected more than 1 value per channel to normalise by a batch's statistics; got shape {x.shape}. Use a larger "
                 "batch or larger images, or running statistics: nnx.view(model, use_running_average=True)."
             )
-        mean = jnp.mean(x, axis=(0, 1, 2))
-        var = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))  # two passes, as float32 loses small variances in one
+        where = None
+        if counted is not None:
+            where = counted[:, None, None, None]
+            count = jnp.sum(counted, dtype=x.dtype) * math.prod(x.shape[1:3])
+        mean = jnp.mean(x, axis=(0, 1, 2), where=where)
+        # Two passes, as float32 loses small variances in one.
+        var = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2), where=where)
         for running, new in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
             new = jax.lax.stop_gradient(new).astype(jnp.float32)
             running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * new

@@ -49,6 +49,27 @@ def test_a_batch_normalises_and_updates_by_its_unbiased_variance():
     assert new.num_batches_tracked[...] == 6
 
 
+def test_padded_maps_do_not_count():
+    counted, x = np.array([True, False, True, False]), maps(4, 3, 5, 3)
+    x[~counted] *= 100
+
+    def statistics_and_vjp(layer, x, *counted):
+        graphdef, state = nnx.split(nnx.view(layer, use_running_average=False))
+
+        def normalise(x):
+            new = nnx.merge(graphdef, state, copy=True)
+            return new(x, *counted), nnx.state(new, nnx.BatchStat)
+
+        y, pull, statistics = jax.vjp(normalise, x, has_aux=True)
+        return y, statistics, lambda cotangent: pull(cotangent)[0]
+
+    got, statistics, pull = statistics_and_vjp(layer(), x, counted)
+    want, statistics_alone, pull_alone = statistics_and_vjp(layer(), x[counted])
+    close(got[counted], want)
+    close(pull(jnp.sin(got) * counted[:, None, None, None])[counted], pull_alone(jnp.sin(want)))
+    jax.tree.map(close, statistics, statistics_alone)
+
+
 def test_pytorch_does_the_same():
     torch = pytest.importorskip("torch", reason="PyTorch parity is checked on Python 3.11")
     new, x = layer(), maps(2, 3, 4, 3)
