@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from natjax._version import __version__
 
 if TYPE_CHECKING:
+    from natjax.configuration import CascadeMaskRcnnConfig as CascadeMaskRcnnConfig
     from natjax.configuration import DinatSConfig as DinatSConfig
+    from natjax.configuration import MaskRcnnConfig as MaskRcnnConfig
     from natjax.configuration import NatConfig as NatConfig
     from natjax.configuration import NatIsotropicConfig as NatIsotropicConfig
     from natjax.configuration import UperNetConfig as UperNetConfig
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from natjax.image_processing import NatImageProcessor as NatImageProcessor
     from natjax.images import load_image as load_image
     from natjax.linen import to_linen as to_linen
+    from natjax.models import CascadeMaskRcnnForObjectDetection as CascadeMaskRcnnForObjectDetection
+    from natjax.models import MaskRcnnForObjectDetection as MaskRcnnForObjectDetection
     from natjax.models import NatBackbone as NatBackbone
     from natjax.models import NatForImageClassification as NatForImageClassification
     from natjax.models import NatModel as NatModel
@@ -40,9 +44,13 @@ if TYPE_CHECKING:
     from natjax_kernels import neighbors as neighbors
 
 _MODULES = {
+    "CascadeMaskRcnnConfig": "natjax.configuration",
+    "CascadeMaskRcnnForObjectDetection": "natjax.models",
     "CheckpointError": "natjax.errors",
     "ImageError": "natjax.errors",
     "DinatSConfig": "natjax.configuration",
+    "MaskRcnnConfig": "natjax.configuration",
+    "MaskRcnnForObjectDetection": "natjax.models",
     "NatBackbone": "natjax.models",
     "NatConfig": "natjax.configuration",
     "NatForImageClassification": "natjax.models",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float, Int
 
 
 class ModelOutput:
@@ -86,6 +86,35 @@ class SemanticSegmenterOutput(ModelOutput):
     """
 
     logits: Float[Array, "B H W L"]
+    loss: Float[Array, ""] | None = None
+    hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
+    attentions: tuple[Float[Array, "B _ _ _ _"], ...] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectDetectionOutput(ModelOutput):
+    """Output of `MaskRcnnForObjectDetection` and `CascadeMaskRcnnForObjectDetection`.
+
+    Every image has K entries, the detections first, in the order of their scores. The others are padding: `valid` is False,
+    boxes, scores and masks are 0, labels -1.
+
+    Attributes:
+        boxes: [B, K, 4] float32, x1, y1, x2, y2 in pixels, divided by the scale factors that the model was called with.
+        scores: [B, K] float32, probabilities.
+        labels: [B, K] int32, class indices.
+        valid: [B, K], whether an entry is a detection.
+        masks: [B, K, 28, 28] float32, probabilities of the pixels of the box, each a 28th of its width and height.
+        loss: scalar, where targets were given.
+        hidden_states: see `NatBackboneOutput`.
+        attentions: see `NatModelOutput`.
+    """
+
+    boxes: Float[Array, "B K 4"]
+    scores: Float[Array, "B K"]
+    labels: Int[Array, "B K"]
+    valid: Bool[Array, "B K"]
+    masks: Float[Array, "B K 28 28"] | None = None
     loss: Float[Array, ""] | None = None
     hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
     attentions: tuple[Float[Array, "B _ _ _ _"], ...] | None = None

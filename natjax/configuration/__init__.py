@@ -11,6 +11,8 @@ from typing import Any
 
 from natjax.configuration.base import CONFIG_NAME, PROCESSOR_NAME, Configuration, model_type_of, read_json
 from natjax.configuration.checks import check_fields
+from natjax.configuration.dense import DenseConfig
+from natjax.configuration.detection import CascadeMaskRcnnConfig, MaskRcnnConfig
 from natjax.configuration.dinat_s import DinatSConfig
 from natjax.configuration.isotropic import NatIsotropicConfig, VitRpbConfig
 from natjax.configuration.nat import ACTIVATIONS, PROBLEM_TYPES, UNDILATED, NatConfig
@@ -24,8 +26,11 @@ __all__ = [
     "PROBLEM_TYPES",
     "PROCESSOR_NAME",
     "UNDILATED",
+    "CascadeMaskRcnnConfig",
     "Configuration",
+    "DenseConfig",
     "DinatSConfig",
+    "MaskRcnnConfig",
     "NatConfig",
     "NatIsotropicConfig",
     "UperNetConfig",
@@ -41,7 +46,11 @@ FAMILIES: dict[str, type[NatConfig]] = {
     for family in (NatConfig, DinatSConfig, NatIsotropicConfig, VitRpbConfig)
     for model_type in family.model_types
 }
-CONFIGURATIONS: dict[str, type[Configuration]] = {**FAMILIES, "upernet": UperNetConfig}
+CONFIGURATIONS: dict[str, type[Configuration]] = FAMILIES | {
+    model_type: dense
+    for dense in (UperNetConfig, MaskRcnnConfig, CascadeMaskRcnnConfig)
+    for model_type in dense.model_types
+}
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Any:

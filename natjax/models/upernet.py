@@ -23,33 +23,16 @@ from natjax.configuration.upernet import AUXILIARY_FEATURE
 from natjax.losses import segmentation_loss
 from natjax.models.backbone import NatBackbone
 from natjax.models.base import NatPreTrainedModel
-from natjax.nn.batch_norm import BatchNorm
+from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, channel_dropout, conv
-from natjax.nn.resizing import adaptive_average_pool, conv3x3_of_pyramid, resize_bilinear
+from natjax.nn.resizing import adaptive_average_pool, resize_bilinear
 from natjax.outputs import SemanticSegmenterOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
     from natjax_convert import Checkpoint
-
-
-class ConvBlock(nnx.Module):
-    """A convolution without bias, batch normalisation, ReLU."""
-
-    def __init__(self, in_features: int, out_features: int, kernel_size: int, *, kernel_init: Any, **options: Any):
-        self.conv = conv(in_features, out_features, kernel_size, use_bias=False, kernel_init=kernel_init, **options)
-        self.batch_norm = BatchNorm(out_features, **options)
-
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
-        """Keeps the map's size."""
-        return jax.nn.relu(self.batch_norm(self.conv(x)))
-
-    def of_pyramid(self, maps: Sequence[Float[Array, "B _ _ _"]]) -> Float[Array, "B h w D"]:
-        """Returns what it makes of all maps, resized to the first one's size and joined along their channels."""
-        *maps, kernel = self.conv.promote_dtype((*maps, self.conv.kernel[...]), dtype=self.conv.dtype)
-        return jax.nn.relu(self.batch_norm(conv3x3_of_pyramid(maps, kernel)))
 
 
 class DecodeHead(nnx.Module):

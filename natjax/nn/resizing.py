@@ -35,6 +35,19 @@ def resize_bilinear(x: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Ar
     return _apply(x, *(_interpolation(n, m, dtype) for n, m in zip(x.shape[1:3], (height, width), strict=True)))
 
 
+def upsample_nearest(x: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Array, "B H W C"]:
+    """Doubles maps by repeating pixels, as `torch.nn.functional.interpolate(mode="nearest")` does.
+
+    Pixel i of n, of 2 n or 2 n - 1, is pixel floor(i n / size) = floor(i / 2) of the smaller map.
+
+    Args:
+        x: maps.
+        size: (H, W) of the result, each side twice that of x or one less.
+    """
+    height, width = size
+    return jnp.repeat(jnp.repeat(x, 2, axis=1)[:, :height], 2, axis=2)[:, :, :width]
+
+
 def adaptive_average_pool(x: Float[Array, "B h w C"], output_size: int) -> Float[Array, "B S S C"]:
     """Averages maps over S x S windows that cover them, as `torch.nn.functional.adaptive_avg_pool2d` does.
 

@@ -1,6 +1,6 @@
 """mmsegmentation's names, of the authors' segmentation/ folder: backbones as in classification, and UPerNet's heads."""
 
-from natjax.configuration.upernet import BACKBONES
+from natjax.configuration.dense import BACKBONES
 from natjax_convert.dialect import Dialect, Signature
 from natjax_convert.names.shilabs import SHILABS
 from natjax_convert.names.upernet import HEADS, heads_table

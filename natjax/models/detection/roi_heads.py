@@ -1,0 +1,103 @@
+"""The heads of Mask R-CNN (arXiv 1703.06870) and Cascade Mask R-CNN (arXiv 1906.09756), on features of regions of interest.
+
+Letters: B batch, N regions of an image, S side of their features, C channels, L classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from natjax.configuration import MaskRcnnConfig
+from natjax.nn.conv_block import ConvBlock
+from natjax.nn.initializers import he_normal, truncated_normal
+from natjax.nn.layers import conv, linear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+BOX_SIDE = 7  # of the features of a box head
+MASK_SIDE = 14  # of those of a mask head, whose masks have twice that
+
+
+class BoxHead(nnx.Module):
+    """Convolutions and linear layers, then scores of all classes and of the background, which is last, and a box per class."""
+
+    def __init__(self, config: MaskRcnnConfig, **options: Any):
+        classes, dim, width = config.num_labels or 0, config.fpn_channels, config.box_fc_channels
+        convs, fcs = [], []
+        for _ in range(config.box_num_convs):
+            convs.append(ConvBlock(dim, config.box_conv_channels, 3, kernel_init=he_normal(9 * dim), **options))
+            dim = config.box_conv_channels
+        dim *= BOX_SIDE**2
+        for _ in range(config.box_num_fcs):
+            fcs.append(linear(dim, width, kernel_init=he_normal(dim), **options))
+            dim = width
+        self.shared_convs, self.shared_fcs = nnx.List(convs), nnx.List(fcs)
+        options["kernel_init"] = truncated_normal(config.initializer_range)
+        self.fc_cls = linear(dim, classes + 1, **options)
+        self.fc_reg = linear(dim, 4 * classes, **options)
+
+    def __call__(self, features: Float[Array, "B N S S C"]) -> tuple[Float[Array, "B N LB"], Float[Array, "B N L 4"]]:
+        """Returns logits of L + 1 classes and deltas of the boxes of L classes, float32."""
+        lead, x = features.shape[:2], features.reshape(-1, *features.shape[2:])
+        for block in self.shared_convs:
+            x = block(x)
+        x = x.transpose(0, 3, 1, 2).reshape(*lead, -1)  # PyTorch's order: channels, height, width
+        for layer in self.shared_fcs:
+            x = jax.nn.relu(layer(x))
+        logits, deltas = (layer(x).astype(jnp.float32) for layer in (self.fc_cls, self.fc_reg))
+        return logits, deltas.reshape(*lead, -1, 4)
+
+
+class Upsample(nnx.Module):
+    """A transposed convolution with a kernel and a stride of 2: every point becomes 2 x 2 points by a linear layer."""
+
+    def __init__(self, dim: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.kernel = nnx.Param(he_normal(dim)(rngs.params(), (2, 2, dim, dim), param_dtype))  # height, width, out, in
+        self.bias = nnx.Param(jnp.zeros(dim, param_dtype))
+
+    def __call__(self, x: Float[Array, "N S S C"]) -> Float[Array, "N M M C"]:
+        """Returns maps of M = 2 S points a side."""
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel[...].dtype)
+        x, kernel, bias = (jnp.asarray(value, dtype) for value in (x, self.kernel[...], self.bias[...]))
+        y = jnp.einsum("nhwc,yxdc->nhywxd", x, kernel)
+        return y.reshape(len(x), 2 * x.shape[1], 2 * x.shape[2], -1) + bias
+
+
+class MaskHead(nnx.Module):
+    """Convolutions, an upsampling one, and a classifier of every pixel for every class."""
+
+    def __init__(self, config: MaskRcnnConfig, **options: Any):
+        dim, convs = config.fpn_channels, []
+        for _ in range(config.mask_num_convs):
+            convs.append(conv(dim, config.mask_channels, 3, kernel_init=he_normal(9 * dim), **options))
+            dim = config.mask_channels
+        self.convs = nnx.List(convs)
+        self.upsample = Upsample(dim, **options)
+        kernel_init = truncated_normal(config.initializer_range)
+        self.conv_logits = conv(dim, config.num_labels or 0, 1, kernel_init=kernel_init, **options)
+
+    def __call__(self, features: Float[Array, "B N S S C"], labels: Int[Array, "B N"]) -> Float[Array, "B N M M"]:
+        """Returns logits, float32, of the pixels of one class per region, of M = 2 S a side."""
+        lead, x = features.shape[:2], features.reshape(-1, *features.shape[2:])
+        for layer in self.convs:
+            x = jax.nn.relu(layer(x))
+        x = jax.nn.relu(self.upsample(x))
+        kernel, bias = self.conv_logits.kernel[...][0, 0], self.conv_logits.bias[...]  # ty: ignore[not-subscriptable]
+        x, kernel, bias = self.conv_logits.promote_dtype((x, kernel, bias), dtype=self.conv_logits.dtype)
+        labels = labels.reshape(-1)
+        logits = jnp.einsum("nyxc,cn->nyx", x, kernel[:, labels]) + bias[labels, None, None]
+        return logits.astype(jnp.float32).reshape(*lead, *x.shape[1:3])
+
+
+class RoiHead(nnx.Module):
+    """A box head and a mask head for every stage."""
+
+    def __init__(self, config: MaskRcnnConfig, **options: Any):
+        self.bbox_head = nnx.List([BoxHead(config, **options) for _ in config.box_stds])
+        self.mask_head = nnx.List([MaskHead(config, **options) for _ in config.box_stds])
