@@ -15,6 +15,7 @@ CHECKED = (
     "natjax.detection.losses",
     "natjax.detection.matching",
     "natjax.detection.nms",
+    "natjax.detection.roi_align",
     "natjax.losses",
     "natjax.nn.batch_norm",
     "natjax.nn.blocks",
