@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 CHECKED = (
     "natjax.detection.boxes",
     "natjax.detection.losses",
+    "natjax.detection.masks",
     "natjax.detection.matching",
     "natjax.detection.nms",
     "natjax.detection.roi_align",

@@ -3,6 +3,7 @@
     boxes, anchors    overlaps, the coding of boxes as offsets, the boxes that a region proposal network starts from
     nms               which of many boxes stay
     roi_align         the features of boxes
+    masks             what a mask head learns from, and masks of whole images
     matching, losses  what boxes learn from ground truth
 
 A box is x1, y1, x2, y2 in pixels of the network's input, float32. Lists are padded to a fixed length, with flags of what is

@@ -58,7 +58,7 @@ def roi_align(
         raise ValueError(
             f"roi_align needs one stride per feature map; got {len(strides)} strides, {len(features)} maps"
         )
-    size = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+    size = (output_size, output_size) if isinstance(output_size, int) else output_size
     shapes, dtype = [x.shape for x in features], features[0].dtype
     share = functools.partial(_share, size=size, sampling_ratio=sampling_ratio)
 
@@ -67,7 +67,7 @@ def roi_align(
         return align_with_rois(features, boxes)[0]
 
     def align_with_rois(features: list[Array], boxes: Array) -> tuple[Array, tuple]:
-        ordered = _ordered(boxes, [shape[1:3] for shape in shapes], strides, sampling_ratio)
+        ordered = _ordered(boxes, [(height, width) for _, height, width, _ in shapes], strides, sampling_ratio)
         out = jnp.zeros((boxes.shape[0] * boxes.shape[1], *size, shapes[0][-1]), dtype)
         for level, x in enumerate(features):
             out = _for_blocks(functools.partial(_pool, share, x), out, ordered, level)
@@ -92,6 +92,45 @@ def levels(boxes: Float[Array, "*N 4"], count: int) -> Int[Array, "*N"]:
     return sum(((scale >= 2**level).astype(jnp.int32) for level in range(1, count)), jnp.zeros(scale.shape, jnp.int32))
 
 
+def bin_weights(
+    start: Float[Array, "*N 2"],
+    size: Float[Array, "*N 2"],
+    cells: Int[Array, "*N 2 T"],
+    sides: tuple[int, int],
+    bins: tuple[int, int],
+    sampling_ratio: int = 0,
+) -> Float[Array, "*N 2 S T"]:
+    """Returns the weights of cells in the bins of RoIs, along y and along x.
+
+    Args:
+        start: where RoIs begin, in cells; the centre of the first cell is 0.
+        size: of RoIs in cells.
+        cells: which cells, along both axes.
+        sides: cells of the map along both axes.
+        bins: along both axes; of the longer one's S bins, only so many count along the other.
+        sampling_ratio: as of `roi_align`.
+    """
+    bin_size = _exact(jnp.divide, size, jnp.asarray(bins, start.dtype))[..., None, None]
+    samples = jnp.ceil(bin_size) if sampling_ratio == 0 else jnp.asarray(sampling_ratio, start.dtype)
+    divisor = jnp.maximum(samples, 1)
+    bins_before = jnp.arange(max(bins), dtype=start.dtype)[:, None]
+    bin_start = start[..., None, None] + _exact(jnp.multiply, bin_size, bins_before)
+    centers = cells[..., None, :].astype(start.dtype)
+    ends = jnp.asarray(sides, start.dtype)[:, None, None]
+    if sampling_ratio == 0:  # one sample, or 1/2 to 1 cell apart: at most five are less than a cell away
+        step = jnp.where(bin_size > 0, bin_size / divisor, 1)
+        nearby, count = jnp.maximum(jnp.floor((centers - 1 - bin_start) / step - 0.5), 0), 5
+    else:
+        nearby, count = jnp.zeros_like(centers), sampling_ratio
+    total = jnp.zeros((), start.dtype)
+    for i in range(count):
+        sample = bin_start + _exact(jnp.divide, (nearby + (i + 0.5)) * bin_size, divisor)
+        counts = (sample >= -1) & (sample <= ends) & (nearby + i < samples)
+        hat = jnp.maximum(1 - jnp.abs(jnp.clip(sample, 0, ends - 1) - centers), 0)
+        total += jnp.where(counts, hat, 0)
+    return total / divisor
+
+
 class _Rois(NamedTuple):
     """RoIs in cells of their maps, the y axis before the x axis, in the order in which they are worked on."""
 
@@ -106,7 +145,7 @@ class _Rois(NamedTuple):
 
 
 def _ordered(
-    boxes: Array, shapes: Sequence[tuple[int, ...]], strides: Sequence[int], sampling_ratio: int
+    boxes: Array, shapes: Sequence[tuple[int, int]], strides: Sequence[int], sampling_ratio: int
 ) -> tuple[_Rois, Array]:
     """Returns RoIs by level and number of tiles, and where levels begin and end among them [L + 1]."""
     images = jnp.arange(boxes.shape[0] * boxes.shape[1], dtype=jnp.int32) // boxes.shape[1]
@@ -158,43 +197,19 @@ class _Share(NamedTuple):
     counts: Array  # [b, T, T]: whether a cell is of this RoI and of no other of its tiles
 
 
-def _share(rois: _Rois, tile: Array, shape: Sequence[int], *, size: tuple[int, ...], sampling_ratio: int) -> _Share:
+def _share(rois: _Rois, tile: Array, shape: tuple[int, ...], *, size: tuple[int, int], sampling_ratio: int) -> _Share:
     sides = np.asarray(shape[1:3], np.int32)
     first = rois.first + _TILE * jnp.stack([tile // rois.columns, tile % rois.columns], axis=1)
     at = jnp.maximum(jnp.minimum(first, sides - _TILE), 0)  # within the map: the first cells may be of the tile before
     cells = at[:, :, None] + jnp.arange(_TILE, dtype=jnp.int32)
     counts = (cells >= first[:, :, None]) & (cells <= rois.last[:, :, None]) & (tile < rois.tiles)[:, None, None]
-    weights = jnp.where(counts[:, :, None], _weights(rois.start, rois.size, cells, sides, size, sampling_ratio), 0)
+    weights = jnp.where(
+        counts[:, :, None], bin_weights(rois.start, rois.size, cells, (shape[1], shape[2]), size, sampling_ratio), 0
+    )
     height, width = np.minimum(sides, _TILE)
     rows, columns = weights[:, 0, : size[0], :height], weights[:, 1, : size[1], :width]
     counts = counts[:, 0, :height, None] & counts[:, 1, None, :width]
     return _Share(jnp.concatenate([rois.image[:, None], at], axis=1), rows, columns, counts)
-
-
-def _weights(
-    start: Array, size: Array, cells: Array, sides: np.ndarray, bins: tuple[int, ...], sampling_ratio: int
-) -> Array:
-    """Returns the weights of cells [b, 2, T] in the bins of each axis: [b, 2, bins, T]."""
-    bin_size = _exact(jnp.divide, size, jnp.asarray(bins, start.dtype))[:, :, None, None]
-    samples = jnp.maximum(jnp.ceil(bin_size), 1) if sampling_ratio == 0 else jnp.asarray(sampling_ratio, start.dtype)
-    bins_before = jnp.arange(max(bins), dtype=start.dtype)[:, None]
-    bin_start = start[:, :, None, None] + _exact(jnp.multiply, bin_size, bins_before)
-    centers = cells[:, :, None].astype(start.dtype)
-    ends = sides.astype(start.dtype)[:, None, None]
-    if (
-        sampling_ratio == 0
-    ):  # samples are then 1/2 to 1 apart: at most five from one cell before to one after, or one in all
-        step = jnp.where(bin_size > 0, bin_size / samples, 1)
-        nearby, count = jnp.maximum(jnp.floor((centers - 1 - bin_start) / step - 0.5), 0), 5
-    else:
-        nearby, count = jnp.zeros_like(centers), sampling_ratio
-    total = jnp.zeros((), start.dtype)
-    for i in range(count):
-        sample = bin_start + _exact(jnp.divide, (nearby + (i + 0.5)) * bin_size, samples)
-        counts = (sample >= -1) & (sample <= ends) & (nearby + i < samples)
-        hat = jnp.maximum(1 - jnp.abs(jnp.clip(sample, 0, ends - 1) - centers), 0)
-        total += jnp.where(counts, hat, 0)
-    return total / samples
 
 
 def _pool(share: Callable[..., _Share], x: Array, rois: _Rois, out: Array) -> Array:
