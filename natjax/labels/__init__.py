@@ -1,4 +1,4 @@
-"""Class names of ImageNet-1k, ImageNet-22k, ADE20K and Cityscapes by class index (see README.md here), and how names compare."""
+"""Class names of ImageNet, ADE20K, Cityscapes and COCO by class index (see README.md here), and how names compare."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def ade20k() -> tuple[str, ...]:
 def cityscapes() -> tuple[str, ...]:
     """Returns the 19 names of Cityscapes' evaluation: "road" is class 0. Their colours are in natjax.segmentation."""
     return _of_palette("cityscapes")
+
+
+@functools.cache
+def coco() -> tuple[str, ...]:
+    """Returns the 80 names of COCO's objects (2017): "person" is class 0."""
+    return tuple((_FOLDER / "coco.txt").read_text(encoding="utf-8").splitlines())
 
 
 def _of_palette(name: str) -> tuple[str, ...]:
