@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from natjax.errors import ImageError
-from natjax.images import is_image_source
+from natjax.images import is_image_source, load_image
 
 
 def split_images(images: Any) -> tuple[list[Any], bool]:
@@ -28,6 +28,34 @@ def split_images(images: Any) -> tuple[list[Any], bool]:
     array = to_numpy(images)
     paths = array.ndim == 1 and array.dtype.kind in "OU"
     return (list(array), True) if array.ndim == 4 or paths else ([images], False)
+
+
+def upright(image: Any, mode: str) -> tuple[Any, tuple[int, int]]:
+    """Returns an image, decoded and turned upright where it is no array, and its (height, width).
+
+    Args:
+        image: what `natjax.images.load_image` takes, or an array, which stays as it is.
+        mode: Pillow's mode of what is decoded.
+
+    Raises:
+        natjax.ImageError: it cannot be read.
+    """
+    if is_image_source(image):
+        image = load_image(image, mode)
+        return image, (image.height, image.width)
+    height, width, _ = channels_last(image, None).shape
+    return image, (height, width)
+
+
+def one_image(pixels: np.ndarray) -> np.ndarray:
+    """Returns prepared pixels [1, H, W, C].
+
+    Raises:
+        natjax.ImageError: they are of several images.
+    """
+    if len(pixels) != 1:
+        raise ImageError(f"One image was expected here; got {len(pixels)}.")
+    return pixels
 
 
 def _holds_numbers(images: Any) -> bool:

@@ -131,6 +131,11 @@ class NatImageProcessor:
         """Channels of the output: 1 where `image_mean` has one entry, else 3."""
         return 1 if isinstance(self.image_mean, tuple) and len(self.image_mean) == 1 else 3
 
+    @property
+    def mode(self) -> str:
+        """Pillow's mode of the images that it prepares: "L" for grey ones, else "RGB"."""
+        return "L" if self.num_channels == 1 else "RGB"
+
     def __call__(
         self, images: ImageLike | Sequence[ImageLike], *, input_data_format: str | None = None
     ) -> Float32[np.ndarray, "B H W C"]:
@@ -184,9 +189,8 @@ class NatImageProcessor:
 
     def _pixels(self, image: ImageLike, layout: str | None) -> np.ndarray:
         if is_image_source(image):
-            mode = "L" if self.num_channels == 1 else "RGB"
             pixels = np.array(
-                decode_image(cast("Encoded", image), mode, upright=not isinstance(image, PIL.Image.Image))
+                decode_image(cast("Encoded", image), self.mode, upright=not isinstance(image, PIL.Image.Image))
             )
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels  # [H, W, C], however few rows there are
         else:

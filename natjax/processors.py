@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from natjax.configuration import PROCESSOR_NAME, UperNetConfig, VitRpbConfig
+from natjax.configuration import PROCESSOR_NAME, MaskRcnnConfig, UperNetConfig, VitRpbConfig
 from natjax.errors import CheckpointError
 from natjax.image_processing import NatImageProcessor
 from natjax.presets import preset_of
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 def default_processor(config: NatConfig) -> NatImageProcessor | None:
     """Returns the image processor of a model of which nothing says it; None where it takes neither 1 nor 3 channels.
 
-    That of a UPerNet is mmsegmentation's, see `NatImageProcessor.semantic_segmentation`. For others it is that of ImageNet: side
+    That of a UPerNet is mmsegmentation's, see `NatImageProcessor.semantic_segmentation`; that of a Mask R-CNN, or a cascade,
+    mmdetection's, see `NatImageProcessor.object_detection`. For others it is that of ImageNet: side
     and crop are those of the preset of the same architecture, or else 224 pixels and 0.875; a ViT-rpb says its side.
     """
     if config.num_channels not in (1, 3):
         return None
     if isinstance(config, UperNetConfig):
         return NatImageProcessor.semantic_segmentation(num_channels=config.num_channels)
+    if isinstance(config, MaskRcnnConfig):
+        return NatImageProcessor.object_detection(num_channels=config.num_channels)
     preset = preset_of(config)
     side, crop_pct = (preset.image_size, preset.crop_pct) if preset else (224, 0.875)
     if isinstance(config, VitRpbConfig):
@@ -39,9 +42,9 @@ def describe_default(config: NatConfig) -> str:
     processor = default_processor(config)
     if processor is None:
         return f"images have 1 or 3 channels, and the model takes {config.num_channels}"
-    if isinstance(config, UperNetConfig):
-        size = processor.size
-        return f"as mmsegmentation does (the ratio kept within {size['longest_edge']} x {size['shortest_edge']} pixels)"
+    if isinstance(config, UperNetConfig | MaskRcnnConfig):
+        size, whose = processor.size, "mmsegmentation" if isinstance(config, UperNetConfig) else "mmdetection"
+        return f"as {whose} does (the ratio kept within {size['longest_edge']} x {size['shortest_edge']} pixels)"
     edge, side = (processor.to_dict()[name] for name in ("size", "crop_size"))
     return f"as for ImageNet (resized to {edge['shortest_edge']} pixels, cropped to {side['height']})"
 

@@ -20,7 +20,7 @@ AREAS = {
     "natjax": ("natjax_kernels",),  # errors, files, configuration, images: what all others stand on
     "natjax.nn": ("natjax", "natjax_kernels"),
     "natjax.losses": ("natjax", "natjax.nn"),
-    "natjax.detection": ("natjax", "natjax.nn"),
+    "natjax.detection": ("natjax", "natjax.nn", "natjax.segmentation"),
     "natjax.models": (
         "natjax",
         "natjax.nn",
@@ -36,6 +36,7 @@ AREAS = {
     "natjax.segmentation": ("natjax", "natjax.nn"),
     "natjax.pipelines": (
         "natjax",
+        "natjax.detection",
         "natjax.segmentation",
         "natjax.nn",
         "natjax.models",

@@ -22,6 +22,7 @@ from natjax.cli import (
     classify,
     convert,
     demo,
+    detect,
     doctor,
     features,
     info,
@@ -39,6 +40,7 @@ _COMMANDS = {
     "classify": classify,
     "features": features,
     "segment": segment,
+    "detect": detect,
     "info": info,
     "list": list_models,
     "train": train,
@@ -112,8 +114,8 @@ def _ended(code: int) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="natjax",
-        description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify and segment images, extract features, "
-        "look at models, train, convert and share checkpoints.",
+        description="Neighborhood Attention Transformers (NAT, DiNAT) in JAX: classify and segment images, detect objects, "
+        "extract features, look at models, train, convert and share checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"natjax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

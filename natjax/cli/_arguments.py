@@ -53,6 +53,17 @@ def image_size(text: str) -> tuple[int, int]:
     return image_side(sides[0]), image_side(sides[-1])
 
 
+def fraction(text: str) -> float:
+    """Returns a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r}")
+    return value
+
+
 def positive_seconds(text: str) -> float:
     """Returns a time of more than nothing."""
     try:

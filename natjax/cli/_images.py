@@ -1,4 +1,4 @@
-"""What `classify`, `features` and `segment` share: which images go through which model, progress, and images that are skipped.
+"""What `classify`, `features`, `segment` and `detect` share: which images go through which model, progress, skipped images.
 
 Images that cannot be read are named on stderr and skipped; the others go on.
 """

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.atomic import check_writable, replacing
 from natjax.cli._arguments import add_dtype_argument, image_size
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
 from natjax.cli._output import complain, print_json, print_table
+from natjax.cli._pictures import picture_folder, picture_names, write_picture
 from natjax.hub import locate
 from natjax.text import printable
 
@@ -59,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = locate(args.model)
     skipped: list[tuple[str, str]] = []
     paths = find_images(args.images, skipped)
-    names = _names(paths, args.overlay)
-    out = _folder(args.out, [name for several in names.values() for name in several], paths)
+    names = picture_names(paths, [".png", "_overlay.png"] if args.overlay else [".png"])
+    out = picture_folder(args.out, names)
     pipe = _pipeline(args, checkpoint)
     palette, labels = _palette_and_labels(args.palette, pipe.model.config)
     results = []
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = _pictures(path, class_map, palette, labels, args.overlay)
         files = [out / name for name in names[path]]
         for file, picture in zip(files, pictures, strict=False):
-            _write(file, picture)
+            write_picture(file, picture, format="PNG")
         result = _result(path, files, class_map, labels)
         if args.json:
             results.append(result)
@@ -99,49 +98,6 @@ def _pipeline(args: argparse.Namespace, checkpoint: Path) -> Any:
     )
 
 
-def _names(paths: list[str], overlay: bool) -> dict[str, list[str]]:
-    """Returns the names of what is written for each image: NAME.png, and NAME_overlay.png where it is wanted.
-
-    No name is given twice, whatever capitals: another image of the same name becomes NAME_2.png.
-    """
-    taken: set[str] = set()
-    names: dict[str, list[str]] = {}
-    for path in paths:
-        if path in names:
-            continue
-        stem, number = Path(path).stem, 1
-        while True:
-            unique = stem if number == 1 else f"{stem}_{number}"
-            wanted = [f"{unique}.png", *([f"{unique}_overlay.png"] if overlay else [])]
-            if not taken & {name.casefold() for name in wanted}:
-                break
-            number += 1
-        taken |= {name.casefold() for name in wanted}
-        names[path] = wanted
-    return names
-
-
-def _folder(out: str, names: list[str], images: list[str]) -> Path:
-    """Makes the folder and checks that it can be written, to be known before the work.
-
-    Raises:
-        OSError: it cannot.
-        ValueError: one of the images would be overwritten.
-    """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{out}: is a file; give a folder to write into.")
-    folder.mkdir(parents=True, exist_ok=True)
-    check_writable(folder / (names[0] if names else "map.png"))
-    inputs = {os.path.realpath(image) for image in images}
-    for name in names:
-        if os.path.realpath(folder / name) in inputs:
-            raise ValueError(
-                f"{folder / name}: is one of the images, and would be overwritten. Give another folder, --out DIR."
-            )
-    return folder
-
-
 def _palette_and_labels(source: str | None, config: Any) -> tuple[Any, dict[int, str]]:
     """Returns the colours of the classes, and their names: those of a palette that was asked for where the model has none."""
     from natjax.segmentation.palettes import load_palette, palette_for, palette_of
@@ -163,11 +119,6 @@ def _pictures(path: str, class_map: Any, palette: Any, labels: dict[int, str], o
         shares = segmentation.shares(class_map, len(labels))
         pictures.append(segmentation.with_legend(blended, shares, palette, labels))
     return pictures
-
-
-def _write(path: Path, picture: PIL.Image.Image) -> None:
-    with replacing(path) as unfinished:
-        picture.save(unfinished, format="PNG")
 
 
 def _result(path: str, files: list[Path], class_map: Any, labels: dict[int, str]) -> dict[str, Any]:

@@ -9,6 +9,9 @@
     segment = natjax.pipeline("image-segmentation", "upernet_nat_tiny.pth")
     segment("street.jpg")  # [{"label": "road", "score": None, "mask": a Pillow image}, ...]
 
+    detect = natjax.pipeline("object-detection", "mask_rcnn_nat_tiny.pth")
+    detect("street.jpg")  # [{"score": 0.98, "label": "person", "box": {"xmin": 10, ...}}, ...]
+
 An image is a path, the bytes of a file, a Pillow image or an array, see `natjax.NatImageProcessor`. Images go through the model
 in batches of `batch_size`, or of 1, 2, 4, ... where a call has fewer, padded to that. It is compiled once per batch size and
 image shape.
@@ -20,28 +23,79 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from natjax import models
-from natjax.configuration import Configuration, UperNetConfig
+from natjax.configuration import CascadeMaskRcnnConfig, Configuration, MaskRcnnConfig, UperNetConfig
 from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.hub import locate
 from natjax.image_processing import NatImageProcessor
 from natjax.pipelines.base import check_count, warn
 from natjax.pipelines.classification import ImageClassification
+from natjax.pipelines.detection import THRESHOLD, ObjectDetection, checked_threshold
 from natjax.pipelines.features import ImageFeatureExtraction
 from natjax.pipelines.segmentation import ImageSegmentation, checked_mode, checked_scales
 from natjax.processors import load_processor
 from natjax_convert import Checkpoint
 from natjax_kernels import default_implementation
 
-__all__ = ["ImageClassification", "ImageFeatureExtraction", "ImageSegmentation", "pipeline"]
+__all__ = ["ImageClassification", "ImageFeatureExtraction", "ImageSegmentation", "ObjectDetection", "pipeline"]
 
-_TASKS = ("image-classification", "image-feature-extraction", "image-segmentation")
-_EXPECTED = {Configuration: "a NatConfig or a UperNetConfig", NatImageProcessor: "a NatImageProcessor"}
+_BATCH_SIZES = {
+    "image-classification": 8,
+    "image-feature-extraction": 8,
+    "image-segmentation": 1,
+    "object-detection": 1,
+}
+_OWNERS = {
+    "top_k": ("image-classification", "object-detection"),
+    "stages": ("image-feature-extraction",),
+    **dict.fromkeys(("mode", "crop_size", "stride", "scales", "flip"), ("image-segmentation",)),
+    **dict.fromkeys(("threshold", "masks", "size_divisor"), ("object-detection",)),
+}
+_EXPECTED = {
+    Configuration: "a NatConfig, a UperNetConfig or a MaskRcnnConfig",
+    NatImageProcessor: "a NatImageProcessor",
+}
+
+
+class _Dense(NamedTuple):
+    """What messages say of the models of a task of dense prediction.
+
+    Attributes:
+        config: class of their configurations.
+        does: what they do.
+        heads: what others are without.
+        needed: which ones there are.
+        command: the natjax command for them.
+    """
+
+    config: type[Configuration]
+    does: str
+    heads: str
+    needed: str
+    command: str
+
+
+_DENSE = {
+    "image-segmentation": _Dense(
+        UperNetConfig,
+        "says what every pixel shows, not what the image does",
+        "head for semantic segmentation",
+        "a UPerNet, such as upernet_nat_tiny",
+        "segment",
+    ),
+    "object-detection": _Dense(
+        MaskRcnnConfig,
+        "says where objects are, not what the image shows",
+        "heads for object detection",
+        "a Mask R-CNN or a Cascade Mask R-CNN, such as mask_rcnn_nat_tiny",
+        "detect",
+    ),
+}
 
 
 def pipeline(
@@ -58,20 +112,24 @@ def pipeline(
     stride: int | tuple[int, int] | None = None,
     scales: str | Sequence[float] | None = None,
     flip: bool = False,
+    threshold: float | None = None,
+    masks: bool = False,
+    size_divisor: int | None = None,
     dtype: Any = None,
     implementation: str | None = None,
     report: Callable[[str], None] | None = None,
-) -> ImageClassification | ImageFeatureExtraction | ImageSegmentation:
+) -> ImageClassification | ImageFeatureExtraction | ImageSegmentation | ObjectDetection:
     """Returns a function from images to what a model says of them.
 
     Args:
-        task: "image-classification", "image-feature-extraction" or "image-segmentation".
+        task: "image-classification", "image-feature-extraction", "image-segmentation" or "object-detection".
         model: a checkpoint, see `natjax.hub.locate`; there is no default. "digits" is a small classifier of handwritten digits.
         config: the architecture, where there is none beside the weights.
         processor: prepares the images; by default the one beside the checkpoint, or else that of the preset of this architecture,
-            ImageNet's, or of a UPerNet mmsegmentation's, which is reported.
-        batch_size: images per step; by default 8, of "image-segmentation" 1.
-        top_k: of "image-classification": classes per image, at most all of them; 5 where it is not given, None means all.
+            ImageNet's, of a UPerNet mmsegmentation's or of a detector mmdetection's, which is reported.
+        batch_size: images per step; by default 8, of "image-segmentation" and "object-detection" 1.
+        top_k: of "image-classification": classes per image, 5 where it is not given. Of "object-detection": objects per image,
+            all where it is not given. None means all.
         stages: of "image-feature-extraction": names of `NatConfig.stage_names`, one name or "all", for feature maps of these
             stages instead of pooled features. They are normalised where the checkpoint is a backbone's, which has norms for it.
         mode: of "image-segmentation", as what follows; see `ImageSegmentation`: "whole" images, or windows that "slide" over
@@ -80,6 +138,10 @@ def pipeline(
         stride: from one window to the next in pixels.
         scales: ratios of several sizes that are averaged, or "multi".
         flip: whether to average with mirror images.
+        threshold: of "object-detection", as what follows; see `ObjectDetection`: objects of a higher score are returned; 0.5 by
+            default.
+        masks: whether objects have masks.
+        size_divisor: 32 pads images exactly as mmdetection does.
         dtype: compute dtype; None computes in float32.
         implementation: of neighborhood attention.
         report: receives warnings; by default they are Python's.
@@ -88,8 +150,9 @@ def pipeline(
         CheckpointError: there is no such checkpoint, or it does not fit the task.
         ValueError: an argument is impossible.
     """
-    if task not in _TASKS:
-        raise ValueError(f"task must be {', '.join(map(repr, _TASKS[:-1]))} or {_TASKS[-1]!r}; got {task!r}.")
+    if task not in _BATCH_SIZES:
+        *tasks, last = map(repr, _BATCH_SIZES)
+        raise ValueError(f"task must be {', '.join(tasks)} or {last}; got {task!r}.")
     windows: dict[str, Any] = {
         "mode": mode,
         "crop_size": crop_size,
@@ -97,15 +160,15 @@ def pipeline(
         "scales": scales,
         "flip": flip or None,
     }
-    owners = dict.fromkeys(windows, "image-segmentation") | {"stages": "image-feature-extraction"}
-    given = {name: value for name, value in {**windows, "stages": stages}.items() if value is not None}
-    if top_k is not ...:
-        owners, given = owners | {"top_k": "image-classification"}, given | {"top_k": top_k}
-    for name, value in given.items():
-        if owners[name] != task:
-            raise ValueError(f"{name} is for {owners[name]!r}; got {value!r} with {task!r}.")
-    top_k = 5 if top_k is ... else top_k
-    batch_size = (1 if task == "image-segmentation" else 8) if batch_size is None else batch_size
+    objects: dict[str, Any] = {"threshold": threshold, "masks": masks or None, "size_divisor": size_divisor}
+    given = {name: value for name, value in {**windows, **objects, "stages": stages}.items() if value is not None}
+    for name, value in {**given, **({} if top_k is ... else {"top_k": top_k})}.items():
+        if task not in _OWNERS[name]:
+            raise ValueError(f"{name} is for {' or '.join(map(repr, _OWNERS[name]))}; got {value!r} with {task!r}.")
+    if top_k is ...:
+        top_k = 5 if task == "image-classification" else None
+    threshold = THRESHOLD if threshold is None else checked_threshold(threshold)
+    batch_size = _BATCH_SIZES[task] if batch_size is None else batch_size
     _check_arguments(batch_size, top_k, dtype, implementation)
     checked_mode(mode, crop_size, stride)
     checked_scales(scales)
@@ -122,7 +185,8 @@ def pipeline(
     else:
         raise ValueError(
             f"model must be a checkpoint; got {type(model).__name__}. A model in memory goes into "
-            "natjax.pipelines.ImageClassification(model, processor), ImageFeatureExtraction or ImageSegmentation."
+            "natjax.pipelines.ImageClassification(model, processor), ImageFeatureExtraction, ImageSegmentation or "
+            "ObjectDetection."
         )
     _check_kind(task, checkpoint)
     options: dict[str, Any] = {"dtype": dtype, "implementation": implementation}
@@ -139,6 +203,12 @@ def pipeline(
     elif task == "image-segmentation":
         net = models.UperNetForSemanticSegmentation.from_pretrained(checkpoint, **options)
         make = functools.partial(ImageSegmentation, **{**windows, "flip": flip})
+    elif task == "object-detection":
+        cascade = isinstance(checkpoint.config, CascadeMaskRcnnConfig)
+        kind = models.CascadeMaskRcnnForObjectDetection if cascade else models.MaskRcnnForObjectDetection
+        net = kind.from_pretrained(checkpoint, **options)
+        objects = {"threshold": threshold, "top_k": top_k, "masks": masks, "size_divisor": size_divisor}
+        make = functools.partial(ObjectDetection, **objects)
     elif stages is None:
         net, make = models.NatModel.from_pretrained(checkpoint, **options), ImageFeatureExtraction
     else:
@@ -178,19 +248,19 @@ def _check_kind(task: str, checkpoint: Checkpoint) -> None:
     """Refuses a checkpoint of another kind than a task needs, before its weights are loaded.
 
     Raises:
-        CheckpointError: it is one of semantic segmentation and the task is another, or the other way round.
+        CheckpointError: it is one of dense prediction and the task is another, or the other way round.
     """
-    segments = isinstance(checkpoint.config, UperNetConfig)
-    if segments and task != "image-segmentation":
+    config = checkpoint.config
+    own = next((name for name, dense in _DENSE.items() if isinstance(config, dense.config)), None)
+    if own is not None and own != task:
         raise CheckpointError(
-            f"{checkpoint.path}: the model is a UPerNet, which says what every pixel shows, not what the image does; use it with "
-            f"image-segmentation (`natjax segment`) instead of {task}."
+            f"{checkpoint.path}: the model is a {config.title}, which {_DENSE[own].does}; use it with {own} "
+            f"(`natjax {_DENSE[own].command}`) instead of {task}."
         )
-    if not segments and task == "image-segmentation":
+    if own is None and task in _DENSE:
         raise CheckpointError(
-            f"{checkpoint.path}: the model has no head for semantic segmentation; image-segmentation needs a UPerNet, such as "
-            "upernet_nat_tiny. With this one, image-classification (`natjax classify`) or image-feature-extraction "
-            "(`natjax features`) may be of use."
+            f"{checkpoint.path}: the model has no {_DENSE[task].heads}; {task} needs {_DENSE[task].needed}. With this one, "
+            "image-classification (`natjax classify`) or image-feature-extraction (`natjax features`) may be of use."
         )
 
 

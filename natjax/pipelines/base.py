@@ -14,7 +14,7 @@ import PIL.Image
 from flax import nnx
 
 from natjax.errors import ImageError
-from natjax.image_arrays import split_images
+from natjax.image_arrays import one_image, split_images
 from natjax.image_processing import NatImageProcessor
 from natjax.images import load_image
 from natjax.nn.xla import compiler_options
@@ -114,12 +114,8 @@ class ImagePipeline:
         if isinstance(
             image, PIL.Image.Image
         ):  # upright by its EXIF orientation, as files are and Hugging Face's pipelines do
-            image = load_image(image, self._mode)
+            image = load_image(image, self.processor.mode)
         return one_image(self.processor(image))
-
-    @property
-    def _mode(self) -> str:
-        return "L" if self.processor.num_channels == 1 else "RGB"
 
     def _shape(self, prepared: Any) -> Any:
         """Returns what is equal for images that can be in one batch."""
@@ -142,17 +138,6 @@ class ImagePipeline:
     def _result(self, output: Any) -> Any:
         """Returns what a call returns of what `stream` yields."""
         return output
-
-
-def one_image(pixels: np.ndarray) -> np.ndarray:
-    """Returns prepared pixels [1, H, W, C].
-
-    Raises:
-        ImageError: they are of several images.
-    """
-    if len(pixels) != 1:
-        raise ImageError(f"One image was expected here; got {len(pixels)}.")
-    return pixels
 
 
 def joined(images: Sequence[np.ndarray], size: int) -> np.ndarray:

@@ -12,11 +12,10 @@ import PIL.Image
 from flax import nnx
 
 from natjax import models
-from natjax.image_arrays import channels_last
+from natjax.image_arrays import one_image, upright
 from natjax.image_processing import NatImageProcessor
-from natjax.images import is_image_source, load_image
 from natjax.nn.xla import compiler_options
-from natjax.pipelines.base import ImagePipeline, joined, one_image
+from natjax.pipelines.base import ImagePipeline, joined
 from natjax.segmentation.inference import MULTI_SCALE, checked_windows, segment
 
 DEFAULT_CROP = 512  # pixels: mmsegmentation's crop of ADE20K
@@ -95,12 +94,7 @@ class ImageSegmentation(ImagePipeline):
 
     def _prepare(self, image: Any) -> tuple[list[np.ndarray], tuple[int, int]]:
         """Returns an image at all scales, each [1, H, W, C], and (height, width) of the upright original."""
-        if is_image_source(image):
-            image = load_image(image, self._mode)
-            size = image.height, image.width
-        else:
-            height, width, _ = channels_last(image, None).shape
-            size = height, width
+        image, size = upright(image, self.processor.mode)
         return [one_image(processor(image)) for processor in self._processors], size
 
     def _shape(self, prepared: Any) -> Any:

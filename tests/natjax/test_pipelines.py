@@ -195,13 +195,16 @@ def test_open_checkpoints_keep_their_configuration(folder, tmp_path):
 def test_what_does_not_fit(folder, tmp_path):
     with pytest.raises(
         ValueError,
-        match="task must be 'image-classification', 'image-feature-extraction' or 'image-segmentation'; got 'ocr'",
+        match="task must be 'image-classification', 'image-feature-extraction', 'image-segmentation' or "
+        "'object-detection'; got 'ocr'",
     ):
         natjax.pipeline("ocr", folder / "nothing")  # refused before anything is opened
     with pytest.raises(ValueError, match="stages is for 'image-feature-extraction'"):
         natjax.pipeline("image-classification", folder / "model", stages="all")
     for top_k in (3, None):
-        with pytest.raises(ValueError, match=f"top_k is for 'image-classification'; got {top_k} with"):
+        with pytest.raises(
+            ValueError, match=f"top_k is for 'image-classification' or 'object-detection'; got {top_k} with"
+        ):
             natjax.pipeline("image-feature-extraction", folder / "model", top_k=top_k)
     for argument, message in (
         ({"top_k": 0}, "top_k must be at least 1 or None; got 0"),
@@ -209,7 +212,7 @@ def test_what_does_not_fit(folder, tmp_path):
         ({"dtype": "int8"}, "dtype must be floating point, such as 'bfloat16', or None; got 'int8'"),
         ({"dtype": "half-baked"}, "dtype must be floating point"),
         ({"implementation": "cuda"}, "implementation must be .*got 'cuda'"),
-        ({"config": "nat_mini"}, "config must be a NatConfig or a UperNetConfig; got 'nat_mini'"),
+        ({"config": "nat_mini"}, "config must be a NatConfig, a UperNetConfig or a MaskRcnnConfig; got 'nat_mini'"),
         ({"processor": "model"}, "processor must be a NatImageProcessor; got 'model'"),
     ):
         with pytest.raises(ValueError, match=message):  # before the missing checkpoint is looked for

@@ -127,7 +127,7 @@ def test_unreadable_images_are_skipped_or_end_the_call(pipe):
         ({"scales": ()}, "scales must be 'multi' or numbers above 0"),
         ({"scales": "all"}, "scales must be 'multi' or numbers above 0"),
         ({"scales": 2.0}, "scales must be 'multi' or numbers above 0"),
-        ({"top_k": 3}, "top_k is for 'image-classification'; got 3 with 'image-segmentation'"),
+        ({"top_k": 3}, "top_k is for 'image-classification' or 'object-detection'; got 3 with 'image-segmentation'"),
     ],
 )
 def test_impossible_options_are_refused_before_a_checkpoint_is_opened(options, message):

@@ -1,0 +1,213 @@
+"""Detections of images: prepared, padded to one of a few sizes, through the model, and back to the original images' pixels.
+
+mmdetection's test: an image is resized within a box and normalised, and gets zeros at the bottom and at the right; boxes are
+divided by the scale before the class-wise suppression; masks are pasted at the original size. How many zeros there are decides
+how many programs are compiled. mmdetection fills up to multiples of 32, which is nearly as many sizes as images. Here each side
+is filled up to the next of five lengths (`paddings`), which makes nine sizes at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from natjax.detection.masks import paste_masks
+from natjax.image_arrays import one_image, upright
+from natjax.image_sizes import multiple_of, padded
+from natjax.nn.xla import compiler_options
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32, Int32
+
+    from natjax.image_processing import NatImageProcessor
+
+_DIVISOR = 32  # pixels: what a backbone of four levels reduces an image by
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What was found in an image, the highest score first.
+
+    Attributes:
+        boxes: x1, y1, x2, y2 in pixels of the original image.
+        scores: 0 to 1.
+        labels: class indices.
+        size: (height, width) of the original image.
+        mask_probabilities: of a pixel in a box to be part of the object, on a grid over the box; None without masks.
+        mask_threshold: probability from which on it is.
+    """
+
+    boxes: Float32[np.ndarray, "K 4"]
+    scores: Float32[np.ndarray, "K"]
+    labels: Int32[np.ndarray, "K"]
+    size: tuple[int, int]
+    mask_probabilities: Float32[np.ndarray, "K S S"] | None = None
+    mask_threshold: float = 0.5
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def best(self, threshold: float = 0.0, top_k: int | None = None) -> Detections:
+        """Returns those with a score above the threshold, and of them the `top_k` with the highest ones."""
+        kept = np.flatnonzero(self.scores > threshold)[:top_k]
+        masks = None if self.mask_probabilities is None else self.mask_probabilities[kept]
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes[kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+            mask_probabilities=masks,
+        )
+
+    def masks(self) -> Bool[np.ndarray, "K height width"]:
+        """Returns which pixels of the original image are part of the objects. `mask` returns one at a time, for less memory.
+
+        Raises:
+            ValueError: they were found without masks.
+        """
+        return self._pasted(slice(None))
+
+    def mask(self, index: int) -> Bool[np.ndarray, "height width"]:
+        """Returns which pixels of the original image are part of an object.
+
+        Raises:
+            ValueError: it was found without a mask.
+        """
+        return self._pasted(slice(index, index + 1))[0]
+
+    def _pasted(self, which: slice) -> np.ndarray:
+        if self.mask_probabilities is None:
+            raise ValueError("These detections have no masks: they are of a Detector made with masks=False.")
+        return paste_masks(self.mask_probabilities[which], self.boxes[which], self.size, self.mask_threshold)
+
+
+class Prepared(NamedTuple):
+    """An image as the model takes it.
+
+    Attributes:
+        pixels: with zeros at the bottom and at the right.
+        image_size: (height, width) without these.
+        size: (height, width) of the original image, upright.
+    """
+
+    pixels: Float32[np.ndarray, "H W C"]
+    image_size: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def scale_factors(self) -> Float32[np.ndarray, "4"]:
+        """What boxes x1, y1, x2, y2 are divided by: the prepared width and height as parts of the original ones."""
+        (height, width), (original_height, original_width) = self.image_size, self.size
+        return np.array([width / original_width, height / original_height] * 2, np.float32)
+
+
+class Detector:
+    """A detector of images of any size, compiled once per padded size and number of images.
+
+        detector = Detector(model, processor)
+        found, = detector([detector.prepare("street.jpg")])  # Detections
+
+    Attributes:
+        model: the model.
+        paddings: the lengths in pixels that sides are filled up to; none where they are multiples of a divisor alone.
+    """
+
+    def __init__(
+        self, model: Any, processor: NatImageProcessor, *, masks: bool = True, size_divisor: int | None = None
+    ):
+        """Takes a model and what prepares images for it.
+
+        Args:
+            model: a `MaskRcnnForObjectDetection` or `CascadeMaskRcnnForObjectDetection`.
+            processor: without a crop.
+            masks: whether detections have masks.
+            size_divisor: sides are filled up to multiples of it, as by mmdetection with 32, instead of to the next of
+                `paddings`: more programs, less padding.
+
+        Raises:
+            ValueError: the processor crops images, or the divisor is impossible.
+        """
+        if processor.do_center_crop:
+            raise ValueError(
+                "the image processor crops images, so what is beside the crop would not be found; set do_center_crop=False."
+            )
+        self.model, self._masks = model, masks
+        self._processor = dataclasses.replace(processor, size_divisor=None)
+        self._divisor = dataclasses.replace(processor, size_divisor=size_divisor).size_divisor or _DIVISOR  # checked
+        self.paddings = paddings(processor.size) if processor.do_resize and size_divisor is None else ()
+        graphdef, self._state = nnx.split(model)
+
+        def forward(state, pixels, image_sizes, scale_factors):
+            output = nnx.merge(graphdef, state)(pixels, image_sizes=image_sizes, scale_factors=scale_factors)
+            # Masks that are not returned are not computed.
+            return output.boxes, output.scores, output.labels, output.valid, output.masks if masks else None
+
+        self._forward = jax.jit(forward, compiler_options=compiler_options())
+
+    def prepare(self, image: Any) -> Prepared:
+        """Prepares one image: a path, bytes, an open file, a Pillow image or an array, see `NatImageProcessor`.
+
+        Files and Pillow images are turned upright by their EXIF orientation.
+
+        Raises:
+            ImageError: it cannot be read, or is several.
+        """
+        image, size = upright(image, self._processor.mode)
+        pixels = one_image(self._processor(image))[0]
+        height, width, _ = pixels.shape
+        return Prepared(padded(pixels, (self._length(height), self._length(width))), (height, width), size)
+
+    def __call__(self, images: Sequence[Prepared], batch_size: int | None = None) -> list[Detections]:
+        """Returns what images of one padded size show.
+
+        Args:
+            images: see `prepare`.
+            batch_size: number of images that the program is compiled for, at least as many as are given; by default as many.
+        """
+        last = len(images) - 1
+        filled = [images[min(index, last)] for index in range(max(batch_size or 0, len(images)))]
+        boxes, scores, labels, valid, masks = jax.device_get(
+            self._forward(
+                self._state,
+                np.stack([image.pixels for image in filled]),
+                np.array([image.image_size for image in filled], np.int32),
+                np.stack([image.scale_factors for image in filled]),
+            )
+        )
+        return [
+            Detections(
+                boxes=boxes[i][valid[i]].astype(np.float32),
+                scores=scores[i][valid[i]].astype(np.float32),
+                labels=labels[i][valid[i]].astype(np.int32),
+                size=image.size,
+                mask_probabilities=None if masks is None else masks[i][valid[i]].astype(np.float32),
+                mask_threshold=self.model.config.mask_threshold,
+            )
+            for i, image in enumerate(images)
+        ]
+
+    def _length(self, side: int) -> int:
+        """Returns what a side is filled up to."""
+        return next((length for length in self.paddings if length >= side), multiple_of(self._divisor, side))
+
+
+def paddings(size: dict[str, int]) -> tuple[int, ...]:
+    """Returns the lengths that sides of images within a box are filled up to: 416, 608, 800, 1088, 1344 for 800 x 1333 pixels.
+
+    An image as large as the box allows has its shorter side at the box's shorter one, and its longer side between both; or else
+    its longer side at the longer one. So a length amid the two, and two below them, give three heights for a width and three
+    widths for a height.
+
+    Args:
+        size: of an image processor. Without a box there are no such lengths.
+    """
+    if set(size) != {"shortest_edge", "longest_edge"}:
+        return ()
+    shorter, longer = size["shortest_edge"], max(size.values())
+    lengths = (-(-shorter // 2), -(-3 * shorter // 4), shorter, -(-(shorter + longer) // 2), longer)
+    return tuple(sorted({multiple_of(_DIVISOR, length) for length in lengths}))
