@@ -3,18 +3,23 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import natjax
 from natjax.configuration import config_from_dict
+from natjax.detection.anchors import pyramid_anchors
+from natjax.detection.boxes import decode, iou
+from natjax.models.detection.rpn import propose
 from natjax.nn.resizing import upsample_nearest
 
 pytestmark = pytest.mark.nnx
 
 BACKBONE = natjax.NatConfig(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), kernel_size=3, drop_path_rate=0.0)
 SIZES = {"fpn_channels": 6, "rpn_channels": 5, "box_conv_channels": 7, "box_fc_channels": 8, "mask_channels": 9}
+SIZES |= {"rpn_pre_nms": 30, "rpn_post_nms": 20, "max_detections": 10, "initializer_range": 0.3}
 CONFIGS = [
     natjax.MaskRcnnConfig(backbone_config=BACKBONE, num_labels=3, **SIZES),
     natjax.CascadeMaskRcnnConfig(backbone_config=BACKBONE, num_labels=3, **SIZES),
@@ -79,3 +84,139 @@ def test_nearest_neighbours_as_in_pytorch(size):
     x = np.random.default_rng(0).standard_normal((2, -(-size[0] // 2), -(-size[1] // 2), 3), np.float32)
     rows, columns = ([i * n // m for i in range(m)] for n, m in zip(x.shape[1:3], size, strict=True))
     np.testing.assert_array_equal(jax.jit(upsample_nearest, static_argnums=1)(x, size), x[:, rows][:, :, columns])
+
+
+def test_proposals_by_their_definition():
+    rng = np.random.default_rng(0)
+    maps, strides = [(30, 50), (15, 25), (8, 13)], (4, 8, 16)
+    anchors = pyramid_anchors(maps, strides, 8, (0.5, 1.0, 2.0))
+    logits = [rng.standard_normal((2, len(each))).astype(np.float32).round(1) for each in anchors]  # many are equal
+    deltas = [0.3 * rng.standard_normal((2, len(each), 4)).astype(np.float32) for each in anchors]
+    sizes = np.array([(117, 200), (40, 10)], np.float32)
+    found = jax.jit(lambda *x: propose(*x, anchors, sizes, pre_nms=1000, post_nms=400, iou_threshold=0.7))(
+        logits, deltas
+    )
+    counts = []
+    for i, size in enumerate(sizes):
+        boxes, scores, levels = [], [], []
+        for level, each in enumerate(anchors):
+            best = np.argsort(-logits[level][i], kind="stable")[:1000]
+            boxes.append(np.asarray(decode(each[best], deltas[level][i][best], (1.0,) * 4, size)))
+            scores.append(1 / (1 + np.exp(-logits[level][i][best])))
+            levels.append(np.full(len(best), level))
+        boxes, scores, levels = map(np.concatenate, (boxes, scores, levels))
+        free = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        overlaps, kept = np.asarray(iou(boxes, boxes)) > 0.7, []
+        for j in np.argsort(-scores, kind="stable"):
+            if free[j]:
+                kept.append(j)
+                free &= ~(overlaps[j] & (levels == levels[j]))
+        kept = kept[:400]
+        counts.append(len(kept))
+        np.testing.assert_array_equal(found.valid[i], np.arange(400) < len(kept))
+        np.testing.assert_allclose(found.boxes[i][: len(kept)], boxes[kept], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(found.scores[i][: len(kept)], scores[kept], rtol=1e-6)
+        assert not found.boxes[i][len(kept) :].any()
+    assert counts[0] == 400
+    assert 10 < counts[1] < 400
+
+
+@pytest.fixture(scope="module")
+def program():
+    """A Mask R-CNN as a function of its parameters, two images, their sizes and scale factors."""
+    with jax.numpy_dtype_promotion("strict"):
+        model = natjax.MaskRcnnForObjectDetection(CONFIGS[0], rngs=nnx.Rngs(0))
+        graphdef, state = nnx.split(model)
+        run = jax.jit(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs))
+        x = np.random.default_rng(1).standard_normal((2, 64, 96, 3), np.float32)
+        sizes, factors = np.array([(64, 96), (37, 50)], np.int32), np.ones((2, 4), np.float32)
+        params = nnx.to_pure_dict(state)
+
+        def call(*, bias=None, order=(0, 1), scale=1.0):
+            changed = nnx.split(model)[1]
+            nnx.replace_by_pure_dict(changed, bias(params) if bias else params)
+            order = list(order)
+            return run(changed, x[order], sizes[order], np.float32(scale) * factors)
+
+        return call
+
+
+def test_detections_of_a_batch(program):
+    found = program()
+    assert found.masks.shape == (2, 10, 28, 28)
+    assert found.valid.all()
+    assert set(np.unique(found.labels)) <= {0, 1, 2}
+    assert (np.diff(found.scores) <= 0).all()
+    assert (found.scores > 0.05).all()
+    for i, (height, width) in enumerate([(64, 96), (37, 50)]):
+        boxes = np.asarray(found.boxes[i])
+        assert (boxes >= 0).all()
+        assert (boxes <= [width, height] * 2).all()
+        assert boxes[:, 2].max() > width / 2
+    assert 0 < found.masks.min() < found.masks.max() < 1
+    swapped = program(order=(1, 0))
+    for name in ("boxes", "scores", "labels", "masks"):
+        np.testing.assert_allclose(swapped[name][::-1], found[name], rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_are_divided_by_scale_factors(program):
+    found, halved = program(), program(scale=2)
+    np.testing.assert_array_equal(2 * halved.boxes, found.boxes)
+    np.testing.assert_array_equal(halved.masks, found.masks)
+
+
+def with_values(params, path, value):
+    """A nested dict with other values at a path."""
+    first, *rest = path
+    return {**params, first: with_values(params[first], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        (("roi_head", "bbox_head", 0, "fc_cls", "bias"), (0, 0, 0, 50)),  # all is background
+        (("rpn_head", "rpn_reg", "bias"), (1e4, 0, 0, 0) * 3),  # no proposal is within its image
+    ],
+)
+def test_an_image_of_nothing(program, path, values):
+    found = program(bias=lambda params: with_values(params, path, np.array(values, np.float32)))
+    assert not found.valid.any()
+    assert (found.labels == -1).all()
+    assert not any(found[name].any() for name in ("boxes", "scores", "masks"))
+
+
+def test_shapes_and_dtypes():
+    def run(x):
+        model = natjax.MaskRcnnForObjectDetection(CONFIGS[0], dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        return vars(model(x)), vars(model(x, output_masks=False, output_hidden_states=True))
+
+    with jax.numpy_dtype_promotion("standard"):  # Flax's own LayerNorm promotes half precision to float32
+        found, other = jax.eval_shape(run, jax.ShapeDtypeStruct((2, 33, 50, 3), jnp.bfloat16))
+    assert found["masks"].shape == (2, 10, 28, 28)
+    assert {found[name].dtype for name in ("boxes", "scores", "masks")} == {np.dtype(np.float32)}
+    assert other["masks"] is None
+    assert len(other["hidden_states"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("image_sizes", "scale_factors", "message"),
+    [
+        (np.array([[32, 32, 3]]), None, r"image_sizes must be integers \[1, 2\].*got int.* of shape \(1, 3\)"),
+        (np.array([[32.0, 32.0]]), None, r"image_sizes must be integers .*got float"),
+        (np.array([[33, 32]]), None, r"from 1 to the \[32, 40\] of the pixel values; got \[\[33, 32\]\]"),
+        (np.array([[0, 32]]), None, "from 1 to the"),
+        (None, np.ones((1, 2)), r"scale_factors must be floating point \[1, 4\].*of shape \(1, 2\)"),
+        (None, np.ones((1, 4), int), "scale_factors must be floating point .*got int"),
+        (None, np.array([[1.0, 1.0, 0.0, 1.0]]), r"finite and positive; got \[\[1.0, 1.0, 0.0, 1.0\]\]"),
+    ],
+)
+def test_sizes_and_scale_factors_that_do_not_fit(image_sizes, scale_factors, message):
+    model = nnx.eval_shape(lambda: natjax.MaskRcnnForObjectDetection(CONFIGS[0], rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=message):
+        model(np.zeros((1, 32, 40, 3), np.float32), image_sizes, scale_factors)
+
+
+def test_lists_are_no_sizes():
+    model = nnx.eval_shape(lambda: natjax.MaskRcnnForObjectDetection(CONFIGS[0], rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="image_sizes must be an array of JAX or NumPy; got list"):
+        model(np.zeros((1, 32, 40, 3), np.float32), [(32, 40)])

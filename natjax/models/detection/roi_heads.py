@@ -5,22 +5,49 @@ Letters: B batch, N regions of an image, S side of their features, C channels, L
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from natjax.configuration import MaskRcnnConfig
+from natjax.detection.boxes import decode
+from natjax.detection.nms import classwise_nms
+from natjax.detection.roi_align import roi_align
 from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import he_normal, truncated_normal
 from natjax.nn.layers import conv, linear
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 BOX_SIDE = 7  # of the features of a box head
 MASK_SIDE = 14  # of those of a mask head, whose masks have twice that
+
+
+class Stage(NamedTuple):
+    """What a box head says of its regions.
+
+    Attributes:
+        boxes: [B, N, 4] float32, the regions, in the network's pixels.
+        logits: [B, N, L + 1] float32, of the classes and of the background, which is last.
+        deltas: [B, N, L, 4] float32, of each class's box.
+    """
+
+    boxes: Float[Array, "B N 4"]
+    logits: Float[Array, "B N LB"]
+    deltas: Float[Array, "B N L 4"]
+
+
+class Detections(NamedTuple):
+    """What is found, those of the highest scores first; see `natjax.outputs.ObjectDetectionOutput`."""
+
+    boxes: Float[Array, "B K 4"]
+    scores: Float[Array, "B K"]
+    labels: Int[Array, "B K"]
+    valid: Bool[Array, "B K"]
 
 
 class BoxHead(nnx.Module):
@@ -96,8 +123,73 @@ class MaskHead(nnx.Module):
 
 
 class RoiHead(nnx.Module):
-    """A box head and a mask head for every stage."""
+    """A box head and a mask head for every stage. Maps are those of the feature pyramid, without its last."""
 
     def __init__(self, config: MaskRcnnConfig, **options: Any):
+        self.config = config
         self.bbox_head = nnx.List([BoxHead(config, **options) for _ in config.box_stds])
         self.mask_head = nnx.List([MaskHead(config, **options) for _ in config.box_stds])
+
+    def features(
+        self, maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[Array, "B N 4"], side: int
+    ) -> Float[Array, "B N S S C"]:
+        """Returns the features of regions; 0 for those without an area."""
+        return roi_align(maps, boxes, strides=self.config.strides[: len(maps)], output_size=side)
+
+    def stages(
+        self, maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[Array, "B N 4"], image_sizes: Float[Array, "B 2"]
+    ) -> list[Stage]:
+        """Returns what all stages say, the first of proposals, each other of the boxes of the one before it."""
+        found: list[Stage] = []
+        for i, head in enumerate(self.bbox_head):
+            if found:
+                boxes = self.refined(i - 1, found[-1], image_sizes)
+            found.append(Stage(boxes, *head(self.features(maps, boxes, BOX_SIDE))))
+        return found
+
+    def refined(self, index: int, stage: Stage, image_sizes: Float[Array, "B 2"]) -> Float[Array, "B N 4"]:
+        """Returns the boxes of the stage of this index: of the class, background aside, that it finds the most likely."""
+        labels = jnp.argmax(stage.logits[..., :-1], axis=-1)
+        deltas = jnp.take_along_axis(stage.deltas, labels[..., None, None], axis=2)[:, :, 0]
+        return decode(stage.boxes, deltas, self.config.box_stds[index], image_sizes[:, None])
+
+    def detections(
+        self,
+        stages: Sequence[Stage],
+        valid: Bool[Array, "B N"],
+        image_sizes: Float[Array, "B 2"],
+        scale_factors: Float[Array, "B 4"],
+    ) -> Detections:
+        """Returns the best boxes of the last stage, by the mean of all stages' logits.
+
+        Args:
+            stages: of `stages`.
+            valid: which of their boxes are proposals.
+            image_sizes: (height, width) without padding, which boxes are clipped to.
+            scale_factors: what boxes are divided by, before non-maximum suppression.
+        """
+        config, last = self.config, stages[-1]
+        scores = jax.nn.softmax(sum(stage.logits for stage in stages) / len(stages))[..., :-1]
+        boxes = decode(last.boxes[:, :, None], last.deltas, config.box_stds[-1], image_sizes[:, None, None])
+
+        def suppress(boxes: Array, scores: Array, valid: Array) -> Detections:
+            row, label, kept = classwise_nms(
+                boxes,
+                scores,
+                score_threshold=config.score_threshold,
+                iou_threshold=config.nms_threshold,
+                max_kept=config.max_detections,
+                valid=valid,
+            )
+            found = jnp.where(kept[:, None], boxes[row, label], 0), jnp.where(kept, scores[row, label], 0)
+            return Detections(*found, jnp.where(kept, label, -1), kept)
+
+        return jax.vmap(suppress)(boxes / scale_factors[:, None, None], scores, valid)
+
+    def masks(
+        self, maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[Array, "B N 4"], labels: Int[Array, "B N"]
+    ) -> Float[Array, "B N M M"]:
+        """Returns probabilities of the pixels of boxes, of one class each: the mean of all stages'; 0 for label -1."""
+        features = self.features(maps, boxes, MASK_SIDE)
+        probabilities = [jax.nn.sigmoid(head(features, jnp.maximum(labels, 0))) for head in self.mask_head]
+        return jnp.where((labels >= 0)[..., None, None], sum(probabilities) / len(probabilities), 0)

@@ -6,18 +6,37 @@ Letters: B batch, h w a map's height and width, A anchors of a point, n = h w A 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from natjax.configuration import MaskRcnnConfig
+from natjax.detection.boxes import decode
+from natjax.detection.nms import nms
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import conv
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
+
+_STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas
+
+
+class Proposals(NamedTuple):
+    """Boxes that may be of objects, those of the highest scores first.
+
+    Attributes:
+        boxes: [B, N, 4] float32, in the network's pixels; 0 where not valid.
+        scores: [B, N] float32, probabilities; 0 where not valid.
+        valid: [B, N], whether an entry is a proposal; the others are padding.
+    """
+
+    boxes: Float[Array, "B N 4"]
+    scores: Float[Array, "B N"]
+    valid: Bool[Array, "B N"]
 
 
 class RpnHead(nnx.Module):
@@ -40,3 +59,43 @@ class RpnHead(nnx.Module):
             logits.append(self.rpn_cls(x).astype(jnp.float32).reshape(len(x), -1))
             deltas.append(self.rpn_reg(x).astype(jnp.float32).reshape(len(x), -1, 4))
         return logits, deltas
+
+
+def propose(
+    logits: Sequence[Float[Array, "B _"]],
+    deltas: Sequence[Float[Array, "B _ 4"]],
+    anchors: Sequence[Float[np.ndarray, "_ 4"]],
+    image_sizes: Float[Array, "B 2"],
+    *,
+    pre_nms: int,
+    post_nms: int,
+    iou_threshold: float,
+) -> Proposals:
+    """Returns the proposals of all maps, by non-maximum suppression of each map's; no gradient goes through them.
+
+    Equal scores, such as sigmoids that are 1 in float32, are in the order of maps and anchors.
+
+    Args:
+        logits: of the anchors of every map.
+        deltas: of the same.
+        anchors: of the same.
+        image_sizes: (height, width) without padding, which the proposals are clipped to; those without an area are dropped.
+        pre_nms: anchors of every map that take part at most, those of the highest scores.
+        post_nms: number of proposals.
+        iou_threshold: IoU above which the proposal of the lower score is dropped.
+    """
+    boxes, scores, levels = [], [], []
+    for level, (of_logits, of_deltas, of_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        best, index = jax.lax.top_k(jax.nn.sigmoid(of_logits), min(pre_nms, len(of_anchors)))
+        picked = jnp.take_along_axis(of_deltas, index[..., None], axis=1)
+        boxes.append(decode(jnp.asarray(of_anchors)[index], picked, _STDS, image_sizes[:, None]))
+        scores.append(best)
+        levels.append(np.full(best.shape[1], level, np.int32))
+    groups = jnp.asarray(np.concatenate(levels))
+
+    def suppress(boxes: Array, scores: Array) -> Proposals:
+        has_area = jnp.all(boxes[:, 2:] > boxes[:, :2], axis=-1)
+        index, kept = nms(boxes, scores, iou_threshold=iou_threshold, max_kept=post_nms, groups=groups, valid=has_area)
+        return Proposals(jnp.where(kept[:, None], boxes[index], 0), jnp.where(kept, scores[index], 0), kept)
+
+    return jax.vmap(suppress)(*(jax.lax.stop_gradient(jnp.concatenate(of_maps, axis=1)) for of_maps in (boxes, scores)))
