@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, VitRpbConfig
-from natjax.labels import ade20k, imagenet_1k, imagenet_22k
+from natjax.detection_presets import detection_presets
+from natjax.labels import ade20k, coco, imagenet_1k, imagenet_22k
 from natjax.segmentation_presets import segmentation_presets
 from natjax.text import did_you_mean
 
@@ -200,9 +201,11 @@ PRESETS = {
 }
 
 
-SEGMENTATION_PRESETS = segmentation_presets({name: preset.config for name, preset in PRESETS.items()})
-# All by name: image classifiers, then segmentation models.
-ALL_PRESETS: Mapping[str, Any] = ChainMap[str, Any](SEGMENTATION_PRESETS, PRESETS)
+_BACKBONES = {name: preset.config for name, preset in PRESETS.items()}
+SEGMENTATION_PRESETS = segmentation_presets(_BACKBONES)
+DETECTION_PRESETS = detection_presets(_BACKBONES)
+# All by name: image classifiers, then segmentation and detection models.
+ALL_PRESETS: Mapping[str, Any] = ChainMap[str, Any](DETECTION_PRESETS, SEGMENTATION_PRESETS, PRESETS)
 
 
 def preset_of(config: NatConfig) -> Preset | None:
@@ -227,11 +230,12 @@ def list_models(pattern: str | None = None) -> list[str]:
 
 
 def get_config(name: str, **changes: Any) -> Any:
-    """Returns the configuration of a preset, with fields changed where given: a `UperNetConfig` for a segmentation model.
+    """Returns the configuration of a preset, with fields changed where given: a `UperNetConfig` for a segmentation model,
+    a `MaskRcnnConfig` or `CascadeMaskRcnnConfig` for a detection model.
 
     Classifiers have the classes of ImageNet-1k (of ImageNet-22k in `dinat_s_large_22k`), segmentation models those of ADE20K,
-    unless `num_labels` or `id2label` is given: then those of `id2label`, or LABEL_0 and so on. A classifier's
-    `num_labels=21841` means ImageNet-22k, on which the Large variants were pre-trained, and gives its names.
+    detection models those of COCO, unless `num_labels` or `id2label` is given: then those of `id2label`, or LABEL_0 and so on.
+    A classifier's `num_labels=21841` means ImageNet-22k, on which the Large variants were pre-trained, and gives its names.
 
     Raises:
         ValueError: there is no such preset, or the changes are impossible.
@@ -240,9 +244,10 @@ def get_config(name: str, **changes: Any) -> Any:
         hint = did_you_mean(str(name), ALL_PRESETS, cutoff=0.5)
         raise ValueError(f"There is no model named {name!r}.{hint} There are: {', '.join(ALL_PRESETS)}.")
     given = {"num_labels", "id2label", "label2id"} & set(changes)
-    if name in SEGMENTATION_PRESETS:
-        classes = {} if given else {"id2label": dict(enumerate(ade20k()))}
-        return SEGMENTATION_PRESETS[name].config.replace(**classes, **changes)
+    if name not in PRESETS:
+        names = ade20k() if name in SEGMENTATION_PRESETS else coco()
+        classes = {} if given else {"id2label": dict(enumerate(names))}
+        return ALL_PRESETS[name].config.replace(**classes, **changes)
     if not given:
         changes["num_labels"] = PRESETS[name].config.num_labels
     if not given and changes["num_labels"] == _CLASSES_1K:

@@ -12,19 +12,21 @@ import numpy as np
 from flax import nnx
 
 from natjax.atomic import staging
-from natjax.configuration import UperNetConfig
+from natjax.configuration import Configuration, DenseConfig
 from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.hub import locate
 from natjax.nn.initializers import truncated_normal
 from natjax_convert import Checkpoint, from_flax
 from natjax_convert.convert import write_model
-from natjax_convert.shapes import BUFFERS, Kind, parameters
+from natjax_convert.pieces import BUFFERS
+from natjax_convert.shapes import Kind, parameters
 
 
 class PretrainedModel(Protocol):
     """What a model needs for its weights to be loaded and saved."""
 
     kind: ClassVar[str]
+    config_class: ClassVar[type[Configuration]]
     config: Any
 
     def __init__(self, config: Any, *, dtype: Any, param_dtype: Any, implementation: str | None, rngs: nnx.Rngs):
@@ -53,11 +55,12 @@ def from_pretrained(
     """Makes a model with the weights of a checkpoint.
 
     Args:
-        model_class: `NatForImageClassification`, `NatModel`, `NatBackbone` or `UperNetForSemanticSegmentation`.
+        model_class: `NatForImageClassification`, `NatModel`, `NatBackbone`, `UperNetForSemanticSegmentation`,
+            `MaskRcnnForObjectDetection` or `CascadeMaskRcnnForObjectDetection`.
         source: a directory or file (see `natjax_convert.read_state_dict`), a run's folder, a preset's name, an id `owner/name`
             of the Hugging Face Hub (see `natjax.hub.locate`), or an open checkpoint.
-        config: instead of the one beside the weights, or in a file of mmsegmentation; needed for SHI-Labs' classifiers:
-            `natjax.get_config("dinat_mini")`.
+        config: instead of the one beside the weights, or in a file of mmsegmentation or mmdetection; needed for SHI-Labs'
+            classifiers: `natjax.get_config("dinat_mini")`.
         dtype: compute dtype; None computes in float32.
         param_dtype: dtype of the parameters.
         implementation: of neighborhood attention.
@@ -81,12 +84,14 @@ def from_pretrained(
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
     checkpoint = _opened(source, config, **hub)
     config = config or checkpoint.config
-    kind = cast("Kind", model_class.kind)
-    if kind != "segmentation":
+    kind, family = cast("Kind", model_class.kind), model_class.config_class
+    if not issubclass(family, DenseConfig):
         config = config.trunk
-    elif not isinstance(config, UperNetConfig):
+    elif config.model_type not in family.model_types:
+        others = f" but those of a {config.title}" if isinstance(config, DenseConfig) else ""
         raise CheckpointError(
-            f"{checkpoint.path}: has no heads of a UPerNet; {model_class.__name__}.from_backbone starts with new ones."
+            f"{checkpoint.path}: has no heads of a {family.title}{others}; "
+            f"{model_class.__name__}.from_backbone starts with new ones."
         )
     config = config.replace(**changes) if changes else config
     params = checkpoint.to_flax(
@@ -121,12 +126,12 @@ def from_backbone(
     cache_dir: str | os.PathLike | None = None,
     **changes: Any,
 ) -> Model:
-    """Makes a segmentation model with the backbone of a checkpoint and new, random heads, to be trained.
+    """Makes a segmentation or detection model with the backbone of a checkpoint and new, random heads, to be trained.
 
     Args:
-        model_class: `UperNetForSemanticSegmentation`.
+        model_class: `UperNetForSemanticSegmentation`, `MaskRcnnForObjectDetection` or `CascadeMaskRcnnForObjectDetection`.
         source: of any model of natjax: a classifier, whose feature maps get norms that start as the identity, a backbone, or
-            another segmentation model. See `from_pretrained` for what may be given.
+            another segmentation or detection model. See `from_pretrained` for what may be given.
         config: the source's, see `from_pretrained`.
         dtype: compute dtype; None computes in float32.
         param_dtype: dtype of the parameters.
@@ -136,20 +141,20 @@ def from_backbone(
         revision: of the Hub: branch, tag or commit.
         local_files_only: use only what is in the Hub's cache, without a network.
         cache_dir: the Hub's cache.
-        **changes: fields of `UperNetConfig` or of its backbone, `num_labels` or `id2label` among them: `dilations`, as those of
-            segmentation are others than those of classification, `drop_path_rate`, `hidden_size`.
+        **changes: fields of the model's configuration or of its backbone, `num_labels` or `id2label` among them: `dilations`, as
+            those of segmentation and detection are others than those of classification, `drop_path_rate`, `hidden_size`.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its backbone does not fit the changes.
         ValueError: a change is impossible, or none says the number of classes.
     """
     if not {"num_labels", "id2label", "label2id"} & set(changes):
-        raise ValueError("from_backbone needs the classes to segment: give num_labels or id2label.")
+        raise ValueError("from_backbone needs the classes of the model: give num_labels or id2label.")
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir}
     checkpoint = _opened(source, config, **hub)
     trunk = (config or checkpoint.config).trunk
     trunk = trunk.replace(out_features=trunk.stage_names[1:])
-    new = UperNetConfig(backbone_config=trunk, num_labels=1).replace(**changes)
+    new = cast("type[DenseConfig]", model_class.config_class)(backbone_config=trunk, num_labels=1).replace(**changes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MissingNormsWarning)  # as the docstring says
         params = checkpoint.to_flax(config=new.trunk, kind="backbone", resize_biases=resize_biases, lazy=True)

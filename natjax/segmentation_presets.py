@@ -98,6 +98,11 @@ def _dilations(depths: Sequence[int], *, large: bool) -> tuple[tuple[int, ...], 
     )
     if large:
         dilated = (*dilated[:2], (*dilated[2][:-1], third[-1]), dilated[3])  # the last is the largest
+    return every_second(depths, dilated)
+
+
+def every_second(depths: Sequence[int], dilated: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Returns the dilations of all layers by level, of those of every second one; the others are not dilated."""
     return tuple(
         tuple(level[j // 2] if j % 2 else 1 for j in range(depth)) for depth, level in zip(depths, dilated, strict=True)
     )

@@ -4,9 +4,10 @@ from natjax_convert.checkpoint import Checkpoint, find_config
 from natjax_convert.convert import Report, convert
 from natjax_convert.inference import infer_config
 from natjax_convert.params import entries, from_flax, to_flax
+from natjax_convert.pieces import Parameter
 from natjax_convert.reader import read_state_dict
 from natjax_convert.rpb import resize_rpb
-from natjax_convert.shapes import Parameter, count_parameters, parameters
+from natjax_convert.shapes import count_parameters, parameters
 from natjax_convert.state_dict import LazyTensor
 
 __all__ = [

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, UNDILATED, DinatSConfig, read_config
 from natjax.errors import CheckpointError
+from natjax.presets import ALL_PRESETS
+from natjax_convert.config_texts import config_of, with_classes
 from natjax_convert.dialect import Dialect, Found
 from natjax_convert.inference import fitting_presets, infer_config
-from natjax_convert.mmseg_config import config_of
 from natjax_convert.names import detect
 from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
-from natjax_convert.shapes import Kind
+from natjax_convert.shapes import DENSE, Kind
 from natjax_convert.state_dict import FileTensors, StateDict
 
 Dilations = Sequence[Sequence[int]] | Literal["none"]
+_LIBRARIES: dict[Kind, str] = {"segmentation": "mmsegmentation", "detection": "mmdetection"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Checkpoint:
         path: directory or file that it was opened from.
         tensors: its state dict.
         found: its dialect and kind, as its keys say.
-        config: its configuration: a `NatConfig` or that of its family, a `UperNetConfig` of a segmentation model.
+        config: its configuration: a `NatConfig` or that of its family, a `UperNetConfig` of a segmentation model, a
+            `MaskRcnnConfig` or `CascadeMaskRcnnConfig` of a detection model.
     """
 
     path: Path
@@ -45,7 +49,7 @@ class Checkpoint:
 
     @property
     def kind(self) -> Kind:
-        """What it is a checkpoint of: "classifier", "model", "backbone" or "segmentation"."""
+        """What it is a checkpoint of: "classifier", "model", "backbone", "segmentation" or "detection"."""
         return self.found.kind
 
     @classmethod
@@ -94,7 +98,8 @@ def find_config(
 ) -> Any:
     """Returns the configuration of a checkpoint: the one given, that of the config.json beside it, or the inferred one.
 
-    Of mmsegmentation's files, the one that is inferred is that of the config text in them, which is parsed and never run.
+    Of mmsegmentation's and mmdetection's files, the one that is inferred is that of the config text in them, which is parsed and
+    never run; the names of the classes are those that they have.
 
     Args:
         src: the checkpoint's directory or file.
@@ -112,7 +117,7 @@ def find_config(
     if dilations is None and os.path.isfile(beside):
         return read_config(beside)
     found = found or detect(state_dict)
-    if dilations is None and found.kind == "segmentation":
+    if dilations is None and found.kind in DENSE:
         return _config_in_file(src, state_dict, found)
     if dilations is None and found.model_type not in UNDILATED:
         presets = fitting_presets(state_dict, found)
@@ -126,19 +131,20 @@ def find_config(
             f"them{fit}). Say which it is: convert it first, `natjax convert FILE DIR --config {config_name}` (or another name "
             f"of `natjax list`, or {flag}), and use DIR. In Python, give config=."
         )
-    return infer_config(state_dict, dilations=None if dilations == "none" else dilations, found=found)
+    inferred = infer_config(state_dict, dilations=None if dilations == "none" else dilations, found=found)
+    return with_classes(inferred, _meta(state_dict)) if found.kind in DENSE else inferred
 
 
 def _config_in_file(src: str | os.PathLike, state_dict: StateDict, found: Found) -> Any:
-    """Returns the configuration that mmsegmentation's config text describes.
+    """Returns the configuration that the config text of mmsegmentation or mmdetection describes.
 
     Raises:
         CheckpointError: there is no such text, or it describes no model of natjax; dilations are nowhere else.
     """
-    meta = state_dict.meta if isinstance(state_dict, FileTensors) else {}
-    why = "no text of mmsegmentation's config"
+    why = f"no text of {_LIBRARIES[found.kind]}'s config"
+    tensors = dict(state_dict)  # errors about them do not name the file, as the one below does
     try:
-        config = config_of(meta, lambda scales: infer_config(state_dict, found=found, pool_scales=scales))
+        config = config_of(found.kind, _meta(state_dict), lambda said: infer_config(tensors, fields=said, found=found))
         if config is not None:
             return config
     except ValueError as error:
@@ -146,10 +152,24 @@ def _config_in_file(src: str | os.PathLike, state_dict: StateDict, found: Found)
     presets = fitting_presets(state_dict, found)
     fit = f"; they fit {', '.join(presets)}" if presets else ""
     raise CheckpointError(
-        f"{src}: has no {CONFIG_NAME} beside it, and {why}. Its tensors do not tell the dilations{fit}; those of segmentation "
-        f"are not those of classification. Convert it first, `natjax convert FILE DIR --config {[*presets, CONFIG_NAME][0]}` (or "
-        "another name of `natjax list`, or --dilations none for NAT), and use DIR. In Python, give config=."
+        f"{src}: has no {CONFIG_NAME} beside it, and {why}. Its tensors do not tell the dilations{fit}; those of {found.kind} "
+        f"are not those of classification{_published_dilations(presets)}. Convert it first, "
+        f"`natjax convert FILE DIR --config {[*presets, CONFIG_NAME][0]}` (or another name of `natjax list`, or --dilations none "
+        "for NAT), and use DIR. In Python, give config=."
     )
+
+
+def _published_dilations(presets: Sequence[str]) -> str:
+    """Returns the dilations of those presets that have any, as the command line takes them."""
+    dilations = {name: ALL_PRESETS[name].config.trunk.dilations for name in presets}
+    return "".join(
+        f" ({name}: --dilations '{json.dumps(levels)}')" for name, levels in dilations.items() if levels is not None
+    )
+
+
+def _meta(state_dict: StateDict) -> Mapping[str, Any]:
+    """Returns what a file of mmcv's says beside the weights."""
+    return state_dict.meta if isinstance(state_dict, FileTensors) else {}
 
 
 def _folder(path: Path) -> Path:

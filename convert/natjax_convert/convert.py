@@ -14,7 +14,7 @@ from natjax.atomic import staging
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError
 from natjax_convert.checkpoint import Checkpoint, Dilations
-from natjax_convert.mmseg_config import meta_of
+from natjax_convert.config_texts import meta_of
 from natjax_convert.names import DIALECTS, NAMES
 from natjax_convert.params import from_flax
 from natjax_convert.safetensors_file import write_safetensors
@@ -34,7 +34,12 @@ _ARCHITECTURES = {
     "model": "{}Model",
     "backbone": "{}Backbone",
     "segmentation": "UperNetForSemanticSegmentation",
+    "detection": "{}ForObjectDetection",
 }
+_FILES: dict[Kind, str] = {
+    "segmentation": "mmseg",
+    "detection": "mmdet",
+}  # dialects of one file; "shilabs" of the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +47,9 @@ class Report:
     """What a conversion did.
 
     Attributes:
-        source: dialect of the source, "hf", "shilabs" or "mmseg".
+        source: dialect of the source, "hf", "shilabs", "mmseg" or "mmdet".
         to: dialect that was written.
-        kind: "classifier", "model", "backbone" or "segmentation".
+        kind: "classifier", "model", "backbone", "segmentation" or "detection".
         config: the model's configuration.
         tensors: number of tensors written.
         parameters: number of parameters.
@@ -78,13 +83,13 @@ def convert(
     Args:
         src: directory or file in any format that `read_state_dict` takes.
         dst: directory to make ("hf": config.json, model.safetensors, preprocessor_config.json) or file ("shilabs", or "mmseg" for
-            a segmentation model: a .pth of weights alone, to which "mmseg" adds the classes and, where it can say all of
-            the model, a config text). A name that ends in a slash is that of a directory.
+            a segmentation model, "mmdet" for a detection model: a .pth of weights alone, to which "mmseg" and "mmdet" add the
+            classes and, where it can say all of the model, a config text). A name that ends in a slash is that of a directory.
         config: the model's configuration, for sources without a config.json beside them.
         dilations: of every layer by level, or "none" for NAT, instead of a configuration: all else follows from the shapes.
         processor: prepares images for the model; by default the one beside the source, or else that of the preset of this
             architecture, or ImageNet's (224 pixels, crop 0.875).
-        to: dialect to write, "hf", "shilabs" or "mmseg"; by default what the name of the destination says.
+        to: dialect to write, "hf", "shilabs", "mmseg" or "mmdet"; by default what the name of the destination says.
         overwrite: whether an existing destination may be replaced (file by file; other files in it stay).
 
     Raises:
@@ -113,7 +118,7 @@ def convert(
         _check_name(dst, to or "hf", as_directory)
     checkpoint = Checkpoint.open(src, config=config, dilations=dilations)
     config, kind = checkpoint.config, checkpoint.kind
-    to = to or ("hf" if as_directory else "mmseg" if kind == "segmentation" else "shilabs")
+    to = to or ("hf" if as_directory else _FILES.get(kind, "shilabs"))
     params = checkpoint.to_flax(lazy=True)
     origin, preprocessing = _preprocessing(checkpoint, processor) if as_directory else ("none", None)
     converted = from_flax(params, config, kind=kind, dialect=to)
@@ -124,7 +129,7 @@ def convert(
                 (directory / PROCESSOR_NAME).write_text(preprocessing, encoding="utf-8")
     else:
         with staging(dst.parent) as directory:
-            write_torch(directory / dst.name, converted, meta_of(config) if to == "mmseg" else None)
+            write_torch(directory / dst.name, converted, meta_of(config) if to in _FILES.values() else None)
     return Report(
         source=checkpoint.dialect.name,
         kind=kind,

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from natjax.configuration import NatConfig
-from natjax_convert.shapes import Kind, Parameter, ParameterPath
+from natjax.configuration import MaskRcnnConfig, NatConfig
+from natjax_convert.pieces import Parameter, ParameterPath
+from natjax_convert.shapes import Kind
 from natjax_convert.state_dict import LazyTensor
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
@@ -49,7 +50,7 @@ class Found(NamedTuple):
 
     Attributes:
         dialect: the dialect.
-        kind: "classifier", "model", "backbone" or "segmentation".
+        kind: "classifier", "model", "backbone", "segmentation" or "detection".
         prefix: of all names but the heads'.
         model_type: such as "nat" or "dinat", or None where the keys do not tell.
     """
@@ -115,12 +116,13 @@ class Dialect:
         name: what the dialect is called in arguments.
         title: whose it is.
         example: a key of it, for messages.
-        model_types: of the configurations whose models it names.
+        model_types: of the configurations of the backbones, or bare models, that it names.
         kinds: the kinds of models it can express, in the order in which they are tried.
         table: from layers (for their kernel, scale and bias) and other parameters to the names of their tensors.
             Placeholders such as `{level}` stand for one step of a path.
         heads: first steps of the paths whose tensors have no prefix.
         directory: whether it is written as a directory with config.json and safetensors, else as one file of torch.save.
+        family: class of the configurations of the models with heads that it names, where those of others have other names.
         buffers: returns the tensors beside the parameters that follow from the configuration, by name.
     """
 
@@ -132,6 +134,7 @@ class Dialect:
     table: Mapping[str, str | Joined | Stacked]
     heads: tuple[str, ...] = ("classifier",)
     directory: bool = False
+    family: type[MaskRcnnConfig] | None = None
     buffers: Callable[[NatConfig], Mapping[str, LazyTensor]] = lambda _: {}
 
     def recognise(self, names: Iterable[str]) -> Found | None:

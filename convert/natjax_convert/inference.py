@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from natjax.configuration import FAMILIES, NatConfig, UperNetConfig
+from natjax.configuration import FAMILIES, DenseConfig, NatConfig
 from natjax.errors import CheckpointError
-from natjax.presets import PRESETS, SEGMENTATION_PRESETS
+from natjax.presets import DETECTION_PRESETS, PRESETS, SEGMENTATION_PRESETS
 from natjax_convert.dialect import Dialect, Found, parameter_shape
+from natjax_convert.heads import detection_from_shapes, upernet_from_shapes
 from natjax_convert.names import detect
-from natjax_convert.shapes import Parameter, ParameterPath, config_from_shapes, parameters, upernet_from_shapes
+from natjax_convert.pieces import Parameter, ParameterPath
+from natjax_convert.shapes import Kind, config_from_shapes, parameters
 from natjax_convert.state_dict import StateDict, unusable
+
+_DENSE_PRESETS: dict[Kind, Mapping[str, Any]] = {"segmentation": SEGMENTATION_PRESETS, "detection": DETECTION_PRESETS}
 
 
 def infer_config(
-    state_dict: StateDict, *, dilations: Any = None, pool_scales: Any = None, found: Found | None = None
+    state_dict: StateDict,
+    *,
+    dilations: Any = None,
+    fields: Mapping[str, Any] | None = None,
+    found: Found | None = None,
 ) -> Any:
     """Infers the configuration of a model from the shapes of its tensors.
 
     Args:
         state_dict: tensors by name, in any dialect.
         dilations: of every layer, by level; they are in no tensor. None means none.
-        pool_scales: of a UPerNet; they are in no tensor. None means those of the published models, if it has as many.
+        fields: what is known of the configuration of a segmentation or detection model: `pool_scales`, `anchor_ratios` and
+            `box_stds`, for instance, are in no tensor. Without, those of the published models are, if there are as many.
         found: what `natjax_convert.names.detect` says of the state dict, where that is known already.
 
     Returns:
-        a `NatConfig`, or that of its family; a `UperNetConfig` for a segmentation model.
+        a `NatConfig`, or that of its family; a `UperNetConfig` for a segmentation model, a `MaskRcnnConfig` or
+        `CascadeMaskRcnnConfig` for a detection model.
 
     Raises:
         CheckpointError: tensors are missing, their shapes are those of no model, or the dilations do not fit.
@@ -40,7 +51,9 @@ def infer_config(
     try:
         config: Any = config_from_shapes(shape, family=family)
         if found.kind == "segmentation":
-            config = upernet_from_shapes(shape, config, pool_scales)
+            config = upernet_from_shapes(shape, config, fields or {})
+        elif found.kind == "detection":
+            config = detection_from_shapes(shape, config, fields or {}, found.dialect.family)
     except (LookupError, ValueError) as error:
         raise unusable(state_dict, f"The tensors' shapes are those of no model of natjax: {error}") from error
     if dilations is None:
@@ -57,13 +70,14 @@ def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
         config = infer_config(state_dict, found=found)
     except CheckpointError:
         return []
-    if found.kind == "segmentation":
+    if found.kind in _DENSE_PRESETS:
         return [
             name
-            for name, preset in SEGMENTATION_PRESETS.items()
-            if preset.config.trunk.depths == config.trunk.depths
+            for name, preset in _DENSE_PRESETS[found.kind].items()
+            if type(preset.config) is type(config)
+            and preset.config.trunk.depths == config.trunk.depths
             and preset.config.trunk.model_type in found.model_types
-            and _shapes(preset.config) == _shapes(config)
+            and _shapes(preset.config, found.kind) == _shapes(config, found.kind)
         ]
     fitting = [
         name
@@ -75,9 +89,9 @@ def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
     return sorted(fitting, key=lambda name: PRESETS[name].config.num_labels != config.num_labels)
 
 
-def _shapes(config: UperNetConfig) -> list[Parameter]:
+def _shapes(config: DenseConfig, kind: Kind) -> list[Parameter]:
     """All parameters but those that follow the classes."""
-    return [parameter for parameter in parameters(config, "segmentation") if not parameter.of_classifier]
+    return [parameter for parameter in parameters(config, kind) if not parameter.of_classifier]
 
 
 def _trunk(config: NatConfig) -> list[Parameter]:

@@ -10,43 +10,46 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from natjax.configuration import NatConfig
+from natjax.configuration import DenseConfig, NatConfig
 from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.presets import PRESETS
 from natjax_convert.dialect import Entry, Found
 from natjax_convert.inference import fitting_presets, infer_config
-from natjax_convert.names import detect, dialect_of
-from natjax_convert.names.upernet import HEADS
+from natjax_convert.names import detect, dialect_of, rcnn, upernet
+from natjax_convert.pieces import BUFFERS, ParameterPath, is_of_classifier
 from natjax_convert.rpb import resize_rpb
-from natjax_convert.shapes import BUFFERS, Kind, ParameterPath, parameters
+from natjax_convert.shapes import DENSE, Kind, parameters
 from natjax_convert.state_dict import LazyTensor, StateDict, unusable
 
 _COUNTER = np.dtype("i8")  # of batches, in files
 _FLOATS = {np.dtype(t) for t in ("f8", "f4", "f2", ml_dtypes.bfloat16)}
+_HEADS = ("classifier", *upernet.HEADS, *rcnn.HEADS)
 # Modules that a checkpoint of a larger model has and a smaller one does without.
 _SPARE: dict[Kind, tuple[str, ...]] = {
     "classifier": (),
-    "model": ("classifier", "hidden_states_norms", *HEADS),
-    "backbone": ("classifier", "layernorm", "hidden_states_norms", *HEADS),
+    "model": ("hidden_states_norms", *_HEADS),
+    "backbone": ("layernorm", "hidden_states_norms", *_HEADS),
     "segmentation": (),
+    "detection": (),
 }
 _KINDS: dict[Kind, str] = {
     "classifier": "image classifiers",
     "model": "bare models",
     "backbone": "backbones",
     "segmentation": "segmentation models",
+    "detection": "detection models",
 }
 _TENSORS_OF_A_LAYER = 8  # of 12 at least: with fewer, a list of all that is missing says nothing
 _REPORTED = 12  # problems spelled out in an error; the rest is counted
 
 
-def entries(config: NatConfig, kind: Kind = "classifier", *, dialect: str = "hf") -> list[Entry]:
+def entries(config: NatConfig | DenseConfig, kind: Kind = "classifier", *, dialect: str = "hf") -> list[Entry]:
     """Returns all parameters of a model with the tensors of a dialect that they are made of.
 
     Raises:
         CheckpointError: the dialect cannot express such a model.
     """
-    names = dialect_of(dialect, config.trunk.model_type)
+    names = dialect_of(dialect, config)
     if kind not in names.kinds:
         known = ", ".join(_KINDS[known] for known in names.kinds)
         raise CheckpointError(
@@ -58,7 +61,7 @@ def entries(config: NatConfig, kind: Kind = "classifier", *, dialect: str = "hf"
 
 def to_flax(
     state_dict: StateDict,
-    config: NatConfig,
+    config: NatConfig | DenseConfig,
     *,
     kind: Kind = "classifier",
     dtype: Any = np.float32,
@@ -72,9 +75,9 @@ def to_flax(
     Args:
         state_dict: tensors by name, in any dialect.
         config: the model's configuration.
-        kind: the model: "classifier", "model", "backbone" or "segmentation". A checkpoint may hold more than the model needs: a
-            classifier's serves all of the trunk, too, and a UPerNet's its backbone; a backbone's norms, where it has none, start
-            as the identity, with a warning.
+        kind: the model: "classifier", "model", "backbone", "segmentation" or "detection". A checkpoint may hold more than the
+            model needs: a classifier's serves all of the trunk, too, and that of a segmentation or detection model its backbone;
+            a backbone's norms, where it has none, start as the identity, with a warning.
         dtype: of the parameters; None keeps the checkpoint's.
         without_head: whether to leave out the classifier, whose tensors in the checkpoint, if any, are ignored.
         resize_biases: whether relative positional biases of another kernel size are interpolated (bicubic).
@@ -98,6 +101,13 @@ def to_flax(
             state_dict,
             f"The weights are those of a {' or '.join(map(repr, found.model_types))} model, the configuration is of a "
             f"{trunk.model_type!r} one; "
+            "they do not belong together.",
+        )
+    family = found.dialect.family
+    if kind == found.kind and family and isinstance(config, DenseConfig) and family is not type(config):
+        raise unusable(
+            state_dict,
+            f"The weights are those of a {family.title}, the configuration is that of a {config.title}; "
             "they do not belong together.",
         )
     if _TENSORS_OF_A_LAYER * sum(trunk.depths) > len(state_dict):
@@ -145,15 +155,15 @@ def to_flax(
 
 
 def from_flax(
-    params: Mapping, config: NatConfig, *, kind: Kind = "classifier", dialect: str = "hf"
+    params: Mapping, config: NatConfig | DenseConfig, *, kind: Kind = "classifier", dialect: str = "hf"
 ) -> dict[str, LazyTensor]:
     """Makes a state dict from the parameters of a Flax model; undoes `to_flax` bit by bit.
 
     Args:
         params: nested dict of arrays, as `nnx.to_pure_dict` has it.
         config: the model's configuration.
-        kind: the model: "classifier", "model", "backbone" or "segmentation".
-        dialect: "hf", "shilabs" (classifiers only) or "mmseg" (segmentation models only).
+        kind: the model: "classifier", "model", "backbone", "segmentation" or "detection".
+        dialect: "hf", "shilabs" (classifiers only), "mmseg" (segmentation models only) or "mmdet" (detection models only).
 
     Raises:
         CheckpointError: the parameters are not those of the model, or the dialect cannot express it.
@@ -175,7 +185,7 @@ def from_flax(
             state_dict[name] = LazyTensor(entry.tensor_shape, dtype, read)
     if problems or leaves:
         raise CheckpointError(_misfit(problems, list(map(_shown_path, leaves))))
-    return {**state_dict, **dialect_of(dialect, config.trunk.model_type).buffers(config.trunk)}
+    return {**state_dict, **dialect_of(dialect, config).buffers(config.trunk)}
 
 
 def _check_buffers(state_dict: StateDict, config: NatConfig, found: Found, used: set[str]) -> list[str]:
@@ -206,7 +216,7 @@ def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[
     if not entry.names:
         return [], [f"{_shown_path(entry.path)}: checkpoints of this kind have no tensor for it"]
     shape = entry.tensor_shape
-    hint = " (replace_head=True starts with a new classifier)" if "classifier" in entry.path else ""
+    hint = " (replace_head=True starts with a new classifier)" if is_of_classifier(entry.path) else ""
     tensors, problems = [], []
     for name in entry.names:
         tensor = state_dict.get(name)
@@ -231,14 +241,15 @@ def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[
 
 
 def _one(kind: Kind) -> str:
-    return "segmentation model" if kind == "segmentation" else kind
+    return f"{kind} model" if kind in DENSE else kind
 
 
-def _other_presets(state_dict: StateDict, config: NatConfig, found: Found) -> str:
+def _other_presets(state_dict: StateDict, config: NatConfig | DenseConfig, found: Found) -> str:
     """Returns a sentence with the presets that the tensors fit, where the configuration is that of none of them."""
     names = fitting_presets(state_dict, found)
-    if found.kind == "segmentation":
-        return "" if not names or config.model_type != "upernet" else f" The tensors fit {', '.join(names)}."
+    if found.kind in DENSE:
+        same = names and isinstance(config, DENSE[found.kind][0])
+        return f" The tensors fit {', '.join(names)}." if same else ""
     if not names or parameters(config, "model") == parameters(PRESETS[names[0]].config, "model"):
         return ""
     return f" The tensors fit {', '.join(names)}."

@@ -221,12 +221,12 @@ def _prefixes(names: Iterable[str]) -> set[str]:
 
 
 def _is_backbone(prefix: str, names: list[str]) -> bool:
-    """Whether what is behind a prefix is the backbone of a model with heads of its own, such as a UPerNet."""
+    """Whether what is behind a prefix is the backbone of a model with heads of its own, such as a UPerNet or a Mask R-CNN."""
     outer = prefix.removesuffix(_BACKBONE)
     if outer == prefix:
         return False
     found = _recognise(name.removeprefix(outer) for name in names if name.startswith(outer))
-    return found is not None and found.kind == "segmentation"
+    return found is not None and found.prefix == _BACKBONE
 
 
 def _starts(name: str) -> Iterator[re.Match]:

@@ -11,6 +11,7 @@ from natjax.hub import locate
 from natjax.presets import ALL_PRESETS, get_config
 
 if TYPE_CHECKING:
+    from natjax.detection_presets import DetectionPreset
     from natjax.image_processing import NatImageProcessor
     from natjax.presets import Preset
     from natjax.segmentation_presets import SegmentationPreset
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 MODEL_HELP = (
     "a name of `natjax list`, a folder or a run with a config.json, that file, or an id of the Hugging Face Hub"
 )
+ACCURACIES = ("top1", "miou", "miou_multi_scale", "box_ap", "mask_ap")  # attributes of presets, some each
 _IMAGENET_SIDE = 224  # of images whose size nothing says
 
 
-def find_preset(model: str) -> Preset | SegmentationPreset | None:
+def find_preset(model: str) -> Preset | SegmentationPreset | DetectionPreset | None:
     """Returns the preset that an argument names, or None where it names something else."""
     return None if Path(model).exists() else ALL_PRESETS.get(model)
 

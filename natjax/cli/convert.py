@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "src", metavar="SRC", help="checkpoint to read: a folder, a run's folder, .safetensors, .bin, .pth or a name"
     )
-    parser.add_argument("dst", metavar="DST", help="folder (hf) or file such as x.pth (shilabs, mmseg) to write")
+    parser.add_argument("dst", metavar="DST", help="folder (hf) or file such as x.pth (shilabs, mmseg, mmdet) to write")
     parser.add_argument(
-        "--to", choices=("hf", "shilabs", "mmseg"), help="format to write (default: what DST is named like)"
+        "--to", choices=("hf", "shilabs", "mmseg", "mmdet"), help="format to write (default: what DST is named like)"
     )
     parser.add_argument("--config", metavar="NAME|FILE", help="the model, where SRC has no config.json")
     parser.add_argument(
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     from natjax.processors import describe_default
     from natjax_convert import convert
-    from natjax_convert.mmseg_config import untold
+    from natjax_convert.config_texts import untold
 
     source = locate(args.src)
     config, processor = read_given(args.config)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     trunk = config.trunk
     family = config.model_type if trunk is config else f"{config.model_type} on {trunk.model_type}"
     print(f"  {family}, classes: {config.num_labels}, depths: {'-'.join(map(str, trunk.depths))}")
-    if report.to == "mmseg":
+    if report.to in ("mmseg", "mmdet"):
         unsaid = untold(config)
         why = f"its config text cannot say {first_few(unsaid)}" if unsaid else "a .pth says nothing of image processing"
         files = f"{CONFIG_NAME} and {PROCESSOR_NAME}" if unsaid else PROCESSOR_NAME

@@ -6,12 +6,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import image_size
-from natjax.cli._config import MODEL_HELP, find_preset, input_size, read_model
+from natjax.cli._config import ACCURACIES, MODEL_HELP, find_preset, input_size, read_model
 from natjax.cli._output import print_json, print_table
 from natjax.text import printable
 
 if TYPE_CHECKING:
-    from natjax.configuration import NatConfig, UperNetConfig
+    from natjax.configuration import DenseConfig, NatConfig
 
 HELP = "describe a model: levels, parameters, operations, weights"
 
@@ -31,21 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the description."""
     from natjax.flops import count_macs
-    from natjax_convert.shapes import count_parameters
+    from natjax_convert.shapes import count_parameters, kind_of
 
     config, processor = read_model(args.model)
     preset: Any = find_preset(args.model)
     size = args.image_size or input_size(config, processor)
-    segments = config.model_type == "upernet"
-    parameters = count_parameters(config, "segmentation" if segments else "classifier")
+    parameters = count_parameters(config, kind_of(config))
     macs, parts = count_macs(config, size), _parts(config, size)
     published = weights = None
-    if preset and segments:
-        published = {"image_size": list(preset.image_size), "gmacs": preset.gmacs}
-        published |= {"miou": preset.miou, "miou_multi_scale": preset.miou_multi_scale}
-    elif preset:
-        published = {"image_size": [preset.image_size] * 2, "gmacs": preset.gmacs, "top1": preset.top1}
     if preset:
+        side = preset.image_size  # or both
+        published = {"image_size": [side, side] if isinstance(side, int) else list(side), "gmacs": preset.gmacs}
+        published |= {name: getattr(preset, name) for name in ACCURACIES if hasattr(preset, name)}
         weights = {"hub_id": preset.hub_id, "address": preset.address, "license": preset.license}
     if args.json:
         facts = {"parameters": parameters, "image_size": list(size), "macs": macs, "flops": 2 * macs, "parts": parts}
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     trunk = config.trunk
-    family = f"{config.model_type} on {trunk.model_type}" if segments else config.model_type
+    family = config.model_type if trunk is config else f"{config.model_type} on {trunk.model_type}"
     print(f"{printable(args.model)}: {family}, channels: {config.num_channels}, classes: {config.num_labels}")
     print(f"  window      {trunk.kernel_size} x {trunk.kernel_size} tokens")
     print(f"  parameters  {parameters:,} ({parameters / 1e6:.2f} M)")
@@ -74,12 +71,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _figures(preset: Any) -> str:
     """Returns the published accuracy in words."""
+    if hasattr(preset, "box_ap"):
+        return f"COCO box AP {preset.box_ap} %, mask AP {preset.mask_ap} %"
     if hasattr(preset, "miou"):
         return f"ADE20K mIoU {preset.miou} %, {preset.miou_multi_scale} % at several scales"
     return "classes of ImageNet-22k" if preset.top1 is None else f"ImageNet-1k top-1 {preset.top1} %"
 
 
-def _parts(config: NatConfig | UperNetConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _parts(config: NatConfig | DenseConfig, size: tuple[int, int]) -> list[dict[str, Any]]:
     from natjax.flops import count_parts
 
     parts, trunk = [], config.trunk

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 from natjax.cli._output import complain, print_json, print_table
 
+
+class _Task(NamedTuple):
+    """What presets of a kind are for, and the columns of their accuracies."""
+
+    name: str
+    accuracies: dict[str, str]
+    note: str
+
+
+_TASKS = {
+    "classifier": _Task("image classification", {"top1": "top-1 (%)"}, "ImageNet-1k top-1"),
+    "segmentation": _Task(
+        "semantic segmentation", {"miou": "mIoU (%)", "miou_multi_scale": "several scales"}, "ADE20K mIoU"
+    ),
+    "detection": _Task("object detection", {"box_ap": "box AP (%)", "mask_ap": "mask AP (%)"}, "COCO AP"),
+}
 HELP = "list the models natjax knows by name"
 
 
@@ -32,20 +48,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(name: str) -> dict[str, Any]:
     """Returns what is known of a preset."""
-    from natjax.presets import ALL_PRESETS, SEGMENTATION_PRESETS
-    from natjax_convert.shapes import count_parameters
+    from natjax.presets import ALL_PRESETS
+    from natjax_convert.shapes import count_parameters, kind_of
 
-    preset, segments = ALL_PRESETS[name], name in SEGMENTATION_PRESETS
-    accuracy = (
-        {"published_miou": preset.miou, "published_miou_multi_scale": preset.miou_multi_scale} if segments else {}
-    )
+    preset = ALL_PRESETS[name]
+    kind, size = kind_of(preset.config), preset.image_size
     return {
         "name": name,
-        "task": "semantic segmentation" if segments else "image classification",
-        "parameters": count_parameters(preset.config, "segmentation" if segments else "classifier"),
-        "image_size": list(preset.image_size) if segments else preset.image_size,
+        "task": _TASKS[kind].name,
+        "parameters": count_parameters(preset.config, kind),
+        "image_size": size if isinstance(size, int) else list(size),
         "published_gmacs": preset.gmacs,
-        **(accuracy or {"published_top1": preset.top1}),
+        **{f"published_{accuracy}": getattr(preset, accuracy) for accuracy in _TASKS[kind].accuracies},
         "hub_id": preset.hub_id,
         "address": preset.address,
         "license": preset.license,
@@ -55,40 +69,26 @@ def _facts(name: str) -> dict[str, Any]:
 def _print(models: list[dict[str, Any]]) -> None:
     """Prints a table for each task, and what their columns mean."""
     notes = []
-    classifiers = [m for m in models if "published_top1" in m]
-    segmenters = [m for m in models if "published_top1" not in m]
-    if classifiers:
-        rows = [
-            (m["name"], _millions(m), m["image_size"], m["published_gmacs"], _or_dash(m["published_top1"]))
-            for m in classifiers
-        ]
-        print_table(("name", "parameters", "pixels", "GMACs", "top-1 (%)"), rows)
-        print()
-        notes.append("ImageNet-1k top-1")
-    if segmenters:
-        rows = [
-            (
-                m["name"],
-                _millions(m),
-                " x ".join(map(str, m["image_size"])),
-                _or_dash(m["published_gmacs"]),
-                m["published_miou"],
-                m["published_miou_multi_scale"],
-            )
-            for m in segmenters
-        ]
-        print_table(("name", "parameters", "pixels", "GMACs", "mIoU (%)", "several scales"), rows)
-        print()
-        notes.append("ADE20K mIoU")
-    print(f"GMACs (papers call them GFLOPs) and {' and '.join(notes)} are the published ones.")
+    for task in _TASKS.values():
+        rows = [_row(model, task) for model in models if model["task"] == task.name]
+        if rows:
+            print_table(("name", "parameters", "pixels", "GMACs", *task.accuracies.values()), rows)
+            print()
+            notes.append(task.note)
+    *others, last = notes
+    named = f"{', '.join(others)} and {last}" if others else last
+    print(f"GMACs (papers call them GFLOPs) and {named} are the published ones.")
     licences = ", ".join(dict.fromkeys(m["license"] for m in models))
     print(f"--model NAME takes the published weights from the Hugging Face Hub ({licences}),")
     print("or says what to download where they are not there. natjax info NAME and natjax")
     print("list --json say where they are.")
 
 
-def _millions(model: dict[str, Any]) -> str:
-    return f"{model['parameters'] / 1e6:.1f} M"
+def _row(model: dict[str, Any], task: _Task) -> list[Any]:
+    size, millions = model["image_size"], f"{model['parameters'] / 1e6:.1f} M"
+    pixels = size if isinstance(size, int) else " x ".join(map(str, size))
+    figures = [model["published_gmacs"], *(model[f"published_{accuracy}"] for accuracy in task.accuracies)]
+    return [model["name"], millions, pixels, *map(_or_dash, figures)]
 
 
 def _or_dash(value: Any) -> Any:

@@ -7,12 +7,19 @@ from typing import Any
 
 from flax import nnx
 
-from natjax.configuration import UperNetConfig
+from natjax.configuration import CascadeMaskRcnnConfig, DenseConfig, MaskRcnnConfig, UperNetConfig
 from natjax.hub import locate_preset
 from natjax.models.base import NatPreTrainedModel
 from natjax.models.classification import NatForImageClassification
+from natjax.models.detection import CascadeMaskRcnnForObjectDetection, MaskRcnnForObjectDetection
 from natjax.models.upernet import UperNetForSemanticSegmentation
 from natjax.presets import get_config
+
+_CLASSES: dict[type, type[NatPreTrainedModel]] = {
+    UperNetConfig: UperNetForSemanticSegmentation,
+    MaskRcnnConfig: MaskRcnnForObjectDetection,
+    CascadeMaskRcnnConfig: CascadeMaskRcnnForObjectDetection,
+}  # of other configurations: NatForImageClassification
 
 
 def create_model(
@@ -35,8 +42,8 @@ def create_model(
         name: of `list_models()`.
         pretrained: whether it has the published weights (see `natjax.hub.locate_preset`) instead of random ones. The
             classifier is a new one where the number or the names of the classes are other ones.
-        model_class: by default `NatForImageClassification`, or `UperNetForSemanticSegmentation` for a segmentation model; or
-            `NatModel` or `NatBackbone`.
+        model_class: by default `NatForImageClassification`, or `UperNetForSemanticSegmentation`, `MaskRcnnForObjectDetection` or
+            `CascadeMaskRcnnForObjectDetection` for a model of these; or `NatModel` or `NatBackbone`.
         dtype: compute dtype, see `NatForImageClassification`.
         param_dtype: dtype of the parameters.
         implementation: of neighborhood attention.
@@ -58,12 +65,9 @@ def create_model(
         "rngs": rngs,
     }
     config = get_config(name, **changes)
-    segments = isinstance(config, UperNetConfig)
-    model_class = model_class or (UperNetForSemanticSegmentation if segments else NatForImageClassification)
+    model_class = model_class or _CLASSES.get(type(config), NatForImageClassification)
     if not pretrained:
-        return model_class(
-            config if issubclass(model_class, UperNetForSemanticSegmentation) else config.trunk, **options
-        )
+        return model_class(config if issubclass(model_class.config_class, DenseConfig) else config.trunk, **options)
     published = get_config(name)
     named = {"id2label", "label2id"} & set(changes) and config.id2label != published.id2label
     replace_head = bool(named) or config.num_labels != published.num_labels

@@ -48,10 +48,11 @@ def dilations(name):
 
 def assert_same(one, other):
     assert set(one) == set(other)
-    for name, values in one.items():
-        assert values.dtype == other[name].dtype
-        assert values.shape == other[name].shape, name
-        assert values.tobytes() == other[name].tobytes(), name
+    for name in one:
+        first, second = np.asarray(one[name]), np.asarray(other[name])
+        assert first.dtype == second.dtype, name
+        assert first.shape == second.shape, name
+        assert first.tobytes() == second.tobytes(), name
 
 
 def write(path, tensors):

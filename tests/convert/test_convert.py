@@ -212,18 +212,21 @@ def test_dialects_have_every_parameter(dialect, name):
     """Each parameter has tensors of its own, of the shapes that splitting it gives, and joining undoes splitting."""
     config = PRESETS[name].config.replace(out_indices=(0, 1))
     config = config.replace(embed_dim=8, num_heads=(1, 2, 4, 8)[: config.num_levels])
-    if dialect == "mmseg" and config.num_levels == 1:
+    if dialect in ("mmseg", "mmdet") and config.num_levels == 1:
         with pytest.raises(natjax.CheckpointError, match="no names for a 'nat_isotropic' model"):
-            dialect_of(dialect, config.model_type)
+            dialect_of(dialect, config)
         return
-    expected = dialect_of(dialect, config.model_type)
-    for kind in expected.kinds:
-        if kind == "segmentation" and config.num_levels == 1:
-            continue  # its auxiliary head takes the third map
-        used = (
-            natjax.UperNetConfig(backbone_config=config.replace(out_indices=None)) if kind == "segmentation" else config
-        )
-        found = natjax_convert.entries(used, kind, dialect=dialect)
+    used: list = [(kind, config) for kind in ("classifier", "model", "backbone")]
+    if config.num_levels > 1:
+        trunk = config.replace(out_indices=None)
+        used.append(("segmentation", natjax.UperNetConfig(backbone_config=trunk)))
+        used.append(("detection", natjax.MaskRcnnConfig(backbone_config=trunk)))
+        used.append(("detection", natjax.CascadeMaskRcnnConfig(backbone_config=trunk)))
+    for kind, config in used:
+        expected = dialect_of(dialect, config)
+        if kind not in expected.kinds:
+            continue
+        found = natjax_convert.entries(config, kind, dialect=dialect)
         names = [name for entry in found for name in entry.names]
         assert len(set(names)) == len(names)
         assert detect(dict.fromkeys(names))[:2] == (expected, kind)

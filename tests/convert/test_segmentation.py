@@ -1,6 +1,5 @@
 """Segmentation models: round trips of mmsegmentation's and Hugging Face's files, config texts, names of published models."""
 
-import hashlib
 import json
 import pathlib
 import re
@@ -10,18 +9,20 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from golden_checkpoints import assert_same
+from published_shapes import assert_published, backbone_of, published
 
 import natjax
 import natjax_convert
 from natjax.configuration import DinatSConfig, NatConfig, UperNetConfig
 from natjax.presets import SEGMENTATION_PRESETS as PRESETS
-from natjax_convert.mmseg_config import config_of
+from natjax_convert.config_texts import config_of
 from natjax_convert.torch_zip import write_torch
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 MMSEG = GOLDENS / "mmseg_upernet_nat" / "checkpoint.pth"
 HUGGING_FACE = ("hf_upernet_nat", "hf_upernet_dinat")
-PUBLISHED = json.loads((GOLDENS / "mm_segmentation_published_shapes.json").read_text())
+PUBLISHED = published("segmentation")
 TEXT = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
@@ -33,13 +34,6 @@ model = dict(
                         loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.3)))
 optimizer = build(lr=print)
 """
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        first, second = np.asarray(a[name]), np.asarray(b[name])
-        assert (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes()), name
 
 
 def of_files(config):
@@ -59,7 +53,7 @@ def test_hugging_face_to_mmseg_and_back_is_bit_exact(tmp_path, name):
     back = natjax_convert.convert(tmp_path / "model.pth", tmp_path / "back")
     assert (back.source, back.to) == ("mmseg", "hf")
     assert back.config.replace(**of_files(config)) == config
-    same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(GOLDENS / name))
+    assert_same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(GOLDENS / name))
 
 
 def test_mmseg_to_hugging_face_and_back_is_bit_exact(tmp_path):
@@ -71,7 +65,7 @@ def test_mmseg_to_hugging_face_and_back_is_bit_exact(tmp_path):
     assert config["palette"][0] == [109, 181, 126]
     assert config["backbone_config"]["model_type"] == "nat"
     natjax_convert.convert(tmp_path / "hf", tmp_path / "back.pth")
-    same(natjax_convert.read_state_dict(tmp_path / "back.pth"), natjax_convert.read_state_dict(MMSEG))
+    assert_same(natjax_convert.read_state_dict(tmp_path / "back.pth"), natjax_convert.read_state_dict(MMSEG))
     assert report.parameters == natjax_convert.count_parameters(report.config, "segmentation")
     assert report.parameters < sum(np.asarray(t).size for t in natjax_convert.read_state_dict(MMSEG).values())
 
@@ -163,7 +157,7 @@ def test_mmcv_files_with_an_optimizer(tmp_path):
     optimizer = {"state": {0: moments, 1: moments}, "param_groups": [{"lr": 6e-5, "params": [0, 1]}]}
     write(tmp_path / "a.pth", {"config": TEXT, "CLASSES": tuple("abcdefg"), "iter": 3}, optimizer=optimizer)
     checkpoint = natjax_convert.Checkpoint.open(tmp_path / "a.pth")
-    same(checkpoint.tensors, natjax_convert.read_state_dict(MMSEG))
+    assert_same(checkpoint.tensors, natjax_convert.read_state_dict(MMSEG))
     config = checkpoint.config
     assert config.trunk.dilations == ((1,), (4,), (1, 2), (1,))
     assert (config.trunk.drop_path_rate, config.head_dropout_prob, config.auxiliary_loss_weight) == (0.3, 0.2, 0.3)
@@ -173,10 +167,10 @@ def test_mmcv_files_with_an_optimizer(tmp_path):
 def test_a_model_behind_a_prefix_is_taken_whole(tmp_path):
     tensors = natjax_convert.read_state_dict(MMSEG)
     write_torch(tmp_path / "a.pth", {f"module.{name}": tensor for name, tensor in tensors.items()})
-    same(natjax_convert.read_state_dict(tmp_path / "a.pth"), tensors)
+    assert_same(natjax_convert.read_state_dict(tmp_path / "a.pth"), tensors)
     write_torch(tmp_path / "b.pth", {f"model.{n}": t for n, t in tensors.items()} | {"loss.weight": np.ones(3, "f4")})
     with pytest.warns(UserWarning, match="took the weights 'model"):
-        same(natjax_convert.read_state_dict(tmp_path / "b.pth"), tensors)
+        assert_same(natjax_convert.read_state_dict(tmp_path / "b.pth"), tensors)
 
 
 SMALL = {"depths": (1, 1, 1, 1), "kernel_size": 3}
@@ -216,7 +210,7 @@ def test_written_files_say_what_model_they_are(tmp_path, config):
     )
     assert again.config.replace(**untold) == config.replace(**untold)
     natjax_convert.convert(tmp_path / "a.pth", tmp_path / "back")
-    same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(tmp_path / "hf"))
+    assert_same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(tmp_path / "hf"))
     torch = pytest.importorskip("torch", reason="reads the file as mmcv does")
     file = torch.load(tmp_path / "a.pth", weights_only=True)
     assert file["meta"]["CLASSES"] == list(config.id2label.values())
@@ -268,13 +262,13 @@ def shapes():
         ("model = dict(", "model = [1] or dict(", "BoolOp"),
         ("type='UPerHead'", "type='PSPHead'", "decode_head.type is 'PSPHead'; natjax has 'UPerHead' alone"),
         ("in_index=2", "in_index=1", "auxiliary_head.in_index"),
-        ("type='UPerHead'", "type='UPerHead', act_cfg=dict(type='GELU')", "act_cfg is {'type': 'GELU'}"),
+        ("type='UPerHead'", "type='UPerHead', act_cfg=dict(type='GELU')", "act_cfg.type is 'GELU'"),
         (
             "type='UPerHead'",
             "type='UPerHead', norm_cfg=dict(type='GN')",
-            "norm_cfg has type 'GN'; natjax has 'BN' alone",
+            "decode_head.norm_cfg.type is 'GN'; natjax has 'BN' alone",
         ),
-        ("type='FCNHead'", "type='FCNHead', norm_cfg=dict(eps=1e-3)", "auxiliary_head.norm_cfg has eps 0.001"),
+        ("type='FCNHead'", "type='FCNHead', norm_cfg=dict(eps=1e-3)", "auxiliary_head.norm_cfg.eps is 0.001"),
         ("type='DiNAT'", "type='ResNet'", "the backbone is 'ResNet'"),
         ("dilations=[[1], [4], [1, 2], [1]],", "", "has no dilations"),
         ("[[1], [4], [1, 2], [1]]", "[[1], [4], [1], [1]]", "one entry per layer"),
@@ -285,7 +279,7 @@ def shapes():
 def test_config_texts_that_are_refused(shapes, old, new, message):
     assert old in TEXT
     with pytest.raises(ValueError, match=message):
-        config_of({"config": TEXT.replace(old, new, 1)}, lambda _: shapes)
+        config_of("segmentation", {"config": TEXT.replace(old, new, 1)}, lambda said: shapes.replace(**said))
     assert not pathlib.Path("hacked").exists()
 
 
@@ -293,17 +287,17 @@ def test_config_texts_that_are_refused(shapes, old, new, message):
 def test_a_text_of_another_backbone_than_the_tensors_is_refused(backbone):
     patches = UperNetConfig(backbone_config=DinatSConfig(embed_dim=6, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)))
     with pytest.raises(ValueError, match=f"the backbone is '{backbone}', the tensors are those of 'dinat_s'"):
-        config_of({"config": TEXT.replace("DiNAT", backbone)}, lambda _: patches)
+        config_of("segmentation", {"config": TEXT.replace("DiNAT", backbone)}, lambda _: patches)
 
 
 @pytest.mark.parametrize("meta", [{}, {"config": None}, {"config": 3}, {"config": "x = 1"}, {"config": "model += 3"}])
 def test_texts_without_a_model_say_nothing(shapes, meta):
-    assert config_of(meta, lambda _: shapes) is None
+    assert config_of("segmentation", meta, lambda _: shapes) is None
 
 
 def test_classes_and_palettes_that_do_not_fit_are_left_out(shapes):
     for meta in ({"CLASSES": ("a", "b")}, {"CLASSES": "abcdefg"}, {"CLASSES": [1] * 7}, {"PALETTE": [[256, 0, 0]] * 7}):
-        config = config_of({"config": TEXT, **meta}, lambda _: shapes)
+        config = config_of("segmentation", {"config": TEXT, **meta}, lambda said: shapes.replace(**said))
         assert config.id2label[0] == "LABEL_0"
         assert not config.extra
 
@@ -347,38 +341,8 @@ def test_formats_that_do_not_have_such_models(tmp_path):
         natjax_convert.convert(GOLDENS / "hf_nat", tmp_path / "a.pth", to="mmseg")
 
 
-_ORDER = (
-    *("backbone", "decode_head", "auxiliary_head", "patch_embed", "levels", "layers", "gamma1", "gamma2", "blocks"),
-    *("downsample", "norm0", "norm1", "attn", "norm2", "mlp", "norm3", "rpb", "qkv", "proj", "fc1", "fc2", "conv_seg"),
-    *("psp_modules", "bottleneck", "lateral_convs", "fpn_convs", "fpn_bottleneck", "convs", "reduction", "conv", "bn"),
-    *("norm", "weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
-)
-
-
-def in_pytorchs_order(name):
-    return tuple(int(step) if step.isdigit() else _ORDER.index(step) for step in name.split("."))
-
-
-def published(name):
-    """The configuration of a published model, from the arguments of the authors' backbone: that of its preset."""
-    backbone = dict(PUBLISHED[name]["backbone"])
-    family = DinatSConfig if backbone.pop("type") == "DiNAT_s" else natjax.NatConfig
-    backbone["layer_scale_init_value"] = backbone.pop("layer_scale", 0.0)
-    config = natjax.UperNetConfig(backbone_config=family(**backbone), num_labels=150)
-    assert PRESETS[re.sub("_[0-9]+x.*", "", name)].config == config
-    return config
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_have_these_tensors(name):
-    config, expected = published(name), PUBLISHED[name]
-    assert natjax_convert.count_parameters(config, "segmentation") == expected["parameters"]
-    by_part = dict.fromkeys(expected["by_part"], 0)
-    for parameter in natjax_convert.parameters(config, "segmentation"):
-        by_part[parameter.path[0]] += parameter.size if parameter.trained else 0
-    assert by_part == expected["by_part"]
-    entries = natjax_convert.entries(config, "segmentation", dialect="mmseg")
-    shapes = {tensor: entry.tensor_shape for entry in entries for tensor in entry.names}
-    assert len(shapes) == expected["tensors"]
-    lines = [f"{tensor} {list(shapes[tensor])}" for tensor in sorted(shapes, key=in_pytorchs_order)]
-    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected["names_and_shapes_sha256"]
+    config = natjax.UperNetConfig(backbone_config=backbone_of(PUBLISHED[name]), num_labels=150)
+    assert PRESETS[re.sub("_[0-9]+x.*", "", name)].config == config
+    assert_published(config, "segmentation", "mmseg", PUBLISHED[name])

@@ -27,6 +27,21 @@ CONFIGS = {
     "whole map": VitRpbConfig(image_size=32, patch_size=8, embed_dim=6, depths=(2,), num_heads=(3,)),
     "one level": natjax.NatConfig(embed_dim=2, depths=(1,), num_heads=(1,), kernel_size=11),
 }
+HEADS = {"fpn_channels": 4, "rpn_channels": 6, "box_conv_channels": 3, "box_fc_channels": 5, "mask_channels": 2}
+DETECTORS = {
+    "mask": (
+        natjax.MaskRcnnForObjectDetection,
+        natjax.MaskRcnnConfig(backbone_config=SMALL, anchor_ratios=(1,), **HEADS),
+    ),
+    "cascade": (
+        natjax.CascadeMaskRcnnForObjectDetection,
+        natjax.CascadeMaskRcnnConfig(backbone_config=SMALL, box_num_convs=2, mask_num_convs=1, num_labels=3, **HEADS),
+    ),
+    "no convolutions": (
+        natjax.MaskRcnnForObjectDetection,
+        natjax.MaskRcnnConfig(backbone_config=SMALL, box_num_fcs=0, mask_num_convs=0, mask_channels=4, fpn_channels=4),
+    ),
+}
 KINDS = {
     "classifier": natjax.NatForImageClassification,
     "model": natjax.NatModel,
@@ -50,6 +65,12 @@ def declared(config, kind):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_declared_parameters_are_those_of_the_models(name, kind):
     assert declared(CONFIGS[name], kind) == shapes_of(KINDS[kind], CONFIGS[name])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_declared_parameters_are_those_of_the_detectors(name):
+    model_class, config = DETECTORS[name]
+    assert declared(config, "detection") == shapes_of(model_class, config)
 
 
 # One of each MLP ratio, with layer scale and without, and of each kernel size; the others differ in width and depth alone.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natjax_convert.shapes import Parameter
+from natjax_convert.pieces import Parameter
 from natjax_train.recipe import Recipe
 
 if TYPE_CHECKING:

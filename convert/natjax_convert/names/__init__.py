@@ -8,23 +8,25 @@ from typing import Any
 from natjax.errors import CheckpointError
 from natjax_convert.dialect import Dialect, Found
 from natjax_convert.names.hf import HF
+from natjax_convert.names.mmdet import MMDET
 from natjax_convert.names.mmseg import MMSEG
 from natjax_convert.names.shilabs import SHILABS
 from natjax_convert.state_dict import unusable
 
-DIALECTS: tuple[Dialect, ...] = (HF, *SHILABS, *MMSEG)  # in the order in which they are tried
+DIALECTS: tuple[Dialect, ...] = (HF, *SHILABS, *MMSEG, *MMDET)  # in the order in which they are tried
 NAMES = tuple(dict.fromkeys(dialect.name for dialect in DIALECTS))
 
 
-def dialect_of(name: str, model_type: str) -> Dialect:
-    """Returns the dialect of a name that has names for a model type.
+def dialect_of(name: str, config: Any) -> Dialect:
+    """Returns the dialect of a name that has names for the model of a configuration.
 
     Raises:
         CheckpointError: there is none.
     """
-    for dialect in DIALECTS:
-        if dialect.name == name and model_type in dialect.model_types:
-            return dialect
+    model_type = config.trunk.model_type
+    of_trunk = [dialect for dialect in DIALECTS if dialect.name == name and model_type in dialect.model_types]
+    if of_trunk:
+        return next((dialect for dialect in of_trunk if dialect.family is type(config)), of_trunk[0])
     title = next((dialect.title for dialect in DIALECTS if dialect.name == name), repr(name))
     raise CheckpointError(
         f"The format of {title} has no names for a {model_type!r} model; there are: {', '.join(NAMES)}."

@@ -1,11 +1,12 @@
 """Hugging Face's names: NatForImageClassification, NatModel, NatBackbone, their Dinat twins, and UPerNet of transformers 4.40.2.
 
 transformers has no other family. Theirs are named alike: natjax's own extension, with the patch embedding's name of its Swin.
+It has no Mask R-CNN either, whose heads have mmdetection's names.
 """
 
 from natjax.configuration import FAMILIES
 from natjax_convert.dialect import Dialect, Joined, Signature
-from natjax_convert.names.upernet import HEADS, heads_table
+from natjax_convert.names import rcnn, upernet
 
 _LAYER = "encoder.levels.{level}.layers.{layer}."
 
@@ -20,6 +21,7 @@ HF = Dialect(
         "backbone": Signature((r"embeddings\.patch_embeddings\.", r"hidden_states_norms\.")),
         "model": Signature((r"embeddings\.patch_embeddings\.",)),
         "segmentation": Signature((r"decode_head\.", r"backbone\.embeddings\.patch_embeddings\."), prefix="backbone."),
+        "detection": Signature((r"roi_head\.", r"backbone\.embeddings\.patch_embeddings\."), prefix="backbone."),
     },
     table={
         "embeddings.patch_embeddings.projection": "embeddings.patch_embeddings.projection",
@@ -37,7 +39,8 @@ HF = Dialect(
         "layernorm": "layernorm",
         "hidden_states_norms.{stage}": "hidden_states_norms.{stage}",
         "classifier": "classifier",
-        **heads_table(batch_norm="batch_norm", classifier="classifier"),
+        **upernet.heads_table(batch_norm="batch_norm", classifier="classifier"),
+        **rcnn.heads_table(batch_norm="batch_norm"),
     },
-    heads=("classifier", *HEADS),
+    heads=("classifier", *upernet.HEADS, *rcnn.HEADS),
 )
