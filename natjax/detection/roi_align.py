@@ -110,25 +110,23 @@ def bin_weights(
         bins: along both axes; of the longer one's S bins, only so many count along the other.
         sampling_ratio: as of `roi_align`.
     """
-    bin_size = _exact(jnp.divide, size, jnp.asarray(bins, start.dtype))[..., None, None]
+    bin_size = _exact(jnp.divide, size, jnp.asarray(bins, start.dtype))[..., None, None, None]  # and axes S, T, samples
     samples = jnp.ceil(bin_size) if sampling_ratio == 0 else jnp.asarray(sampling_ratio, start.dtype)
     divisor = jnp.maximum(samples, 1)
-    bins_before = jnp.arange(max(bins), dtype=start.dtype)[:, None]
-    bin_start = start[..., None, None] + _exact(jnp.multiply, bin_size, bins_before)
-    centers = cells[..., None, :].astype(start.dtype)
-    ends = jnp.asarray(sides, start.dtype)[:, None, None]
+    bins_before = jnp.arange(max(bins), dtype=start.dtype)[:, None, None]
+    bin_start = start[..., None, None, None] + _exact(jnp.multiply, bin_size, bins_before)
+    centers = cells[..., None, :, None].astype(start.dtype)
     if sampling_ratio == 0:  # one sample, or 1/2 to 1 cell apart: at most five are less than a cell away
         step = jnp.where(bin_size > 0, bin_size / divisor, 1)
         nearby, count = jnp.maximum(jnp.floor((centers - 1 - bin_start) / step - 0.5), 0), 5
     else:
         nearby, count = jnp.zeros_like(centers), sampling_ratio
-    total = jnp.zeros((), start.dtype)
-    for i in range(count):
-        sample = bin_start + _exact(jnp.divide, (nearby + (i + 0.5)) * bin_size, divisor)
-        counts = (sample >= -1) & (sample <= ends) & (nearby + i < samples)
-        hat = jnp.maximum(1 - jnp.abs(jnp.clip(sample, 0, ends - 1) - centers), 0)
-        total += jnp.where(counts, hat, 0)
-    return total / divisor
+    number = nearby + jnp.arange(count, dtype=start.dtype)
+    sample = bin_start + _exact(jnp.divide, (number + 0.5) * bin_size, divisor)
+    ends = jnp.asarray(sides, start.dtype)[:, None, None, None]
+    counts = (sample >= -1) & (sample <= ends) & (number < samples)
+    hat = jnp.maximum(1 - jnp.abs(jnp.clip(sample, 0, ends - 1) - centers), 0)
+    return (jnp.where(counts, hat, 0) / divisor).sum(-1)
 
 
 class _Rois(NamedTuple):
@@ -159,10 +157,9 @@ def _ordered(
     counts = (last - first) // _TILE + 1
     sampled = (end > start).all(1) | (sampling_ratio > 0)
     tiles = jnp.where(sampled, counts[:, 0] * counts[:, 1], 0)
-    order = jnp.lexsort((-tiles, level))
-    bounds = jnp.searchsorted(level[order], jnp.arange(len(shapes) + 1, dtype=jnp.int32)).astype(jnp.int32)
-    rois = _Rois(jnp.arange(len(boxes), dtype=jnp.int32), images, start, end - start, first, last, counts[:, 1], tiles)
-    return _Rois(*(x[order] for x in rois)), bounds
+    order = jnp.argsort(level * 2**24 - tiles)
+    bounds = (level < jnp.arange(len(shapes) + 1, dtype=jnp.int32)[:, None]).sum(1, dtype=jnp.int32)
+    return _Rois(order.astype(jnp.int32), images, start, end - start, first, last, counts[:, 1], tiles), bounds
 
 
 def _for_blocks(
@@ -173,12 +170,9 @@ def _for_blocks(
 
     def body(i: Array, carry: Array) -> Array:
         at = bounds[level] + i * block + jnp.arange(block, dtype=jnp.int32)
-        filled = at < bounds[level + 1]
-        some = _Rois(*(x.at[at].get(mode="clip") for x in rois))
-        some = some._replace(
-            index=jnp.where(filled, some.index, len(rois.index)), tiles=jnp.where(filled, some.tiles, 0)
-        )
-        return visit(some, carry)
+        index = jnp.where(at < bounds[level + 1], rois.index.at[at].get(mode="clip"), len(rois.index))
+        some = _Rois(index, *(x.at[index].get(mode="clip") for x in rois[1:]))
+        return visit(some._replace(tiles=jnp.where(index < len(rois.index), some.tiles, 0)), carry)
 
     return jax.lax.fori_loop(0, -((bounds[level] - bounds[level + 1]) // block), body, carry)
 
