@@ -14,7 +14,7 @@ from natjax.errors import CheckpointError
 from natjax.presets import ALL_PRESETS
 from natjax_convert.config_texts import config_of, with_classes
 from natjax_convert.dialect import Dialect, Found
-from natjax_convert.inference import fitting_presets, infer_config
+from natjax_convert.inference import DENSE_PRESETS, fitting_presets, infer_config
 from natjax_convert.names import detect
 from natjax_convert.params import to_flax
 from natjax_convert.reader import read_state_dict
@@ -153,17 +153,22 @@ def _config_in_file(src: str | os.PathLike, state_dict: StateDict, found: Found)
     fit = f"; they fit {', '.join(presets)}" if presets else ""
     raise CheckpointError(
         f"{src}: has no {CONFIG_NAME} beside it, and {why}. Its tensors do not tell the dilations{fit}; those of {found.kind} "
-        f"are not those of classification{_published_dilations(presets)}. Convert it first, "
+        f"are not those of classification ({_published_dilations(found.kind, presets)}). Convert it first, "
         f"`natjax convert FILE DIR --config {[*presets, CONFIG_NAME][0]}` (or another name of `natjax list`, or --dilations none "
         "for NAT), and use DIR. In Python, give config=."
     )
 
 
-def _published_dilations(presets: Sequence[str]) -> str:
-    """Returns the dilations of those presets that have any, as the command line takes them."""
-    dilations = {name: ALL_PRESETS[name].config.trunk.dilations for name in presets}
-    return "".join(
-        f" ({name}: --dilations '{json.dumps(levels)}')" for name, levels in dilations.items() if levels is not None
+def _published_dilations(kind: Kind, presets: Sequence[str]) -> str:
+    """Returns the dilations of those presets that have any, as the command line takes them, or else the largest of all."""
+    given = ((name, ALL_PRESETS[name].config.trunk.dilations) for name in presets)
+    if said := "; ".join(f"{name} has --dilations '{json.dumps(levels)}'" for name, levels in given if levels):
+        return said
+    every = (preset.config.trunk.dilations or () for preset in DENSE_PRESETS[kind].values())
+    largest = (max(map(max, levels)) for levels in zip(*filter(None, every), strict=True))
+    return (
+        f"published models have at most {', '.join(map(str, largest))} by level, as in --dilations '[[1, 8], ...]', "
+        "a list for each level"
     )
 
 

@@ -15,7 +15,7 @@ from natjax_convert.pieces import Parameter, ParameterPath
 from natjax_convert.shapes import Kind, config_from_shapes, parameters
 from natjax_convert.state_dict import StateDict, unusable
 
-_DENSE_PRESETS: dict[Kind, Mapping[str, Any]] = {"segmentation": SEGMENTATION_PRESETS, "detection": DETECTION_PRESETS}
+DENSE_PRESETS: dict[Kind, Mapping[str, Any]] = {"segmentation": SEGMENTATION_PRESETS, "detection": DETECTION_PRESETS}
 
 
 def infer_config(
@@ -70,10 +70,10 @@ def fitting_presets(state_dict: StateDict, found: Found) -> list[str]:
         config = infer_config(state_dict, found=found)
     except CheckpointError:
         return []
-    if found.kind in _DENSE_PRESETS:
+    if found.kind in DENSE_PRESETS:
         return [
             name
-            for name, preset in _DENSE_PRESETS[found.kind].items()
+            for name, preset in DENSE_PRESETS[found.kind].items()
             if type(preset.config) is type(config)
             and preset.config.trunk.depths == config.trunk.depths
             and preset.config.trunk.model_type in found.model_types

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,8 +14,9 @@ from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.presets import PRESETS
 from natjax_convert.dialect import Entry, Found
 from natjax_convert.inference import fitting_presets, infer_config
+from natjax_convert.misfits import misfit, shown_path
 from natjax_convert.names import detect, dialect_of, rcnn, upernet
-from natjax_convert.pieces import BUFFERS, ParameterPath, is_of_classifier
+from natjax_convert.pieces import BUFFERS, is_of_classifier
 from natjax_convert.rpb import resize_rpb
 from natjax_convert.shapes import DENSE, Kind, parameters
 from natjax_convert.state_dict import LazyTensor, StateDict, unusable
@@ -40,7 +40,6 @@ _KINDS: dict[Kind, str] = {
     "detection": "detection models",
 }
 _TENSORS_OF_A_LAYER = 8  # of 12 at least: with fewer, a list of all that is missing says nothing
-_REPORTED = 12  # problems spelled out in an error; the rest is counted
 
 
 def entries(config: NatConfig | DenseConfig, kind: Kind = "classifier", *, dialect: str = "hf") -> list[Entry]:
@@ -140,7 +139,7 @@ def to_flax(
         same = found.kind == kind
         about = "" if same else f" The checkpoint is of a {_one(found.kind)}, the model is a {_one(kind)}."
         about += _other_presets(state_dict, config, found)
-        raise unusable(state_dict, _misfit(problems, left_over, about))
+        raise unusable(state_dict, misfit(problems, left_over, about))
     if identities:
         stages = ", ".join(dict.fromkeys(identities))
         category = MissingNormsWarning if set(identities) == set(trunk.out_features or ()) else UserWarning
@@ -174,7 +173,7 @@ def from_flax(
         leaf = leaves.pop(entry.path, None)
         if leaf is None or tuple(leaf.shape) != entry.shape:
             got = "nothing" if leaf is None else f"shape {tuple(leaf.shape)}"
-            problems.append(f"{_shown_path(entry.path)}: expected shape {entry.shape}, got {got}")
+            problems.append(f"{shown_path(entry.path)}: expected shape {entry.shape}, got {got}")
             continue
         dtype = np.dtype(_COUNTER if entry.path[-1] == "num_batches_tracked" else leaf.dtype)
         for i, name in enumerate(entry.names):
@@ -184,7 +183,7 @@ def from_flax(
 
             state_dict[name] = LazyTensor(entry.tensor_shape, dtype, read)
     if problems or leaves:
-        raise CheckpointError(_misfit(problems, list(map(_shown_path, leaves))))
+        raise CheckpointError(misfit(problems, list(map(shown_path, leaves))))
     return {**state_dict, **dialect_of(dialect, config).buffers(config.trunk)}
 
 
@@ -214,7 +213,7 @@ def _is_same(tensor: LazyTensor | np.ndarray, other: LazyTensor) -> bool:
 def _collect(entry: Entry, state_dict: StateDict, resize_biases: bool) -> tuple[list[Any], list[str]]:
     """Returns the tensors of a parameter, not read yet, and what is wrong with them."""
     if not entry.names:
-        return [], [f"{_shown_path(entry.path)}: checkpoints of this kind have no tensor for it"]
+        return [], [f"{shown_path(entry.path)}: checkpoints of this kind have no tensor for it"]
     shape = entry.tensor_shape
     hint = " (replace_head=True starts with a new classifier)" if is_of_classifier(entry.path) else ""
     tensors, problems = [], []
@@ -255,25 +254,10 @@ def _other_presets(state_dict: StateDict, config: NatConfig | DenseConfig, found
     return f" The tensors fit {', '.join(names)}."
 
 
-def _misfit(problems: list[str], left_over: list[str], about: str = "") -> str:
-    """Returns a message with every problem, up to a number, and the nearest name of those left over beside it."""
-    candidates = left_over[:200]  # difflib is slow
-    for i, problem in enumerate(problems[:_REPORTED]):
-        if near := difflib.get_close_matches(problem.removesuffix(": missing"), candidates, n=1, cutoff=0.8):
-            problems[i] = f"{problem} (is it {_shown(near[0])}?)"
-    lines = problems + [f"{_shown(name)}: not part of the model" for name in left_over[:_REPORTED]]
-    count = len(problems) + len(left_over)
-    more = f"\n  ... and {count - _REPORTED} more" if count > _REPORTED else ""
-    return (
-        f"The checkpoint does not fit the model ({len(problems)} tensors missing or of another shape or dtype, "
-        f"{len(left_over)} left over).{about}\n  " + "\n  ".join(lines[:_REPORTED]) + more
-    )
-
-
 def _warn_not_finite(params: dict) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
         sums = {path: np.asarray(leaf).sum(dtype=np.float64) for path, leaf in _leaves(params)}
-    if bad := [_shown_path(path) for path, total in sums.items() if not np.isfinite(total)]:
+    if bad := [shown_path(path) for path, total in sums.items() if not np.isfinite(total)]:
         warnings.warn(f"{len(bad)} parameters hold NaN or infinity: {', '.join(bad[:3])}.", stacklevel=3)
 
 
@@ -284,14 +268,6 @@ def _joined(entry: Entry, tensors: list) -> LazyTensor:
 
 def _identity(entry: Entry) -> LazyTensor:
     return LazyTensor(entry.shape, np.dtype("f4"), lambda: np.full(entry.shape, entry.path[-1] == "scale", np.float32))
-
-
-def _shown(name: str) -> str:
-    return name if name.isprintable() and len(name) < 200 else repr(name[:200])
-
-
-def _shown_path(path: ParameterPath) -> str:
-    return "/".join(map(str, path))
 
 
 def _put(tree: dict, path: tuple, value: LazyTensor | np.ndarray) -> None:

@@ -86,6 +86,22 @@ class NatPreTrainedModel(nnx.Module):
         )
 
 
+class DensePreTrainedModel(NatPreTrainedModel):
+    """A model with heads on all feature maps of a backbone, for segmentation or detection."""
+
+    @classmethod
+    def from_backbone(cls, source: str | os.PathLike | Checkpoint, **options: Any) -> Self:
+        """Loads a backbone, as of a classifier, and starts with new heads, to be trained.
+
+            UperNetForSemanticSegmentation.from_backbone("nat_tiny", num_labels=19, drop_path_rate=0.3)
+
+        See `natjax.pretrained.from_backbone` for the options.
+        """
+        from natjax import pretrained  # as in `NatPreTrainedModel.from_pretrained`
+
+        return pretrained.from_backbone(cls, source, **options)
+
+
 def checked_pixel_values(pixel_values: Any, config: NatConfig) -> jax.Array:
     """Returns a batch of images as an array, checked against a model.
 

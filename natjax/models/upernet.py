@@ -10,9 +10,8 @@ Letters: B batch, H W height and width of the image, h w of the first feature ma
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from natjax.configuration import UperNetConfig
 from natjax.configuration.upernet import AUXILIARY_FEATURE
 from natjax.losses import segmentation_loss
 from natjax.models.backbone import NatBackbone
-from natjax.models.base import NatPreTrainedModel
+from natjax.models.base import DensePreTrainedModel
 from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, channel_dropout, conv
@@ -31,8 +30,6 @@ from natjax.outputs import SemanticSegmenterOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
-
-    from natjax_convert import Checkpoint
 
 
 class DecodeHead(nnx.Module):
@@ -92,7 +89,7 @@ class AuxiliaryHead(nnx.Module):
         return self.classifier(self.dropout(x, rngs=rngs))
 
 
-class UperNetForSemanticSegmentation(NatPreTrainedModel):
+class UperNetForSemanticSegmentation(DensePreTrainedModel):
     """A backbone of natjax with UPerNet's heads: a class for every pixel."""
 
     kind = "segmentation"
@@ -107,18 +104,6 @@ class UperNetForSemanticSegmentation(NatPreTrainedModel):
         self.auxiliary_head = (
             AuxiliaryHead(config, channels[AUXILIARY_FEATURE], **options) if auxiliary else nnx.data(None)
         )
-
-    @classmethod
-    def from_backbone(cls, source: str | os.PathLike | Checkpoint, **options: Any) -> Self:
-        """Loads a backbone, as of a classifier, and starts with new heads, to be trained.
-
-            UperNetForSemanticSegmentation.from_backbone("nat_tiny", num_labels=19, drop_path_rate=0.3)
-
-        See `natjax.pretrained.from_backbone` for the options.
-        """
-        from natjax import pretrained  # as in `NatPreTrainedModel.from_pretrained`
-
-        return pretrained.from_backbone(cls, source, **options)
 
     def __call__(
         self,

@@ -116,6 +116,17 @@ def test_a_detection_model_serves_as_a_backbone():
     np.testing.assert_array_equal(backbone.hidden_states_norms["stage4"].scale[...], norm)
 
 
+@pytest.mark.parametrize("path", [GOLDENS / "hf_nat", CASCADE], ids=["classifier", "detector"])
+def test_a_backbone_starts_a_detection_model(path):
+    model = natjax.MaskRcnnForObjectDetection.from_backbone(path, num_labels=4, drop_path_rate=0.3, **HEADS)
+    assert (type(model.config), model.config.num_labels, model.config.trunk.drop_path_rate) == (MaskRcnnConfig, 4, 0.3)
+    name = "backbone.patch_embed.proj.1" if path == CASCADE else "nat.embeddings.patch_embeddings.projection.1"
+    kernel = np.asarray(natjax_convert.read_state_dict(path)[f"{name}.weight"]).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(model.backbone.embeddings.patch_embeddings.projection[1].kernel[...], kernel)
+    with pytest.raises(ValueError, match="give num_labels or id2label"):
+        natjax.MaskRcnnForObjectDetection.from_backbone(path)
+
+
 def test_models_are_not_those_of_other_heads():
     with pytest.raises(natjax.CheckpointError, match="no heads of a Mask R-CNN but those of a Cascade Mask R-CNN"):
         natjax.MaskRcnnForObjectDetection.from_pretrained(CASCADE)
@@ -281,7 +292,9 @@ def test_dilations_are_asked_for(tmp_path):
     """Files of detection models may have nothing but the names of the classes."""
     meta = {"mmdet_version": "2.19.0", "CLASSES": ("cat", "dog", "owl")}
     write_torch(tmp_path / "plain.pth", TENSORS[CASCADE], meta)
-    with pytest.raises(natjax.CheckpointError, match=r"no text of mmdetection's config.* those of detection are not"):
+    with pytest.raises(
+        natjax.CheckpointError, match=r"no text of mmdetection's config.* at most 28, 14, 7, 3 by level"
+    ):
         natjax_convert.Checkpoint.open(tmp_path / "plain.pth")
     config = natjax_convert.Checkpoint.open(tmp_path / "plain.pth", dilations=[[4], [1, 3], [2], [1]]).config
     said = natjax_convert.Checkpoint.open(CASCADE).config
@@ -301,7 +314,7 @@ def test_published_dilations_are_named(tmp_path):
         natjax_convert.find_config(tmp_path / "a.pth", tensors)
     said = str(refused.value)
     assert "they fit cascade_mask_rcnn_nat_tiny, cascade_mask_rcnn_dinat_tiny;" in said
-    assert f"cascade_mask_rcnn_dinat_tiny: --dilations '{json.dumps(found.trunk.dilations)}'" in said
+    assert f"(cascade_mask_rcnn_dinat_tiny has --dilations '{json.dumps(found.trunk.dilations)}')" in said
 
 
 def test_what_is_no_detector_of_natjax():

@@ -39,7 +39,7 @@ DETECTORS = {
     ),
     "no convolutions": (
         natjax.MaskRcnnForObjectDetection,
-        natjax.MaskRcnnConfig(backbone_config=SMALL, box_num_fcs=0, mask_num_convs=0, mask_channels=4, fpn_channels=4),
+        natjax.MaskRcnnConfig(backbone_config=SMALL, box_num_fcs=0, mask_num_convs=0, mask_channels=4, fpn_channels=6),
     ),
 }
 KINDS = {

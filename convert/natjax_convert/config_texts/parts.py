@@ -24,7 +24,7 @@ _BACKBONE = {
     "drop_path_rate": "drop_path_rate",
     "layer_scale": "layer_scale_init_value",
 }
-_BACKBONE_ONLY = {"qk_scale": None, "in_patch_size": 4, "patch_size": 4}
+_BACKBONE_ONLY = {"qk_scale": None, "in_patch_size": 4, "patch_size": 4, "patch_norm": True}
 
 
 class Either(tuple[Any, ...]):

@@ -21,7 +21,7 @@ from flax import nnx
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig
 from natjax.detection.anchors import pyramid_anchors
 from natjax.models.backbone import NatBackbone
-from natjax.models.base import NatPreTrainedModel, checked_pixel_values
+from natjax.models.base import DensePreTrainedModel, checked_pixel_values
 from natjax.models.detection.fpn import FeaturePyramid
 from natjax.models.detection.roi_heads import RoiHead
 from natjax.models.detection.rpn import Proposals, RpnHead, propose
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 
-class MaskRcnnForObjectDetection(NatPreTrainedModel):
+class MaskRcnnForObjectDetection(DensePreTrainedModel):
     """A backbone of natjax with the heads of Mask R-CNN."""
 
     kind = "detection"

@@ -83,12 +83,13 @@ class BoxHead(nnx.Module):
 class Upsample(nnx.Module):
     """A transposed convolution with a kernel and a stride of 2: every point becomes 2 x 2 points by a linear layer."""
 
-    def __init__(self, dim: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
         self.dtype = dtype
-        self.kernel = nnx.Param(he_normal(dim)(rngs.params(), (2, 2, dim, dim), param_dtype))  # height, width, out, in
-        self.bias = nnx.Param(jnp.zeros(dim, param_dtype))
+        shape = (2, 2, outputs, inputs)  # height, width before them
+        self.kernel = nnx.Param(he_normal(inputs)(rngs.params(), shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(outputs, param_dtype))
 
-    def __call__(self, x: Float[Array, "N S S C"]) -> Float[Array, "N M M C"]:
+    def __call__(self, x: Float[Array, "N S S C"]) -> Float[Array, "N M M D"]:
         """Returns maps of M = 2 S points a side."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel[...].dtype)
         x, kernel, bias = (jnp.asarray(value, dtype) for value in (x, self.kernel[...], self.bias[...]))
@@ -105,9 +106,9 @@ class MaskHead(nnx.Module):
             convs.append(conv(dim, config.mask_channels, 3, kernel_init=he_normal(9 * dim), **options))
             dim = config.mask_channels
         self.convs = nnx.List(convs)
-        self.upsample = Upsample(dim, **options)
+        self.upsample = Upsample(dim, config.mask_channels, **options)
         kernel_init = truncated_normal(config.initializer_range)
-        self.conv_logits = conv(dim, config.num_labels or 0, 1, kernel_init=kernel_init, **options)
+        self.conv_logits = conv(config.mask_channels, config.num_labels or 0, 1, kernel_init=kernel_init, **options)
 
     def __call__(self, features: Float[Array, "B N S S C"], labels: Int[Array, "B N"]) -> Float[Array, "B N M M"]:
         """Returns logits, float32, of the pixels of one class per region, of M = 2 S a side."""
