@@ -1,4 +1,4 @@
-"""Programs of models, classifiers and segmenters: inference, and the training step that `natjax train` takes."""
+"""Programs of models: inference, and, of classifiers and segmenters, the training step that `natjax train` takes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from natjax.benchmarking.programs import Program, compiled, memory
-from natjax.configuration import UperNetConfig
+from natjax.configuration import MaskRcnnConfig, UperNetConfig
 from natjax.errors import install_line
-from natjax.models import NatForImageClassification, UperNetForSemanticSegmentation
+from natjax.models.create import class_of
 from natjax.nn.xla import compiler_options
 
 if TYPE_CHECKING:
@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
 
 def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
-    """Compiles the logits of [batch, side, side, channels], with random weights of the same dtype.
-
-    Those of a segmenter are [batch, side, side, classes].
-    """
+    """Compiles what a model makes of [batch, side, side, channels], with random weights of the same dtype."""
     graphdef, params = random_model(config, dtype, dtype)
     pixels = jax.random.normal(jax.random.key(0), (batch, side, side, config.num_channels), dtype)
-    forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x).logits, compiler_options=compiler_options())
+    forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x), compiler_options=compiler_options())
     program, seconds = compiled(forward, params, pixels)
     return Program(lambda: jax.block_until_ready(program(params, pixels)), seconds, memory(program))
 
@@ -38,8 +35,10 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
 
     Raises:
         ImportError: the packages for training are not installed.
-        ValueError: the model has no classes to train on.
+        ValueError: the model has no classes to train on, or is a detector.
     """
+    if isinstance(config, MaskRcnnConfig):
+        raise ValueError(f"A training step of a {config.title} is not measured; leave out --train.")
     if not config.num_labels:
         raise ValueError("The model has no classes to train on: its num_labels is 0.")
     try:
@@ -93,15 +92,14 @@ def random_model(config: Any, dtype: str, param_dtype: str, **view: Any) -> tupl
     """Returns graphdef and random parameters; drawn by numpy, as initialisers compile programs. Running statistics are 1.
 
     Args:
-        config: the architecture: of a classifier, or of a segmenter, whose training view normalises by batch statistics.
+        config: the architecture, of a model of any kind. The training view of a segmenter normalises by batch statistics.
         dtype: compute dtype.
         param_dtype: dtype of the parameters.
         **view: of `nnx.view`, such as `deterministic=False`.
     """
-    is_segmenter = isinstance(config, UperNetConfig)
-    model_class: Any = UperNetForSemanticSegmentation if is_segmenter else NatForImageClassification
+    model_class: Any = class_of(config)
     model = nnx.eval_shape(lambda: model_class(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
-    if is_segmenter and view.get("deterministic") is False:
+    if isinstance(config, UperNetConfig) and view.get("deterministic") is False:
         view["use_running_average"] = False
     graphdef, params, stats = nnx.split(nnx.view(model, **view), nnx.Param, nnx.BatchStat)
     rng = np.random.default_rng(0)

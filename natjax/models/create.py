@@ -19,7 +19,12 @@ _CLASSES: dict[type, type[NatPreTrainedModel]] = {
     UperNetConfig: UperNetForSemanticSegmentation,
     MaskRcnnConfig: MaskRcnnForObjectDetection,
     CascadeMaskRcnnConfig: CascadeMaskRcnnForObjectDetection,
-}  # of other configurations: NatForImageClassification
+}
+
+
+def class_of(config: Any) -> type[NatPreTrainedModel]:
+    """Returns the class of the models of a configuration, that of image classifiers for a bare backbone's."""
+    return _CLASSES.get(type(config), NatForImageClassification)
 
 
 def create_model(
@@ -65,7 +70,7 @@ def create_model(
         "rngs": rngs,
     }
     config = get_config(name, **changes)
-    model_class = model_class or _CLASSES.get(type(config), NatForImageClassification)
+    model_class = model_class or class_of(config)
     if not pretrained:
         return model_class(config if issubclass(model_class.config_class, DenseConfig) else config.trunk, **options)
     published = get_config(name)

@@ -7,7 +7,7 @@ import pytest
 
 from natjax import benchmarking
 from natjax.cli import main
-from natjax.configuration import NatConfig, UperNetConfig
+from natjax.configuration import MaskRcnnConfig, NatConfig, UperNetConfig
 from natjax.flops import count_flops
 
 TINY = NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_labels=10, mlp_ratio=1.0)
@@ -44,6 +44,16 @@ def test_a_segmenter(tmp_path, capsys):
     assert main(["bench", str(tmp_path), *FAST, "--batch-size", "2", "--train", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert list(document["measured"]) == ["inference", "training step"]
+
+
+def test_a_detector(tmp_path, capsys):
+    trunk = NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3)
+    config = MaskRcnnConfig(backbone_config=trunk, fpn_channels=8, box_fc_channels=8, mask_channels=8, num_labels=5)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert main(["bench", str(tmp_path), *FAST, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["measured"]) == ["inference"]
+    with pytest.raises(ValueError, match="A training step of a Mask R-CNN is not measured; leave out --train"):
+        benchmarking.training(config, 1, 32)
 
 
 def test_json(folder, capsys):
