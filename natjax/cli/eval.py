@@ -110,6 +110,10 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.csv)  # to be known before the evaluation, not after it
     path = locate(args.model)
     checkpoint = Checkpoint.open(path)
+    if checkpoint.kind == "detection":
+        raise CheckpointError(
+            f"{path}: natjax eval measures classifiers and segmenters, and this is a detection model, which `natjax detect` runs."
+        )
     task = args.task or ("segmentation" if checkpoint.kind == "segmentation" else "classification")
     if args.task and (task == "segmentation") != (checkpoint.kind == "segmentation"):
         raise CheckpointError(
