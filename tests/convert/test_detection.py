@@ -1,5 +1,7 @@
 """Detection models: round trips of mmdetection's files and natjax's own, config texts, names and shapes of published models."""
 
+import contextlib
+import copy
 import json
 import pathlib
 import re
@@ -16,6 +18,7 @@ from natjax.configuration import CascadeMaskRcnnConfig, DinatSConfig, MaskRcnnCo
 from natjax.labels import coco
 from natjax.presets import DETECTION_PRESETS as PRESETS
 from natjax_convert.config_texts import config_of, meta_of
+from natjax_convert.config_texts.literals import model_of, source
 from natjax_convert.torch_zip import write_torch
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -264,6 +267,7 @@ def test_config_texts_that_are_refused(path, old, new, message):
             "1, 2, 3, 4",
             {"box_stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (1, 2, 3, 4))},
         ),
+        (CASCADE, "nms_pre=250", "nms_across_levels=False, nms_post=250, nms_pre=300", {"train_rpn_pre_nms": 300}),
         (MASK, "mask_thr_binary=0.5", "mask_thr_binary=0.4, unknown=3", {"mask_threshold": 0.4}),
         (MASK, "type='Shared2FCBBoxHead'", "type='ConvFCBBoxHead', num_shared_convs=0, num_shared_fcs=2", {}),
     ],
@@ -286,6 +290,28 @@ def test_a_mapping_for_several_stages_is_that_of_each():
     single = text.replace(f"[{heads}]", first)
     assert single != text
     assert config_in(CASCADE, single) == same.replace(id2label=None, num_labels=3)
+
+
+def places(value, path=()):
+    """Where the values of nested mappings and lists are, innermost and others."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+@pytest.mark.parametrize("odd", [None, {}, [], "x", -1, 10**30, [[1]], [{"type": 3}]], ids=repr)
+def test_odd_values_in_texts(odd):
+    """Each is read or refused with a ValueError, wherever it is."""
+    model, read = model_of(text_of(MASK)), []
+    for path in places(model):
+        changed = inner = copy.deepcopy(model)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = odd
+        with contextlib.suppress(ValueError):
+            read.append(config_in(MASK, f"model = {source(changed)}"))
+    assert {type(config) for config in read} == {MaskRcnnConfig}
 
 
 def test_dilations_are_asked_for(tmp_path):
