@@ -136,16 +136,15 @@ class Detector:
             raise ValueError(
                 "the image processor crops images, so what is beside the crop would not be found; set do_center_crop=False."
             )
-        self.model, self._masks = model, masks
+        self.model = model
         self._processor = dataclasses.replace(processor, size_divisor=None)
         self._divisor = dataclasses.replace(processor, size_divisor=size_divisor).size_divisor or _DIVISOR  # checked
         self.paddings = paddings(processor.size) if processor.do_resize and size_divisor is None else ()
         graphdef, self._state = nnx.split(model)
 
         def forward(state, pixels, image_sizes, scale_factors):
-            output = nnx.merge(graphdef, state)(pixels, image_sizes=image_sizes, scale_factors=scale_factors)
-            # Masks that are not returned are not computed.
-            return output.boxes, output.scores, output.labels, output.valid, output.masks if masks else None
+            output = nnx.merge(graphdef, state)(pixels, image_sizes, scale_factors, output_masks=masks)
+            return output.boxes, output.scores, output.labels, output.valid, output.masks
 
         self._forward = jax.jit(forward, compiler_options=compiler_options())
 

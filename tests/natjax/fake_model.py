@@ -44,7 +44,7 @@ class FakeDetector(nnx.Module):
     def from_pretrained(cls, checkpoint, **_):
         return cls(checkpoint.config)
 
-    def __call__(self, pixels, *, image_sizes, scale_factors):
+    def __call__(self, pixels, image_sizes, scale_factors, *, output_masks):
         type(self).traces += 1
         batch, height, width, _ = pixels.shape
         inside = (jnp.arange(height)[:, None] < image_sizes[:, :1, None]) & (
@@ -64,7 +64,7 @@ class FakeDetector(nnx.Module):
             scores=jnp.broadcast_to(self.scores[...], (batch, 3))[jnp.arange(batch)[:, None], order],
             labels=jnp.array([1, 0, -1], jnp.int32)[order],
             valid=jnp.take_along_axis(valid, order, 1),
-            masks=masks[order],
+            masks=masks[order] if output_masks else None,
         )
 
 
