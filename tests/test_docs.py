@@ -27,6 +27,7 @@ import natjax
 import natjax_convert
 from natjax import presets
 from natjax.cli import main
+from natjax.labels import coco
 from natjax_train import loop
 
 pytestmark = pytest.mark.once
@@ -197,6 +198,25 @@ def make_segmentation_model(name):
     shutil.copy(ROOT / "tests/goldens/mmseg_upernet_nat/checkpoint.pth", f"{name}.pth")
 
 
+def make_detection_model(name):
+    """Makes a tiny Mask R-CNN with random weights, for images within 133 x 80 pixels, and a file as mmdetection writes it."""
+    two_levels = {**TINY, "depths": (1, 1), "num_heads": (1, 2)}  # which take less time to compile
+    config = natjax.MaskRcnnConfig(
+        backbone_config=natjax.NatConfig(**two_levels),
+        id2label=dict(enumerate(coco())),
+        fpn_channels=8,
+        rpn_channels=8,
+        rpn_post_nms=20,
+        box_fc_channels=8,
+        mask_channels=8,
+        mask_num_convs=1,
+        max_detections=5,
+    )
+    model = natjax.MaskRcnnForObjectDetection(config, rngs=nnx.Rngs(0))
+    model.save_pretrained(name, processor=natjax.NatImageProcessor.object_detection(133, 80))
+    natjax_convert.convert(name, f"{name}.pth")
+
+
 class Hub(types.ModuleType):
     """Stands in for huggingface_hub, and takes what is pushed."""
 
@@ -248,6 +268,7 @@ def world(tmp_path, monkeypatch):
     shutil.copytree("weights/nat_mini", "shi-labs/nat-mini-in1k-224")  # a local folder goes before the Hub
     natjax_convert.convert("weights/nat_mini", "nat_mini.pth")
     make_segmentation_model("upernet_nat_tiny")
+    make_detection_model("mask_rcnn_nat_tiny")
     shutil.copytree(ROOT / "natjax/demo/digits", "natjax/demo/digits")
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub("huggingface_hub"))
     train = loop.train

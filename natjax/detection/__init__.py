@@ -6,6 +6,11 @@
     masks             what a mask head learns from, and masks of whole images
     matching, losses  what boxes learn from ground truth
 
+and what is done with what they find, on images of any size:
+
+    inference         prepared images to detections in pixels of the original ones
+    pictures, coco    detections as pictures and as COCO's results
+
 A box is x1, y1, x2, y2 in pixels of the network's input, float32. Lists are padded to a fixed length, with flags of what is
 valid, so that all of it runs under `jax.jit`.
 """
