@@ -188,13 +188,13 @@ def test_written_files_say_what_model_they_are(tmp_path, config):
     assert natjax_convert.Checkpoint.open(tmp_path / "a.pth").config == config
     natjax_convert.convert(tmp_path / "a.pth", tmp_path / "back")
     assert_same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(tmp_path / "own"))
+    natjax_convert.convert(tmp_path / "own", tmp_path / "again.pth", config=config.replace(hidden_act="relu"))
+    with pytest.raises(natjax.CheckpointError, match="no text of mmdetection's config"):  # it cannot say the activation
+        natjax_convert.Checkpoint.open(tmp_path / "again.pth")
     torch = pytest.importorskip("torch", reason="reads the file as mmcv does")
     file = torch.load(tmp_path / "a.pth", weights_only=True)
     assert file["meta"].keys() == {"CLASSES", "config"}
     assert file["meta"]["CLASSES"] == list(config.id2label.values())
-    natjax_convert.convert(tmp_path / "own", tmp_path / "again.pth", config=config.replace(hidden_act="relu"))
-    with pytest.raises(natjax.CheckpointError, match="no text of mmdetection's config"):  # it cannot say the activation
-        natjax_convert.Checkpoint.open(tmp_path / "again.pth")
 
 
 STDS = CascadeMaskRcnnConfig.box_stds
