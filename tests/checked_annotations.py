@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 # Public entry points are not among them: they check their arguments themselves, and tests look at what they say.
 CHECKED = (
     "natjax.detection.boxes",
+    "natjax.detection.lists",
     "natjax.detection.losses",
     "natjax.detection.masks",
     "natjax.detection.matching",

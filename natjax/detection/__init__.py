@@ -5,6 +5,7 @@
     roi_align         the features of boxes
     masks             what a mask head learns from, and masks of whole images
     matching, losses  what boxes learn from ground truth
+    lists             work on what is valid
 
 and what is done with what they find, on images of any size:
 

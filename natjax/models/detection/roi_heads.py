@@ -14,6 +14,7 @@ from flax import nnx
 
 from natjax.configuration import MaskRcnnConfig
 from natjax.detection.boxes import decode
+from natjax.detection.lists import of_valid
 from natjax.detection.nms import classwise_nms
 from natjax.detection.roi_align import roi_align
 from natjax.nn.conv_block import ConvBlock
@@ -191,6 +192,9 @@ class RoiHead(nnx.Module):
         self, maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[Array, "B N 4"], labels: Int[Array, "B N"]
     ) -> Float[Array, "B N M M"]:
         """Returns probabilities of the pixels of boxes, of one class each: the mean of all stages'; 0 for label -1."""
-        features = self.features(maps, boxes, MASK_SIDE)
-        probabilities = [jax.nn.sigmoid(head(features, jnp.maximum(labels, 0))) for head in self.mask_head]
-        return jnp.where((labels >= 0)[..., None, None], sum(probabilities) / len(probabilities), 0)
+
+        def probabilities(features: Array, labels: Array) -> Array:
+            first, *others = (jax.nn.sigmoid(head(features[None], labels[None])[0]) for head in self.mask_head)
+            return sum(others, first) / len(self.mask_head)
+
+        return of_valid(probabilities, labels >= 0, self.features(maps, boxes, MASK_SIDE), labels)
