@@ -105,7 +105,6 @@ class ObjectDetectionOutput(ModelOutput):
         labels: [B, K] int32, class indices.
         valid: [B, K], whether an entry is a detection.
         masks: [B, K, 28, 28] float32, probabilities of the pixels of the box, each a 28th of its width and height.
-        loss: scalar, where targets were given.
         hidden_states: see `NatBackboneOutput`.
         attentions: see `NatModelOutput`.
     """
@@ -115,7 +114,6 @@ class ObjectDetectionOutput(ModelOutput):
     labels: Int[Array, "B K"]
     valid: Bool[Array, "B K"]
     masks: Float[Array, "B K 28 28"] | None = None
-    loss: Float[Array, ""] | None = None
     hidden_states: tuple[Float[Array, "B _ _ _"], ...] | None = None
     attentions: tuple[Float[Array, "B _ _ _ _"], ...] | None = None
 

@@ -17,21 +17,16 @@ if TYPE_CHECKING:
 
 
 def l1_loss(
-    predictions: Float[Array, "*N"], targets: Float[Array, "*N"], weights: Float[Array, "*#N"]
-) -> Float[Array, ""]:
-    """Returns the sum of absolute differences."""
-    return jnp.sum(jnp.abs(predictions - targets) * weights)
-
-
-def smooth_l1_loss(
-    predictions: Float[Array, "*N"], targets: Float[Array, "*N"], weights: Float[Array, "*#N"], *, beta: float
+    predictions: Float[Array, "*N"], targets: Float[Array, "*N"], weights: Float[Array, "*#N"], *, beta: float = 0.0
 ) -> Float[Array, ""]:
     """Returns the sum of absolute differences, of which those below `beta` are squared (Fast R-CNN, arXiv 1504.08083).
 
-    They are d^2 / (2 beta) and d - beta / 2, which meet at `beta` with the same slope.
+    With a `beta` it is called the smooth L1 loss. A difference d adds d^2 / (2 beta) or d - beta / 2, which meet at `beta` with
+    the same slope.
     """
-    difference = jnp.abs(predictions - targets)
-    losses = jnp.where(difference < beta, 0.5 / beta * difference**2, difference - 0.5 * beta)
+    losses = jnp.abs(predictions - targets)
+    if beta:
+        losses = jnp.where(losses < beta, 0.5 / beta * losses**2, losses - 0.5 * beta)
     return jnp.sum(losses * weights)
 
 
@@ -54,7 +49,8 @@ def binary_cross_entropy(
 def cross_entropy(
     logits: Float[Array, "*N L"], labels: Int[Array, "*N"], weights: Float[Array, "*#N"]
 ) -> Float[Array, ""]:
-    """Returns the sum of the cross-entropies of classes with the logits' softmax."""
+    """Returns the sum of the cross-entropies of classes with the logits' softmax; NaN if there is no such class."""
     # A sum over classes, of which one is picked, as the gradient of a gather would be a scatter.
     picked = jnp.sum(jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), logits, 0), axis=-1)
-    return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - picked) * weights)
+    legal = (labels >= 0) & (labels < logits.shape[-1])
+    return jnp.sum(jnp.where(legal, jax.nn.logsumexp(logits, axis=-1) - picked, jnp.nan) * weights)

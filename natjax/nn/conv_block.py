@@ -13,7 +13,7 @@ from natjax.nn.layers import conv
 from natjax.nn.resizing import conv3x3_of_pyramid
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 
 class ConvBlock(nnx.Module):
@@ -23,9 +23,9 @@ class ConvBlock(nnx.Module):
         self.conv = conv(in_features, out_features, kernel_size, use_bias=False, kernel_init=kernel_init, **options)
         self.batch_norm = BatchNorm(out_features, **options)
 
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
-        """Keeps the map's size."""
-        return jax.nn.relu(self.batch_norm(self.conv(x)))
+    def __call__(self, x: Float[Array, "B h w C"], counted: Bool[Array, " B"] | None = None) -> Float[Array, "B h w D"]:
+        """Keeps the map's size. For `counted` see `BatchNorm`."""
+        return jax.nn.relu(self.batch_norm(self.conv(x), counted))
 
     def of_pyramid(self, maps: Sequence[Float[Array, "B _ _ _"]]) -> Float[Array, "B h w D"]:
         """Returns what it makes of all maps, resized to the first one's size and joined along their channels."""

@@ -118,7 +118,7 @@ PREDICTIONS, TARGETS, WEIGHTS = (GOLDEN[f"loss/{name}"] for name in ("pred", "ta
     ("name", "loss"),
     [
         ("l1", lambda x: losses.l1_loss(x, TARGETS, WEIGHTS)),
-        ("smooth", lambda x: losses.smooth_l1_loss(x, TARGETS, WEIGHTS, beta=1 / 9)),
+        ("smooth", lambda x: losses.l1_loss(x, TARGETS, WEIGHTS, beta=1 / 9)),
         ("giou", lambda x: 10 * losses.giou_loss(x, TARGETS, np.mean(WEIGHTS, axis=1))),
     ],
 )
@@ -130,7 +130,7 @@ def test_losses_of_boxes_are_mmdetections(name, loss):
 
 def test_small_differences_are_squared():
     x = jnp.array([0.05, -0.05, 0.5])
-    value, gradient = jax.value_and_grad(lambda x: losses.smooth_l1_loss(x, jnp.zeros(3), jnp.ones(3), beta=0.1))(x)
+    value, gradient = jax.value_and_grad(lambda x: losses.l1_loss(x, jnp.zeros(3), jnp.ones(3), beta=0.1))(x)
     np.testing.assert_allclose(value, 0.0125 + 0.0125 + 0.45, rtol=1e-6)
     np.testing.assert_allclose(gradient, [0.5, -0.5, 1], rtol=1e-6)
 
@@ -144,6 +144,7 @@ def test_cross_entropies_and_their_gradients():
     value, gradient = jax.value_and_grad(losses.cross_entropy)(logits, labels, weights)
     np.testing.assert_allclose(value, -(np.log(softmax[np.arange(30), labels]) * weights).sum(), rtol=1e-5)
     np.testing.assert_allclose(gradient, (softmax - np.eye(5)[labels]) * weights[:, None], atol=1e-6)
+    assert np.isnan(losses.cross_entropy(logits, np.where(np.arange(30) == 3, 5, labels), weights))
     targets = (rng.uniform(size=(30, 5)) < 0.5).astype(np.float32)
     sigmoid = exponentials / (1 + exponentials)
     value, gradient = jax.value_and_grad(losses.binary_cross_entropy)(logits, targets, weights[:, None])

@@ -9,7 +9,7 @@ Letters: B batch, H W height and width of the images, n anchors of a map, K dete
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,12 +19,14 @@ import numpy as np
 from flax import nnx
 
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig
-from natjax.detection.anchors import pyramid_anchors
+from natjax.detection.anchors import centred_inside, inside, pyramid_anchors
 from natjax.models.backbone import NatBackbone
 from natjax.models.base import DensePreTrainedModel, checked_pixel_values
 from natjax.models.detection.fpn import FeaturePyramid
 from natjax.models.detection.roi_heads import RoiHead
 from natjax.models.detection.rpn import Proposals, RpnHead, propose
+from natjax.models.detection.training import checked_targets, roi_losses, rpn_losses
+from natjax.nn.layers import as_rngs
 from natjax.outputs import ObjectDetectionOutput
 from natjax_kernels.checks import as_array
 
@@ -94,6 +96,55 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
             **found._asdict(), masks=masks, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
+    def losses(
+        self,
+        pixel_values: Float[Array, "B H W C"],
+        labels: Mapping[str, Array],
+        image_sizes: Int[Array, "B 2"] | None = None,
+        padded_sizes: Int[Array, "B 2"] | None = None,
+        *,
+        rngs: nnx.Rngs | Array,
+    ) -> dict[str, Float[Array, ""]]:
+        """Returns the losses of training by mmdetection's names, weighted, and their sum, "loss".
+
+        A cascade's box heads have batch statistics, which a training view takes of the proposals that it learns from:
+
+            train = nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+
+        Args:
+            pixel_values: as in `__call__`.
+            labels: the objects of the images, with G places for each image: "boxes", x1, y1, x2, y2 in pixels, floating point
+                [B, G, 4]; "class_labels", class indices, integers [B, G]; "masks", bool [B, G, H, W]; "valid", which places
+                have an object, bool [B, G].
+            image_sizes: as in `__call__`.
+            padded_sizes: (height, width) that anchors which learn have to be centred in where `config.rpn_anchor_border` is None,
+                integers; None: the arrays' own. mmdetection has each image's size up to the next multiple of 32 there.
+            rngs: `nnx.Rngs` or a `jax.random.key` of the anchors and proposals that are chosen, and of dropouts.
+
+        Raises:
+            TypeError: an argument is no array.
+            ValueError: one does not fit the model or the images, or there are no rngs.
+        """
+        config, streams = self.config, as_rngs(rngs)
+        if streams is None:
+            raise ValueError("losses are those of a random choice of boxes; pass rngs, a jax.random.key or nnx.Rngs.")
+        pixel_values = checked_pixel_values(pixel_values, config.trunk)
+        targets = checked_targets(labels, pixel_values.shape, config.num_labels or 0)
+        image_sizes = checked_image_sizes(image_sizes, pixel_values.shape)
+        padded_sizes = checked_image_sizes(padded_sizes, pixel_values.shape, "padded_sizes")
+        of_anchors, of_proposals = jax.random.split(streams.dropout())
+        pyramid = self.neck(self.backbone(pixel_values, rngs=streams).feature_maps)
+        logits, deltas = self.rpn_head(pyramid)
+        proposals = self.propose(pyramid, logits, deltas, image_sizes, training=True)
+        anchors, border = np.concatenate(self.anchors(pyramid)), config.rpn_anchor_border
+        usable = centred_inside(anchors, padded_sizes) if border is None else inside(anchors, image_sizes, border)
+        logits, deltas = (jnp.concatenate(of_maps, axis=1) for of_maps in (logits, deltas))
+        losses = rpn_losses(config, anchors, usable, logits, deltas, targets, of_anchors)
+        losses |= roi_losses(
+            self.roi_head, pyramid[:-1], proposals.boxes, proposals.valid, targets, image_sizes, of_proposals
+        )
+        return {"loss": jnp.sum(jnp.stack(list(losses.values()))), **losses}
+
     def anchors(self, pyramid: Sequence[Float[Array, "B _ _ C"]]) -> list[np.ndarray]:
         """Returns the anchors of every map of the pyramid, float32 [n, 4]."""
         config = self.config
@@ -106,16 +157,18 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
         logits: Sequence[Float[Array, "B _"]],
         deltas: Sequence[Float[Array, "B _ 4"]],
         image_sizes: Float[Array, "B 2"],
+        *,
+        training: bool = False,
     ) -> Proposals:
-        """Returns the proposals of inference, of what `rpn_head` makes of the pyramid."""
+        """Returns proposals, as many as in inference or as in training, of what `rpn_head` makes of the pyramid."""
         config = self.config
         return propose(
             logits,
             deltas,
             self.anchors(pyramid),
             image_sizes,
-            pre_nms=config.rpn_pre_nms,
-            post_nms=config.rpn_post_nms,
+            pre_nms=config.train_rpn_pre_nms if training else config.rpn_pre_nms,
+            post_nms=config.train_rpn_post_nms if training else config.rpn_post_nms,
             iou_threshold=config.rpn_nms_threshold,
         )
 
@@ -126,12 +179,13 @@ class CascadeMaskRcnnForObjectDetection(MaskRcnnForObjectDetection):
     config_class = CascadeMaskRcnnConfig
 
 
-def checked_image_sizes(image_sizes: Any, shape: tuple[int, ...]) -> Float[Array, "B 2"]:
+def checked_image_sizes(image_sizes: Any, shape: tuple[int, ...], name: str = "image_sizes") -> Float[Array, "B 2"]:
     """Returns the images' sizes without padding, float32, those of their arrays where None.
 
     Args:
         image_sizes: integers [B, 2], (height, width), or None.
         shape: of the pixel values, [B, H, W, C].
+        name: of the argument.
 
     Raises:
         TypeError: image_sizes is no array.
@@ -140,8 +194,8 @@ def checked_image_sizes(image_sizes: Any, shape: tuple[int, ...]) -> Float[Array
     batch, *size = shape[:3]
     if image_sizes is None:
         return jnp.broadcast_to(jnp.asarray(size, jnp.float32), (batch, 2))
-    sizes = as_array("image_sizes", image_sizes)
-    expected = f"image_sizes must be integers [{batch}, 2], the (height, width) of every image without padding"
+    sizes = as_array(name, image_sizes)
+    expected = f"{name} must be integers [{batch}, 2], the (height, width) of every image without padding"
     if sizes.shape != (batch, 2) or not jnp.issubdtype(sizes.dtype, jnp.integer):
         raise ValueError(f"{expected}; got {sizes.dtype} of shape {sizes.shape}.")
     if not isinstance(sizes, jax.core.Tracer):

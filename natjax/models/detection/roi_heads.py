@@ -41,6 +41,10 @@ class Stage(NamedTuple):
     logits: Float[Array, "B N LB"]
     deltas: Float[Array, "B N L 4"]
 
+    def of_class(self, labels: Int[Array, "B N"]) -> Float[Array, "B N 4"]:
+        """Returns the deltas of one class per region."""
+        return jnp.take_along_axis(self.deltas, labels[..., None, None], axis=2)[:, :, 0]
+
 
 class Detections(NamedTuple):
     """What is found, those of the highest scores first; see `natjax.outputs.ObjectDetectionOutput`."""
@@ -69,11 +73,19 @@ class BoxHead(nnx.Module):
         self.fc_cls = linear(dim, classes + 1, **options)
         self.fc_reg = linear(dim, 4 * classes, **options)
 
-    def __call__(self, features: Float[Array, "B N S S C"]) -> tuple[Float[Array, "B N LB"], Float[Array, "B N L 4"]]:
-        """Returns logits of L + 1 classes and deltas of the boxes of L classes, float32."""
+    def __call__(
+        self, features: Float[Array, "B N S S C"], valid: Bool[Array, "B N"] | None = None
+    ) -> tuple[Float[Array, "B N LB"], Float[Array, "B N L 4"]]:
+        """Returns logits of L + 1 classes and deltas of the boxes of L classes, float32.
+
+        Args:
+            features: of regions.
+            valid: which regions a batch's statistics are of; None for all.
+        """
         lead, x = features.shape[:2], features.reshape(-1, *features.shape[2:])
+        counted = None if valid is None else valid.reshape(-1)
         for block in self.shared_convs:
-            x = block(x)
+            x = block(x, counted)
         x = x.transpose(0, 3, 1, 2).reshape(*lead, -1)  # PyTorch's order: channels, height, width
         for layer in self.shared_fcs:
             x = jax.nn.relu(layer(x))
@@ -149,11 +161,21 @@ class RoiHead(nnx.Module):
             found.append(Stage(boxes, *head(self.features(maps, boxes, BOX_SIDE))))
         return found
 
-    def refined(self, index: int, stage: Stage, image_sizes: Float[Array, "B 2"]) -> Float[Array, "B N 4"]:
-        """Returns the boxes of the stage of this index: of the class, background aside, that it finds the most likely."""
-        labels = jnp.argmax(stage.logits[..., :-1], axis=-1)
-        deltas = jnp.take_along_axis(stage.deltas, labels[..., None, None], axis=2)[:, :, 0]
-        return decode(stage.boxes, deltas, self.config.box_stds[index], image_sizes[:, None])
+    def refined(
+        self, index: int, stage: Stage, image_sizes: Float[Array, "B 2"], labels: Int[Array, "B N"] | None = None
+    ) -> Float[Array, "B N 4"]:
+        """Returns the boxes of the stage of this index, each of one class.
+
+        Args:
+            index: of the stage.
+            stage: what it says.
+            image_sizes: (height, width) without padding, which boxes are clipped to.
+            labels: true classes, L for the background; None where they are not known. Then, and for the background, it is the
+                class, background aside, that the stage finds the most likely.
+        """
+        classes, likeliest = stage.deltas.shape[2], jnp.argmax(stage.logits[..., :-1], axis=-1)
+        labels = likeliest if labels is None else jnp.where(labels == classes, likeliest, labels)
+        return decode(stage.boxes, stage.of_class(labels), self.config.box_stds[index], image_sizes[:, None])
 
     def detections(
         self,

@@ -22,7 +22,7 @@ from natjax.nn.layers import conv
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-_STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas
+STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas
 
 
 class Proposals(NamedTuple):
@@ -88,7 +88,7 @@ def propose(
     for level, (of_logits, of_deltas, of_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
         best, index = jax.lax.top_k(jax.nn.sigmoid(of_logits), min(pre_nms, len(of_anchors)))
         picked = jnp.take_along_axis(of_deltas, index[..., None], axis=1)
-        boxes.append(decode(jnp.asarray(of_anchors)[index], picked, _STDS, image_sizes[:, None]))
+        boxes.append(decode(jnp.asarray(of_anchors)[index], picked, STDS, image_sizes[:, None]))
         scores.append(best)
         levels.append(np.full(best.shape[1], level, np.int32))
     groups = jnp.asarray(np.concatenate(levels))
