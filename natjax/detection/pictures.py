@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LARGE_ENOUGH, _MOST_PIXELS = 320, 2**22  # shorter side that small images are enlarged to, and how large they get
 _LINE, _FONT, _SMALLEST_FONT, _LARGEST_FONT = 1 / 320, 1 / 32, 12, 48  # of the picture's shorter side; pixels
-_LONGEST_LABEL = 20  # times the size of its font
+_LONGEST_LABEL, _MOST_CHARACTERS = 20, 100  # times the size of its font; of narrow ones, more do not fit
 _DARK, _LIGHT = (16, 18, 22), (255, 255, 255)
 _LUMA = (0.299, 0.587, 0.114)
 _ELLIPSIS = "..."
@@ -145,7 +145,7 @@ class _Label:
 
     def __init__(self, pen: PIL.ImageDraw.ImageDraw, name: str, score: str, size: int, room: int):
         self._margin = max(2, size // 5)
-        for length in range(len(name), -1, -1):
+        for length in range(min(len(name), _MOST_CHARACTERS), -1, -1):
             shown = name if length == len(name) else name[:length].rstrip() + _ELLIPSIS
             self._text, self._font = fit(f"{shown} {score}" if length else score, size)
             self.width = math.ceil(pen.textlength(self._text, self._font)) + 2 * self._margin

@@ -10,7 +10,7 @@ from natjax.detection.inference import Detections
 from natjax.detection.pictures import draw
 
 pytestmark = pytest.mark.once
-NAMES = {0: "cat", 1: "a name " * 30, 2: "\u72ac"}
+NAMES = {0: "cat", 1: "a name " * 5000, 2: "\u72ac"}
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
 
 
