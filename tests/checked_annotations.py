@@ -12,6 +12,8 @@ from jax.typing import DTypeLike
 # Public entry points are not among them: they check their arguments themselves, and tests look at what they say.
 CHECKED = (
     "natjax.detection.boxes",
+    "natjax.detection.coco",
+    "natjax.detection.inference",
     "natjax.detection.lists",
     "natjax.detection.losses",
     "natjax.detection.masks",
@@ -43,7 +45,8 @@ class _WithNames(importlib.abc.MetaPathFinder):
 
     def __init__(self):
         self._names = {"DTypeLike": DTypeLike} | {
-            name: getattr(jaxtyping, name) for name in ("Bool", "Float", "Int", "Num", "UInt8", "UInt32")
+            name: getattr(jaxtyping, name)
+            for name in ("Bool", "Float", "Float32", "Int", "Int32", "Num", "UInt8", "UInt32")
         }
         self._names["Array"] = jax.Array | np.ndarray  # outside of jit, JAX takes both
 
