@@ -48,7 +48,7 @@ def found(name, golden):
         pyramid = model.neck(model.backbone(x).feature_maps)
         logits, deltas = model.rpn_head(pyramid)
         proposals = model.propose(pyramid, logits, deltas, image_sizes)
-        stages = model.roi_head.stages(pyramid[:-1], boxes, image_sizes)
+        stages = model.roi_head.stages(pyramid[:-1], boxes, jnp.ones(boxes.shape[:2], bool), image_sizes)
         detections = model.roi_head.detections(stages, proposals.valid, image_sizes, scale_factors)
         masks = model.roi_head.masks(pyramid[:-1], dets * scale_factors, labels)
         heads = {"stages": stages, **detections._asdict(), "masks": masks}

@@ -87,7 +87,7 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
         with jax.named_scope("rpn_head"):
             proposals = self.propose(pyramid, *self.rpn_head(pyramid), image_sizes)
         with jax.named_scope("roi_head"):
-            stages = self.roi_head.stages(pyramid[:-1], proposals.boxes, image_sizes)
+            stages = self.roi_head.stages(pyramid[:-1], proposals.boxes, proposals.valid, image_sizes)
             found = self.roi_head.detections(stages, proposals.valid, image_sizes, scale_factors)
             masks = None
             if output_masks:

@@ -82,11 +82,21 @@ class BoxHead(nnx.Module):
             features: of regions.
             valid: which regions a batch's statistics are of; None for all.
         """
-        lead, x = features.shape[:2], features.reshape(-1, *features.shape[2:])
-        counted = None if valid is None else valid.reshape(-1)
+        x = self.convolved(features.reshape(-1, *features.shape[2:]), None if valid is None else valid.reshape(-1))
+        return self.classified(x.reshape(*features.shape[:2], *x.shape[1:]))
+
+    def convolved(
+        self, x: Float[Array, "M S S C"], counted: Bool[Array, " M"] | None = None
+    ) -> Float[Array, "M S S D"]:
+        """Returns what the convolutions make of the features of regions. For `counted` see `BatchNorm`."""
         for block in self.shared_convs:
             x = block(x, counted)
-        x = x.transpose(0, 3, 1, 2).reshape(*lead, -1)  # PyTorch's order: channels, height, width
+        return x
+
+    def classified(self, x: Float[Array, "B N S S D"]) -> tuple[Float[Array, "B N LB"], Float[Array, "B N L 4"]]:
+        """Returns logits and deltas of what the convolutions made."""
+        lead = x.shape[:2]
+        x = x.transpose(0, 1, 4, 2, 3).reshape(*lead, -1)  # PyTorch's order: channels, height, width
         for layer in self.shared_fcs:
             x = jax.nn.relu(layer(x))
         logits, deltas = (layer(x).astype(jnp.float32) for layer in (self.fc_cls, self.fc_reg))
@@ -151,14 +161,21 @@ class RoiHead(nnx.Module):
         return roi_align(maps, boxes, strides=self.config.strides[: len(maps)], output_size=side)
 
     def stages(
-        self, maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[Array, "B N 4"], image_sizes: Float[Array, "B 2"]
+        self,
+        maps: Sequence[Float[Array, "B _ _ C"]],
+        boxes: Float[Array, "B N 4"],
+        valid: Bool[Array, "B N"],
+        image_sizes: Float[Array, "B 2"],
     ) -> list[Stage]:
-        """Returns what all stages say, the first of proposals, each other of the boxes of the one before it."""
+        """Returns what all stages say of boxes that are valid, the first of proposals, each other of the boxes before it."""
         found: list[Stage] = []
         for i, head in enumerate(self.bbox_head):
             if found:
                 boxes = self.refined(i - 1, found[-1], image_sizes)
-            found.append(Stage(boxes, *head(self.features(maps, boxes, BOX_SIDE))))
+            features = self.features(maps, boxes, BOX_SIDE)
+            if head.shared_convs:
+                features = of_valid(head.convolved, valid, features)
+            found.append(Stage(boxes, *head.classified(features)))
         return found
 
     def refined(
