@@ -123,6 +123,14 @@ def test_without_a_processor(checkpoint):
     assert resolved(checkpoint, None, image_size=8, crop=False, crop_pct=1.0, interpolation="bicubic", **COLOUR)
 
 
+def test_a_segmentation_model_without_a_processor_is_prepared_as_for_imagenet(tmp_path):
+    backbone = natjax.NatConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 1), kernel_size=3)
+    config = natjax.UperNetConfig(backbone_config=backbone, hidden_size=8, use_auxiliary_head=False)
+    natjax.UperNetForSemanticSegmentation(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    recipe, _ = resolved(tmp_path, None, image_size=32, eval_crop=True)
+    assert recipe.crop_pct == 0.875
+
+
 def test_random_weights():
     large = start.resolve(Recipe(model="dinat_large_384"))[0]
     assert (large.image_size, large.crop_pct) == (384, 1.0)

@@ -100,7 +100,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, str]:
     config = architecture(recipe, checkpoint)
     num_channels = recipe.model_config.get("num_channels", config.num_channels)
     own = None if checkpoint is None else _of_checkpoint(checkpoint, is_resolved(recipe))
-    default = default_processor(config.replace(num_channels=num_channels))
+    default = default_processor(config.trunk.replace(num_channels=num_channels))
     if default is None:
         raise ValueError(f"Images have 1 or 3 channels; the model takes {num_channels}.")
     usual = fields_of(default)
