@@ -290,7 +290,12 @@ def test_equals_the_definition(implementation, precise):
 
 @pytest.mark.slow
 def test_equals_the_definition_in_many_calls(implementation, precise):
-    examples = {"reference": 100, "xla": 300, "xla_autodiff": 100, "triton": 50}  # half a second each; Triton's take longer
+    examples = {
+        "reference": 100,
+        "xla": 300,
+        "xla_autodiff": 100,
+        "triton": 50,
+    }  # half a second each; Triton's take longer
     sweep(implementation, precise, examples[implementation])
 
 
