@@ -220,3 +220,9 @@ def test_lists_are_no_sizes():
     model = nnx.eval_shape(lambda: natjax.MaskRcnnForObjectDetection(CONFIGS[0], rngs=nnx.Rngs(0)))
     with pytest.raises(TypeError, match="image_sizes must be an array of JAX or NumPy; got list"):
         model(np.zeros((1, 32, 40, 3), np.float32), [(32, 40)])
+
+
+def test_a_training_view_does_not_detect():
+    model = nnx.eval_shape(lambda: natjax.CascadeMaskRcnnForObjectDetection(CONFIGS[1], rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="Call its losses to train it"):
+        nnx.view(model, use_running_average=False)(np.zeros((1, 32, 40, 3), np.float32))

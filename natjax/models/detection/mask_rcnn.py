@@ -73,8 +73,15 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
 
         Raises:
             TypeError: an argument is no array.
-            ValueError: one does not fit the model or the images.
+            ValueError: one does not fit the model or the images; or this is a training view, see `losses`.
         """
+        if any(
+            not block.batch_norm.use_running_average for head in self.roi_head.bbox_head for block in head.shared_convs
+        ):
+            raise ValueError(
+                "A model detects by its running statistics, and this view of it has use_running_average=False. Call its losses "
+                "to train it, or nnx.view(model, deterministic=True, use_running_average=True) to detect."
+            )
         pixel_values = checked_pixel_values(pixel_values, self.config.trunk)
         image_sizes = checked_image_sizes(image_sizes, pixel_values.shape)
         scale_factors = checked_scale_factors(scale_factors, len(pixel_values))
