@@ -90,7 +90,7 @@ def count_parts(config: NatConfig | DenseConfig, image_size: Sequence[int] = (22
 def count_macs(config: NatConfig | DenseConfig, image_size: Sequence[int] = (224, 224)) -> int:
     """Returns the multiply-accumulates of one image of (height, width) pixels: the papers' "FLOPs".
 
-    Those of classifying or segmenting it; an auxiliary head is for training alone.
+    Those of classifying or segmenting it, or of detecting in it; an auxiliary head is for training alone.
     """
     return sum(part.macs for part in count_parts(config, image_size) if part.name != "auxiliary_head")
 

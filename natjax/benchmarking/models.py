@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def inference(config: NatConfig, batch: int, side: int, dtype: str = "float32") -> Program:
     """Compiles what a model makes of [batch, side, side, channels], with random weights of the same dtype."""
+    if isinstance(config, MaskRcnnConfig):
+        config = config.replace(score_threshold=0.0)  # random weights have low scores, and masks are of what is found
     graphdef, params = random_model(config, dtype, dtype)
     pixels = jax.random.normal(jax.random.key(0), (batch, side, side, config.num_channels), dtype)
     forward = jax.jit(lambda p, x: nnx.merge(graphdef, p)(x), compiler_options=compiler_options())

@@ -124,7 +124,7 @@ class Detector:
 
         Args:
             model: a `MaskRcnnForObjectDetection` or `CascadeMaskRcnnForObjectDetection`.
-            processor: without a crop.
+            processor: without a crop. Its own `size_divisor` does not count.
             masks: whether detections have masks.
             size_divisor: sides are filled up to multiples of it, as by mmdetection with 32, instead of to the next of
                 `paddings`: more programs, less padding.
@@ -167,7 +167,18 @@ class Detector:
         Args:
             images: see `prepare`.
             batch_size: number of images that the program is compiled for, at least as many as are given; by default as many.
+
+        Raises:
+            ValueError: the images are of several padded sizes.
         """
+        if not images:
+            return []
+        sizes = dict.fromkeys(image.pixels.shape[:2] for image in images)
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the images of a call must be of one padded size; got {', '.join(f'{h} x {w}' for h, w in sizes)} (height x "
+                "width). Give those of each size together, or use natjax.pipeline, which does."
+            )
         last = len(images) - 1
         filled = [images[min(index, last)] for index in range(max(batch_size or 0, len(images)))]
         boxes, scores, labels, valid, masks = jax.device_get(

@@ -5,6 +5,7 @@ Both are bilinear interpolation, separable as in RoIAlign: two matrix products p
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _BLOCK = 16  # masks that mask_targets has as numbers at a time
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def mask_targets(
     masks: Bool[Array, "B G H W"], boxes: Float[Array, "B N 4"], indices: Int[Array, "B N"], size: int = 28
 ) -> Bool[Array, "B N S S"]:

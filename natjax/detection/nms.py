@@ -7,6 +7,7 @@ order of scores, and ends with the last box that is wanted: N boxes of which K a
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 BLOCK = 256
 
 
+@functools.partial(jax.jit, static_argnames=("iou_threshold", "max_kept"))
 def nms(
     boxes: Float[Array, "N 4"],
     scores: Float[Array, " N"],
@@ -38,7 +40,7 @@ def nms(
         max_kept: K, of which the first flags are true.
         groups: class or level of every box, at least 0; boxes of other groups do not suppress each other. As in mmcv's
             `batched_nms`, boxes are moved apart by their group times the largest coordinate + 1, whose rounding decides when
-            an overlap is close to the threshold.
+            an overlap is close to the threshold. (From 10,000 boxes on, mmcv goes group by group, without the shift.)
         valid: which boxes take part; None for all.
 
     Returns:

@@ -67,7 +67,7 @@ def draw(
     if image.size != detections.size[::-1]:
         raise ValueError(
             f"image and detections must be of one size; got {image.height} x {image.width} and "
-            f"{' x '.join(map(str, detections.size))} (height x width)."
+            f"{' x '.join(map(str, detections.size))} (height x width). natjax.load_image turns a photograph upright."
         )
     palette = generated(len(names)) if palette is None else palette
     factor = _factor(image)
@@ -117,8 +117,12 @@ def _with_masks(image, detections: Detections, colours, opacity: float, line: in
 
 def _eroded(mask: np.ndarray, line: int) -> np.ndarray:
     """Returns a mask without its outermost pixels."""
-    grey = PIL.Image.fromarray(np.pad(mask, line).astype(np.uint8))
-    return np.asarray(grey.filter(PIL.ImageFilter.MinFilter(2 * line + 1)))[line:-line, line:-line] > 0
+    for _ in range(2):  # along rows, then along columns
+        padded, mask = np.pad(mask, ((0, 0), (line, line))), mask.copy()
+        for shift in range(2 * line + 1):
+            mask &= padded[:, shift : shift + mask.shape[1]]
+        mask = mask.T
+    return mask
 
 
 def _outline(pen: PIL.ImageDraw.ImageDraw, box: _Box, colour: tuple[int, ...], line: int) -> None:

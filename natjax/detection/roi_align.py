@@ -59,6 +59,13 @@ def roi_align(
             f"roi_align needs one stride per feature map; got {len(strides)} strides, {len(features)} maps"
         )
     size = (output_size, output_size) if isinstance(output_size, int) else output_size
+    return _roi_align(list(features), boxes, strides=tuple(strides), size=tuple(size), sampling_ratio=sampling_ratio)
+
+
+@functools.partial(jax.jit, static_argnames=("strides", "size", "sampling_ratio"))
+def _roi_align(
+    features: list[Array], boxes: Array, *, strides: tuple[int, ...], size: tuple[int, int], sampling_ratio: int
+) -> Array:
     shapes, dtype = [x.shape for x in features], features[0].dtype
     share = functools.partial(_share, size=size, sampling_ratio=sampling_ratio)
 
@@ -83,7 +90,7 @@ def roi_align(
         return gradients, jnp.zeros_like(boxes)
 
     align.defvjp(align_with_rois, pull)
-    return align(list(features), boxes)
+    return align(features, boxes)
 
 
 def levels(boxes: Float[Array, "*N 4"], count: int) -> Int[Array, "*N"]:

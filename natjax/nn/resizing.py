@@ -1,7 +1,7 @@
-"""Maps of other sizes, as in PyTorch: bilinear interpolation, adaptive average pooling, and convolution of a feature pyramid.
+"""Maps of other sizes, as in PyTorch: interpolation, adaptive average pooling, and convolution of a feature pyramid.
 
-Both are linear along height and width, so each is two products with matrices that are known when a model is traced. Their
-backward passes are products as well: no gathers, no scatters.
+Bilinear interpolation and pooling are linear along height and width, so each is two products with matrices that are known when
+a model is traced. Their backward passes are products as well: no gathers, no scatters.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ def test_a_detector(tmp_path, capsys):
     (tmp_path / "config.json").write_text(config.to_json())
     assert main(["bench", str(tmp_path), *FAST, "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["measured"]) == ["inference"]
+    assert benchmarking.inference(config, 1, 32).run().valid.any()  # the mask heads have work
     with pytest.raises(ValueError, match="A training step of a Mask R-CNN is not measured; leave out --train"):
         benchmarking.training(config, 1, 32)
 

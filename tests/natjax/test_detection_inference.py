@@ -116,6 +116,9 @@ def test_one_program_per_padded_size_and_batch():
     assert found[2].labels.tolist() == [0]
     detector(prepared[3:])
     assert FakeDetector.traces == before + 2
+    assert detector([], batch_size=2) == []
+    with pytest.raises(ValueError, match="of one padded size; got 96 x 128, 128 x 96"):
+        detector(prepared)
 
 
 def test_the_best(detector):

@@ -46,7 +46,7 @@ class Stage(NamedTuple):
         return jnp.take_along_axis(self.deltas, labels[..., None, None], axis=2)[:, :, 0]
 
 
-class Detections(NamedTuple):
+class PaddedDetections(NamedTuple):
     """What is found, those of the highest scores first; see `natjax.outputs.ObjectDetectionOutput`."""
 
     boxes: Float[Array, "B K 4"]
@@ -200,7 +200,7 @@ class RoiHead(nnx.Module):
         valid: Bool[Array, "B N"],
         image_sizes: Float[Array, "B 2"],
         scale_factors: Float[Array, "B 4"],
-    ) -> Detections:
+    ) -> PaddedDetections:
         """Returns the best boxes of the last stage, by the mean of all stages' logits.
 
         Args:
@@ -213,7 +213,7 @@ class RoiHead(nnx.Module):
         scores = jax.nn.softmax(sum(stage.logits for stage in stages) / len(stages))[..., :-1]
         boxes = decode(last.boxes[:, :, None], last.deltas, config.box_stds[-1], image_sizes[:, None, None])
 
-        def suppress(boxes: Array, scores: Array, valid: Array) -> Detections:
+        def suppress(boxes: Array, scores: Array, valid: Array) -> PaddedDetections:
             row, label, kept = classwise_nms(
                 boxes,
                 scores,
@@ -223,7 +223,7 @@ class RoiHead(nnx.Module):
                 valid=valid,
             )
             found = jnp.where(kept[:, None], boxes[row, label], 0), jnp.where(kept, scores[row, label], 0)
-            return Detections(*found, jnp.where(kept, label, -1), kept)
+            return PaddedDetections(*found, jnp.where(kept, label, -1), kept)
 
         return jax.vmap(suppress)(boxes / scale_factors[:, None, None], scores, valid)
 
