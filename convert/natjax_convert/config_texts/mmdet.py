@@ -45,6 +45,8 @@ _FIELDS = {
     "test_cfg.rcnn.mask_thr_binary": "mask_threshold",
 }
 _BOX_LOSSES = {"L1Loss": "l1", "GIoULoss": "giou"}
+_NMS = {"class_agnostic": False, "offset": 0, "score_threshold": 0, "max_num": -1}
+_PROPOSALS = {"nms": _NMS, "nms_across_levels": False}
 # What natjax has no other value of, and does not write as not every version of mmdetection knows it.
 _ONLY = {
     "neck": {
@@ -90,6 +92,8 @@ _ONLY = {
             "predictor_cfg": {"type": "Conv"},
         },
     },
+    "train_cfg": {"rpn_proposal": _PROPOSALS},
+    "test_cfg": {"rpn": _PROPOSALS, "rcnn": {"nms": _NMS}},
 }
 
 
