@@ -17,6 +17,11 @@ def first_few(names: Sequence[str], most: int = 5, separator: str = ", ") -> str
     return separator.join(names[:most]) + more
 
 
+def shortened(text: str, most: int = 200) -> str:
+    """Returns a text, of which a long one ends after `most` characters and an ellipsis."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """Returns " Did you mean NAME?" with the nearest of some names, or nothing where none is near.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME, UNDILATED, DinatSConfig, read_config
 from natjax.errors import CheckpointError
 from natjax.presets import ALL_PRESETS
+from natjax.text import shortened
 from natjax_convert.config_texts import config_of, with_classes
 from natjax_convert.dialect import Dialect, Found
 from natjax_convert.inference import DENSE_PRESETS, fitting_presets, infer_config
@@ -148,7 +149,7 @@ def _config_in_file(src: str | os.PathLike, state_dict: StateDict, found: Found)
         if config is not None:
             return config
     except ValueError as error:
-        why = f"the text of its config is not usable: {error}"
+        why = f"the text of its config is not usable: {shortened(str(error).rstrip('.'), 500)}"
     presets = fitting_presets(state_dict, found)
     fit = f"; they fit {', '.join(presets)}" if presets else ""
     raise CheckpointError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig, NatConfig, UperNetConfig
 from natjax.configuration.upernet import AUXILIARY_FEATURE
+from natjax.text import shortened
 from natjax_convert.pieces import Parameter, ParameterPath, Piece, Shape, at, conv, conv_block, has, linear
 
 BOX_SIDE, MASK_SIDE = 7, 14  # of the maps of a region that go into box and mask heads
@@ -102,7 +103,8 @@ def upernet_from_shapes(shape: Shape, trunk: NatConfig, fields: Mapping[str, Any
 
     Raises:
         LookupError: a parameter is missing.
-        ValueError: the shapes are those of no UPerNet, or the pool scales are not as many as they have or are not known.
+        ValueError: the shapes are those of no UPerNet or not what the fields say, or the pool scales are not as many as they have
+            or are not known.
     """
     scales = _count(shape, "decode_head", "psp_modules")
     if "pool_scales" not in fields and scales != len(UperNetConfig.pool_scales):
@@ -115,7 +117,7 @@ def upernet_from_shapes(shape: Shape, trunk: NatConfig, fields: Mapping[str, Any
             "auxiliary_concat_input": has(shape, "auxiliary_head", "conv_cat", "conv", "kernel"),
         }
     *_, found["hidden_size"], found["num_labels"] = shape(("decode_head", "classifier", "kernel"))
-    config = UperNetConfig(backbone_config=trunk, **{**found, **fields})
+    config = UperNetConfig(backbone_config=trunk, **_agreed(found, fields))
     if len(config.pool_scales) != scales:
         raise ValueError(f"the heads pool to {scales} maps, and pool_scales are {config.pool_scales}.")
     return config
@@ -135,8 +137,8 @@ def detection_from_shapes(
 
     Raises:
         LookupError: a parameter is missing.
-        ValueError: the shapes are those of no detection model of natjax, or ratios or stages are not as many as they have or are
-            not known.
+        ValueError: the shapes are those of no detection model of natjax or not what the fields say, or ratios or stages are not
+            as many as they have or are not known.
     """
     stages = _count(shape, "roi_head", "bbox_head", leaf=("fc_cls", "kernel"))
     if not has(shape, "roi_head", "mask_head", 0, "conv_logits", "kernel"):
@@ -157,11 +159,23 @@ def detection_from_shapes(
         found["box_conv_channels"] = shape((*box_head, "shared_convs", 0, "conv", "kernel"))[-1]
     if found["box_num_fcs"]:
         found["box_fc_channels"] = shape((*box_head, "shared_fcs", 0, "kernel"))[-1]
-    config = family(backbone_config=trunk, **{**found, **fields})
+    config = family(backbone_config=trunk, **_agreed(found, fields))
     for name, count, what in (("anchor_ratios", anchors, "anchors of a point"), ("box_stds", stages, "box heads")):
         if len(getattr(config, name)) != count:
             raise ValueError(f"there are {count} {what}, and {name} are {getattr(config, name)}.")
     return config
+
+
+def _agreed(found: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that shapes say and all others that are known, of which none may say another.
+
+    Raises:
+        ValueError: one does.
+    """
+    for name, value in found.items():
+        if (said := fields.get(name, value)) != value:
+            raise ValueError(f"{name} is said to be {shortened(repr(said))}, and is {value} by the shapes.")
+    return {**fields, **found}
 
 
 def _count(shape: Shape, *path: str | int, leaf: ParameterPath = ("conv", "kernel")) -> int:

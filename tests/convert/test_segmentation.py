@@ -230,15 +230,22 @@ def test_what_a_config_text_cannot_say_is_asked_for(tmp_path, changes):
 
 
 @pytest.mark.parametrize(
-    ("scales", "message"),
+    ("old", "new", "message"),
     [
-        ("(1, 2, 3)", r"pool to 4 maps, and pool_scales are \(1, 2, 3\)"),
-        ("'1236'", "pool_scales"),
-        ("(0, 1, 2, 3)", "minimum|at least"),
+        ("(1, 2, 3, 6)", "(1, 2, 3)", r"pool to 4 maps, and pool_scales are \(1, 2, 3\)"),
+        ("(1, 2, 3, 6)", "'1236'", "pool_scales"),
+        ("(1, 2, 3, 6)", f"'{'x' * 10**5}'", "pool_scales .* got 'x{300,500}[.]{3}[.] Its tensors"),
+        ("(1, 2, 3, 6)", "(0, 1, 2, 3)", "minimum|at least"),
+        (
+            "num_classes=7",
+            "num_classes=9999999",
+            "num_labels is said to be 9999999, and is 7 by the shapes[.] Its tensors",
+        ),
     ],
 )
-def test_pool_scales_that_do_not_fit(tmp_path, scales, message):
-    write(tmp_path / "a.pth", {"config": TEXT.replace("(1, 2, 3, 6)", scales)})
+def test_texts_of_other_heads_than_the_tensors_are_refused(tmp_path, old, new, message):
+    assert old in TEXT
+    write(tmp_path / "a.pth", {"config": TEXT.replace(old, new)})
     with pytest.raises(natjax.CheckpointError, match=message):
         natjax_convert.Checkpoint.open(tmp_path / "a.pth")
 

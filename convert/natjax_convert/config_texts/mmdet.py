@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig
+from natjax.text import shortened
 from natjax_convert.config_texts.parts import Either, check, part
 from natjax_convert.heads import BOX_SIDE, MASK_SIDE
 
@@ -121,7 +122,7 @@ def _with_lists(model: Mapping[str, Any]) -> dict[str, Any]:
     heads = roi_head.get("bbox_head")
     count = len(heads) if isinstance(heads, list) else roi_head.get("num_stages", 1)
     if not isinstance(count, int) or not 1 <= count <= _MAX_STAGES:
-        raise ValueError(f"roi_head.num_stages is {count!r}; natjax has 1 to {_MAX_STAGES}")
+        raise ValueError(f"roi_head.num_stages is {shortened(repr(count))}; natjax has 1 to {_MAX_STAGES}")
     model = dict(model)
     for outer, inner in _STAGES:
         if isinstance(part(model, outer).get(inner), dict):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from natjax.configuration import NatConfig
+from natjax.text import shortened
 
 # Arguments of the authors' backbones, and the fields that they are.
 _BACKBONES = {"NAT": ("nat",), "DiNAT": ("dinat", "nat"), "DiNAT_s": ("dinat_s",), "DiNAT_S": ("dinat_s",)}
@@ -56,7 +57,7 @@ def check(value: Any, only: Any, name: str = "") -> None:
             check(*pair, f"{name}.{i}")
     elif value not in (only if isinstance(only, Either) else (only,)):
         shown = repr(only[0] if isinstance(only, Either) else only)
-        raise ValueError(f"{name} is {value!r}; natjax has {shown} alone")
+        raise ValueError(f"{name} is {shortened(repr(value))}; natjax has {shown} alone")
 
 
 def part(model: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -87,7 +88,7 @@ def backbone_fields(model: Mapping[str, Any], trunk: NatConfig) -> dict[str, Any
     check(backbone, _BACKBONE_ONLY, "backbone")
     kind = backbone.get("type")
     if trunk.model_type not in _BACKBONES.get(str(kind), ()):
-        raise ValueError(f"the backbone is {kind!r}, the tensors are those of {trunk.model_type!r}")
+        raise ValueError(f"the backbone is {shortened(repr(kind))}, the tensors are those of {trunk.model_type!r}")
     fields = {field: backbone[argument] for argument, field in _BACKBONE.items() if backbone.get(argument) is not None}
     if kind == "NAT":
         fields.pop("dilations", None)
