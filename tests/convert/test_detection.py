@@ -17,7 +17,7 @@ import natjax_convert
 from natjax.configuration import CascadeMaskRcnnConfig, DinatSConfig, MaskRcnnConfig, NatConfig
 from natjax.labels import coco
 from natjax.presets import DETECTION_PRESETS as PRESETS
-from natjax_convert.config_texts import config_of, meta_of
+from natjax_convert.config_texts import config_of, meta_of, untold
 from natjax_convert.config_texts.literals import model_of, source
 from natjax_convert.torch_zip import write_torch
 
@@ -188,13 +188,19 @@ def test_written_files_say_what_model_they_are(tmp_path, config):
     assert natjax_convert.Checkpoint.open(tmp_path / "a.pth").config == config
     natjax_convert.convert(tmp_path / "a.pth", tmp_path / "back")
     assert_same(natjax_convert.read_state_dict(tmp_path / "back"), natjax_convert.read_state_dict(tmp_path / "own"))
-    natjax_convert.convert(tmp_path / "own", tmp_path / "again.pth", config=config.replace(hidden_act="relu"))
-    with pytest.raises(natjax.CheckpointError, match="no text of mmdetection's config"):  # it cannot say the activation
-        natjax_convert.Checkpoint.open(tmp_path / "again.pth")
     torch = pytest.importorskip("torch", reason="reads the file as mmcv does")
     file = torch.load(tmp_path / "a.pth", weights_only=True)
     assert file["meta"].keys() == {"CLASSES", "config"}
     assert file["meta"]["CLASSES"] == list(config.id2label.values())
+
+
+@pytest.mark.parametrize("changes", [{"hidden_act": "relu"}, {"stage_loss_weights": (0.5,)}])
+def test_what_a_config_text_cannot_say_is_asked_for(tmp_path, changes):
+    config = natjax_convert.Checkpoint.open(MASK).config.replace(**changes)
+    assert untold(config) == [*changes]
+    natjax_convert.convert(MASK, tmp_path / "a.pth", config=config, to="mmdet")
+    with pytest.raises(natjax.CheckpointError, match="no text of mmdetection's config"):
+        natjax_convert.Checkpoint.open(tmp_path / "a.pth")
 
 
 STDS = CascadeMaskRcnnConfig.box_stds

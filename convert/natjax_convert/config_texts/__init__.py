@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from natjax.configuration import DenseConfig, NatConfig, UperNetConfig
+from natjax.configuration import DenseConfig, MaskRcnnConfig, NatConfig, UperNetConfig
 from natjax_convert.config_texts import mmdet, mmseg
 from natjax_convert.config_texts.literals import model_of, source
 from natjax_convert.config_texts.parts import backbone_fields, backbone_of
@@ -67,9 +67,12 @@ def meta_of(config: Any) -> dict[str, Any]:
 
 
 def untold(config: DenseConfig) -> list[str]:
-    """Returns the backbone's fields that decide what a model computes and that no config text can say."""
+    """Returns the fields that decide what a model computes, or what its losses are, and that no config text can say."""
     plain = NatConfig()
-    return [name for name in _UNTOLD if getattr(config.trunk, name) != getattr(plain, name)]
+    fields = [name for name in _UNTOLD if getattr(config.trunk, name) != getattr(plain, name)]
+    if type(config) is MaskRcnnConfig and config.stage_loss_weights != MaskRcnnConfig.stage_loss_weights:
+        fields.append("stage_loss_weights")  # which a cascade alone has in mmdetection
+    return fields
 
 
 def _is_palette(value: Any, count: int) -> bool:
