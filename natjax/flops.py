@@ -15,8 +15,8 @@ import math
 from collections.abc import Sequence
 
 from natjax.configuration import DenseConfig, MaskRcnnConfig, NatConfig, UperNetConfig
+from natjax.configuration.detection import BOX_SIDE, MASK_SIDE
 from natjax.configuration.upernet import AUXILIARY_FEATURE
-from natjax_convert.heads import BOX_SIDE, MASK_SIDE
 from natjax_convert.pieces import Parameter
 from natjax_convert.shapes import Kind, parameters
 

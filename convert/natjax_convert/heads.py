@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig, NatConfig, UperNetConfig
+from natjax.configuration.detection import BOX_SIDE
 from natjax.configuration.upernet import AUXILIARY_FEATURE
 from natjax.text import shortened
 from natjax_convert.pieces import Parameter, ParameterPath, Piece, Shape, at, conv, conv_block, has, linear
-
-BOX_SIDE, MASK_SIDE = 7, 14  # of the maps of a region that go into box and mask heads
 
 
 def upernet(config: UperNetConfig) -> Iterator[Parameter]:

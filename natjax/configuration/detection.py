@@ -15,6 +15,15 @@ from natjax.configuration.dense import DenseConfig
 
 BOX_LOSSES = ("l1", "giou")
 
+# What every model has, and no field says.
+BOX_SIDE, MASK_SIDE = 7, 14  # of a region's features in box and mask heads; masks have twice that
+RPN_STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas of anchors
+RPN_IOUS = {
+    "positive": 0.7,
+    "negative": 0.3,
+    "minimum": 0.3,
+}  # which anchors learn: see natjax.detection.matching.match
+
 _STDS = (0.1, 0.1, 0.2, 0.2)
 _COUNTS = (
     "fpn_channels",

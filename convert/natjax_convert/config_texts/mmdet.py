@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig
+from natjax.configuration.detection import BOX_SIDE, MASK_SIDE, RPN_IOUS, RPN_STDS
 from natjax.text import shortened
 from natjax_convert.config_texts.parts import Either, check, part
-from natjax_convert.heads import BOX_SIDE, MASK_SIDE
 
 _MAX_STAGES = 16
 _STAGES = (("roi_head", "bbox_head"), ("roi_head", "mask_head"), ("train_cfg", "rcnn"))  # what is a list in a cascade
@@ -195,7 +195,7 @@ def _written(config: MaskRcnnConfig) -> dict[str, Any]:
                 "scales": [config.anchor_scale],
                 "strides": list(config.strides),
             },
-            "bbox_coder": _coder((1.0, 1.0, 1.0, 1.0)),
+            "bbox_coder": _coder(RPN_STDS),
             "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
             "loss_bbox": ({"type": "SmoothL1Loss", "beta": beta} if beta else {"type": "L1Loss"})
             | {"loss_weight": 1.0},
@@ -203,7 +203,7 @@ def _written(config: MaskRcnnConfig) -> dict[str, Any]:
         "roi_head": _roi_head(config),
         "train_cfg": {
             "rpn": {
-                "assigner": _assigner(0.7, 0.3, 0.3) | {"match_low_quality": True},
+                "assigner": _assigner(**RPN_IOUS) | {"match_low_quality": True},
                 "sampler": _sampler(add_gt_as_proposals=False),
                 "allowed_border": -1 if border is None else border,
                 "pos_weight": -1,

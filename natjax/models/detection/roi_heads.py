@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from natjax.configuration import MaskRcnnConfig
+from natjax.configuration.detection import BOX_SIDE, MASK_SIDE
 from natjax.detection.boxes import decode
 from natjax.detection.lists import of_valid
 from natjax.detection.nms import classwise_nms
@@ -23,9 +24,6 @@ from natjax.nn.layers import conv, linear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
-
-BOX_SIDE = 7  # of the features of a box head
-MASK_SIDE = 14  # of those of a mask head, whose masks have twice that
 
 
 class Stage(NamedTuple):

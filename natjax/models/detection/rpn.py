@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from natjax.configuration import MaskRcnnConfig
+from natjax.configuration.detection import RPN_STDS
 from natjax.detection.boxes import decode
 from natjax.detection.nms import nms
 from natjax.nn.initializers import truncated_normal
@@ -21,8 +22,6 @@ from natjax.nn.layers import conv
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
-
-STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas
 
 
 class Proposals(NamedTuple):
@@ -88,7 +87,7 @@ def propose(
     for level, (of_logits, of_deltas, of_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
         best, index = jax.lax.top_k(jax.nn.sigmoid(of_logits), min(pre_nms, len(of_anchors)))
         picked = jnp.take_along_axis(of_deltas, index[..., None], axis=1)
-        boxes.append(decode(jnp.asarray(of_anchors)[index], picked, STDS, image_sizes[:, None]))
+        boxes.append(decode(jnp.asarray(of_anchors)[index], picked, RPN_STDS, image_sizes[:, None]))
         scores.append(best)
         levels.append(np.full(best.shape[1], level, np.int32))
     groups = jnp.asarray(np.concatenate(levels))

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax.configuration import MaskRcnnConfig
+from natjax.configuration.detection import BOX_SIDE, MASK_SIDE, RPN_IOUS, RPN_STDS
 from natjax.detection.boxes import decode, encode
 from natjax.detection.losses import binary_cross_entropy, cross_entropy, giou_loss, l1_loss
 from natjax.detection.masks import mask_targets
 from natjax.detection.matching import match, sample
-from natjax.models.detection.roi_heads import BOX_SIDE, MASK_SIDE, RoiHead, Stage
-from natjax.models.detection.rpn import STDS
+from natjax.models.detection.roi_heads import RoiHead, Stage
 from natjax_kernels.checks import as_array
 
 if TYPE_CHECKING:
@@ -129,16 +129,7 @@ def rpn_losses(
     """Returns the losses of the region proposal network: of its scores, and of the boxes of anchors that are of objects."""
 
     def sums(usable, logits, deltas, boxes, valid, key):
-        matched = match(
-            jnp.asarray(anchors),
-            boxes,
-            valid=usable,
-            gt_valid=valid,
-            positive=0.7,
-            negative=0.3,
-            minimum=0.3,
-            low_quality=True,
-        )
+        matched = match(jnp.asarray(anchors), boxes, valid=usable, gt_valid=valid, low_quality=True, **RPN_IOUS)
         indices, chosen = sample(
             key, matched, count=config.rpn_batch_size, positive_fraction=config.rpn_positive_fraction
         )
@@ -146,7 +137,7 @@ def rpn_losses(
         positive = chosen & (matched > 0)
         scores = binary_cross_entropy(logits[indices], positive.astype(logits.dtype), chosen.astype(logits.dtype))
         own = jnp.asarray(anchors)[indices]
-        wanted = encode(own, jnp.where(positive[:, None], boxes[jnp.maximum(matched - 1, 0)], own), STDS)
+        wanted = encode(own, jnp.where(positive[:, None], boxes[jnp.maximum(matched - 1, 0)], own), RPN_STDS)
         weights = positive[:, None].astype(deltas.dtype)
         moved = l1_loss(deltas[indices], wanted, weights, beta=config.rpn_smooth_l1_beta)
         positives = jnp.sum(positive)
