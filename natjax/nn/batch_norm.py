@@ -58,7 +58,8 @@ class BatchNorm(nnx.Module):
 
         Args:
             x: maps.
-            counted: which maps the batch's statistics are of, at least one; None for all. The others are padding.
+            counted: which maps the batch's statistics are of; None for all. The others are padding. Without any, the running
+                statistics stay as they are.
 
         Raises:
             ValueError: the batch's statistics would be of one value per channel.
@@ -72,21 +73,23 @@ class BatchNorm(nnx.Module):
         return y.astype(self.dtype or jnp.promote_types(x.dtype, self.scale[...].dtype))
 
     def _batch_statistics(self, x: Array, counted: Array | None) -> tuple[Array, Array]:
-        count = math.prod(x.shape[:-1])
-        if count < 2:
+        values = math.prod(x.shape[:-1])
+        if values < 2:
             raise ValueError(
                 f"Expected more than 1 value per channel to normalise by a batch's statistics; got shape {x.shape}. Use a larger "
                 "batch or larger images, or running statistics: nnx.view(model, use_running_average=True)."
             )
-        where = None
+        where, count = None, jnp.asarray(values, x.dtype)
         if counted is not None:
             where = counted[:, None, None, None]
             count = jnp.sum(counted, dtype=x.dtype) * math.prod(x.shape[1:3])
-        mean = jnp.mean(x, axis=(0, 1, 2), where=where)
+        mean = jnp.sum(x, axis=(0, 1, 2), where=where) / jnp.maximum(count, 1)
         # Two passes, as float32 loses small variances in one.
-        var = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2), where=where)
-        for running, new in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
+        squares = jnp.sum(jnp.square(x - mean), axis=(0, 1, 2), where=where)
+        var = squares / jnp.maximum(count, 1)
+        for running, new in ((self.mean, mean), (self.var, squares / jnp.maximum(count - 1, 1))):
             new = jax.lax.stop_gradient(new).astype(jnp.float32)
-            running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * new
-        self.num_batches_tracked[...] = self.num_batches_tracked[...] + 1
+            updated = (1 - MOMENTUM) * running[...] + MOMENTUM * new
+            running[...] = jnp.where(count > 0, updated, running[...])
+        self.num_batches_tracked[...] = self.num_batches_tracked[...] + jnp.asarray(count > 0, jnp.int32)
         return mean, var

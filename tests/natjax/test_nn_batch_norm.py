@@ -49,19 +49,21 @@ def test_a_batch_normalises_and_updates_by_its_unbiased_variance():
     assert new.num_batches_tracked[...] == 6
 
 
+def statistics_and_vjp(layer, x, *counted):
+    """Normalised maps, new running statistics, and a function from a cotangent of the former to that of `x`."""
+    graphdef, state = nnx.split(nnx.view(layer, use_running_average=False))
+
+    def normalise(x):
+        new = nnx.merge(graphdef, state, copy=True)
+        return new(x, *counted), nnx.state(new, nnx.BatchStat)
+
+    y, pull, statistics = jax.vjp(normalise, x, has_aux=True)
+    return y, statistics, lambda cotangent: pull(cotangent)[0]
+
+
 def test_padded_maps_do_not_count():
     counted, x = np.array([True, False, True, False]), maps(4, 3, 5, 3)
     x[~counted] *= 100
-
-    def statistics_and_vjp(layer, x, *counted):
-        graphdef, state = nnx.split(nnx.view(layer, use_running_average=False))
-
-        def normalise(x):
-            new = nnx.merge(graphdef, state, copy=True)
-            return new(x, *counted), nnx.state(new, nnx.BatchStat)
-
-        y, pull, statistics = jax.vjp(normalise, x, has_aux=True)
-        return y, statistics, lambda cotangent: pull(cotangent)[0]
 
     got, statistics, pull = statistics_and_vjp(layer(), x, counted)
     want, statistics_alone, pull_alone = statistics_and_vjp(layer(), x[counted])
@@ -69,6 +71,14 @@ def test_padded_maps_do_not_count():
     cotangent = jnp.where(counted[:, None, None, None], jnp.sin(got), 0)
     close(pull(cotangent)[counted], pull_alone(jnp.sin(want)))
     jax.tree.map(close, statistics, statistics_alone)
+
+
+def test_padding_alone_leaves_the_running_statistics():
+    x = maps(2, 3, 5, 3)
+    y, statistics, pull = statistics_and_vjp(layer(), x, np.zeros(2, bool))
+    jax.tree.map(np.testing.assert_array_equal, statistics, nnx.state(layer(), nnx.BatchStat))
+    assert np.isfinite(y).all()
+    np.testing.assert_array_equal(pull(jnp.zeros_like(y)), np.zeros_like(x))
 
 
 def test_pytorch_does_the_same():
