@@ -139,6 +139,11 @@ class MaskRcnnConfig(DenseConfig):
         return len(self.box_stds)
 
     @property
+    def box_positive_size(self) -> int:
+        """Proposals of an image, at most, that learn boxes and masks: the part of `box_batch_size` that is of objects."""
+        return int(self.box_batch_size * self.box_positive_fraction)
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Pixels between the points of every map of the pyramid: one map per level of the backbone, and a coarser one."""
         return tuple(self.trunk.patch_size * 2**i for i in range(self.trunk.num_levels + 1))
@@ -154,6 +159,11 @@ class MaskRcnnConfig(DenseConfig):
             expect_number(name, getattr(self, name))
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
+        if not self.box_positive_size:
+            raise ValueError(
+                f"box_positive_fraction must leave 1 at least of the {self.box_batch_size} proposals of box_batch_size to "
+                f"objects; got {self.box_positive_fraction}."
+            )
         if self.rpn_anchor_border is not None:
             expect_int("rpn_anchor_border", self.rpn_anchor_border, minimum=0, maximum=MAX_SIZE)
         if self.box_loss not in BOX_LOSSES:

@@ -54,6 +54,11 @@ def test_changes_go_to_the_backbone_where_they_are_its_fields():
         ({"rpn_anchor_border": -1}, "rpn_anchor_border must be an integer of at least 0; got -1"),
         ({"box_loss": "l2"}, "box_loss must be one of l1, giou; got 'l2'"),
         ({"box_loss_weight": -1}, "box_loss_weight must not be negative"),
+        (
+            {"box_positive_fraction": 0.0},
+            "must leave 1 at least of the 512 proposals of box_batch_size to objects; got 0.0",
+        ),
+        ({"box_batch_size": 3}, "box_positive_fraction must leave 1 at least of the 3 proposals .* got 0.25"),
         ({"box_low_quality_matches": 1}, "box_low_quality_matches must be true or false; got 1"),
         ({"anchor_ratios": (1, 0)}, "entries of anchor_ratios must be positive"),
         ({"anchor_ratios": ()}, "anchor_ratios must be a sequence of one or more entries"),

@@ -247,9 +247,8 @@ def mask_losses(
 ) -> list[Float[Array, ""]]:
     """Returns the losses of all mask heads: of the pixels of proposals that are of objects, in their class."""
     config = head.config
-    # Positives are the first ones, and more there cannot be.
-    most = int(config.box_batch_size * config.box_positive_fraction)
-    firsts = [Sample(*(x[:, :most] for x in sampled)) for sampled in samples]
+    # Positives are the first ones.
+    firsts = [Sample(*(x[:, : config.box_positive_size] for x in sampled)) for sampled in samples]
     boxes = jnp.concatenate([jnp.where(first.is_object[..., None], first.boxes, 0) for first in firsts], axis=1)
     ends = np.cumsum([first.valid.shape[1] for first in firsts])[:-1]
     features, losses = jnp.split(head.features(maps, boxes, MASK_SIDE), ends, axis=1), []
