@@ -222,6 +222,13 @@ def test_places_without_an_object_change_nothing(step):
     assert same(step(labels, jax.random.key(0)), want)
 
 
+def test_traced_objects_without_a_box_count_as_none(step):
+    labels, drawn = objects(), objects()
+    for box in ([5, 5, 5, 9], [30, 20, 10, 40], [5, 5, np.nan, 9], [5, 5, np.inf, 9]):
+        drawn["boxes"][1, 2], drawn["valid"][1, 2] = box, True
+        assert same(step(drawn, jax.random.key(0)), step(labels, jax.random.key(0)))
+
+
 def test_images_without_objects(step):
     labels = objects()
     found, _, gradients = step({**labels, "valid": np.zeros_like(labels["valid"])}, jax.random.key(0))
@@ -249,6 +256,11 @@ def test_labels_that_do_not_fit():
         ),
         ({"masks": labels["masks"][:, :, :50]}, r"labels\['masks'\] must be bool \[B, G, 64, 64\]"),
         ({"class_labels": labels["class_labels"] + 2}, r"of objects must be in \[0, 3\); got \[3, 3, 4\]"),
+        (
+            {"boxes": labels["boxes"][..., [2, 1, 0, 3]]},
+            r"labels\['boxes'\] of objects must be x1, y1, x2, y2 in pixels with sides above 0; got \[\[30.0, 6.0, 4.0, 40.0\], ",
+        ),
+        ({"boxes": np.where(labels["boxes"] == 60, np.inf, labels["boxes"])}, r"got \[\[20.0, 20.0, inf, 50.0\]\]"),
         ({"areas": labels["boxes"]}, r"labels must be a dict of boxes, class_labels, valid, masks; got \['areas', "),
     ):
         with pytest.raises(ValueError, match=message):

@@ -122,7 +122,8 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
             pixel_values: as in `__call__`.
             labels: the objects of the images, with G places for each image: "boxes", x1, y1, x2, y2 in pixels, floating point
                 [B, G, 4]; "class_labels", class indices, integers [B, G]; "masks", bool [B, G, H, W]; "valid", which places
-                have an object, bool [B, G].
+                have an object, bool [B, G]. Drop objects whose box has no finite sides above 0: they are an error, and count as
+                no object where the labels are traced.
             image_sizes: as in `__call__`.
             padded_sizes: (height, width) that anchors which learn have to be centred in where `config.rpn_anchor_border` is None,
                 integers; None: the arrays' own. mmdetection has each image's size up to the next multiple of 32 there.

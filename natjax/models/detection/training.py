@@ -49,7 +49,7 @@ class Targets(NamedTuple):
 
 
 def checked_targets(labels: Any, shape: tuple[int, ...], classes: int) -> Targets:
-    """Returns ground truth as the losses take it.
+    """Returns ground truth as the losses take it: valid are the objects whose box has finite sides above 0.
 
     Args:
         labels: see `MaskRcnnForObjectDetection.losses`.
@@ -59,7 +59,7 @@ def checked_targets(labels: Any, shape: tuple[int, ...], classes: int) -> Target
     Raises:
         TypeError: an entry is no array.
         ValueError: entries are missing or unknown, or one has another shape or dtype; or (where it is not traced) an object has
-            another class than the model's.
+            another class than the model's, or no such box.
     """
     names = {"boxes": "boxes", "class_labels": "labels", "valid": "valid", "masks": "masks"}
     if not isinstance(labels, Mapping) or set(labels) != set(names):
@@ -81,11 +81,17 @@ def checked_targets(labels: Any, shape: tuple[int, ...], classes: int) -> Target
                 f"labels[{name!r}] must be {_KINDS[kind]} [{', '.join(wanted)}] for B = {batch} images with places for G "
                 f"objects, at least 1; got {value.dtype} of shape {value.shape}."
             )
-    legal = ~targets.valid | ((targets.labels >= 0) & (targets.labels < classes))
-    if not isinstance(legal, jax.core.Tracer) and not legal.all():
-        wrong = np.asarray(targets.labels)[~np.asarray(legal)][:5].tolist()
-        raise ValueError(f"labels['class_labels'] of objects must be in [0, {classes}); got {wrong}.")
-    return targets._replace(boxes=targets.boxes.astype(jnp.float32), labels=targets.labels.astype(jnp.int32))
+    boxes = targets.boxes.astype(jnp.float32)
+    are_boxes = (abs(boxes) < np.inf).all(axis=2) & (boxes[..., 2:] > boxes[..., :2]).all(axis=2)
+    for name, legal, expected in (
+        ("class_labels", (targets.labels >= 0) & (targets.labels < classes), f"in [0, {classes})"),
+        ("boxes", are_boxes, "x1, y1, x2, y2 in pixels with sides above 0"),
+    ):
+        illegal = targets.valid & ~legal
+        if not isinstance(illegal, jax.core.Tracer) and illegal.any():
+            wrong = np.asarray(getattr(targets, names[name]))[np.asarray(illegal)][:5].tolist()
+            raise ValueError(f"labels[{name!r}] of objects must be {expected}; got {wrong}.")
+    return Targets(boxes, targets.labels.astype(jnp.int32), targets.valid & are_boxes, targets.masks)
 
 
 class Sample(NamedTuple):
