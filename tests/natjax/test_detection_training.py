@@ -229,6 +229,30 @@ def test_traced_objects_without_a_box_count_as_none(step):
         assert same(step(drawn, jax.random.key(0)), step(labels, jax.random.key(0)))
 
 
+@pytest.mark.parametrize("border", [None, 1000])
+def test_anchors_that_learn_are_centred_in_the_image_with_its_own_padding(border, monkeypatch):
+    """All are of the background here, so the loss is that of their logits."""
+    padded, labels = np.array([[64, 64], [32, 40]]), objects()
+    monkeypatch.setattr(mask_rcnn, "roi_losses", lambda *_: {})
+    config = SMALL.replace(rpn_anchor_border=border, rpn_batch_size=10**6)
+    model = natjax.MaskRcnnForObjectDetection(config, rngs=nnx.Rngs(0))
+    labels["valid"][:] = False
+
+    @nnx.jit
+    def losses_and_logits(model):
+        found = model.losses(IMAGES, labels, padded - 5, padded, rngs=jax.random.key(0))
+        return found["loss_rpn_cls"], model.rpn_head(model.neck(model.backbone(IMAGES).feature_maps))[0]
+
+    got, logits = losses_and_logits(model)
+    total, number = 0.0, 0
+    for of_map, stride in zip(logits, config.strides, strict=True):
+        maps = np.asarray(of_map).reshape(2, -(-64 // stride), -(-64 // stride), 3)
+        for image, (height, width) in zip(maps, padded, strict=True):
+            learn = image[: -(-height // stride), : -(-width // stride)]
+            total, number = total + np.sum(np.logaddexp(0, learn, dtype=np.float64)), number + learn.size
+    np.testing.assert_allclose(got, total / (number + 2), rtol=1e-5)  # at least one positive of each image, it is said
+
+
 def test_images_without_objects(step):
     labels = objects()
     found, _, gradients = step({**labels, "valid": np.zeros_like(labels["valid"])}, jax.random.key(0))

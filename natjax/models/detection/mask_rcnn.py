@@ -125,8 +125,8 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
                 have an object, bool [B, G]. Drop objects whose box has no finite sides above 0: they are an error, and count as
                 no object where the labels are traced.
             image_sizes: as in `__call__`.
-            padded_sizes: (height, width) that anchors which learn have to be centred in where `config.rpn_anchor_border` is None,
-                integers; None: the arrays' own. mmdetection has each image's size up to the next multiple of 32 there.
+            padded_sizes: (height, width) that anchors which learn are centred in, integers; None: the arrays' own. In mmdetection
+                it is each image's size up to the next multiple of 32. How far they reach is `config.rpn_anchor_border`'s matter.
             rngs: `nnx.Rngs` or a `jax.random.key` of the anchors and proposals that are chosen, and of dropouts.
 
         Raises:
@@ -145,7 +145,9 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
         logits, deltas = self.rpn_head(pyramid)
         proposals = self.propose(pyramid, logits, deltas, image_sizes, training=True)
         anchors, border = np.concatenate(self.anchors(pyramid)), config.rpn_anchor_border
-        usable = centred_inside(anchors, padded_sizes) if border is None else inside(anchors, image_sizes, border)
+        usable = centred_inside(anchors, padded_sizes)
+        if border is not None:
+            usable &= inside(anchors, image_sizes, border)
         logits, deltas = (jnp.concatenate(of_maps, axis=1) for of_maps in (logits, deltas))
         losses = rpn_losses(config, anchors, usable, logits, deltas, targets, of_anchors)
         losses |= roi_losses(
