@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from natjax.segmentation_presets import SegmentationPreset
 
 MODEL_HELP = (
-    "a name of `natjax list`, a folder or a run with a config.json, that file, or an id of the Hugging Face Hub"
+    "a name of `natjax list`, a folder or a run with a config.json, that file, a .pth that holds the text of its config, or an "
+    "id of the Hugging Face Hub"
 )
 ACCURACIES = ("top1", "miou", "miou_multi_scale", "box_ap", "mask_ap")  # attributes of presets, some each
 _IMAGENET_SIDE = 224  # of images whose size nothing says
@@ -39,6 +40,7 @@ def read_model(model: str) -> tuple[Any, NatImageProcessor | None]:
     """
     from natjax.configuration import read_config
     from natjax.image_processing import NatImageProcessor
+    from natjax_convert import Checkpoint
 
     if find_preset(model):
         return get_config(model), None
@@ -46,6 +48,8 @@ def read_model(model: str) -> tuple[Any, NatImageProcessor | None]:
     if not (path / CONFIG_NAME).is_file() or (path / "model").is_dir():  # but that of a run without a model yet
         path = locate(model, weights=False)
     config = path if path.suffix == ".json" and path.is_file() else _folder(path) / CONFIG_NAME
+    if not config.is_file() and path.is_file() and path.suffix != ".json":
+        return Checkpoint.open(path).config, None  # some files hold the text of their config
     if not config.is_file():
         raise CheckpointError(
             f"{model}: there is no {CONFIG_NAME}, and weights alone do not say their architecture. Name a preset of "

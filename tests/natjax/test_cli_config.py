@@ -1,5 +1,8 @@
 """What the command line takes for a model's architecture, image processor and size of images."""
 
+import pathlib
+import shutil
+
 import pytest
 from flax import nnx
 
@@ -51,12 +54,22 @@ def test_runs_before_their_first_evaluation(tmp_path, capsys):
     assert "at 224 x 224 pixels" in capsys.readouterr().out
 
 
+def test_a_file_that_holds_the_text_of_its_config(tmp_path):
+    goldens = pathlib.Path(__file__).parents[1] / "goldens"
+    shutil.copy(goldens / "mmdet_mask_rcnn" / "checkpoint.pth", tmp_path)
+    config, processor = read_model(str(tmp_path / "checkpoint.pth"))
+    assert (config.model_type, config.fpn_channels, processor) == ("mask_rcnn", 12, None)
+    shutil.copy(goldens / "shilabs_nat" / "checkpoint.pth", tmp_path)
+    with pytest.raises(natjax.CheckpointError, match="its tensors do not tell NAT from DiNAT"):
+        read_model(str(tmp_path / "checkpoint.pth"))
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
         (None, "x: no such file or directory, and no id"),
         ("x/model.safetensors", "x: there is no config.json, and weights alone do not say their architecture"),
-        ("x", "x: there is no config.json, and weights alone do not say their architecture"),
+        ("x", "x: neither a safetensors file nor one of torch.save"),
         ("x/recipe.json", "x: the run has no model before its first evaluation"),
     ],
 )
