@@ -69,7 +69,7 @@ def test_a_file_that_holds_the_text_of_its_config(tmp_path):
     [
         (None, "x: no such file or directory, and no id"),
         ("x/model.safetensors", "x: there is no config.json, and weights alone do not say their architecture"),
-        ("x", "x: neither a safetensors file nor one of torch.save"),
+        ("x", "x: a JSON file, but not the index of a sharded checkpoint"),
         ("x/recipe.json", "x: the run has no model before its first evaluation"),
     ],
 )
