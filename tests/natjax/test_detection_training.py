@@ -1,5 +1,6 @@
 """Training losses of Mask R-CNN and Cascade Mask R-CNN against mmdetection (tests/goldens), and by small random models."""
 
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -111,14 +112,23 @@ def check_samples(step, golden, beginnings):
             assert np.sum(stage.matched[i] > 0) == golden[f"{beginning}positives_{i}"]
 
 
-def check_tensors(step, golden, beginning, *, count):
-    """Within 5e-5 of the largest number of an array; mmdetection's own change by 2e-4 to 3e-3 when the pyramid does by 1e-6."""
-    kinds = (f"{beginning}grad/", f"{beginning}stats/")
-    names = [name for name in golden.files if name.startswith(kinds)]
-    assert len(names) == count
-    for name in names:
-        ours, theirs = step.tensors[name.removeprefix(beginning).split("/")[1]], golden[name]
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-5 * np.abs(theirs).max(), err_msg=name)
+def check_tensors(step, name, golden, mode, *, count):
+    """Errors are parts of the largest number of an array.
+
+    Rounding may turn a ReLU on or off. So mmdetection's own gradients change when its pyramid does by 1e-6, and nobody's can be
+    closer than that; most are, by far.
+    """
+    beginning = f"train_{mode}/"
+    of_arrays = [each for each in golden.files if each.startswith((f"{beginning}grad/", f"{beginning}stats/"))]
+    assert len(of_arrays) == count
+    errors = {}
+    for each in of_arrays:
+        ours, theirs = step.tensors[each.removeprefix(beginning).split("/")[1]], golden[each]
+        errors[each] = np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0)
+    stability = json.loads((GOLDENS / name / "provenance.json").read_text())["stability"]
+    own_change = max(change["gradients"] for change in stability["training_relative_change"][mode])
+    assert max(errors.values()) < own_change, max(errors.items(), key=lambda item: item[1])
+    assert np.median(list(errors.values())) < 5e-6
 
 
 def test_training_step_of_mask_rcnn(monkeypatch):
@@ -126,7 +136,7 @@ def test_training_step_of_mask_rcnn(monkeypatch):
     step = training_step(model, golden, "train_running/", monkeypatch, use_running_average=True)
     check_losses(step, golden, "train_running/")
     check_samples(step, golden, ["train_running/"])
-    check_tensors(step, golden, "train_running/", count=117)
+    check_tensors(step, "mmdet_mask_rcnn", golden, "running", count=117)
 
 
 @pytest.mark.parametrize("mode", ["running", "batch"])
@@ -139,7 +149,7 @@ def test_training_step_of_cascade_mask_rcnn(mode, monkeypatch):
     check_losses(step, golden, f"train_{mode}/")
     check_samples(step, golden, stages)
     if not running:
-        check_tensors(step, golden, "train_batch/", count=148)
+        check_tensors(step, "mmdet_cascade_mask_rcnn", golden, "batch", count=148)
 
 
 BACKBONE = natjax.NatConfig(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), kernel_size=3, drop_path_rate=0.0)
