@@ -15,8 +15,6 @@ from flax import nnx
 import natjax
 from natjax.detection.masks import paste_masks
 
-pytestmark = pytest.mark.nnx
-
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 MODELS = {
     "mmdet_mask_rcnn": natjax.MaskRcnnForObjectDetection,
