@@ -10,10 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig, NatConfig
-from natjax.segmentation_presets import every_second
+from natjax.segmentation_presets import FILES, every_second
 
 _CLASSES = 80  # of COCO
-_FILES = "https://shi-labs.com/projects/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,8 +94,8 @@ def detection_presets(backbones: Mapping[str, NatConfig]) -> dict[str, Detection
 def _address(backbone: str, family: type[MaskRcnnConfig]) -> str:
     cascade = family is CascadeMaskRcnnConfig
     if backbone.startswith("nat"):
-        return f"{_FILES}nat/checkpoints/DET/{backbone}_{'cascademaskrcnn' if cascade else 'maskrcnn'}.pth"
-    return f"{_FILES}dinat/checkpoints/coco/{'cascadedmaskrcnn' if cascade else 'maskrcnn'}_{backbone}.pth"
+        return f"{FILES}nat/checkpoints/DET/{backbone}_{'cascademaskrcnn' if cascade else 'maskrcnn'}.pth"
+    return f"{FILES}dinat/checkpoints/coco/{'cascadedmaskrcnn' if cascade else 'maskrcnn'}_{backbone}.pth"
 
 
 def _dilations(depths: Sequence[int]) -> tuple[tuple[int, ...], ...]:

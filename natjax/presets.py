@@ -17,7 +17,7 @@ from typing import Any
 from natjax.configuration import DinatSConfig, NatConfig, NatIsotropicConfig, VitRpbConfig
 from natjax.detection_presets import detection_presets
 from natjax.labels import ade20k, coco, imagenet_1k, imagenet_22k
-from natjax.segmentation_presets import segmentation_presets
+from natjax.segmentation_presets import FILES, segmentation_presets
 from natjax.text import did_you_mean
 
 _CLASSES_1K, _CLASSES_22K = 1000, 21841
@@ -25,8 +25,8 @@ _ARCHITECTURE = (
     *("patch_size", "embed_dim", "depths", "num_heads", "kernel_size", "dilations", "mlp_ratio", "qkv_bias"),
     "hidden_act",
 )
-_NAT_FILES = "https://shi-labs.com/projects/nat/checkpoints/CLS/"
-_DINAT_FILES = "https://shi-labs.com/projects/dinat/checkpoints/"
+_NAT_FILES = f"{FILES}nat/checkpoints/CLS/"
+_DINAT_FILES = f"{FILES}dinat/checkpoints/"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # per channel, of pixels 0..1
 
 

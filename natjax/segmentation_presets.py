@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from natjax.configuration import NatConfig, UperNetConfig
 
 _CLASSES = 150  # of ADE20K
-_FILES = "https://shi-labs.com/projects/"
+FILES = "https://shi-labs.com/projects/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class SegmentationPreset:
 
     Attributes:
         config: its architecture, with as many classes as ADE20K; `natjax.get_config` adds their names.
-        gmacs: published multiply-accumulates of one image of `image_size`, in units of 1e9; the papers call them GFLOPs.
+        gmacs: published multiply-accumulates of one image of `image_size`, in units of 1e9; the papers call them GFLOPs. None
+            where they are not published.
         miou: published mean intersection over union on ADE20K's validation set in percent, images at one scale.
         miou_multi_scale: the same, averaged over several scales and mirror images.
         address: the authors' file of the weights, a .pth.
@@ -78,7 +79,7 @@ def segmentation_presets(backbones: Mapping[str, NatConfig]) -> dict[str, Segmen
             gmacs=gmacs,
             miou=miou,
             miou_multi_scale=miou_multi_scale,
-            address=_FILES + file,
+            address=FILES + file,
             image_size=(640, 2560) if name.endswith("large") else (512, 2048),
         )
     return presets

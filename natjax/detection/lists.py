@@ -18,7 +18,7 @@ def of_valid(
     """Returns what a function makes of the valid entries of lists, zeros for the others.
 
     It takes blocks of entries, whatever their images, and no more blocks than there are valid entries for: time and memory go
-    with these. So there is no gradient in reverse mode. On a CPU, convolutions of many small maps take 0.7 times as long so.
+    with these. So there is no gradient in reverse mode.
 
     Args:
         function: of arrays [n, ...], each entry by itself, to one array [n, *shape].
@@ -27,7 +27,7 @@ def of_valid(
     """
     flat = [x.reshape(-1, *x.shape[2:]) for x in arrays]
     count = valid.size
-    # Few maps stay in a CPU's caches; a GPU wants many.
+    # A CPU is quicker with as many maps as its caches hold; a GPU wants many.
     size = 20 if jax.default_backend() == "cpu" else 100
     order = jnp.argsort(~valid.reshape(-1)).astype(jnp.int32)
     order = jnp.pad(order, (0, -count % size), constant_values=count)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax.detection import boxes as geometry
-from natjax.detection.roi_align import bin_weights
+from natjax.detection.roi_align import bin_weights, product
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -43,7 +43,7 @@ def mask_targets(
         start = box[1::-1] - 0.5
         weights = bin_weights(start, box[:1:-1] - 0.5 - start, cells, (height, width), (size, size))
         mask = jax.lax.dynamic_index_in_dim(flat_masks, index, keepdims=False).astype(box.dtype)
-        return _product(_product(weights[0, :, :height], mask), weights[1, :, :width].T)
+        return product(product(weights[0, :, :height], mask), weights[1, :, :width].T)
 
     flat_indices = (indices + objects * jnp.arange(images, dtype=indices.dtype)[:, None]).reshape(-1)
     shares = jax.lax.map(covered, (boxes.reshape(-1, 4), flat_indices), batch_size=_BLOCK)
@@ -87,7 +87,3 @@ def _taps(start: np.float32, end: np.float32, pixels: int, bins: int) -> tuple[i
     at = (at + 1) * np.float32(bins / 2) - np.float32(0.5)
     hats = 1 - np.abs(at[:, None] - np.arange(bins, dtype=np.float32))
     return first, np.maximum(hats, 0)
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -222,8 +222,8 @@ def _pool(share: Callable[..., _Share], x: Array, rois: _Rois, out: Array) -> Ar
         sizes = (1, *counts.shape[1:], x.shape[-1])
         cells = jax.lax.gather(x, at, layout, sizes, mode="promise_in_bounds").astype(dtype)
         cells = jnp.where(counts[..., None], cells, 0)
-        cells = _product(_per_row(columns.astype(dtype), counts), cells)  # [b, T, w, C]
-        cells = _product(rows.astype(dtype), cells.reshape(*cells.shape[:2], -1))  # [b, h, w x C]
+        cells = product(_per_row(columns.astype(dtype), counts), cells)  # [b, T, w, C]
+        cells = product(rows.astype(dtype), cells.reshape(*cells.shape[:2], -1))  # [b, h, w x C]
         return total + cells.reshape(total.shape)
 
     zeros = jnp.zeros((len(rois.index), *out.shape[1:]), dtype)
@@ -236,9 +236,9 @@ def _add_gradient(share: Callable[..., _Share], cotangent: Array, rois: _Rois, g
 
     def add(tile: Array, gradient: Array) -> Array:
         at, rows, columns, counts = share(rois, tile, gradient.shape)
-        cells = _product(rows.astype(gradient.dtype).mT, pulled.reshape(*pulled.shape[:2], -1))
+        cells = product(rows.astype(gradient.dtype).mT, pulled.reshape(*pulled.shape[:2], -1))
         cells = cells.reshape(*cells.shape[:2], *pulled.shape[2:])  # [b, T, w, C]
-        cells = _product(_per_row(columns.astype(gradient.dtype).mT, counts), cells)
+        cells = product(_per_row(columns.astype(gradient.dtype).mT, counts), cells)
         layout = jax.lax.ScatterDimensionNumbers(
             (1, 2, 3), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1, 2)
         )
@@ -261,7 +261,8 @@ def _per_row(columns: Array, counts: Array) -> Array:
     return jnp.broadcast_to(columns[:, None], (*counts.shape[:2], *columns.shape[1:]))
 
 
-def _product(a: Array, b: Array) -> Array:
+def product(a: Array, b: Array) -> Array:
+    """Returns a matrix product in all of the precision of its dtype, on every device."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
