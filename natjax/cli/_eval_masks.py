@@ -102,7 +102,7 @@ def _in_batches(args, checkpoint, net, source, table, names, progress, is_main_p
         eval_step = step.make_eval_step(graphdef, task)
         return evaluate.measure(
             task,
-            lambda pixel_values: eval_step(params, pixel_values, stats),
+            lambda inputs: eval_step(params, inputs, stats),
             source,
             processor,
             batch_size=args.batch_size,

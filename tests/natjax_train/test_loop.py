@@ -60,7 +60,7 @@ class Error:
         return -self.error
 
     def row(self):
-        return {"val_loss": self.error, "mse": self.error}
+        return {"mse": self.error}
 
     def text(self):
         return self.headline()
@@ -82,20 +82,27 @@ class Regression(Task):
         return self.initial_model()
 
     def prepare(self, key, batch):
-        return normalize(batch["image"], self.recipe.image_mean, self.recipe.image_std), batch["label"] / 10
+        targets = {"number": batch["label"] / 10, "even": batch["label"] % 2 == 0, "odd": batch["label"] % 2 == 1}
+        return normalize(batch["image"], self.recipe.image_mean, self.recipe.image_std), targets
 
-    def loss(self, outputs, targets):
-        return jnp.mean((outputs.logits[:, 0] - targets) ** 2)
+    def training_loss(self, model, pixel_values, targets, rngs):
+        errors = model(pixel_values, rngs=rngs).logits[:, 0] - targets["number"]
+        parts = {f"loss_{name}": jnp.mean(jnp.square(errors), where=targets[name]) for name in ("even", "odd")}
+        return jnp.mean(jnp.square(errors)), parts
 
-    def logits(self, outputs):
-        return outputs.logits
+    def predict(self, model, inputs):
+        return {"number": model(inputs).logits[:, 0]}
 
-    def judge(self, logits, batch):
-        found = {"mask": batch["mask"], "error": (logits[:, 0] - batch["label"] / 10) ** 2}
+    def judge(self, predictions, batch):
+        found = {"mask": batch["mask"], "error": (predictions["number"] - batch["label"] / 10) ** 2}
         return jax.tree.map(lambda x: reshard(x, P()), found)
 
-    def result(self, judged, images_per_second):
-        return Error(float(judged["error"].mean()))
+    def kept(self, judged):
+        return {"error": judged["error"].sum(keepdims=True), "images": np.array([len(judged["error"])])}
+
+    def result(self, judged, images_per_second, source):
+        assert judged["images"].sum() == len(source)
+        return Error(float(judged["error"].sum() / len(source)))
 
     def plot(self, result, directory):
         (directory / "error.txt").write_text(result.headline())
@@ -110,11 +117,17 @@ def test_a_second_task_is_a_class_and_an_entry(monkeypatch, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     errors = {row["step"]: row["mse"] for row in rows if "mse" in row}
     assert len(errors) == 2
+    steps = [row for row in rows if "lr" in row]
+    assert all(0 < row["loss_even"] != row["loss_odd"] > 0 for row in steps)
+    assert all(
+        min(row["loss_even"], row["loss_odd"]) < row["loss"] < max(row["loss_even"], row["loss_odd"]) for row in steps
+    )
     best = min(errors, key=errors.get)
     assert messages[-1].endswith(f"the model of step {best}, mse {errors[best]:.3f}.")
     assert (tmp_path / "run" / "error.txt").read_text() == f"mse {errors[best]:.3f}"
     assert (tmp_path / "run" / "curves.png").exists()
     loop.train(small_recipe(**changes), "digits", tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"mse"') == 2
     with pytest.raises(ValueError, match="begun with task regression, and cannot go on with classification"):
         loop.train(small_recipe(), "digits", tmp_path / "run", resume=True)
 

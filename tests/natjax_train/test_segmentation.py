@@ -109,7 +109,7 @@ def test_accumulation_updates_them_once_per_micro_batch():
 def test_images_of_one_pixel_train():
     model = natjax.UperNetForSemanticSegmentation(config(), rngs=nnx.Rngs(0))
     view, task = nnx.view(model, use_running_average=False), Segmentation(Recipe(**SETTINGS), CLASSES)
-    loss = task.loss(task.forward(view, jnp.ones((2, 1, 1, 3))), jnp.zeros((2, 1, 1), jnp.int32))
+    loss, _ = task.training_loss(view, jnp.ones((2, 1, 1, 3)), jnp.zeros((2, 1, 1), jnp.int32), jax.random.key(0))
     assert np.isfinite(loss)
 
 
@@ -269,11 +269,17 @@ def test_what_fills_up_a_crop_is_zero_and_the_loss_is_over_all_pixels():
     pixel_values, targets = task.prepare(jax.random.key(0), batch)
     assert float(jnp.abs(pixel_values[:, :, 28:]).max()) == 0
     np.testing.assert_allclose(pixel_values[:, :, :28], (batch["image"][:, :, :28] / 255 - 0.5) / 0.25, rtol=1e-6)
-    logits = jnp.zeros((8, 8, 8, 3)), jnp.zeros((8, 2, 2, 3)), 0.4
+
+    def loss(task, *logits):
+        weight = types.SimpleNamespace(auxiliary_loss_weight=0.4)
+        model = types.SimpleNamespace(decode=lambda pixel_values, rngs: logits, config=weight)
+        return task.training_loss(model, pixel_values, targets, jax.random.key(0))[0]
+
+    logits, auxiliary = jnp.zeros((8, 8, 8, 3)), jnp.zeros((8, 2, 2, 3))
     counted = float((batch["label"] != 255).mean())
-    np.testing.assert_allclose(task.loss(logits, targets), 1.4 * np.log(3) * counted, rtol=1e-6)
+    np.testing.assert_allclose(loss(task, logits, auxiliary), 1.4 * np.log(3) * counted, rtol=1e-6)
     valid = Segmentation(Recipe(**SETTINGS, loss_average="valid"), CLASSES)
-    np.testing.assert_allclose(valid.loss((*logits[:1], None, 0.4), targets), np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(loss(valid, logits, None), np.log(3), rtol=1e-6)
 
 
 def test_the_loss_falls():

@@ -1,13 +1,12 @@
 """Evaluation of a model on a source of images, exact over ragged last batches, meshes and processes.
 
-A task judges image by image on the device; what comes back is a few numbers per image, of all processes, so that every process
-counts the same.
+A task judges image by image on the device; what comes back is of the images of all processes, so that every process counts the
+same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from natjax_train.augment.device import normalize
 from natjax_train.data import Source
 from natjax_train.mesh import put_batch
 from natjax_train.tasks.base import Task
@@ -29,7 +27,7 @@ EXAMPLE, EXAMPLES = "example/", 6  # how a task's arrays begin that are kept of 
 
 def measure(
     task: Task,
-    apply: Callable[[jax.Array], jax.Array],
+    apply: Callable[[Any], Any],
     source: Source,
     processor: NatImageProcessor,
     *,
@@ -45,7 +43,7 @@ def measure(
 
     Args:
         task: what is measured.
-        apply: from pixel values [B, H, W, C] to the logits that the task judges.
+        apply: from what the task's `inputs` returns to what it judges, see `step.make_eval_step`.
         source: the images.
         processor: how images are prepared; scaling and normalising is left to the device.
         batch_size: images of a batch over all processes.
@@ -72,13 +70,14 @@ def measure(
         **loading,
     )
     with contextlib.closing(batches):
-        return evaluate(task, apply, through(batches), mean=mean, std=std, mesh=mesh, progress=progress)
+        return evaluate(task, apply, through(batches), source, mean=mean, std=std, mesh=mesh, progress=progress)
 
 
 def evaluate(
     task: Task,
-    apply: Callable[[jax.Array], jax.Array],
+    apply: Callable[[Any], Any],
     loader: Iterable[dict[str, np.ndarray]],
+    source: Source | None = None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -87,7 +86,8 @@ def evaluate(
 ) -> Any:
     """Evaluates a model on batches {"image": uint8 [B, H, W, C], "mask": bool [B], ...}, of which each process has its part.
 
-    Where the mask is False there is padding. Arguments, result and errors are those of `measure`.
+    Where the mask is False there is padding. Arguments, result and errors are those of `measure`; a task whose result needs no
+    source can do without.
     """
     pending, found = None, []
     examples: dict[str, list[np.ndarray]] = {}
@@ -99,7 +99,7 @@ def evaluate(
         mask = host.pop("mask")
         for name in [name for name in host if name.startswith(EXAMPLE)]:
             examples.setdefault(name, []).extend(host.pop(name)[mask][: max(0, EXAMPLES - done)])
-        found.append({name: values[mask] for name, values in host.items()})
+        found.append(task.kept({name: values[mask] for name, values in host.items()}))
         done += int(mask.sum())
         if len(found) == 1:
             began, before = time.perf_counter(), done
@@ -109,7 +109,7 @@ def evaluate(
     start = began
     for batch in loader:
         placed = put_batch(mesh, batch)
-        judged = task.judge(apply(_normalize(placed["image"], mean=tuple(mean), std=tuple(std))), placed)
+        judged = task.judge(apply(task.inputs(placed, mean, std)), placed)
         if pending is not None:
             fetch(pending)  # one batch late, so that the device is busy meanwhile
         pending = judged
@@ -121,7 +121,4 @@ def evaluate(
         began, before = start, 0
     speed = (done - before) / max(time.perf_counter() - began, 1e-9)
     judged = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    return task.result(judged | {name: np.stack(few) for name, few in examples.items()}, speed)
-
-
-_normalize = functools.partial(jax.jit, static_argnames=("mean", "std"))(normalize)
+    return task.result(judged | {name: np.stack(few) for name, few in examples.items()}, speed, source)

@@ -1,7 +1,7 @@
 """What a run reports: metrics.jsonl, a live line on a terminal, plain lines elsewhere, TensorBoard if installed.
 
 Every line of metrics.jsonl is one JSON object with a "step": of a step of training `loss`, `lr`, `images_per_second`, ...; of
-an evaluation `val_loss` and the task's, such as `top1`. What is not finite is null.
+an evaluation the task's numbers, such as `val_loss` and `top1`, and no `lr`. What is not finite is null.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _rewind(path: Path, step: int) -> int | None:
             found = json.loads(line)
             if line.endswith(b"\n") and found["step"] <= step:
                 kept.append(line)
-                evaluated = found["step"] if "val_loss" in found else evaluated
+                evaluated = evaluated if "lr" in found else found["step"]
         except (ValueError, KeyError, TypeError):  # a crash can leave anything
             continue
     with replacing(path) as temporary:

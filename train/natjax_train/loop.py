@@ -184,7 +184,7 @@ def train(
             params, stats = state.averaged
             return measure(
                 task,
-                lambda pixel_values: eval_step(params, pixel_values, stats),
+                lambda inputs: eval_step(params, inputs, stats),
                 val_source,
                 processor,
                 mean=mean,

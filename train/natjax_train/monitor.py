@@ -50,7 +50,7 @@ class StepMonitor:
         self._skipped_in_a_row = 0
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         self._names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending: tuple[int, dict[str, Any]] | None = None
         self._clock, self._waited = time.perf_counter(), 0.0  # since the last step was done
 
     def restart_clock(self) -> None:
@@ -59,7 +59,7 @@ class StepMonitor:
         if self._log:
             self._log.restart_clock()
 
-    def add(self, step: int, found: dict[str, jax.Array], waited: float) -> None:
+    def add(self, step: int, found: dict[str, Any], waited: float) -> None:
         """Takes a step's metrics, which may not be computed yet, and `waited` seconds for its data; looks at the one before.
 
         Raises:
@@ -98,6 +98,7 @@ class StepMonitor:
                 data_wait=waited / seconds,
                 skipped=int(host["skipped"]),
                 unreadable=len(self._batches.unreadable),
+                **{name: float(part) for name, part in host["parts"].items()},
             )
 
     def _stop_or_skip(self, step: int, loss: float, norm: float, norms: np.ndarray) -> None:

@@ -76,7 +76,7 @@ class Training:
     """
 
     init: Callable[..., TrainState]
-    step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+    step: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, Any]]]
 
 
 def split_model(model: Any, *, remat: bool = False) -> tuple[Any, Any, Any]:
@@ -130,12 +130,12 @@ def make_train_step(
     task: Task,
     recipe: Recipe,
     steps_per_epoch: int | float,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, Any]]]:
     """Returns the jitted step, to be called under `jax.set_mesh`; it donates the state.
 
-    The step's metrics are float32: `loss`, `lr`, `grad_norm` and `grad_norms`, one per parameter in the tree's order; int32
-    `skipped`; bool `finite`. A step whose loss, gradients or batch statistics are not finite changes nothing but `step` and
-    `skipped`.
+    The step's metrics are float32: `loss`, `parts`, a dict of those that the task names, `lr`, `grad_norm` and `grad_norms`, one
+    per parameter in the tree's order; int32 `skipped`; bool `finite`. A step whose loss, gradients or batch statistics are not
+    finite changes nothing but `step` and `skipped`.
 
     Args:
         graphdef: of the model in its training view.
@@ -156,31 +156,34 @@ def make_train_step(
         with jax.named_scope("augment"):
             pixel_values, targets = prepare(augmentation, batch)
         model = nnx.merge(graphdef, params, stats)
-        loss = task.loss(task.forward(model, pixel_values, dropout), targets)
-        return loss, batch_stats(model)  # of the global batch: the arrays are split over the devices, not the program
+        loss, parts = task.training_loss(model, pixel_values, targets, dropout)
+        # Statistics of the global batch: the arrays are split over the devices, not the program.
+        return loss, (batch_stats(model), parts)
 
     def gradients(
         params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[Float[Array, ""], Any, Any]:
+    ) -> tuple[Float[Array, ""], Any, Any, dict[str, Float[Array, ""]]]:
         differentiated = jax.value_and_grad(loss_fn, has_aux=True)
         if recipe.accumulate == 1:
-            (loss, stats), grads = differentiated(params, stats, batch, key)
-            return loss, grads, stats
+            (loss, (stats, parts)), grads = differentiated(params, stats, batch, key)
+            return loss, grads, stats, parts
 
-        def micro_step(carry: Any, micro: Any) -> tuple[Any, None]:
+        def micro_step(carry: Any, micro: Any) -> tuple[Any, dict[str, Float[Array, ""]]]:
             (total, stats), (index, batch) = carry, micro
-            (loss, stats), grads = differentiated(params, stats, batch, jax.random.fold_in(key, index))
-            return (jax.tree.map(jnp.add, total, (loss, grads)), stats), None
+            (loss, (stats, parts)), grads = differentiated(params, stats, batch, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, total, (loss, grads)), stats), parts
 
         micro_batches = jax.tree.map(lambda x: _split(x, recipe.accumulate), batch)
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        (total, stats), _ = jax.lax.scan(micro_step, (zeros, stats), (jnp.arange(recipe.accumulate), micro_batches))
-        return *jax.tree.map(lambda x: x / recipe.accumulate, total), stats
+        indices = jnp.arange(recipe.accumulate)
+        (total, stats), parts = jax.lax.scan(micro_step, (zeros, stats), (indices, micro_batches))
+        loss, grads = jax.tree.map(lambda x: x / recipe.accumulate, total)
+        return loss, grads, stats, jax.tree.map(jnp.mean, parts)
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         stats = jax.tree.map(lambda x: reshard(x, P()), state.batch_stats)
-        loss, grads, stats = gradients(state.params, stats, batch, key)
+        loss, grads, stats, parts = gradients(state.params, stats, batch, key)
         stats = jax.tree.map(lambda new, old: reshard(new, jax.typeof(old).sharding.spec), stats, state.batch_stats)
         with jax.named_scope("optimizer"):
             norms = jnp.stack([jnp.sqrt(jnp.sum(g * g)) for g in jax.tree.leaves(grads)])
@@ -200,19 +203,19 @@ def make_train_step(
             )
         skipped = state.skipped + (1 - finite.astype(jnp.int32))
         state = TrainState(state.step + 1, skipped, params, opt_state, ema, stats, ema_stats)
-        metrics = {"loss": loss, "lr": rate, "grad_norm": norm, "grad_norms": norms, "skipped": skipped}
+        metrics = {"loss": loss, "parts": parts, "lr": rate, "grad_norm": norm, "grad_norms": norms, "skipped": skipped}
         return state, metrics | {"finite": finite}
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
-def make_eval_step(graphdef: Any, task: Task) -> Callable[..., jax.Array]:
-    """Returns the jitted forward pass in evaluation mode: of params, pixel values and, where the model has them, batch statistics
-    to what the task judges."""
+def make_eval_step(graphdef: Any, task: Task) -> Callable[..., Any]:
+    """Returns the jitted forward pass in evaluation mode: of params, the task's inputs and, where the model has them, batch
+    statistics to what the task judges."""
 
-    def eval_step(params: Any, pixel_values: Float[Array, "B H W C"], batch_stats: Any = None) -> Float[Array, "B ..."]:
+    def eval_step(params: Any, inputs: Any, batch_stats: Any = None) -> Any:
         params, stats = jax.tree.map(lambda p: reshard(p, P()), (params, batch_stats or {}))
-        return task.logits(task.forward(nnx.merge(graphdef, params, stats), pixel_values))
+        return task.predict(nnx.merge(graphdef, params, stats), inputs)
 
     return jax.jit(eval_step, compiler_options=compiler_options())
 

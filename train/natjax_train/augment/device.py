@@ -10,6 +10,7 @@ Letters: B batch, H W image, C channels, L classes.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,9 @@ def normalize(
 ) -> Float[Array, "B H W C"]:
     """Returns (images / 255 - mean) / std in float32."""
     return (images.astype(jnp.float32) / 255 - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
+
+
+normalized = functools.partial(jax.jit, static_argnames=("mean", "std"))(normalize)
 
 
 def smooth(labels: Int[Array, "B"], num_classes: int, smoothing: float) -> Float[Array, "B L"]:

@@ -14,6 +14,7 @@ from natjax.text import first_few
 from natjax_convert import shapes
 from natjax_train import data as data_
 from natjax_train import start
+from natjax_train.augment.device import normalized
 from natjax_train.model_card import Card
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Result(Protocol):
         ...
 
     def row(self) -> dict[str, float]:
-        """Returns the numbers for metrics.jsonl, `val_loss` among them."""
+        """Returns the numbers for metrics.jsonl, `val_loss` among them where a loss was measured; none is named `lr`."""
         ...
 
     def text(self) -> str:
@@ -140,31 +141,70 @@ class Task(Protocol):
         """Returns the parameters of the task's model, with the depth of each, for layer-wise decay of the learning rate."""
         return shapes.parameters(config, self.kind)
 
-    def prepare(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Returns pixel values and targets of a training batch, each [B, ...]: augmentation on the device."""
-        ...
+    def prepare(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        """Returns pixel values and targets of a training batch: augmentation on the device.
 
-    def forward(self, model: Any, pixel_values: jax.Array, rngs: Any = None) -> Any:
-        """Returns what a model makes of pixel values, for `loss` and `logits`; rngs are those of dropouts."""
-        return model(pixel_values, rngs=rngs)
-
-    def loss(self, outputs: Any, targets: jax.Array) -> jax.Array:
-        """Returns the mean loss of what `forward` returned, float32 []."""
-        ...
-
-    def logits(self, outputs: Any) -> jax.Array:
-        """Returns of what `forward` returned the float32 array [B, ...] that `judge` looks at."""
-        ...
-
-    def judge(self, logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns what is counted of an evaluation batch, arrays [B, ...] and its `mask`; runs on the device.
-
-        Of an array "example/..." the first few images' alone reach `result`, for pictures.
+        Targets are an array [B, ...] or a pytree of such arrays. Within it the partitioner settles where arrays lie; what it
+        returns is split by images.
         """
         ...
 
-    def result(self, judged: dict[str, np.ndarray], images_per_second: float) -> Result:
-        """Returns the result of all images' judgements, in their order."""
+    def training_loss(
+        self, model: Any, pixel_values: jax.Array, targets: Any, rngs: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the mean loss of a batch, float32 [], and the parts of it that metrics.jsonl is to have, by their names there.
+
+        Args:
+            model: in its training view.
+            pixel_values: of `prepare`.
+            targets: of `prepare`.
+            rngs: a `jax.random.key`, of dropouts and of whatever is chosen at random.
+        """
+        ...
+
+    def inputs(self, batch: dict[str, jax.Array], mean: Sequence[float], std: Sequence[float]) -> Any:
+        """Returns what `predict` takes of an evaluation batch: an array [B, ...] or a pytree of such arrays.
+
+        They alone decide how often the model is compiled. By default they are the normalised images.
+
+        Args:
+            batch: of `eval_loader`, on the devices.
+            mean: per channel, of pixels 0..1.
+            std: per channel.
+        """
+        return normalized(batch["image"], tuple(mean), tuple(std))
+
+    def predict(self, model: Any, inputs: Any) -> Any:
+        """Returns what `judge` looks at, an array [B, ...] or a pytree of such arrays, of a model in its evaluation view."""
+        ...
+
+    def judge(self, predictions: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns what is counted of an evaluation batch, arrays [B, ...] and its `mask`; runs on the device.
+
+        All of them are to be on every device, so that every process sees all images. Of an array "example/..." the first few
+        images' alone reach `result`, for pictures.
+        """
+        ...
+
+    def kept(self, judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what the host keeps of a batch's judgements until `result`; the devices work at the next batch meanwhile.
+
+        Args:
+            judged: what `judge` returned, without examples and without what only fills up the batch: arrays [images, ...].
+
+        Returns:
+            Arrays with any number of rows, of objects too: those of all batches are put one after another, name by name.
+        """
+        return judged
+
+    def result(self, judged: dict[str, np.ndarray], images_per_second: float, source: Any) -> Result:
+        """Returns the result of an evaluation; all processes of a run call it alike.
+
+        Args:
+            judged: what `kept` returned of all batches, in the order of the images, and their examples.
+            images_per_second: without the first batch, which is compiled for, where there are more.
+            source: the images, which know what is true of them.
+        """
         ...
 
     def plot(self, result: Any, directory: Path) -> None:

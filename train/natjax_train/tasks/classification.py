@@ -139,26 +139,28 @@ class Classification(Task):
         """Returns the pixel values and soft targets that a training step sees, see `augment.device.prepare`."""
         return device.prepare(key, batch, self.recipe, len(self._class_names))
 
-    def loss(self, outputs: Any, targets: Float[Array, "B L"]) -> Float[Array, ""]:
-        """Returns the mean cross entropy."""
-        log_probabilities = jax.nn.log_softmax(outputs.logits.astype(jnp.float32))
-        return -jnp.mean(jnp.sum(targets * log_probabilities, axis=-1))
+    def training_loss(
+        self, model: Any, pixel_values: Float[Array, "B H W C"], targets: Float[Array, "B L"], rngs: Array
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Returns the mean cross entropy, which has no parts."""
+        log_probabilities = jax.nn.log_softmax(model(pixel_values, rngs=rngs).logits.astype(jnp.float32))
+        return -jnp.mean(jnp.sum(targets * log_probabilities, axis=-1)), {}
 
-    def logits(self, outputs: Any) -> Float[Array, "B L"]:
+    def predict(self, model: Any, inputs: Float[Array, "B H W C"]) -> Float[Array, "B L"]:
         """Returns the logits in float32."""
-        return outputs.logits.astype(jnp.float32)
+        return model(inputs).logits.astype(jnp.float32)
 
-    def judge(self, logits: Float[Array, "B L"], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def judge(self, predictions: Float[Array, "B L"], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns label, prediction, rank of the right class and loss of every image.
 
         Raises:
             ValueError: the model has another number of classes.
         """
-        if logits.shape[-1] != len(self._class_names):
-            raise ValueError(f"The model has {logits.shape[-1]} classes, the data {len(self._class_names)}.")
-        return _judge(logits, batch["label"], batch["mask"])
+        if predictions.shape[-1] != len(self._class_names):
+            raise ValueError(f"The model has {predictions.shape[-1]} classes, the data {len(self._class_names)}.")
+        return _judge(predictions, batch["label"], batch["mask"])
 
-    def result(self, judged: dict[str, np.ndarray], images_per_second: float) -> Metrics:
+    def result(self, judged: dict[str, np.ndarray], images_per_second: float, source: Any) -> Metrics:
         """Returns the metrics of all images."""
         rank, loss = judged["rank"], judged["loss"]
         confusion = np.zeros((len(self._class_names),) * 2, np.int64)

@@ -43,8 +43,6 @@ from natjax_train.tasks.iou import Metrics
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-    Outputs = tuple[Float[Array, "B h w L"], Float[Array, "B _ _ L"] | None, float]
-
 _CHUNK = 2**23  # logits of a chunk of rows: 32 MiB
 _EXAMPLE_SIDE = 240  # pixels
 _CROP = 512  # where neither recipe nor checkpoint says it
@@ -197,35 +195,34 @@ class Segmentation(Task):
         inside = rows[:, :, None, None] & columns[:, None, :, None]
         return jnp.where(inside, pixel_values, 0), batch["label"].astype(jnp.int32)
 
-    def forward(self, model: Any, pixel_values: Float[Array, "B H W C"], rngs: Any = None) -> Outputs:
-        """Returns the logits of both heads before any resizing, and the weight of the second one's loss."""
-        return *model.decode(pixel_values, rngs=rngs), model.config.auxiliary_loss_weight
-
-    def loss(self, outputs: Outputs, targets: Int[Array, "B H W"]) -> Float[Array, ""]:
-        """Returns the mean cross entropy of both heads, the second one weighted."""
-        logits, auxiliary, weight = outputs
+    def training_loss(
+        self, model: Any, pixel_values: Float[Array, "B H W C"], targets: Int[Array, "B H W"], rngs: Array
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Returns the mean cross entropy of both heads, the second one weighted; its parts are not told."""
+        logits, auxiliary = model.decode(pixel_values, rngs=rngs)
         average: Any = self.recipe.loss_average
         loss = segmentation_loss(logits, targets, ignore_index=IGNORED, average=average)
-        if auxiliary is None:
-            return loss
-        return loss + weight * segmentation_loss(auxiliary, targets, ignore_index=IGNORED, average=average)
+        if auxiliary is not None:
+            weight = model.config.auxiliary_loss_weight
+            loss += weight * segmentation_loss(auxiliary, targets, ignore_index=IGNORED, average=average)
+        return loss, {}
 
-    def logits(self, outputs: Outputs) -> Float[Array, "B h w L"]:
-        """Returns the decode head's logits in float32."""
-        return outputs[0].astype(jnp.float32)
+    def predict(self, model: Any, inputs: Float[Array, "B H W C"]) -> Float[Array, "B h w L"]:
+        """Returns the decode head's logits in float32, before any resizing."""
+        return model.decode(inputs)[0].astype(jnp.float32)
 
-    def judge(self, logits: Float[Array, "B h w L"], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def judge(self, predictions: Float[Array, "B h w L"], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns pixels per class that agree, are predicted and are true, loss and pixels that count of every image.
 
         Raises:
             ValueError: the model has another number of classes.
         """
-        if logits.shape[-1] != len(self._class_names):
-            raise ValueError(f"The model has {logits.shape[-1]} classes, the data {len(self._class_names)}.")
+        if predictions.shape[-1] != len(self._class_names):
+            raise ValueError(f"The model has {predictions.shape[-1]} classes, the data {len(self._class_names)}.")
         arrays = {name: reshard(batch[name], BATCH) for name in ("image", "label", "size", "mask")}
-        return _judge(reshard(logits, BATCH), arrays)
+        return _judge(reshard(predictions, BATCH), arrays)
 
-    def result(self, judged: dict[str, np.ndarray], images_per_second: float) -> Metrics:
+    def result(self, judged: dict[str, np.ndarray], images_per_second: float, source: Any) -> Metrics:
         """Returns the metrics of all images."""
         counts = judged["counts"].sum(0, dtype=np.int64)
         pixels = max(int(counts[2].sum()), 1)
