@@ -49,6 +49,7 @@ AREAS = {
         "natjax.nn",
         "natjax.losses",
         "natjax.models",
+        "natjax.detection",
         "natjax.segmentation",
         "natjax_convert",
         "natjax_kernels",

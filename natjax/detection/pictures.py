@@ -56,7 +56,7 @@ def draw(
 
     Args:
         image: upright, of the size of the detections.
-        detections: of the image.
+        detections: of the image; a label has no score where that is NaN.
         names: of the classes.
         palette: a colour for each class; by default one that is generated, the same for a number of classes.
         opacity: of the masks, 0 to 1.
@@ -82,7 +82,7 @@ def draw(
         _outline(pen, box, colour, line)
     size = round(min(_LARGEST_FONT, max(_SMALLEST_FONT, shorter * _FONT)))
     texts = [
-        (names[label], f"{score:.0%}")
+        (names[label], "" if math.isnan(score) else f"{score:.0%}")
         for label, score in zip(detections.labels.tolist(), detections.scores.tolist(), strict=True)
     ]
     labels = [_Label(pen, *text, size, picture.width) for text in texts]
@@ -100,7 +100,7 @@ def _factor(image: PIL.Image.Image) -> int:
 
 def _with_masks(image, detections: Detections, colours, opacity: float, line: int) -> PIL.Image.Image:
     """Returns an image with masks in their colours, each with a border, whose width is given in pixels."""
-    if detections.mask_probabilities is None:
+    if not detections.has_masks:
         return image
     pixels = np.array(image)
     for index in reversed(range(len(detections))):
@@ -151,7 +151,7 @@ class _Label:
         self._margin = max(2, size // 5)
         for length in range(min(len(name), _MOST_CHARACTERS), -1, -1):
             shown = name if length == len(name) else name[:length].rstrip() + _ELLIPSIS
-            self._text, self._font = fit(f"{shown} {score}" if length else score, size)
+            self._text, self._font = fit(f"{shown} {score}".strip() if length else score, size)
             self.width = math.ceil(pen.textlength(self._text, self._font)) + 2 * self._margin
             if self.width <= min(room, _LONGEST_LABEL * size):
                 break

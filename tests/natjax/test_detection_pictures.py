@@ -44,6 +44,18 @@ def test_masks_boxes_and_labels_are_drawn():
     assert without[200, 200].tolist() == [100, 100, 100]
 
 
+def test_objects_without_scores_have_names_alone(monkeypatch):
+    texts = []
+    original = pictures._Label.draw
+    monkeypatch.setattr(
+        pictures._Label, "draw", lambda self, *where: texts.append(self._text) or original(self, *where)
+    )
+    detections = found((400, 600), [[100, 100, 301, 301], [0, 0, 50, 50]])
+    detections.scores[:] = np.nan, 0.5
+    draw(PIL.Image.new("RGB", (600, 400)), detections, NAMES, PALETTE)
+    assert texts == ["cat 50%", "cat"]
+
+
 def test_the_highest_score_is_on_top():
     drawn = picture((400, 600), [[100, 100, 300, 300], [50, 50, 350, 350]], labels=[0, 2])
     assert drawn[200, 101].tolist() == [255, 0, 0]

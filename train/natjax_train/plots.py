@@ -1,4 +1,4 @@
-"""The plots of a run: curves of loss, learning rate and scores over the steps, the confusion matrix, examples of segmentation.
+"""The plots of a run: curves of loss, learning rate and scores over the steps, and the confusion matrix.
 
 Drawn with Pillow alone, on white, at twice the size and then reduced, which smooths lines. Colours are RGB.
 """
@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -18,18 +18,17 @@ import PIL.ImageDraw
 from natjax.fonts import fit
 
 if TYPE_CHECKING:
-    from jaxtyping import Int, UInt8
+    from jaxtyping import Int
 
     Colour = tuple[int, int, int]
     Points = list[tuple[float, float]]
 
-_PAPER, _INK, _GREY, _LINE = (255, 255, 255), (32, 36, 44), (110, 116, 128), (224, 227, 232)
-_BLUE, _ORANGE, _GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
-_PALE = {_BLUE: (205, 220, 245), _ORANGE: (250, 222, 203)}  # ranges around curves
+PAPER, INK, GREY, LINE = (255, 255, 255), (32, 36, 44), (110, 116, 128), (224, 227, 232)
+BLUE, ORANGE, GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
+_PALE = {BLUE: (205, 220, 245), ORANGE: (250, 222, 203)}  # ranges around curves
 _SHARP = 2  # pixels drawn per pixel
 _PANEL, _PANEL_GAP = (1000, 260), 84
 _LEFT, _TOP, _RIGHT = 110, 70, 40
-_OUTSIDE, _IGNORED = 254, 255  # in class maps: beyond the image, and pixels that do not count
 _BINS = 250  # points of a curve at most; each is a mean, with the range around it in a paler colour
 
 
@@ -46,14 +45,11 @@ def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike, scores:
     """
     found = _read(metrics_jsonl)
     panels = [
-        ("Loss, by step", [("loss", "training", _BLUE), ("val_loss", "validation", _ORANGE)]),
-        ("Learning rate", [("lr", "", _GREEN)]),
+        ("Loss, by step", [("loss", "training", BLUE), ("val_loss", "validation", ORANGE)]),
+        ("Learning rate", [("lr", "", GREEN)]),
         (
             scores[0],
-            [
-                (name, label, colour)
-                for (name, label), colour in zip(scores[1].items(), (_ORANGE, _GREEN), strict=False)
-            ],
+            [(name, label, colour) for (name, label), colour in zip(scores[1].items(), (ORANGE, GREEN), strict=False)],
         ),
     ]
     _draw(
@@ -101,7 +97,7 @@ def _read(metrics_jsonl: str | os.PathLike) -> dict[str, Points]:
 def _draw(panels: Sequence[tuple[str, list[tuple[str, Colour, Points]]]], out_png: str | os.PathLike) -> None:
     last = max((step for _, series in panels for *_, points in series for step, _ in points), default=1)
     size = (_LEFT + _PANEL[0] + _RIGHT, _TOP + len(panels) * (_PANEL[1] + _PANEL_GAP))
-    image = PIL.Image.new("RGB", (size[0] * _SHARP, size[1] * _SHARP), _PAPER)
+    image = PIL.Image.new("RGB", (size[0] * _SHARP, size[1] * _SHARP), PAPER)
     pen = PIL.ImageDraw.Draw(image)
     for i, (title, series) in enumerate(panels):
         _panel(pen, _TOP + i * (_PANEL[1] + _PANEL_GAP), title, series, last)
@@ -120,22 +116,22 @@ def _panel(
     def place(step: float, value: float) -> tuple[float, float]:
         return _scaled(_LEFT + width * step / last, top + height * (1 - (value - low) / (high - low)))
 
-    _text(pen, (_LEFT, top - 34), title, _INK, 22)
+    _text(pen, (_LEFT, top - 34), title, INK, 22)
     for tick in _ticks(low, high, 5):
-        pen.line([place(0, tick), place(last, tick)], _LINE, _SHARP)
+        pen.line([place(0, tick), place(last, tick)], LINE, _SHARP)
         x, y = place(0, tick)
-        _text(pen, (x / _SHARP - 10, y / _SHARP), f"{tick:.4g}", _GREY, 16, "rm")
+        _text(pen, (x / _SHARP - 10, y / _SHARP), f"{tick:.4g}", GREY, 16, "rm")
     for tick in _ticks(0, last, 8):
         x, y = place(tick, low)
-        _text(pen, (x / _SHARP, y / _SHARP + 8), f"{tick:g}", _GREY, 16, "ma")
-    pen.line([_scaled(_LEFT, top + height), _scaled(_LEFT + width, top + height)], _GREY, _SHARP)
+        _text(pen, (x / _SHARP, y / _SHARP + 8), f"{tick:g}", GREY, 16, "ma")
+    pen.line([_scaled(_LEFT, top + height), _scaled(_LEFT + width, top + height)], GREY, _SHARP)
     x = _LEFT + width
     for label, colour, points in reversed(series):
         if label and points:
             _text(pen, (x, top - 30), label, colour, 18, "ra")
             x -= 24 + int(fit(label, 18)[1].getlength(label))
     if not values:
-        _text(pen, (_LEFT + width // 2, top + height // 2), "nothing was measured", _GREY, 20, "mm")
+        _text(pen, (_LEFT + width // 2, top + height // 2), "nothing was measured", GREY, 20, "mm")
     parts = [(colour, _binned(points)) for _, colour, points in series]
     for colour, trios in parts:  # all ranges first: none hides a curve
         if colour in _PALE and len(trios) > 1:  # single steps scatter, and so do runs
@@ -188,17 +184,17 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
     cell = max(1, min(56, 1000 // classes))
     named = cell >= 14
     label = min(16, cell)
-    texts = [_label(i, str(name), label) for i, name in enumerate(names)] if named else []
+    texts = [label_of(i, str(name), label) for i, name in enumerate(names)] if named else []
     margin = 110 + max((int(fit(text, label)[1].getlength(text)) for text in texts), default=0)
     side = margin + classes * cell + 40
-    image = PIL.Image.new("RGB", (max(side, 460) * _SHARP, side * _SHARP), _PAPER)
+    image = PIL.Image.new("RGB", (max(side, 460) * _SHARP, side * _SHARP), PAPER)
     pen = PIL.ImageDraw.Draw(image)
     right, total = int(np.trace(matrix)), int(matrix.sum())
-    _text(pen, (30, 24), f"{right} of {total} images right: {right / max(total, 1):.2%}", _INK, 24)
-    _text(pen, (30, 58), "rows: class, columns: prediction", _GREY, 18)
+    _text(pen, (30, 24), f"{right} of {total} images right: {right / max(total, 1):.2%}", INK, 24)
+    _text(pen, (30, 58), "rows: class, columns: prediction", GREY, 18)
 
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    colours = np.where(np.eye(classes, dtype=bool)[..., None], _BLUE, _ORANGE)
+    colours = np.where(np.eye(classes, dtype=bool)[..., None], BLUE, ORANGE)
     strength = np.sqrt(shares)[..., None]  # few mistakes are seen, too
     cells = np.uint8(np.rint((1 - strength) * 255 + strength * colours))
     map_ = PIL.Image.fromarray(cells).resize(
@@ -208,84 +204,27 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
     if cell >= 6:
         for i in range(classes + 1):
             a, b, edge = margin, margin + classes * cell, margin + i * cell
-            pen.line([_scaled(a, edge), _scaled(b, edge)], _LINE, 1)
-            pen.line([_scaled(edge, a), _scaled(edge, b)], _LINE, 1)
+            pen.line([_scaled(a, edge), _scaled(b, edge)], LINE, 1)
+            pen.line([_scaled(edge, a), _scaled(edge, b)], LINE, 1)
     for i, text in enumerate(texts):
         middle = margin + i * cell + cell // 2
-        _text(pen, (margin - 10, middle), text, _INK, label, "rm")
+        _text(pen, (margin - 10, middle), text, INK, label, "rm")
         _, font = fit(text, label * _SHARP)
-        upright = PIL.Image.new("RGB", (int(font.getlength(text)) + 2, label * _SHARP * 3 // 2), _PAPER)
-        PIL.ImageDraw.Draw(upright).text((0, 0), text, _INK, font)
+        upright = PIL.Image.new("RGB", (int(font.getlength(text)) + 2, label * _SHARP * 3 // 2), PAPER)
+        PIL.ImageDraw.Draw(upright).text((0, 0), text, INK, font)
         upright = upright.rotate(90, expand=True)
         at = (middle * _SHARP - upright.width // 2, (margin - 10) * _SHARP - upright.height)
         image.paste(upright, at)
     if cell >= 24:
         for (i, j), count in np.ndenumerate(matrix):
             if count:
-                ink = _PAPER if shares[i, j] > 0.4 else _INK
+                ink = PAPER if shares[i, j] > 0.4 else INK
                 middle = (margin + j * cell + cell / 2, margin + i * cell + cell / 2)
                 _text(pen, middle, str(count), ink, min(18, cell * 2 // 5), "mm")
     image.resize((image.width // _SHARP, image.height // _SHARP), PIL.Image.Resampling.BOX).save(out_png)
 
 
-def segmentations(
-    examples: Mapping[str, np.ndarray],
-    names: Sequence[str],
-    palette: UInt8[np.ndarray, "L 3"],
-    out_png: str | os.PathLike,
-) -> None:
-    """Draws a few images: each with its mask, the classes that a model gives its pixels, and the wrong ones in orange.
-
-    Ignored pixels are black in masks and white among the errors.
-
-    Args:
-        examples: uint8 "image" [N, T, T, C], "truth" and "predicted" [N, T, T] of class numbers, 254 beyond the image.
-        names: of the classes.
-        palette: their colours.
-        out_png: the picture.
-
-    Raises:
-        OSError: the picture cannot be written.
-    """
-    if not examples:
-        return
-    images, truth, predicted = (examples[name] for name in ("image", "truth", "predicted"))
-    colours = np.concatenate([palette, np.zeros((256 - len(names), 3), np.uint8)])
-    images = np.broadcast_to(images, (*images.shape[:3], 3))
-    faint = np.uint8(255 - (255 - images.mean(-1, keepdims=True)) * 0.35) * np.ones(3, np.uint8)
-    ignored, wrong = (truth == _IGNORED)[..., None], (truth != predicted)[..., None]
-    errors = np.where(ignored, _PAPER, np.where(wrong, _ORANGE, faint))
-    outside = (truth == _OUTSIDE)[..., None]
-    columns = {"image": images, "mask": colours[truth], "model": colours[predicted], "errors": errors}
-    side, gap, top = truth.shape[1], 16, 56
-    present = [i for i in np.unique(np.stack([truth, predicted])).tolist() if i < len(names)]
-    texts = [_label(i, str(names[i]), 16) for i in present]
-    width = gap + len(columns) * (side + gap)
-    places, x, y = [], gap, top + len(truth) * (side + gap) + 14
-    for text in texts:  # a legend in as many lines as it takes
-        length = 30 + int(fit(text, 16)[1].getlength(text)) + 22
-        x, y = (gap, y + 30) if x + length > width else (x, y)
-        places.append((x, y))
-        x += length
-    picture = PIL.Image.new("RGB", (width, y + 44), _PAPER)
-    pen = PIL.ImageDraw.Draw(picture)
-    for column, (title, pixels) in enumerate(columns.items()):
-        left = gap + column * (side + gap)
-        pen.text((left, 18), *_fitted(title, 20, _INK))
-        for row, array in enumerate(np.where(outside, _PAPER, pixels).astype(np.uint8)):
-            picture.paste(PIL.Image.fromarray(array), (left, top + row * (side + gap)))
-    for i, text, (x, y) in zip(present, texts, places, strict=True):
-        pen.rectangle((x, y, x + 20, y + 20), tuple(colours[i].tolist()), _GREY)
-        pen.text((x + 30, y), *_fitted(text, 16, _INK))
-    picture.save(out_png)
-
-
-def _fitted(text: str, size: int, colour: Colour) -> tuple[str, Colour, Any]:
-    text, font = fit(text, size)
-    return text, colour, font
-
-
-def _label(number: int, name: str, size: int, length: int = 18) -> str:
+def label_of(number: int, name: str, size: int, length: int = 18) -> str:
     """Returns a class's name as it can be drawn, cut to a length, with its number where there is no font for the name."""
     text, _ = fit(name, size)
     text = text if text == name else f"{number}: {text}"

@@ -143,9 +143,10 @@ def origin(recipe: Recipe, config: Any, kind: str = "classifier") -> str:
     which = f"{name} (the preset, not the {'folder' if os.path.isdir(name) else 'file'} ./{name})"
     if checkpoint is None:
         return f"random weights: {which if is_both else name}"
-    if keeps_head(checkpoint, config.id2label or {}, kind):
+    is_like = type(checkpoint.config) is type(config)  # a cascade and a Mask R-CNN are of one kind
+    if is_like and keeps_head(checkpoint, config.id2label or {}, kind):
         head = "head kept"
-    elif checkpoint.kind == kind and (before := checkpoint.config.num_labels):
+    elif is_like and checkpoint.kind == kind and (before := checkpoint.config.num_labels):
         head = f"head replaced ({before} -> {config.num_labels})"
     else:
         head = f"new head ({config.num_labels})"

@@ -8,7 +8,6 @@ Letters: B batch, H W image, Y X mask, h w logits, C channels, L classes, T side
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,19 +15,16 @@ from typing import TYPE_CHECKING, Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from natjax import run_files
-from natjax.configuration import CONFIG_NAME, NatConfig, UperNetConfig, read_config
+from natjax.configuration import CONFIG_NAME, UperNetConfig, read_config
 from natjax.image_processing import NatImageProcessor
 from natjax.losses import segmentation_loss
 from natjax.models import UperNetForSemanticSegmentation
-from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
-from natjax.processors import own_processor
 from natjax.segmentation.palettes import palette_of
-from natjax_train import plots, start
+from natjax_train import examples
 from natjax_train.augment.device import normalize
 from natjax_train.data import Batches, Source, check_splits, train_loader
 from natjax_train.data.mask_batches import mask_eval_loader, mask_processor, masked_image
@@ -37,7 +33,7 @@ from natjax_train.data.split import split_masks
 from natjax_train.mesh import BATCH
 from natjax_train.model_card import Card
 from natjax_train.recipe import Recipe
-from natjax_train.tasks.base import Task
+from natjax_train.tasks.dense import DenseTask
 from natjax_train.tasks.iou import Metrics
 
 if TYPE_CHECKING:
@@ -45,11 +41,10 @@ if TYPE_CHECKING:
 
 _CHUNK = 2**23  # logits of a chunk of rows: 32 MiB
 _EXAMPLE_SIDE = 240  # pixels
-_CROP = 512  # where neither recipe nor checkpoint says it
 OUTSIDE = 254  # in examples: no pixel of the image
 
 
-class Segmentation(Task):
+class Segmentation(DenseTask):
     """The task of one run.
 
     Args:
@@ -64,7 +59,8 @@ class Segmentation(Task):
         {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"},
     )
     kind = "segmentation"
-    backbone = "backbone"
+    image_size = 512
+    crop = True
 
     def __init__(
         self,
@@ -104,24 +100,6 @@ class Segmentation(Task):
         """Checks that validation images are others than the training images; a class without pixels is only remarked on."""
         check_splits(training, validation)
 
-    @classmethod
-    def resolve(cls, recipe: Recipe) -> tuple[Recipe, str]:
-        """Returns a recipe with what it leaves open decided: mean and standard deviation are the checkpoint's, or ImageNet's."""
-        checkpoint = start.open_checkpoint(recipe)
-        own = None if checkpoint is None or start.is_resolved(recipe) else own_processor(checkpoint)
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if own is None else start.normalisation(own)
-        usual: dict[str, Any] = {
-            "image_size": _CROP,
-            "crop": True,
-            "eval_crop": False,
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-        }
-        usual |= {"image_mean": mean, "image_std": std}
-        values = {name: value for name, value in usual.items() if getattr(recipe, name) is None}
-        of = "the checkpoint" if own is not None and "image_mean" in values else "the recipe"
-        return dataclasses.replace(recipe, **values), f"colours normalised as {of} says"
-
     def card(self) -> Card:
         """Returns what a model card says of the task."""
         return Card("image-segmentation", "segmenter", "UperNetForSemanticSegmentation", "masks")
@@ -138,52 +116,30 @@ class Segmentation(Task):
         """Returns how evaluation prepares images."""
         return mask_processor(recipe, image_size, image_mean=recipe.image_mean, image_std=recipe.image_std)
 
-    def initial_model(self) -> UperNetForSemanticSegmentation:
-        """Returns the recipe's model for these classes: a UPerNet, or its heads on the backbone that the recipe names.
+    def model_class(self, config: Any) -> type[UperNetForSemanticSegmentation]:
+        """Returns the class of the run's model."""
+        return UperNetForSemanticSegmentation
 
-        Raises:
-            CheckpointError: there is no such checkpoint.
-            ValueError: the recipe's fields do not fit the model.
-        """
-        recipe = self.recipe
-        options: dict[str, Any] = {"dtype": _dtype(recipe), "rngs": nnx.Rngs(recipe.seed)}
-        labels: dict[str, Any] = {"id2label": dict(enumerate(self._class_names))}
-        checkpoint = start.open_checkpoint(recipe)
-        if checkpoint is None and recipe.model != "custom" and "backbone_config" in recipe.model_config:
-            raise ValueError(
-                f"model_config has a backbone_config, and the model is {recipe.model} with random weights: give --model custom "
-                "for the former, or a checkpoint."
-            )
-        config = start.architecture(recipe, checkpoint)
+    def labels(self, config: Any) -> dict[str, Any]:
+        """Returns names and, where the masks have them, colours of the data's classes."""
+        labels = super().labels(config)
         if self._colours:  # without, those of other classes are left behind, see UperNetConfig.replace
             labels["extra"] = (dict(config.extra) if isinstance(config, UperNetConfig) else {}) | self._colours
-        changes = _changes(recipe, None if recipe.model == "custom" else config.trunk)
-        if checkpoint is None:
-            if not isinstance(config, UperNetConfig):
-                config = UperNetConfig(backbone_config=config.replace(out_features=config.stage_names[1:]))
-            model = UperNetForSemanticSegmentation(config.replace(**changes, **labels), **options)
-        elif checkpoint.kind != self.kind:
-            options["resize_biases"] = True
-            model = UperNetForSemanticSegmentation.from_backbone(checkpoint, **changes, **labels, **options)
-        else:
-            if not start.keeps_head(checkpoint, labels["id2label"], self.kind):
-                changes, options = changes | labels, options | {"replace_head": True}
-            model = UperNetForSemanticSegmentation.from_pretrained(checkpoint, **changes, **options)
-        start.check_channels(recipe, model.config.num_channels)
-        _check_micro_batch(recipe, model.config)
-        return model
+        return labels
 
-    def resumed_model(self, config: Any) -> UperNetForSemanticSegmentation:
-        """Returns the model of a resumed run, without weights: those are in its checkpoints.
+    def check_model(self, config: UperNetConfig) -> None:
+        """Checks that batch normalisation has a batch where maps are pooled to one pixel.
 
         Raises:
-            ValueError: the data have other classes than the run.
+            ValueError: it has one image, or the recipe's images have not the model's channels.
         """
-        self.check_classes(config)
+        super().check_model(config)
         recipe = self.recipe
-        config = config.replace(**_changes(recipe, config.trunk))
-        _check_micro_batch(recipe, config)
-        return nnx.eval_shape(lambda: UperNetForSemanticSegmentation(config, dtype=_dtype(recipe), rngs=nnx.Rngs(0)))
+        if recipe.batch_size == recipe.accumulate and 1 in config.pool_scales:
+            raise ValueError(
+                f"Batch normalisation needs two images at once, and batch_size {recipe.batch_size} in {recipe.accumulate} "
+                f"micro-batches (accumulate) has one: give --batch-size {2 * recipe.accumulate} or more."
+            )
 
     def prepare(
         self, key: jax.Array, batch: dict[str, jax.Array]
@@ -237,50 +193,7 @@ class Segmentation(Task):
     def plot(self, result: Metrics, directory: Path) -> None:
         """Draws a few images with their masks, what the model makes of them and where it errs, in the model's own colours."""
         palette: Any = palette_of(read_config(directory / CONFIG_NAME))
-        plots.segmentations(result.examples, self._class_names, palette, directory / run_files.EXAMPLES)
-
-
-def _dtype(recipe: Recipe) -> Any:
-    return jnp.bfloat16 if recipe.dtype == "bfloat16" else None
-
-
-def _changes(recipe: Recipe, trunk: NatConfig | None) -> dict[str, Any]:
-    """Returns the fields of the model's config that the recipe decides.
-
-    Args:
-        recipe: the run's.
-        trunk: the backbone that there is, of a checkpoint or a preset. A recipe's `backbone_config` then changes the entries that
-            it has; without one it is the whole backbone.
-
-    Raises:
-        ValueError: its `backbone_config` is of another family.
-    """
-    drop_path = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
-    changes: dict[str, Any] = dict(recipe.model_config) | drop_path
-    if trunk is None or not isinstance(changes.get("backbone_config"), dict):
-        return changes
-    entries = dict(changes.pop("backbone_config"))
-    family = entries.pop("model_type", trunk.model_type)
-    if family not in trunk.model_types:
-        raise ValueError(
-            f"model_config has a backbone_config of model_type {family!r}, the backbone of {recipe.model} is of "
-            f"{trunk.model_type!r}: give another model, or --model custom for random weights."
-        )
-    own = {field.name for field in dataclasses.fields(UperNetConfig)}  # a backbone's classes mean nothing here
-    return {name: value for name, value in entries.items() if name not in own} | changes
-
-
-def _check_micro_batch(recipe: Recipe, config: UperNetConfig) -> None:
-    """Checks that batch normalisation has a batch where maps are pooled to one pixel.
-
-    Raises:
-        ValueError: it has one image.
-    """
-    if recipe.batch_size == recipe.accumulate and 1 in config.pool_scales:
-        raise ValueError(
-            f"Batch normalisation needs two images at once, and batch_size {recipe.batch_size} in {recipe.accumulate} "
-            f"micro-batches (accumulate) has one: give --batch-size {2 * recipe.accumulate} or more."
-        )
+        examples.segmentations(result.examples, self._class_names, palette, directory / run_files.EXAMPLES)
 
 
 @jax.jit
