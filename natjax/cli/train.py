@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,13 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.recipe:
         found = find_recipe(args.recipe)
         named = override(found, changes)
-        if named.warmup_epochs != found.warmup_epochs and "warmup_epochs" not in changes:
-            complain(
-                f"warm-up shortened from {found.warmup_epochs:g} to {named.warmup_epochs:.2g} epochs, the same part of a run "
-                f"of {named.epochs:g} (--warmup-epochs says otherwise)"
-            )
+        for name, what in (("warmup_epochs", "warm-up shortened"), ("milestones", "milestones moved")):
+            before, now = getattr(found, name), getattr(named, name)
+            if before != now and name not in changes:
+                complain(
+                    f"{what} from {_numbers(before)} to {_numbers(now)} epochs, the same part of a run of {named.epochs:g} "
+                    f"(--{name.replace('_', '-')} says otherwise)"
+                )
     saved = Path(args.out) / run_files.RECIPE
     if not (args.resume and saved.is_file()):
         if named is None:
@@ -110,6 +113,10 @@ def _recipe(args: argparse.Namespace) -> Recipe:
             "choose another folder for another run."
         )
     return recipe
+
+
+def _numbers(value: float | Sequence[float]) -> str:
+    return ", ".join(f"{number:.4g}" for number in (value if isinstance(value, Sequence) else (value,)))
 
 
 def _differs(name: str, named: Recipe, saved: Recipe) -> bool:

@@ -11,7 +11,7 @@ from flax import nnx
 import natjax
 from natjax_convert.shapes import parameters
 from natjax_train import optim
-from natjax_train.recipe import override
+from natjax_train.recipe import Recipe, override
 from natjax_train.recipes import RECIPES
 
 STEPS = 100  # of an epoch
@@ -35,6 +35,18 @@ def test_line_without_warmup():
     recipe = RECIPES["dinat_large_384"]
     assert [rate(recipe, epoch) for epoch in (0, 15, 30)] == pytest.approx([5e-5, 2.5e-5, 0.0])
     assert optim.total_steps(recipe, STEPS) == 30 * STEPS
+
+
+def test_mmcvs_steps():
+    """Of mmcv's step schedule with 500 steps of linear warm-up from a thousandth; an epoch has 7330 steps."""
+    settings = {"milestones": (27, 33), "warmup_epochs": 500 / 7330, "warmup_learning_rate": 1e-7}
+    settings |= {"batch_size": 16, "learning_rate": 1e-4, "base_batch_size": 16, "cooldown_epochs": 0}
+    recipe = Recipe(model="nat_mini", epochs=36, schedule="step", min_learning_rate=0.0, **settings)
+    rates = {0: 1e-7, 250: 1e-4 * 0.5005, 499: 1e-4 * (1 - 0.999 / 500), 500: 1e-4}
+    rates |= {27 * 7330 - 1: 1e-4, 27 * 7330: 1e-5, 33 * 7330 - 1: 1e-5, 33 * 7330: 1e-6, 36 * 7330 - 1: 1e-6}
+    found = [float(optim.learning_rate(recipe, 7330, step)) for step in rates]
+    assert found == pytest.approx(list(rates.values()), rel=1e-5)
+    assert optim.total_steps(recipe, 7330) == 36 * 7330
 
 
 def test_batch_size_scales_the_peak():

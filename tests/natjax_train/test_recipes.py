@@ -51,6 +51,16 @@ def test_papers_of_segmentation(name):
     assert recipe.steps * recipe.warmup_epochs / recipe.epochs == 1500
 
 
+def test_milestones_keep_their_share():
+    """As the warm-up; where they fit, they stay."""
+    recipe = Recipe(model="nat_mini", epochs=36, warmup_epochs=2, schedule="step", milestones=(27, 33))
+    assert override(recipe, {"epochs": "34"}).milestones == (27, 33)
+    shorter = override(recipe, {"epochs": "12"})
+    assert (shorter.milestones, shorter.warmup_epochs) == ((9, 11), 2)
+    assert override(recipe, {"epochs": "12", "milestones": "8,11"}).milestones == (8, 11)
+    assert override(recipe, {"epochs": "1"}).warmup_epochs == 2 / 36
+
+
 def test_learning_rate_follows_the_batch_size():
     assert override(RECIPES["nat_mini"], {"batch_size": "256"}).peak_learning_rate == pytest.approx(2.5e-4)
 
@@ -114,6 +124,11 @@ def test_a_model_config_may_be_a_file(tmp_path):
         ({"crop_ratio": "2,1"}, "crop_ratio must be two numbers"),
         ({"image_mean": "0.5"}, "one number per channel"),
         ({"seed": "-1"}, "seed must be at least 0"),
+        ({"schedule": "step"}, "milestones and the schedule step go together; got milestones None and"),
+        ({"milestones": "20"}, r"got milestones \[20.0\] and the schedule cosine"),
+        ({"schedule": "step", "milestones": "20,10"}, r"milestones must rise, .* got \[20.0, 10.0\]"),
+        ({"schedule": "step", "milestones": "300"}, r"less than epochs \(300\); got \[300.0\]"),
+        ({"detector": "yolo"}, "detector must be 'mask_rcnn' or 'cascade_mask_rcnn'"),
     ],
 )
 def test_bad_overrides(changes, message):

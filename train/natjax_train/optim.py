@@ -32,18 +32,24 @@ def schedule_epoch(recipe: Recipe, steps_per_epoch: int) -> int | float:
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int | float, step: Int[Array, ""] | int) -> Float[Array, ""]:
-    """Returns the rate of a step, float32: linear warm-up, fall by cosine or line, cool-down.
+    """Returns the rate of a step, float32: linear warm-up, fall by cosine, line or steps, cool-down.
 
-    The fall is a function of all of `epochs`. As in timm the warm-up hides its beginning; in "poly", a line too, it is multiplied
-    by the warm-up, as in mmcv.
+    The fall is a function of all of `epochs`. As in timm the warm-up hides its beginning; in "poly", a line too, and in "step" it
+    is multiplied by the warm-up, as in mmcv.
     """
     peak, least = recipe.peak_learning_rate, recipe.min_learning_rate
     step = jnp.asarray(step, jnp.float32)
     fraction = jnp.minimum(step / (recipe.epochs * steps_per_epoch), 1.0)
-    height = (1 + jnp.cos(jnp.pi * fraction)) / 2 if recipe.schedule == "cosine" else 1 - fraction
+    if recipe.schedule == "cosine":
+        height = (1 + jnp.cos(jnp.pi * fraction)) / 2
+    elif recipe.schedule == "step":
+        starts = [round(milestone * steps_per_epoch) for milestone in recipe.milestones or ()]
+        height = 0.1 ** jnp.sum(step >= jnp.asarray(starts, jnp.float32))
+    else:
+        height = 1 - fraction
     fall = least + (peak - least) * height
     warmup = recipe.warmup_epochs * steps_per_epoch
-    if recipe.schedule == "poly":
+    if recipe.schedule in ("poly", "step"):
         ratio = recipe.warmup_learning_rate / peak
         return fall * jnp.where(step < warmup, ratio + (1 - ratio) * step / max(warmup, 1.0), 1.0)
     rise = recipe.warmup_learning_rate + (peak - recipe.warmup_learning_rate) * step / max(warmup, 1.0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from natjax.configuration import NatConfig, UperNetConfig, check_fields
+from natjax.configuration import MaskRcnnConfig, NatConfig, UperNetConfig, check_fields
 from natjax.presets import PRESETS
 from natjax_train import fields
 from natjax_train.augment.settings import DeviceSettings, EvalSettings, HostSettings, MaskSettings
@@ -18,6 +19,7 @@ from natjax_train.tasks import TASKS
 # What a recipe may leave open: None stands for what the checkpoint's image processor does.
 IMAGE_FIELDS = ("image_size", "crop", "eval_crop", "crop_pct", "interpolation", "image_mean", "image_std")
 _DEFAULT = "(default: as the checkpoint's image processor, or ImageNet's)"
+_HEADS = {"segmentation": UperNetConfig, "detection": MaskRcnnConfig}  # whose fields a model has beside its backbone's
 _NO_PATHS = {"custom", *PRESETS}  # what `model` may be that is no path, whatever lies in the folder
 
 
@@ -38,7 +40,7 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
     )
     pretrained: bool = setting("whether a preset's name stands for its published weights", False)
     model_config: Mapping[str, Any] = setting(
-        "fields of NatConfig (and UperNetConfig) that differ from the model's own", {}
+        "fields of NatConfig (and UperNetConfig or MaskRcnnConfig) that differ from the model's own", {}
     )
     task: str = setting(f"what is learnt: {' or '.join(TASKS)}", "classification")
     val_fraction: float | None = setting(
@@ -55,6 +57,11 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
         "segmentation: whether ignored pixels count as a loss of 0, as in mmsegmentation, or not at all",
         "all",
         choices=("all", "valid"),
+    )
+    detector: str | None = setting(
+        "detection: the heads; none is those of the model, and mask_rcnn on a backbone",
+        None,
+        choices=("mask_rcnn", "cascade_mask_rcnn"),
     )
     # Where one of these is None, the checkpoint's image processor decides, and with random weights ImageNet's evaluation: see
     # `start.resolve`. The recipe that a run saves has them all.
@@ -87,7 +94,12 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
     )
     base_batch_size: int = setting("what learning_rate is for", 1024, "positive")
     schedule: str = setting(
-        "how the rate falls from its peak; poly is mmcv's line", "cosine", choices=("cosine", "linear", "poly")
+        "how the rate falls from its peak; poly is mmcv's line, step is mmcv's tenth at each of the milestones",
+        "cosine",
+        choices=("cosine", "linear", "poly", "step"),
+    )
+    milestones: tuple[float, ...] | None = setting(
+        "epochs, of the schedule step, from which on the rate is a tenth of what it was", None
     )
     warmup_epochs: float = setting("linear rise from warmup_learning_rate, part of epochs", 20.0)
     warmup_learning_rate: float = setting("learning rate of the first step", 1e-6)
@@ -136,14 +148,28 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        of_heads = {field.name for field in dataclasses.fields(UperNetConfig)} if self.task == "segmentation" else set()
+        heads = _HEADS.get(self.task)
+        of_heads = set() if heads is None else {field.name for field in dataclasses.fields(heads)}
         check_fields(NatConfig, [name for name in self.model_config if name not in of_heads])
         if self.task not in TASKS:
             raise ValueError(f"task must be {' or '.join(map(repr, TASKS))}; got {self.task!r}.")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must be at most epochs ({self.epochs:g}); got {self.warmup_epochs!r}.")
+        self._check_milestones()
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size ({self.batch_size}); got {self.accumulate}.")
+
+    def _check_milestones(self) -> None:
+        if (self.milestones is not None) != (self.schedule == "step"):
+            raise ValueError(
+                "milestones and the schedule step go together; got "
+                f"milestones {self.milestones and list(self.milestones)} and the schedule {self.schedule}."
+            )
+        marks = (0.0, *(self.milestones or ()), self.epochs)
+        if any(one >= next_ for one, next_ in itertools.pairwise(marks)):
+            raise ValueError(
+                f"milestones must rise, from more than 0 to less than epochs ({self.epochs:g}); got {list(marks[1:-1])}."
+            )
 
     @property
     def peak_learning_rate(self) -> float:
@@ -181,7 +207,8 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
         if "model" not in document:
             raise ValueError("A recipe needs a model; got none.")
         usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(cls)}
-        return cls(**_fitting_warmup(document, usual["warmup_epochs"], usual["epochs"]))
+        lengths = (usual[name] for name in ("epochs", "warmup_epochs", "milestones"))
+        return cls(**_fitting_lengths(document, *lengths))
 
 
 def is_same_model(one: str, other: str) -> bool:
@@ -201,7 +228,7 @@ def field_help() -> dict[str, str]:
 def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     """Returns the recipe with fields changed, given as text: "none", "true", "0.1", "0.08,1", '{"kernel_size": 5}'.
 
-    Where `epochs` is changed to less than the warm-up, which is not, the warm-up keeps its share of the epochs.
+    Where `epochs` is changed to less than the warm-up or a milestone, which are not, these keep their share of the epochs.
 
     Raises:
         ValueError: there is no such field, or its text does not mean what the field takes.
@@ -209,12 +236,28 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     check_fields(Recipe, changes)
     kinds = fields.field_types(Recipe)
     values = {name: fields.parse(name, kinds[name], text) for name, text in changes.items()}
-    return dataclasses.replace(recipe, **_fitting_warmup(values, recipe.warmup_epochs, recipe.epochs))
+    return dataclasses.replace(
+        recipe, **_fitting_lengths(values, recipe.epochs, recipe.warmup_epochs, recipe.milestones)
+    )
 
 
-def _fitting_warmup(values: dict[str, Any], warmup: float, usual: float) -> dict[str, Any]:
-    """Returns the values with a warm-up that fits into their epochs, as long a part of them as `warmup` is of the `usual`."""
-    epochs = values.get("epochs", usual)
-    if "warmup_epochs" in values or not isinstance(epochs, int | float) or not 0 < epochs < warmup:
+def _fitting_lengths(
+    values: dict[str, Any], epochs: float, warmup_epochs: float, milestones: tuple[float, ...] | None
+) -> dict[str, Any]:
+    """Returns the values with a warm-up and milestones that fit into their epochs, where they say nothing of these.
+
+    Args:
+        values: fields of a recipe.
+        epochs: the usual ones, of which those that do not fit keep their share.
+        warmup_epochs: the usual ones.
+        milestones: the usual ones.
+    """
+    length = values.get("epochs", epochs)
+    if not isinstance(length, int | float) or length <= 0:
         return values
-    return values | {"warmup_epochs": epochs * warmup / usual}
+    fitting: dict[str, Any] = {}
+    if length < warmup_epochs:
+        fitting["warmup_epochs"] = length * warmup_epochs / epochs
+    if milestones and length <= milestones[-1]:
+        fitting["milestones"] = tuple(length * milestone / epochs for milestone in milestones)
+    return fitting | values
