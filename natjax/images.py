@@ -127,6 +127,16 @@ def upright_size(source: Encoded) -> tuple[int, int]:
         return (width, height) if file.getexif().get(_EXIF_ORIENTATION, 1) in _LYING else (height, width)
 
 
+def stored_size(source: Encoded) -> tuple[int, int]:
+    """Returns height and width of an image file before it is turned upright, from its header alone.
+
+    Raises:
+        natjax.ImageError: see `load_image`.
+    """
+    with _explained(source), _opened(source) as file:
+        return file.height, file.width
+
+
 def decode_mask(source: Encoded) -> UInt8[np.ndarray, "H W"]:
     """Decodes a mask: the numbers of an image file's pixels, which are indices of a palette or values of grey.
 

@@ -48,6 +48,7 @@ AREAS = {
         "natjax",
         "natjax.nn",
         "natjax.losses",
+        "natjax.detection",
         "natjax.models",
         "natjax.detection",
         "natjax.segmentation",

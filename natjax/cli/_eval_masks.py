@@ -68,14 +68,14 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
 def _open(args: argparse.Namespace, names: Sequence[str], recipe: Recipe | None) -> MaskFolder:
     """Returns the validation images: of the data's own classes where a file names them, else of the model's."""
     from natjax_train.data.masks import CLASSES, class_names, has_split, open_masks
-    from natjax_train.data.split import split_masks
+    from natjax_train.data.split import split_images
 
     reduce = args.reduce_zero_label or bool(recipe and recipe.reduce_zero_label)
     own = class_names(args.classes) or (None if Path(args.data, CLASSES).is_file() else tuple(names))
     if recipe and recipe.val_fraction and Path(args.data).is_dir() and not has_split(args.data, "val"):
         complain(f"{args.data} has no val/: the images that the run held out are measured, if they are its data")
         whole = open_masks(args.data, "", own, reduce_zero_label=reduce)
-        return split_masks(whole, recipe.val_fraction, recipe.seed)["val"]
+        return split_images(whole, recipe.val_fraction, recipe.seed)["val"]
     return open_masks(args.data, "val", own, reduce_zero_label=reduce)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _WITHOUT_BOXES = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 CATEGORY_IDS = tuple(number for number in range(1, 92) if number not in _WITHOUT_BOXES)
 _BITS, _MORE, _SIGN, _FIRST = 5, 0x20, 0x10, 48
+_MOST_CHARACTERS = 7  # of a number below 2^31 and its sign
 
 
 def category_ids(names: Mapping[int, str]) -> list[int]:
@@ -60,6 +61,32 @@ def run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
     starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     counts = np.diff(np.concatenate([[0], starts, [pixels.size]]))
     return {"size": list(mask.shape), "counts": _text(np.concatenate([[0], counts]) if pixels[0] else counts)}
+
+
+def counts_of(text: str, pixels: int) -> list[int] | None:
+    """Returns the run lengths that COCO's text stands for, or None where it does not stand for so many pixels.
+
+    Args:
+        text: as `run_lengths` has it.
+        pixels: of the mask, less than 2^31.
+    """
+    try:
+        codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - _FIRST
+    except UnicodeEncodeError:
+        return None
+    last = codes & _MORE == 0
+    ends = np.flatnonzero(last)
+    if not ends.size or not last[-1] or codes.min() < 0 or codes.max() >= 2 * _MORE:
+        return None
+    lengths = np.diff(ends, prepend=-1)
+    if lengths.max() > _MOST_CHARACTERS:
+        return None
+    place = np.arange(len(codes)) - np.repeat(ends - lengths + 1, lengths)
+    numbers = np.add.reduceat((codes & (_MORE - 1)) << (_BITS * place), ends - lengths + 1)
+    numbers -= np.where(codes[ends] & _SIGN, 1 << (_BITS * lengths), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers.tolist() if numbers.min() >= 0 and numbers.sum() == pixels else None
 
 
 def _text(counts: Int[np.ndarray, "N"]) -> str:

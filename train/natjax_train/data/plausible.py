@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from natjax.errors import ImageError
 from natjax.text import first_few
+from natjax_train.data.coco_images import CocoImages
 from natjax_train.data.masks import MaskFolder
 from natjax_train.data.sources import ImageFolder, Source
 from natjax_train.data.split import Part
@@ -60,7 +61,8 @@ def check_splits(training: Source, validation: Source) -> None:
     Raises:
         ImageError: both splits are one folder.
     """
-    if not (isinstance(training, ImageFolder | MaskFolder) and isinstance(validation, ImageFolder | MaskFolder)):
+    files = ImageFolder | MaskFolder | CocoImages
+    if not (isinstance(training, files) and isinstance(validation, files)):
         return
     first = [os.path.relpath(source.name(0), source.directory) for source in (training, validation)]  # parts share none
     if training.directory.resolve() == validation.directory.resolve() and first[0] == first[1]:
@@ -95,7 +97,7 @@ def remarks(validation: Source, training: Source | None = None) -> list[str]:
 
 def _shared(training: Source, validation: Source) -> list[str]:
     """Returns the names of validation images that are files of the training images, by whatever links."""
-    files = ImageFolder | Part | MaskFolder
+    files = ImageFolder | Part | MaskFolder | CocoImages
     if not (isinstance(training, files) and isinstance(validation, files)):
         return []  # those of records and digits are no files
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from natjax.errors import ImageError
+from natjax_train.data.coco_images import CocoImages
 from natjax_train.data.masks import MaskFolder
 from natjax_train.data.sources import ImageFolder, class_counts
 
@@ -64,14 +65,18 @@ def split(source: ImageFolder, fraction: float, seed: int) -> dict[str, Part]:
     return {name: Part(source, indices[name], notes[name]) for name in indices}
 
 
-def split_masks(source: MaskFolder, fraction: float, seed: int) -> dict[str, MaskFolder]:
-    """Returns the parts "train" and "val" of a folder of masks; arguments and errors are those of `split`, with no classes."""
+def split_images(source: MaskFolder | CocoImages, fraction: float, seed: int) -> dict[str, Any]:
+    """Returns the parts "train" and "val" of images with several classes each; arguments and errors are those of `split`."""
     indices, notes = _split(source, np.zeros(len(source), int), ("of all",), fraction, seed)
     return {name: source.part(indices[name], notes[name]) for name in indices}
 
 
 def _split(
-    source: ImageFolder | MaskFolder, labels: np.ndarray, class_names: Sequence[str], fraction: float, seed: int
+    source: ImageFolder | MaskFolder | CocoImages,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    fraction: float,
+    seed: int,
 ) -> tuple[dict[str, list[int]], dict[str, tuple[str, ...]]]:
     """Returns the images of every part, and notes on each."""
     directory = source.directory

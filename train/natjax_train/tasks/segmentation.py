@@ -29,7 +29,7 @@ from natjax_train.augment.device import normalize
 from natjax_train.data import Batches, Source, check_splits, train_loader
 from natjax_train.data.mask_batches import mask_eval_loader, mask_processor, masked_image
 from natjax_train.data.masks import IGNORED, class_names, has_split, open_masks
-from natjax_train.data.split import split_masks
+from natjax_train.data.split import split_images
 from natjax_train.mesh import BATCH
 from natjax_train.model_card import Card
 from natjax_train.recipe import Recipe
@@ -90,7 +90,7 @@ class Segmentation(DenseTask):
         else:
             if has_split(data, "val"):
                 raise ValueError(f"{data} has val/ in it: leave val_fraction out, which splits data without.")
-            parts = list(split_masks(open_masks(data, "", **options), recipe.val_fraction, recipe.seed).values())
+            parts = list(split_images(open_masks(data, "", **options), recipe.val_fraction, recipe.seed).values())
         for part in parts:
             part.inspect(report)
         return parts[0], parts[1]
