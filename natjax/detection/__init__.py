@@ -9,6 +9,7 @@
 
 and what is done with what they find, on images of any size:
 
+    padding           what sides of images are filled up to
     inference         prepared images to detections in pixels of the original ones
     pictures, coco    detections as pictures and as COCO's results
 

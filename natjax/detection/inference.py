@@ -17,16 +17,15 @@ import numpy as np
 from flax import nnx
 
 from natjax.detection.masks import paste_masks
+from natjax.detection.padding import DIVISOR, padded_size, paddings, scale_factors
 from natjax.image_arrays import one_image, upright
-from natjax.image_sizes import multiple_of, padded
+from natjax.image_sizes import padded
 from natjax.nn.xla import compiler_options
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int32
 
     from natjax.image_processing import NatImageProcessor
-
-_DIVISOR = 32  # pixels: what a backbone of four levels reduces an image by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +106,7 @@ class Prepared(NamedTuple):
     @property
     def scale_factors(self) -> Float32[np.ndarray, "4"]:
         """What boxes x1, y1, x2, y2 are divided by: the prepared width and height as parts of the original ones."""
-        (height, width), (original_height, original_width) = self.image_size, self.size
-        return np.array([width / original_width, height / original_height] * 2, np.float32)
+        return scale_factors(self.image_size, self.size)
 
 
 class Detector:
@@ -143,7 +141,7 @@ class Detector:
             )
         self.model = model
         self._processor = dataclasses.replace(processor, size_divisor=None)
-        self._divisor = dataclasses.replace(processor, size_divisor=size_divisor).size_divisor or _DIVISOR  # checked
+        self._divisor = dataclasses.replace(processor, size_divisor=size_divisor).size_divisor or DIVISOR  # checked
         self.paddings = paddings(processor.size) if processor.do_resize and size_divisor is None else ()
         graphdef, self._state = nnx.split(model)
 
@@ -164,7 +162,8 @@ class Detector:
         image, size = upright(image, self._processor.mode)
         pixels = one_image(self._processor(image))[0]
         height, width, _ = pixels.shape
-        return Prepared(padded(pixels, (self._length(height), self._length(width))), (height, width), size)
+        shape = padded_size((height, width), self.paddings, self._divisor)
+        return Prepared(padded(pixels, shape), (height, width), size)
 
     def __call__(self, images: Sequence[Prepared], batch_size: int | None = None) -> list[Detections]:
         """Returns what images of one padded size show.
@@ -205,24 +204,3 @@ class Detector:
             )
             for i, image in enumerate(images)
         ]
-
-    def _length(self, side: int) -> int:
-        """Returns what a side is filled up to."""
-        return next((length for length in self.paddings if length >= side), multiple_of(self._divisor, side))
-
-
-def paddings(size: dict[str, int]) -> tuple[int, ...]:
-    """Returns the lengths that sides of images within a box are filled up to: 416, 608, 800, 1088, 1344 for 800 x 1333 pixels.
-
-    An image as large as the box allows has its shorter side at the box's shorter one, and its longer side between both; or else
-    its longer side at the longer one. So a length amid the two, and two below them, give three heights for a width and three
-    widths for a height.
-
-    Args:
-        size: of an image processor. Without a box there are no such lengths.
-    """
-    if set(size) != {"shortest_edge", "longest_edge"}:
-        return ()
-    shorter, longer = size["shortest_edge"], max(size.values())
-    lengths = (-(-shorter // 2), -(-3 * shorter // 4), shorter, -(-(shorter + longer) // 2), longer)
-    return tuple(sorted({multiple_of(_DIVISOR, length) for length in lengths}))

@@ -9,7 +9,8 @@ import pytest
 from fake_model import FakeDetector
 
 from natjax.configuration import MaskRcnnConfig
-from natjax.detection.inference import Detections, Detector, paddings
+from natjax.detection.inference import Detections, Detector
+from natjax.detection.padding import paddings
 from natjax.image_processing import NatImageProcessor
 
 pytestmark = pytest.mark.once

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from natjax.opencv_resizing import resize
-from natjax_train.augment.masks import augment, crop_position, distort, resize_nearest
+from natjax_train.augment.masks import augment, crop_position, distort, nearest, resize_nearest
 from natjax_train.augment.settings import MaskSettings
 
 SETTINGS = MaskSettings()
@@ -29,6 +29,7 @@ def test_nearest_is_opencvs():
     mask = np.arange(10, dtype=np.uint8)[None].repeat(3, 0)
     assert resize_nearest(mask, (3, 4))[0].tolist() == [0, 2, 5, 7]
     assert resize_nearest(mask, (1, 20))[0].tolist() == [i // 2 for i in range(20)]
+    assert nearest(6, 34)[17] == 2  # 17 * 6 / 34 is 3, but not in OpenCV's floats
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -19,6 +19,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "positive": (lambda value: value > 0, "more than 0"),
     "fraction": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "part": (lambda value: 0 < value < 1, "more than 0 and less than 1"),
+    "all positive": (lambda value: all(entry > 0 for entry in value), "numbers more than 0"),
     "range": (lambda value: len(value) == 2 and 0 < value[0] <= value[1], "two numbers, 0 < least <= greatest"),
 }
 _MEANING: dict[Any, str] = {

@@ -101,13 +101,12 @@ def train(
     if not (used and start.is_resolved(recipe)):  # the checkpoint that a run started from may be gone
         recipe, preprocessing = task_type.resolve(recipe)
     recipe = recipe.with_absolute_path()
-    steps_per_epoch = len(train_source) // recipe.batch_size
-    if not steps_per_epoch:
+    if len(train_source) < recipe.batch_size:
         raise ValueError(
             f"batch_size {recipe.batch_size} is more than the {len(train_source)} training images: give --batch-size "
             f"{len(train_source)} or less."
         )
-    epoch = optim.schedule_epoch(recipe, steps_per_epoch)
+    epoch = optim.schedule_epoch(recipe, data_.steps_per_epoch(train_source, recipe.batch_size))
     total = optim.total_steps(recipe, epoch)
     eval_every = max(1, round(recipe.eval_every * epoch))
     mesh = make_mesh(recipe.mesh)

@@ -12,7 +12,7 @@ from typing import Any
 from natjax.configuration import MaskRcnnConfig, NatConfig, UperNetConfig, check_fields
 from natjax.presets import PRESETS
 from natjax_train import fields
-from natjax_train.augment.settings import DeviceSettings, EvalSettings, HostSettings, MaskSettings
+from natjax_train.augment.settings import BoxSettings, DeviceSettings, EvalSettings, HostSettings, MaskSettings
 from natjax_train.fields import setting
 from natjax_train.tasks import TASKS
 
@@ -24,7 +24,7 @@ _NO_PATHS = {"custom", *PRESETS}  # what `model` may be that is no path, whateve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings):
+class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings, BoxSettings):
     """All settings of a run; every field's meaning is the help text in its metadata.
 
     Fractions are 0 to 1, rates are per step, lengths of the schedule are in epochs.

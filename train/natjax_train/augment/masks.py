@@ -18,7 +18,7 @@ from natjax.image_sizes import resized_shape
 from natjax_train.data.masks import IGNORED
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
+    from jaxtyping import Int64, UInt8
 
     from natjax_train.augment.settings import MaskSettings
 
@@ -62,12 +62,14 @@ def augment(
 
 
 def resize_nearest(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W"]:
-    """Returns a mask of another height and width: pixel i is pixel floor(i * before / after), as in OpenCV."""
-    rows, columns = (
-        np.minimum(np.floor(np.arange(after) * (before / after)).astype(int), before - 1)
-        for before, after in zip(mask.shape, size, strict=True)
-    )
+    """Returns a mask of another height and width, see `nearest`."""
+    rows, columns = map(nearest, mask.shape, size)
     return mask[rows[:, None], columns]
+
+
+def nearest(before: int, after: int) -> Int64[np.ndarray, "after"]:
+    """Returns which of `before` pixels each of `after` is: floor(i * before / after), in floats that are rounded as in OpenCV."""
+    return np.minimum(np.floor(np.arange(after) * (1 / (after / before))).astype(np.int64), before - 1)
 
 
 def crop_position(mask: UInt8[np.ndarray, "H W"], rng: np.random.Generator, side: int, most: float) -> tuple[int, int]:

@@ -85,11 +85,14 @@ class MaskSettings:
     """What happens to a training image with a mask, see `augment.masks`, and to what size evaluation brings it."""
 
     scale_range: tuple[float, ...] = setting(
-        "segmentation: least and greatest factor of a random scale, of images whose shorter side is image_size",
+        "segmentation and detection: least and greatest factor of a random scale, of images whose shorter side is image_size; "
+        "detection takes it in steps of 0.04",
         (0.5, 2.0),
         "range",
     )
-    longest_edge: int = setting("segmentation: bound of the longer side, before the random scale", 2048, "positive")
+    longest_edge: int = setting(
+        "bound of the longer side: in segmentation before the random scale, in detection after it", 2048, "positive"
+    )
     cat_max_ratio: float = setting(
         "segmentation: largest part of a crop that one class may have, in ten tries; 1 is off", 0.75, "fraction"
     )
@@ -99,4 +102,25 @@ class MaskSettings:
         "1 leaves them as they are, and every size is a program",
         32,
         "positive",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoxSettings:
+    """What else happens to a training image with objects, see `augment.boxes`, and which images are trained on."""
+
+    crop_prob: float = setting(
+        "detection: probability of a random crop before the random scale, as in DETR", 0.5, "fraction"
+    )
+    crop_scales: tuple[float, ...] = setting(
+        "detection: shorter sides, one of which an image gets before that crop, as parts of image_size",
+        (0.5, 0.625, 0.75),
+        "all positive",
+    )
+    crop_sides: tuple[float, ...] = setting(
+        "detection: least and greatest height and width of that crop, as parts of image_size", (0.48, 0.75), "range"
+    )
+    keep_empty: bool = setting("detection: whether images without objects are trained on", False)
+    max_objects: int = setting(
+        "detection: most objects of a training image; of more, a random part is learnt", 100, "positive"
     )

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from natjax.detection.coco import counts_of
 from natjax.errors import install_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
 
 
 class AnnotationError(ValueError):
@@ -78,6 +82,15 @@ def _of_run_lengths(segmentation: dict[str, Any], size: list[int]) -> bytes:
 def no_pixels(size: list[int]) -> bytes:
     """Returns the run lengths of an object that is nowhere."""
     return _masks().frPyObjects({"size": size, "counts": [math.prod(size)]}, *size)["counts"]
+
+
+def mask_pixels(mask: dict[str, Any]) -> UInt8[np.ndarray, "H W"]:
+    """Returns the pixels of a mask, 0 and 1, column after column in memory.
+
+    Args:
+        mask: {"size": [height, width], "counts": run lengths}.
+    """
+    return _masks().decode(mask)
 
 
 def mask_area(counts: bytes, size: list[int]) -> int:

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor
-from natjax.image_sizes import resized_shape
+from natjax.image_sizes import multiple_of, resized_shape
 from natjax_train.augment.masks import augment
 from natjax_train.data.masks import IGNORED, MaskFolder
-from natjax_train.data.pipeline import Batches, as_arrays, reason, share_of
+from natjax_train.data.pipeline import Batches, as_arrays, batches_by_key, reason, share_of
 from natjax_train.data.transforms import decode, eval_image
 
 if TYPE_CHECKING:
@@ -130,24 +129,12 @@ class _EvalBatches:
 
     def __init__(self, source: MaskFolder, batch_size: int, processor: NatImageProcessor, divisor: int, share: slice):
         self._source, self._processor, self._share = source, processor, share
-        groups: dict[Any, list[int]] = defaultdict(list)
-        lost = []
-        for index in np.random.default_rng(0).permutation(len(source)).tolist():  # so that the first ones are various
-            size = tuple(source.sizes[index].tolist())
-            if size == (0, 0):
-                lost.append(index)
-                continue
-            padded = tuple(-(-side // _MASK_STEP) * _MASK_STEP for side in size)
-            groups[prepared_size(size, processor, divisor), padded].append(index)
-        ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-        if not ordered:
-            raise ImageError("None of the images can be read.")
-        ordered[0][1].extend(lost)
-        self._batches = [
-            (key, np.pad(part, (0, batch_size - len(part)), constant_values=-1))
-            for key, indices in ordered
-            for part in (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
-        ]
+
+        def sizes(size: tuple[int, int]) -> Any:
+            padded = tuple(multiple_of(_MASK_STEP, side) for side in size)
+            return None if size == (0, 0) else (prepared_size(size, processor, divisor), padded)
+
+        self._batches = batches_by_key([sizes((height, width)) for height, width in source.sizes.tolist()], batch_size)
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -1,17 +1,19 @@
 """The input pipeline, by Grain: batches of uint8 images, in an order and with randomness that seed and step alone decide.
 
 Batch i of a run holds the same images with the same crops whatever the number of processes, workers and resumptions: the order
-is a permutation by (seed, epoch), the randomness of an image is that of (seed, epoch, index). Grain reads batches ahead, in
+is one by (seed, epoch), the randomness of an image is that of (seed, epoch, index). Grain reads batches ahead, in
 threads or processes, and knows where it is.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -47,14 +49,14 @@ class _TrainBatches:
         self._source, self._batch_size, self._settings, self._seed = source, batch_size, settings, seed
         self._share, self._prepare, self._image_size, self._num_channels = share, prepare, image_size, num_channels
         self._max_corrupt, self._advice = max_corrupt, advice
+        self._groups, self._steps_per_epoch = _groups(source), steps_per_epoch(source, batch_size)
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        number = operator.index(number)
-        epoch, place = divmod(number, len(self._source) // self._batch_size)
-        order = _order(len(self._source), self._seed, epoch)
+        epoch, place = divmod(operator.index(number), self._steps_per_epoch)
+        order = _order(len(self._source), self._groups, self._batch_size, self._seed, epoch)
         indices = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
         unreadable: dict[int, str] = {}
         items = [
@@ -64,17 +66,20 @@ class _TrainBatches:
         return {name: np.stack([item[name] for item in items]) for name in items[0]} | as_arrays(unreadable)
 
     def _first_readable(self, index: int, rng: np.random.Generator, unreadable: dict[int, str]) -> dict[str, Any]:
-        """Prepares an image, or where it cannot be read the next one that can, so that batches keep their size."""
+        """Prepares an image, or where it cannot be read the next one of its group that can, so that batches keep their size."""
         # No further than the limit, beyond which the run ends anyway: a lost disk is not searched to its end.
-        tried = range(min(len(self._source), self._max_corrupt + 1))
-        for step in tried:
-            candidate = (index + step) % len(self._source)
+        for candidate in itertools.islice(self._from(index), self._max_corrupt + 1):
             try:
                 item = self._source[candidate]
                 return self._prepare(item, rng, self._settings, self._image_size, self._num_channels)
             except (ImageError, OSError) as error:
                 unreadable[candidate] = reason(error)
         raise ImageError(_too_many(self._source, unreadable, self._max_corrupt, self._advice))
+
+    def _from(self, index: int) -> Iterator[int]:
+        """Returns an image and all others of its group, from there on."""
+        around = (i % len(self._source) for i in range(index, index + len(self._source)))
+        return (i for i in around if self._groups is None or self._groups[i] == self._groups[index])
 
 
 class _EvalBatches:
@@ -266,7 +271,8 @@ def train_loader(
 
     A batch is {"image": uint8 [B, H, W, C], "label": int32 [B]}, or what `prepare` makes.
 
-    An epoch has `len(source) // batch_size` batches; the images left over differ from epoch to epoch.
+    An epoch has `steps_per_epoch` batches. The images left over differ from epoch to epoch. Where the source has `groups`, a
+    batch has images of one group, the last of each filled up with others of its own, and none are left over.
 
     Args:
         source: the training images.
@@ -343,6 +349,54 @@ def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * part, (process_index + 1) * part)
 
 
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """Returns the number of batches of an epoch."""
+    groups = _groups(source)
+    if groups is None:
+        return len(source) // batch_size
+    return sum(-(-count // batch_size) for count in Counter(groups).values())
+
+
+def _groups(source: Source) -> bytes | None:
+    """Returns the number of every image's group, or None where any images go into a batch."""
+    groups = getattr(source, "groups", None)
+    return None if groups is None else groups.astype(np.uint8).tobytes()  # which can be looked up, and is hashed once
+
+
 @functools.lru_cache(maxsize=4)
-def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(length)
+def _order(length: int, groups: bytes | None, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the images of an epoch's batches, one batch after the other."""
+    rng = np.random.default_rng((seed, epoch))
+    if groups is None:
+        return rng.permutation(length)
+    batches = []
+    for group in sorted(set(groups)):
+        order = rng.permutation(np.flatnonzero(np.frombuffer(groups, np.uint8) == group))
+        more = rng.choice(order, -len(order) % batch_size)
+        batches.append(np.concatenate([order, more]).reshape(-1, batch_size))
+    return rng.permutation(np.concatenate(batches)).ravel()
+
+
+def batches_by_key(keys: Sequence[Any], batch_size: int) -> list[tuple[Any, np.ndarray]]:
+    """Returns batches of images with one key each, as (key, indices), filled up with -1; the most frequent keys come first.
+
+    Args:
+        keys: of the images, None for those that go into any batch.
+        batch_size: images of a batch.
+
+    Raises:
+        ImageError: all keys are None.
+    """
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for index in np.random.default_rng(0).permutation(len(keys)).tolist():  # so that the first ones are various
+        groups[keys[index]].append(index)
+    anywhere = groups.pop(None, [])
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    if not ordered:
+        raise ImageError("None of the images can be read.")
+    ordered[0][1].extend(anywhere)
+    return [
+        (key, np.pad(part, (0, batch_size - len(part)), constant_values=-1))
+        for key, indices in ordered
+        for part in (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+    ]
