@@ -61,7 +61,7 @@ def run_lengths(segmentation: Any, size: list[int]) -> bytes:
         raise AnnotationError("with a polygon that is not x, y, x, y, ... of finite numbers")
     polygons = [one for one in segmentation if len(one) >= 6]
     for axis, side in enumerate(reversed(size)):
-        if not all(-side <= at <= 2 * side for one in polygons for at in one[axis::2]):
+        if not all(-side <= min(one[axis::2]) and max(one[axis::2]) <= 2 * side for one in polygons):
             raise AnnotationError("with a polygon far outside of the image", f"image {_text(size)}")
     return _masks().merge(_masks().frPyObjects(polygons, *size))["counts"] if polygons else b""
 
@@ -101,8 +101,8 @@ def mask_area(counts: bytes, size: list[int]) -> int:
 def are_finite(values: Any) -> bool:
     """Returns whether something of a JSON document is a list of finite numbers."""
     try:
-        return isinstance(values, list) and all(
-            type(value) in (int, float) and math.isfinite(value) for value in values
+        return (
+            isinstance(values, list) and {int, float}.issuperset(map(type, values)) and all(map(math.isfinite, values))
         )
     except OverflowError:  # a whole number of hundreds of digits
         return False
