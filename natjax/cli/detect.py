@@ -108,7 +108,8 @@ def _results(path: str, image_id: int, found: Detections, labels: dict[int, str]
     """Yields COCO's results, with the names that their numbers stand for."""
     from natjax.detection import coco
 
-    for result, label in zip(coco.results(found, labels, image_id), found.labels.tolist(), strict=True):
+    ids = coco.category_ids(labels)
+    for result, label in zip(coco.results(found, ids, image_id), found.labels.tolist(), strict=True):
         yield {**result, "file_name": path, "label": labels[label]}
 
 

@@ -7,8 +7,7 @@ on, five to a character, in two's complement: a sixth bit says that more of them
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,15 +32,14 @@ def category_ids(names: Mapping[int, str]) -> list[int]:
     return list(CATEGORY_IDS) if in_order == list(coco()) else list(range(len(names)))
 
 
-def results(detections: Detections, names: Mapping[int, str], image_id: int) -> list[dict[str, Any]]:
+def results(detections: Detections, ids: Sequence[int], image_id: int) -> list[dict[str, Any]]:
     """Returns what an image shows as COCO's results, which are written as JSON.
 
     Args:
         detections: of the image.
-        names: of the model's classes.
+        ids: COCO's numbers of the model's classes, see `category_ids`.
         image_id: COCO's number of the image.
     """
-    ids = category_ids(names)
     found = []
     for index, (box, score, label) in enumerate(
         zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
@@ -50,17 +48,29 @@ def results(detections: Detections, names: Mapping[int, str], image_id: int) -> 
         result: dict[str, Any] = {"image_id": image_id, "category_id": ids[label]}
         result |= {"bbox": [left, top, right - left, bottom - top], "score": score}
         if detections.mask_probabilities is not None:
-            result["segmentation"] = run_lengths(detections.mask(index))
+            result["segmentation"] = run_lengths(*detections.mask_part(index), detections.size)
         found.append(result)
     return found
 
 
-def run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
-    """Returns a mask as COCO writes it: {"size": [height, width], "counts": text}."""
-    pixels = mask.T.ravel()
-    starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], starts, [pixels.size]]))
-    return {"size": list(mask.shape), "counts": _text(np.concatenate([[0], counts]) if pixels[0] else counts)}
+def run_lengths(
+    part: Bool[np.ndarray, "h w"], corner: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Returns a mask as COCO writes it: {"size": [height, width], "counts": text}.
+
+    Args:
+        part: of the mask; pixels beside it are 0.
+        corner: (top, left) of the part in the mask.
+        size: (height, width) of the mask; by default the part is all of it.
+    """
+    (top, left), (height, width) = corner, size or part.shape
+    columns = np.pad(part, ((1, 1), (0, 0))).T
+    column, row = np.divmod(np.flatnonzero(np.diff(columns.ravel())), columns.shape[1])
+    edges = (left + column) * height + top + row  # where pixels of 1 begin, end, begin, ...
+    # No edge is where an end at the bottom of a column meets a beginning at the top of the next one.
+    edges = edges[(np.diff(edges, prepend=-1) != 0) & (np.diff(edges, append=-1) != 0)]
+    counts = np.diff(edges, prepend=0, append=height * width)
+    return {"size": [height, width], "counts": _text(counts if counts[-1] else counts[:-1])}
 
 
 def counts_of(text: str, pixels: int) -> list[int] | None:
@@ -92,15 +102,8 @@ def counts_of(text: str, pixels: int) -> list[int] | None:
 def _text(counts: Int[np.ndarray, "N"]) -> str:
     numbers = counts.copy()
     numbers[3:] -= counts[1:-2]
-    return "".join(itertools.chain.from_iterable(map(_characters, numbers.tolist())))
-
-
-def _characters(number: int) -> list[str]:
-    characters = []
-    while True:
-        bits = number & (_MORE - 1)
-        number >>= _BITS
-        done = number == (-1 if bits & _SIGN else 0)
-        characters.append(chr(_FIRST + (bits if done else bits | _MORE)))
-        if done:
-            return characters
+    shifted = numbers[:, None] >> _BITS * np.arange(_MOST_CHARACTERS)
+    bits = shifted & (_MORE - 1)
+    more = shifted >> _BITS != np.where(bits & _SIGN, -1, 0)
+    written = np.pad(more[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return (_FIRST + bits + _MORE * more)[written].astype(np.uint8).tobytes().decode("ascii")

@@ -9,14 +9,14 @@ is filled up to the next of five lengths (`paddings`), which makes nine sizes at
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from natjax.detection.masks import paste_masks
+from natjax.detection.masks import paste_masks, paste_part
 from natjax.detection.padding import DIVISOR, padded_size, paddings, scale_factors
 from natjax.image_arrays import one_image, upright
 from natjax.image_sizes import padded
@@ -74,7 +74,7 @@ class Detections:
         Raises:
             ValueError: they were found without masks.
         """
-        return self._pasted(slice(None))
+        return paste_masks(self._probabilities(), self.boxes, self.size, self.mask_threshold)
 
     def mask(self, index: int) -> Bool[np.ndarray, "height width"]:
         """Returns which pixels of the original image are part of an object.
@@ -82,12 +82,21 @@ class Detections:
         Raises:
             ValueError: it was found without a mask.
         """
-        return self._pasted(slice(index, index + 1))[0]
+        which = slice(index, index + 1)
+        return paste_masks(self._probabilities()[which], self.boxes[which], self.size, self.mask_threshold)[0]
 
-    def _pasted(self, which: slice) -> np.ndarray:
+    def mask_part(self, index: int) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int]]:
+        """Returns of `mask` the part at the object's box, for less work, and its (top, left) in the image.
+
+        Raises:
+            ValueError: it was found without a mask.
+        """
+        return paste_part(self._probabilities()[index], self.boxes[index], self.size, self.mask_threshold)
+
+    def _probabilities(self) -> np.ndarray:
         if self.mask_probabilities is None:
             raise ValueError("These detections have no masks: they are of a Detector made with masks=False.")
-        return paste_masks(self.mask_probabilities[which], self.boxes[which], self.size, self.mask_threshold)
+        return self.mask_probabilities
 
 
 class Prepared(NamedTuple):
@@ -147,7 +156,7 @@ class Detector:
 
         def forward(state, pixels, image_sizes, scale_factors):
             output = nnx.merge(graphdef, state)(pixels, image_sizes, scale_factors, output_masks=masks)
-            return output.boxes, output.scores, output.labels, output.valid, output.masks
+            return {name: getattr(output, name) for name in ("boxes", "scores", "labels", "valid", "masks")}
 
         self._forward = jax.jit(forward, compiler_options=compiler_options())
 
@@ -185,7 +194,7 @@ class Detector:
             )
         last = len(images) - 1
         filled = [images[min(index, last)] for index in range(max(batch_size or 0, len(images)))]
-        boxes, scores, labels, valid, masks = jax.device_get(
+        found = jax.device_get(
             self._forward(
                 self._state,
                 np.stack([image.pixels for image in filled]),
@@ -193,14 +202,29 @@ class Detector:
                 np.stack([image.scale_factors for image in filled]),
             )
         )
-        return [
-            Detections(
-                boxes=boxes[i][valid[i]].astype(np.float32),
-                scores=scores[i][valid[i]].astype(np.float32),
-                labels=labels[i][valid[i]].astype(np.int32),
-                size=image.size,
-                mask_probabilities=None if masks is None else masks[i][valid[i]].astype(np.float32),
-                mask_threshold=self.model.config.mask_threshold,
-            )
-            for i, image in enumerate(images)
-        ]
+        return each_image(found, [image.size for image in images], self.model.config.mask_threshold)
+
+
+def each_image(
+    found: Mapping[str, Any], sizes: Iterable[tuple[int, int]], mask_threshold: float = 0.5
+) -> list[Detections]:
+    """Returns the detections of each image of a batch.
+
+    Args:
+        found: `boxes` [B, K, 4] in pixels of the original images, `scores`, `labels` and `valid` [B, K], and `masks`
+            [B, K, S, S] or None: a model's outputs on the host.
+        sizes: (height, width) of the original images, at most B.
+        mask_threshold: probability from which on a pixel is part of an object.
+    """
+    boxes, scores, labels, valid, masks = (found[name] for name in ("boxes", "scores", "labels", "valid", "masks"))
+    return [
+        Detections(
+            boxes=boxes[i][valid[i]].astype(np.float32),
+            scores=scores[i][valid[i]].astype(np.float32),
+            labels=labels[i][valid[i]].astype(np.int32),
+            size=size,
+            mask_probabilities=None if masks is None else masks[i][valid[i]].astype(np.float32),
+            mask_threshold=mask_threshold,
+        )
+        for i, size in enumerate(sizes)
+    ]

@@ -68,13 +68,20 @@ def paste_masks(
     """
     pasted = np.zeros((len(boxes), *size), bool)
     for mask, box, out in zip(probabilities, boxes, pasted, strict=True):
-        (top, rows), (left, columns) = (
-            _taps(box[axis], box[axis + 2], cells, bins)
-            for axis, cells, bins in ((1, size[0], mask.shape[0]), (0, size[1], mask.shape[1]))
-        )
-        within = rows @ mask.astype(np.float32) @ columns.T >= threshold
-        out[top : top + len(rows), left : left + len(columns)] = within
+        part, (top, left) = paste_part(mask, box, size, threshold)
+        out[top : top + part.shape[0], left : left + part.shape[1]] = part
     return pasted
+
+
+def paste_part(
+    probabilities: Float[np.ndarray, "S S"], box: Float[np.ndarray, "4"], size: tuple[int, int], threshold: float = 0.5
+) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int]]:
+    """Returns of one mask of `paste_masks` the part at its box, and (top, left) of this part in the image."""
+    (top, rows), (left, columns) = (
+        _taps(box[axis], box[axis + 2], cells, bins)
+        for axis, cells, bins in ((1, size[0], len(probabilities)), (0, size[1], len(probabilities)))
+    )
+    return rows @ probabilities.astype(np.float32) @ columns.T >= threshold, (top, left)
 
 
 def _taps(start: np.float32, end: np.float32, pixels: int, bins: int) -> tuple[int, np.ndarray]:

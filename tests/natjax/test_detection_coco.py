@@ -59,6 +59,15 @@ def test_run_lengths_of_any_mask():
         np.testing.assert_array_equal(decoded(run_lengths(mask)), mask)
 
 
+def test_run_lengths_of_a_part():
+    rng = np.random.default_rng(0)
+    for mask in masks():
+        (top, bottom), (left, right) = (sorted(rng.integers(0, side + 1, 2).tolist()) for side in mask.shape)
+        alone = np.zeros_like(mask)
+        alone[top:bottom, left:right] = mask[top:bottom, left:right]
+        assert run_lengths(mask[top:bottom, left:right], (top, left), mask.shape) == run_lengths(alone)
+
+
 def test_run_lengths_beside_pycocotools():
     pycocotools = pytest.importorskip("pycocotools.mask")
     for mask in masks():
@@ -74,11 +83,11 @@ def test_results():
         size=(4, 8),
         mask_probabilities=np.ones((2, 28, 28), np.float32),
     )
-    first, second = json.loads(json.dumps(results(found, {0: "cat", 1: "dog"}, 7)))
+    first, second = json.loads(json.dumps(results(found, [3, 5], 7)))
     assert first["segmentation"]["size"] == [4, 8]
     np.testing.assert_array_equal(decoded(first.pop("segmentation")), found.mask(0))
-    assert first == {"image_id": 7, "category_id": 1, "bbox": [2, 1, 4.5, 2], "score": 0.75}
-    assert second["category_id"] == 0
+    assert first == {"image_id": 7, "category_id": 5, "bbox": [2, 1, 4.5, 2], "score": 0.75}
+    assert second["category_id"] == 3
 
 
 def test_categories_of_coco_have_its_numbers():

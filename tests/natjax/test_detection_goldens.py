@@ -13,7 +13,9 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax.detection.coco import run_lengths
 from natjax.detection.masks import paste_masks
+from natjax_train.tasks.average_precision import evaluate, results_of
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 MODELS = {
@@ -22,6 +24,7 @@ MODELS = {
 }
 COUNTS = {"rpn_pre_nms": 60, "rpn_post_nms": 70, "max_detections": 30}
 IMAGE_SIZE, SCALE = (150, 219), 1.5  # of the image within its padding, and to its original
+FIELDS = ("boxes", "scores", "labels", "valid", "masks")
 OF_TIES = {"mmdet_mask_rcnn": 1, "mmdet_cascade_mask_rcnn": 0}  # detections that follow from the order of equal scores
 
 
@@ -123,3 +126,29 @@ def test_output(name, golden, found):
     # Proposals differ by float noise, which the three stages of a cascade amplify.
     assert_close(output["scores"][0][same], expected[same, 4], tolerance=1e-4)
     assert_close(output["masks"][0][same], golden["test/mask_probabilities"][same], tolerance=5e-4)
+
+
+def test_average_precision(golden, found):
+    """COCO's figures of what natjax finds are those of mmdetection's detections, of objects that are none of these exactly."""
+    heads, dets = found["heads"], golden["test/dets"]
+    size = tuple(golden["test/masks_shape"][1:].tolist())
+    own = results_of({name: np.asarray(heads[name]) for name in FIELDS}, [size], [0])
+    count, results, objects = len(dets), [], []
+    rng = np.random.default_rng(0)
+    for i, mask in enumerate(np.unpackbits(golden["test/masks_packed"], count=count * np.prod(size))
+                             .reshape(count, *size).astype(bool)):  # fmt: skip
+        box = [*dets[i, :2].tolist(), *(dets[i, 2:4] - dets[i, :2]).tolist()]
+        common = {"image_id": 0, "category_id": int(golden["test/labels"][i])}
+        results.append(common | {"bbox": box, "score": float(dets[i, 4]), "segmentation": run_lengths(mask)})
+        part = np.where(np.arange(size[1]) < box[0] + box[2] * (share := rng.uniform(0.5, 1)), mask, False)
+        left_part = [*box[:2], box[2] * share, box[3]]
+        objects.append(common | {"bbox": left_part, "area": float(part.sum()), "segmentation": run_lengths(part)})
+    truth = {
+        "images": [{"id": 0, "height": size[0], "width": size[1]}],
+        "categories": [{"id": label} for label in range(3)],
+        "annotations": objects[::2],
+    }
+    expected, actual = (evaluate(truth, each).summary() for each in (results, own))
+    assert actual == pytest.approx(expected, nan_ok=True)
+    assert 0 < actual["box_ap"] < 1
+    assert 0 < actual["mask_ap"] < 1
