@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="folder with train/ and val/, or 'digits'; for segmentation one with images/ and masks/",
+        help="folder with train/ and val/, or 'digits'; for segmentation one with images/ and masks/, for detection "
+        "one with COCO's annotations",
     )
     parser.add_argument("--out", required=True, metavar="RUN_DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="resume the run in RUN_DIR; start where there is none")

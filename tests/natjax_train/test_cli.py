@@ -121,6 +121,12 @@ def test_flags_as_people_write_them(capsys, monkeypatch, tmp_path):
         message
         == "natjax: warm-up shortened from 3 to 0.2 epochs, the same part of a run of 2 (--warmup-epochs says otherwise)\n"
     )
+    code, message = run(capsys, tmp_path, "--recipe", "mask_rcnn_nat_mini", "--epochs", "12")
+    assert (code, recipes[-1].milestones) == (0, (9, 11))
+    assert (
+        message
+        == "natjax: milestones moved from 27, 33 to 9, 11 epochs, the same part of a run of 12 (--milestones says otherwise)\n"
+    )
 
 
 def test_the_same_command_resumes(capsys, monkeypatch, tmp_path):

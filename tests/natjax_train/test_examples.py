@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from natjax.segmentation.palettes import generated
-from natjax_train.examples import Example, Objects, objects
+from natjax_train.examples import Example, Objects, draw_objects
 
 pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
 
@@ -45,7 +45,7 @@ def test_truth_is_left_and_what_was_found_right(tmp_path):
     example = Example(
         image, of([np.nan], [(100, 100, 200, 200)], size), of([0.9, 0.4], [(0, 0, 50, 50), (300, 200, 380, 300)], size)
     )
-    objects([example, example], ["ant", "bee"], tmp_path / "out.png")
+    draw_objects([example, example], ["ant", "bee"], tmp_path / "out.png")
     with PIL.Image.open(tmp_path / "out.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape == (56 + 2 * (320 + 16), 2 * 400 + 3 * 16, 3)
@@ -58,5 +58,5 @@ def test_truth_is_left_and_what_was_found_right(tmp_path):
 
 
 def test_nothing_to_show(tmp_path):
-    objects([], ["ant"], tmp_path / "out.png")
+    draw_objects([], ["ant"], tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()

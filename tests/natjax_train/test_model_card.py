@@ -10,6 +10,7 @@ from natjax.presets import PRESETS
 from natjax_train.model_card import base_model, model_card
 from natjax_train.recipe import Recipe
 from natjax_train.recipes import RECIPES
+from natjax_train.tasks.detection import Detection
 
 
 class Images(types.SimpleNamespace):
@@ -45,6 +46,20 @@ def test_text():
     assert "| top-1 accuracy | 87.50% |" in text
     assert "AutoModelForImageClassification" in text
     assert Recipe.from_json(text.rpartition("```json\n")[2].partition("```")[0]) == RECIPES["finetune"]
+
+
+def test_a_detector_has_no_class_in_transformers():
+    training, validation = (Images(count=count, class_names=("ant", "bee")) for count in (9, 4))
+    metrics = {"box_ap": 0.5, "mask_ap_large": float("nan")}
+    task = Detection(None, ("ant", "bee"))
+    text = model_card(RECIPES["finetune_boxes"], "insects", training, validation, metrics, 100, task.card())
+    assert "transformers" not in text
+    assert "| box AP | 50.00% |" in text
+    assert "| mask AP of large objects | - |" in text
+    assert 'detect = natjax.pipeline("object-detection", "path/or/id/of/this/model")' in text
+    result = front_matter(text)["model-index"][0]["results"][0]
+    assert result["task"] == {"type": "object-detection", "name": "Object detection"}
+    assert result["metrics"] == [{"type": "box_ap", "name": "box AP", "value": 0.5}]
 
 
 def test_no_place_on_this_machine_is_told():

@@ -51,6 +51,23 @@ def test_papers_of_segmentation(name):
     assert recipe.steps * recipe.warmup_epochs / recipe.epochs == 1500
 
 
+@pytest.mark.parametrize("name", natjax.list_models("*mask_rcnn*"))
+def test_papers_of_detection(name):
+    """Backbones are those of the published models, on weights of their architecture; 36 epochs of batches of 16."""
+    recipe, published = RECIPES[name], natjax.get_config(name)
+    weights = "dinat_large" if recipe.model == "shi-labs/dinat-large-in22k-224" else recipe.model
+    changes = {"drop_path_rate": recipe.drop_path_rate, **recipe.model_config}
+    changed = natjax.get_config(weights).replace(out_features=published.trunk.out_features, num_labels=0, **changes)
+    assert changed == published.trunk
+    assert recipe.detector == published.model_type
+    assert ("22k" in recipe.model) == name.endswith("large")  # as the authors' start
+    slower = {"dinat_base": 7.5e-5, "dinat_large": 7.5e-5, "dinat_s_base": 7.5e-5, "dinat_s_large": 5e-5}
+    rate = slower.get(name.partition("rcnn_")[2], 1e-4)
+    assert (recipe.peak_learning_rate, recipe.warmup_learning_rate) == (rate, pytest.approx(rate / 1000))
+    assert (recipe.epochs, recipe.milestones, recipe.batch_size, recipe.weight_decay) == (36, (27, 33), 16, 0.05)
+    assert (recipe.image_size, recipe.longest_edge, recipe.scale_range) == (800, 1333, (0.6, 1.0))
+
+
 def test_milestones_keep_their_share():
     """As the warm-up; where they fit, they stay."""
     recipe = Recipe(model="nat_mini", epochs=36, warmup_epochs=2, schedule="step", milestones=(27, 33))

@@ -20,14 +20,14 @@ from natjax.fonts import fit
 from natjax_train.plots import GREY, INK, ORANGE, PAPER, label_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, UInt8
+    from jaxtyping import Bool, Float32, UInt8
 
 _OUTSIDE, _IGNORED = 254, 255  # in class maps: beyond the image, and pixels that do not count
 _GAP, _TOP = 16, 56  # pixels between pictures, and above them
 _SHORTER, _LONGER = 320, 640  # pixels of the sides of an image with objects
 
 
-def segmentations(
+def draw_segmentations(
     examples: Mapping[str, np.ndarray],
     names: Sequence[str],
     palette: UInt8[np.ndarray, "L 3"],
@@ -89,6 +89,27 @@ class Objects(Detections):
 
     pixels: Bool[np.ndarray, "K height width"]
 
+    @classmethod
+    def from_run_lengths(
+        cls,
+        size: tuple[int, int],
+        boxes: Float32[np.ndarray, "K 4"],
+        scores: Sequence[float],
+        labels: Sequence[int],
+        masks: Sequence[Mapping[str, Any]],
+    ) -> Objects:
+        """Returns the objects of an image whose masks are COCO's run lengths; size is its (height, width)."""
+        from pycocotools import mask  # of the extra "train"
+
+        pixels = np.moveaxis(mask.decode(list(masks)), -1, 0) if masks else np.zeros((0, *size))
+        return cls(
+            boxes=boxes,
+            scores=np.array(scores, np.float32),
+            labels=np.array(labels, np.int32),
+            size=size,
+            pixels=pixels.astype(bool),
+        )
+
     @property
     def has_masks(self) -> bool:
         """Whether there are masks."""
@@ -126,7 +147,7 @@ class Example:
         )
 
 
-def objects(examples: Sequence[Example], names: Sequence[str], out_png: str | os.PathLike) -> None:
+def draw_objects(examples: Sequence[Example], names: Sequence[str], out_png: str | os.PathLike) -> None:
     """Draws a few images: each with its objects, and with those that a model finds in it.
 
     Args:

@@ -304,9 +304,9 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
 
 def _opening(training: data_.Source, validation: data_.Source, begins: str, preprocessing: str) -> list[str]:
     """Returns what a run says first: its images, model and preprocessing, and what is odd about the data."""
-    images = (
-        f"{len(training):,} training and {len(validation):,} validation images, {len(training.class_names)} classes"
-    )
+    count = len(training.class_names)
+    classes = f"{count} class{'' if count == 1 else 'es'}"
+    images = f"{len(training):,} training and {len(validation):,} validation images, {classes}"
     notes = dict.fromkeys((*training.notes, *validation.notes))  # what both say, once
     return [f"{images}; {begins}; {preprocessing}", *notes, *data_.remarks(validation, training)]
 

@@ -28,7 +28,19 @@ _LABELS = {
     "mean_accuracy": "mean accuracy of the classes",
     "val_loss": "loss",
 }
-_VERBS = {"classifier": "classify", "segmenter": "segment"}
+_OF_OBJECTS = {
+    "ap": "AP",
+    "ap50": "AP at an IoU of 0.5",
+    "ap75": "AP at an IoU of 0.75",
+    "ap_small": "AP of small objects",
+    "ap_medium": "AP of medium objects",
+    "ap_large": "AP of large objects",
+    "ar1": "AR with 1 detection",
+    "ar10": "AR with 10 detections",
+    "ar100": "AR with 100 detections",
+}
+_LABELS |= {f"{kind}_{key}": f"{kind} {text}" for kind in ("box", "mask") for key, text in _OF_OBJECTS.items()}
+_VERBS = {"classifier": "classify", "segmenter": "segment", "detector": "detect"}
 _MOST_CLASSES = 50  # that a card names
 
 
@@ -39,13 +51,13 @@ class Card:
     Attributes:
         task: the Hugging Face Hub's name of it, which is a pipeline of natjax.
         model: what a model of it is.
-        type: its class in transformers.
+        type: its class in transformers; None where that has none.
         dataset: what the Hub calls such data.
     """
 
     task: str = "image-classification"
     model: str = "classifier"
-    type: str = "AutoModelForImageClassification"
+    type: str | None = "AutoModelForImageClassification"
     dataset: str = "imagefolder"
 
 
@@ -110,15 +122,7 @@ def model_card(
             f'print({_VERBS[card.model]}("image.jpg"))',
             "```",
             "",
-            "transformers 4.40.2 with NATTEN loads the same files:",
-            "",
-            "```python",
-            f"from transformers import AutoImageProcessor, {card.type}",
-            "",
-            'processor = AutoImageProcessor.from_pretrained("path/or/id/of/this/model")',
-            f'model = {card.type}.from_pretrained("path/or/id/of/this/model")',
-            "```",
-            "",
+            *(() if card.type is None else _in_transformers(card.type)),
             "## Recipe",
             "",
             "`natjax train --recipe FILE` takes it:",
@@ -128,6 +132,20 @@ def model_card(
             "```",
             "",
         )
+    )
+
+
+def _in_transformers(model: str) -> tuple[str, ...]:
+    return (
+        "transformers 4.40.2 with NATTEN loads the same files:",
+        "",
+        "```python",
+        f"from transformers import AutoImageProcessor, {model}",
+        "",
+        'processor = AutoImageProcessor.from_pretrained("path/or/id/of/this/model")',
+        f'model = {model}.from_pretrained("path/or/id/of/this/model")',
+        "```",
+        "",
     )
 
 
@@ -155,6 +173,8 @@ def _result(name: str, metrics: Mapping[str, float], card: Card) -> dict[str, An
 
 
 def _number(key: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
     return f"{value:.2%}" if key in _LABELS.keys() - {"val_loss"} else f"{value:.4f}"
 
 

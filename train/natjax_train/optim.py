@@ -40,14 +40,12 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int | float, step: Int[Array,
     peak, least = recipe.peak_learning_rate, recipe.min_learning_rate
     step = jnp.asarray(step, jnp.float32)
     fraction = jnp.minimum(step / (recipe.epochs * steps_per_epoch), 1.0)
-    if recipe.schedule == "cosine":
-        height = (1 + jnp.cos(jnp.pi * fraction)) / 2
-    elif recipe.schedule == "step":
+    if recipe.schedule == "step":
         starts = [round(milestone * steps_per_epoch) for milestone in recipe.milestones or ()]
-        height = 0.1 ** jnp.sum(step >= jnp.asarray(starts, jnp.float32))
+        fall = jnp.maximum(peak * 0.1 ** jnp.sum(step >= jnp.asarray(starts, jnp.float32)), least)
     else:
-        height = 1 - fraction
-    fall = least + (peak - least) * height
+        height = (1 + jnp.cos(jnp.pi * fraction)) / 2 if recipe.schedule == "cosine" else 1 - fraction
+        fall = least + (peak - least) * height
     warmup = recipe.warmup_epochs * steps_per_epoch
     if recipe.schedule in ("poly", "step"):
         ratio = recipe.warmup_learning_rate / peak

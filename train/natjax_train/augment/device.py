@@ -59,6 +59,14 @@ def normalize(
     return (images.astype(jnp.float32) / 255 - jnp.array(mean, jnp.float32)) / jnp.array(std, jnp.float32)
 
 
+def normalize_within(
+    images: UInt8[Array, "B H W C"], sizes: Int[Array, "B 2"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "B H W C"]:
+    """Returns the same, with zeros in what lies below and right of the images' sizes, (height, width)."""
+    rows, columns = (jnp.arange(side) < sizes[:, axis, None] for axis, side in enumerate(images.shape[1:3]))
+    return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], normalize(images, mean, std), 0)
+
+
 normalized = functools.partial(jax.jit, static_argnames=("mean", "std"))(normalize)
 
 

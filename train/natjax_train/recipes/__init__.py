@@ -6,9 +6,11 @@ import os
 
 from natjax.text import did_you_mean
 from natjax_train.recipe import Recipe
-from natjax_train.recipes import digits, earth, finetune, imagenet, upernet
+from natjax_train.recipes import detection, digits, earth, finetune, imagenet, upernet
 
-RECIPES: dict[str, Recipe] = imagenet.RECIPES | finetune.RECIPES | upernet.RECIPES | digits.RECIPES | earth.RECIPES
+RECIPES: dict[str, Recipe] = (
+    imagenet.RECIPES | finetune.RECIPES | upernet.RECIPES | detection.RECIPES | digits.RECIPES | earth.RECIPES
+)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 TASKS = {  # imported when they are asked for
     "classification": "natjax_train.tasks.classification:Classification",
     "segmentation": "natjax_train.tasks.segmentation:Segmentation",
+    "detection": "natjax_train.tasks.detection:Detection",
 }
 
 

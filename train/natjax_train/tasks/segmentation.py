@@ -24,12 +24,13 @@ from natjax.image_processing import NatImageProcessor
 from natjax.losses import segmentation_loss
 from natjax.models import UperNetForSemanticSegmentation
 from natjax.segmentation.palettes import palette_of
-from natjax_train import examples
-from natjax_train.augment.device import normalize
+from natjax_train import start
+from natjax_train.augment.device import normalize_within
 from natjax_train.data import Batches, Source, check_splits, train_loader
 from natjax_train.data.mask_batches import mask_eval_loader, mask_processor, masked_image
 from natjax_train.data.masks import IGNORED, class_names, has_split, open_masks
 from natjax_train.data.split import split_images
+from natjax_train.examples import draw_segmentations
 from natjax_train.mesh import BATCH
 from natjax_train.model_card import Card
 from natjax_train.recipe import Recipe
@@ -145,11 +146,9 @@ class Segmentation(DenseTask):
         self, key: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[Float[Array, "B H W C"], Int[Array, "B H W"]]:
         """Returns the pixel values and class numbers that a training step sees; what fills up a crop is 0 and 255."""
-        recipe, image = self.recipe, batch["image"]
-        pixel_values = normalize(image, recipe.image_mean, recipe.image_std)  # ty: ignore[invalid-argument-type]
-        rows, columns = (jnp.arange(side) < batch["size"][:, axis, None] for axis, side in enumerate(image.shape[1:3]))
-        inside = rows[:, :, None, None] & columns[:, None, :, None]
-        return jnp.where(inside, pixel_values, 0), batch["label"].astype(jnp.int32)
+        _, mean, std = start.resolved(self.recipe)
+        pixel_values = normalize_within(batch["image"], batch["size"], mean, std)
+        return pixel_values, batch["label"].astype(jnp.int32)
 
     def training_loss(
         self, model: Any, pixel_values: Float[Array, "B H W C"], targets: Int[Array, "B H W"], rngs: Array
@@ -193,7 +192,7 @@ class Segmentation(DenseTask):
     def plot(self, result: Metrics, directory: Path) -> None:
         """Draws a few images with their masks, what the model makes of them and where it errs, in the model's own colours."""
         palette: Any = palette_of(read_config(directory / CONFIG_NAME))
-        examples.segmentations(result.examples, self._class_names, palette, directory / run_files.EXAMPLES)
+        draw_segmentations(result.examples, self._class_names, palette, directory / run_files.EXAMPLES)
 
 
 @jax.jit

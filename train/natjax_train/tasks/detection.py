@@ -1,0 +1,212 @@
+"""Object detection and instance segmentation with Mask R-CNN or Cascade Mask R-CNN.
+
+The losses are mmdetection's; measured is COCO's average precision of boxes, which is the score, and of masks.
+
+Letters: B batch, H W image, C channels, G places for the objects of an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from natjax import run_files
+from natjax.configuration import MaskRcnnConfig
+from natjax.image_processing import NatImageProcessor
+from natjax.models import CascadeMaskRcnnForObjectDetection, MaskRcnnForObjectDetection
+from natjax_train import start
+from natjax_train.augment.device import normalize_within
+from natjax_train.data import Batches, Source, check_splits
+from natjax_train.data.box_batches import box_eval_loader, box_train_loader
+from natjax_train.data.coco import has_split, open_coco
+from natjax_train.data.coco_images import CocoImages, decode_annotated
+from natjax_train.data.split import split_images
+from natjax_train.examples import Example, Objects, draw_objects
+from natjax_train.model_card import Card
+from natjax_train.recipe import Recipe
+from natjax_train.tasks.average_precision import Metrics, evaluate, gathered, numbered, results_of
+from natjax_train.tasks.dense import DenseTask
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+_MODELS = {
+    model.config_class.model_types[0]: model
+    for model in (MaskRcnnForObjectDetection, CascadeMaskRcnnForObjectDetection)
+}
+_DIVISOR = 32  # of the sides of padded images in mmdetection
+_EXAMPLES, _SHOWN_SCORE, _SHOWN = (
+    6,
+    0.3,
+    20,
+)  # images of examples.png; the least score, and most objects, that are drawn
+
+
+class Detection(DenseTask):
+    """The task of one run.
+
+    Args:
+        recipe: the run's; None where a model is only evaluated.
+        class_names: in the order of the model's classes.
+        category_ids: COCO's numbers of the classes in the data, None for a class that these do not have; by default the data's
+            own in their order.
+    """
+
+    curves: tuple[str, Mapping[str, str]] = ("Validation images", {"box_ap": "AP of boxes", "mask_ap": "AP of masks"})
+    kind = "detection"
+    image_size = 800
+    crop = False
+
+    def __init__(
+        self,
+        recipe: Recipe | None,
+        class_names: Sequence[str | int],
+        category_ids: Sequence[int | None] | None = None,
+    ):
+        super().__init__(recipe, class_names)
+        self._category_ids = category_ids
+
+    @classmethod
+    def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:
+        """Opens images and annotations of both splits, and looks for all images, see `data.coco`."""
+        if recipe.val_fraction is None:
+            training = open_coco(data, "train")
+            parts = [training, open_coco(data, "val", training.class_names)]
+        else:
+            if has_split(data, "val"):
+                raise ValueError(f"{data} has annotations for val: leave val_fraction out, which splits data without.")
+            parts = list(split_images(open_coco(data, "train"), recipe.val_fraction, recipe.seed).values())
+        for part in parts:
+            part.inspect(report)
+        return parts[0].learnable(keep_empty=recipe.keep_empty, max_objects=recipe.max_objects), parts[1]
+
+    @classmethod
+    def check(cls, training: Source, validation: Source) -> None:
+        """Checks that validation images are others than the training images; one class is enough for a detector."""
+        check_splits(training, validation)
+
+    def model_class(self, config: Any) -> type[MaskRcnnForObjectDetection]:
+        """Returns the class of the recipe's detector, by default that of the model that the run starts from."""
+        own = config.model_type if isinstance(config, MaskRcnnConfig) else "mask_rcnn"
+        return _MODELS[self.recipe.detector or own]
+
+    def check_model(self, config: MaskRcnnConfig) -> None:
+        """Checks that training images fit their arrays.
+
+        Raises:
+            ValueError: they do not, or the recipe's images have not the model's channels.
+        """
+        super().check_model(config)
+        if self.recipe.scale_range[1] > 1:
+            raise ValueError(
+                "scale_range of detection is part of image_size, and must be at most 1; got "
+                f"{list(self.recipe.scale_range)}: the authors' is --scale-range 0.6,1."
+            )
+
+    def card(self) -> Card:
+        """Returns what a model card says of the task."""
+        return Card("object-detection", "detector", None, "coco")
+
+    def train_loader(self, source: Any, **options: Any) -> Batches:
+        """Returns an endless run's batches, see `data.box_batches.boxed_image`."""
+        return box_train_loader(source, **options)
+
+    def eval_loader(self, source: Any, **options: Any) -> Batches:
+        """Returns the batches of one pass over a source, by size of the images."""
+        return box_eval_loader(source, **options)
+
+    def processor(self, recipe: Recipe, image_size: int) -> NatImageProcessor:
+        """Returns how evaluation prepares images: within a box, as mmdetection's test."""
+        within = NatImageProcessor.object_detection(recipe.longest_edge, image_size)
+        return dataclasses.replace(within, image_mean=recipe.image_mean, image_std=recipe.image_std)
+
+    def prepare(
+        self, key: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[Float[Array, "B H W C"], dict[str, jax.Array]]:
+        """Returns the pixel values that a training step sees, and objects and sizes of its images."""
+        _, mean, std = start.resolved(self.recipe)
+        pixel_values = normalize_within(batch["image"], batch["size"], mean, std)
+        masks = jnp.unpackbits(batch["masks"], axis=-1).astype(bool)
+        objects = {name: batch[name] for name in ("boxes", "class_labels", "valid")}
+        return pixel_values, {**objects, "masks": masks, "size": batch["size"]}
+
+    def training_loss(
+        self, model: Any, pixel_values: Float[Array, "B H W C"], targets: dict[str, jax.Array], rngs: Array
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Returns the sum of mmdetection's losses, and each of them by its name."""
+        size = targets["size"]
+        labels = {name: value for name, value in targets.items() if name != "size"}
+        losses = model.losses(pixel_values, labels, size, -(-size // _DIVISOR) * _DIVISOR, rngs=rngs)
+        return losses.pop("loss"), losses
+
+    def inputs(
+        self, batch: dict[str, jax.Array], mean: Sequence[float], std: Sequence[float]
+    ) -> dict[str, Float[Array, "B ..."]]:
+        """Returns the model's arguments: pixel values, sizes and scales of the images."""
+        pixel_values = _normalized(batch["image"], batch["size"], tuple(mean), tuple(std))
+        return {"pixel_values": pixel_values, "image_sizes": batch["size"], "scale_factors": batch["scale"]}
+
+    def predict(self, model: Any, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns detections in pixels of the original images, and from which probability on a pixel is part of one."""
+        output = model(**inputs)
+        found = {name: getattr(output, name) for name in ("boxes", "scores", "labels", "valid", "masks")}
+        return found | {"mask_threshold": jnp.full_like(output.scores[:, 0], model.config.mask_threshold)}
+
+    def judge(self, predictions: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns the detections of a batch, and which images they are of."""
+        of_images = {name: batch[name] for name in ("mask", "index", "size", "scale")}
+        return jax.tree.map(lambda x: reshard(x, P()), {**predictions, **of_images})
+
+    def kept(self, judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the detections of this process's share of a batch as COCO's results, see `average_precision.results_of`."""
+        original = np.rint(judged["size"] / judged["scale"][:, 1::-1]).astype(int)
+        sizes = [(height, width) for height, width in original.tolist()]
+        threshold = float(judged["mask_threshold"].max(initial=0))  # the same of all
+        results = results_of(judged, sizes, judged["index"].tolist(), threshold)
+        return {"results": np.array(results, object), "index": judged["index"]}
+
+    def result(self, judged: dict[str, np.ndarray], images_per_second: float, source: CocoImages) -> Metrics:
+        """Returns the metrics of all images that could be read."""
+        results = gathered(judged["results"].tolist())
+        shown = []
+        if self._recipe:
+            channels = len(start.resolved(self._recipe)[1])
+            shown = [_example(source, index, results, channels) for index in judged["index"][:_EXAMPLES].tolist()]
+        ids = source.category_ids if self._category_ids is None else self._category_ids
+        return evaluate(
+            source.ground_truth(),
+            numbered(results, source.ids.tolist(), ids),
+            source.ids[np.sort(judged["index"])].tolist(),
+            images_per_second=images_per_second,
+            examples=shown,
+        )
+
+    def plot(self, result: Metrics, directory: Path) -> None:
+        """Draws a few images, with their objects and with those that the model finds."""
+        draw_objects(result.examples, self._class_names, directory / run_files.EXAMPLES)
+
+
+_normalized = functools.partial(jax.jit, static_argnames=("mean", "std"))(normalize_within)
+
+
+def _example(source: CocoImages, index: int, results: Sequence[Mapping[str, Any]], num_channels: int) -> Example:
+    """Returns an image with its objects and what was found in it, of results that have indices, see `results_of`."""
+    item = source[index]
+    found = [each for each in results if each["image_id"] == index and each["score"] >= _SHOWN_SCORE]
+    found = sorted(found, key=lambda each: -each["score"])[:_SHOWN]
+    corners = np.array([each["bbox"] for each in found], np.float32).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    of_image = functools.partial(Objects.from_run_lengths, item["size"])
+    truth = of_image(item["boxes"], [np.nan] * len(item["boxes"]), item["class_labels"], item["masks"])
+    labels, scores, masks = ([each[name] for each in found] for name in ("category_id", "score", "segmentation"))
+    image = decode_annotated(item["image"], item["size"], num_channels)
+    return Example(image, truth, of_image(corners, scores, labels, masks)).reduced()
