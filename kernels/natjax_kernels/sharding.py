@@ -90,6 +90,30 @@ def within_auto_axes(attend: Callable, problem: Any, *more: Any, specs: tuple) -
     return auto_axes(compute, axes=explicit, out_sharding=shardings)(problem.arrays, *more)
 
 
+def over_batch(function: Callable, arrays: tuple, shared: tuple = ()) -> Any:
+    """Returns `function(*arrays, *shared)`; where the batch lies along Explicit axes, every device computes its own part.
+
+    For what XLA's partitioner would gather the batch for, such as loops and gathers: each device has loops of its own.
+
+    Args:
+        function: of pytrees of arrays [B, ...], to such pytrees, whose rows depend on the same rows alone. It may not close over
+            arrays of the mesh.
+        arrays: its first arguments. Those that are not split along the batch are.
+        shared: its further arguments, pytrees of arrays of which every device has all. Their gradients are summed over devices.
+    """
+    leaves = tuple(jax.tree.leaves(arrays))
+    mesh = _explicit_mesh(leaves)
+    batch = None if mesh is None else next((spec_of(x)[0] for x in leaves if spec_of(x)[0]), None)
+    if batch is None:  # so it is within `jax.shard_map`
+        return function(*arrays, *shared)
+    specs = (PartitionSpec(batch),) * len(arrays) + (PartitionSpec(),) * len(shared)
+    call = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(batch), check_vma=False)
+    placed = (
+        jax.sharding.reshard(x, NamedSharding(mesh, spec)) for x, spec in zip((*arrays, *shared), specs, strict=True)
+    )
+    return call(*placed)
+
+
 def _explicit_mesh(arrays: tuple) -> Any:
     """Returns the mesh along which one of some arrays is explicitly sharded, or None."""
     return next((jax.typeof(x).sharding.mesh for x in arrays if x is not None and any(spec_of(x))), None)

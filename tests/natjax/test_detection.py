@@ -98,7 +98,7 @@ def test_proposals_by_their_definition():
     logits = [rng.standard_normal((2, len(each))).astype(np.float32).round(1) for each in anchors]  # many are equal
     deltas = [0.3 * rng.standard_normal((2, len(each), 4)).astype(np.float32) for each in anchors]
     sizes = np.array([(117, 200), (40, 10)], np.float32)
-    found = jax.jit(lambda *x: propose(*x, anchors, sizes, pre_nms=1000, post_nms=400, iou_threshold=0.7))(
+    found = jax.jit(lambda *x: propose(*x, sizes, anchors=anchors, pre_nms=1000, post_nms=400, iou_threshold=0.7))(
         logits, deltas
     )
     counts = []

@@ -9,6 +9,7 @@ Letters: B batch, H W height and width of the images, n anchors of a map, K dete
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from natjax.models.detection.training import checked_targets, roi_losses, rpn_lo
 from natjax.nn.layers import as_rngs
 from natjax.outputs import ObjectDetectionOutput
 from natjax_kernels.checks import as_array
+from natjax_kernels.sharding import over_batch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -172,15 +174,14 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
     ) -> Proposals:
         """Returns proposals, as many as in inference or as in training, of what `rpn_head` makes of the pyramid."""
         config = self.config
-        return propose(
-            logits,
-            deltas,
-            self.anchors(pyramid),
-            image_sizes,
+        of_images = functools.partial(
+            propose,
+            anchors=self.anchors(pyramid),
             pre_nms=config.train_rpn_pre_nms if training else config.rpn_pre_nms,
             post_nms=config.train_rpn_post_nms if training else config.rpn_post_nms,
             iou_threshold=config.rpn_nms_threshold,
         )
+        return over_batch(of_images, (list(logits), list(deltas), image_sizes))
 
 
 class CascadeMaskRcnnForObjectDetection(MaskRcnnForObjectDetection):

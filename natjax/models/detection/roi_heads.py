@@ -5,7 +5,8 @@ Letters: B batch, N regions of an image, S side of their features, C channels, L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -17,10 +18,11 @@ from natjax.configuration.detection import BOX_SIDE, MASK_SIDE
 from natjax.detection.boxes import decode
 from natjax.detection.lists import of_valid
 from natjax.detection.nms import classwise_nms
-from natjax.detection.roi_align import roi_align
+from natjax.detection.roi_align import product, roi_align
 from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import he_normal, truncated_normal
 from natjax.nn.layers import conv, linear
+from natjax_kernels.sharding import over_batch, reshape, spec_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -115,7 +117,8 @@ class Upsample(nnx.Module):
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel[...].dtype)
         x, kernel, bias = (jnp.asarray(value, dtype) for value in (x, self.kernel[...], self.bias[...]))
         y = jnp.einsum("nhwc,yxdc->nhywxd", x, kernel)
-        return y.reshape(len(x), 2 * x.shape[1], 2 * x.shape[2], -1) + bias
+        shape = (len(x), 2 * x.shape[1], 2 * x.shape[2], len(bias))
+        return reshape(y, shape, (spec_of(y)[0], None, None, None)) + bias
 
 
 class MaskHead(nnx.Module):
@@ -139,8 +142,9 @@ class MaskHead(nnx.Module):
         x = jax.nn.relu(self.upsample(x))
         kernel, bias = self.conv_logits.kernel[...][0, 0], self.conv_logits.bias[...]  # ty: ignore[not-subscriptable]
         x, kernel, bias = self.conv_logits.promote_dtype((x, kernel, bias), dtype=self.conv_logits.dtype)
-        labels = labels.reshape(-1)
-        logits = jnp.einsum("nyxc,cn->nyx", x, kernel[:, labels]) + bias[labels, None, None]
+        # Picked by a product, as the gradient of a gather would be a scatter to what all devices have.
+        is_class = (labels.reshape(-1)[:, None] == jnp.arange(len(bias))).astype(x.dtype)
+        logits = jnp.einsum("nyxc,nc->nyx", x, product(is_class, kernel.T)) + product(is_class, bias)[:, None, None]
         return logits.astype(jnp.float32).reshape(*lead, *x.shape[1:3])
 
 
@@ -156,7 +160,8 @@ class RoiHead(nnx.Module):
         self, maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[Array, "B N 4"], side: int
     ) -> Float[Array, "B N S S C"]:
         """Returns the features of regions; 0 for those without an area."""
-        return roi_align(maps, boxes, strides=self.config.strides[: len(maps)], output_size=side)
+        align = functools.partial(roi_align, strides=self.config.strides[: len(maps)], output_size=side)
+        return over_batch(align, (list(maps), boxes))
 
     def stages(
         self,
@@ -172,7 +177,7 @@ class RoiHead(nnx.Module):
                 boxes = self.refined(i - 1, found[-1], image_sizes)
             features = self.features(maps, boxes, BOX_SIDE)
             if head.shared_convs:
-                features = of_valid(head.convolved, valid, features)
+                features = _of_valid(BoxHead.convolved, head, valid, features)
             found.append(Stage(boxes, *head.classified(features)))
         return found
 
@@ -223,15 +228,26 @@ class RoiHead(nnx.Module):
             found = jnp.where(kept[:, None], boxes[row, label], 0), jnp.where(kept, scores[row, label], 0)
             return PaddedDetections(*found, jnp.where(kept, label, -1), kept)
 
-        return jax.vmap(suppress)(boxes / scale_factors[:, None, None], scores, valid)
+        return over_batch(jax.vmap(suppress), (boxes / scale_factors[:, None, None], scores, valid))
 
     def masks(
         self, maps: Sequence[Float[Array, "B _ _ C"]], boxes: Float[Array, "B N 4"], labels: Int[Array, "B N"]
     ) -> Float[Array, "B N M M"]:
         """Returns probabilities of the pixels of boxes, of one class each: the mean of all stages'; 0 for label -1."""
 
-        def probabilities(features: Array, labels: Array) -> Array:
-            first, *others = (jax.nn.sigmoid(head(features[None], labels[None])[0]) for head in self.mask_head)
-            return sum(others, first) / len(self.mask_head)
+        def probabilities(heads: Any, features: Array, labels: Array) -> Array:
+            first, *others = (jax.nn.sigmoid(head(features[None], labels[None])[0]) for head in heads)
+            return sum(others, first) / len(heads)
 
-        return of_valid(probabilities, labels >= 0, self.features(maps, boxes, MASK_SIDE), labels)
+        features = self.features(maps, boxes, MASK_SIDE)
+        return _of_valid(probabilities, self.mask_head, labels >= 0, features, labels)
+
+
+def _of_valid(function: Callable[..., Array], module: nnx.Module, valid: Array, *arrays: Array) -> Array:
+    """Returns what a function of a module and entries makes of the valid ones, see `of_valid`; every device of its images'."""
+    graphdef, state = nnx.split(module)
+
+    def of_images(valid: Array, arrays: tuple[Array, ...], state: Any) -> Array:
+        return of_valid(functools.partial(function, nnx.merge(graphdef, state)), valid, *arrays)
+
+    return over_batch(of_images, (valid, arrays), (state,))

@@ -5,6 +5,7 @@ Letters: B batch, h w a map's height and width, A anchors of a point, n = h w A 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from natjax.detection.boxes import decode
 from natjax.detection.nms import nms
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import conv
+from natjax_kernels.sharding import reshape, spec_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -55,17 +57,19 @@ class RpnHead(nnx.Module):
         logits, deltas = [], []
         for x in pyramid:
             x = jax.nn.relu(self.rpn_conv(x))
-            logits.append(self.rpn_cls(x).astype(jnp.float32).reshape(len(x), -1))
-            deltas.append(self.rpn_reg(x).astype(jnp.float32).reshape(len(x), -1, 4))
+            logit, delta = (layer(x).astype(jnp.float32) for layer in (self.rpn_cls, self.rpn_reg))
+            anchors, batch = math.prod(logit.shape[1:]), spec_of(x)[0]
+            logits.append(reshape(logit, (len(x), anchors), (batch, None)))
+            deltas.append(reshape(delta, (len(x), anchors, 4), (batch, None, None)))
         return logits, deltas
 
 
 def propose(
     logits: Sequence[Float[Array, "B _"]],
     deltas: Sequence[Float[Array, "B _ 4"]],
-    anchors: Sequence[Float[np.ndarray, "_ 4"]],
     image_sizes: Float[Array, "B 2"],
     *,
+    anchors: Sequence[Float[np.ndarray, "_ 4"]],
     pre_nms: int,
     post_nms: int,
     iou_threshold: float,
@@ -77,8 +81,8 @@ def propose(
     Args:
         logits: of the anchors of every map.
         deltas: of the same.
-        anchors: of the same.
         image_sizes: (height, width) without padding, which the proposals are clipped to; those without an area are dropped.
+        anchors: of all maps.
         pre_nms: anchors of every map that take part at most, those of the highest scores.
         post_nms: number of proposals.
         iou_threshold: IoU above which the proposal of the lower score is dropped.

@@ -8,6 +8,7 @@ Letters: B batch, G ground truth of an image, N anchors or proposals, K sampled 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from natjax.detection.masks import mask_targets
 from natjax.detection.matching import match, sample
 from natjax.models.detection.roi_heads import RoiHead, Stage
 from natjax_kernels.checks import as_array
+from natjax_kernels.sharding import over_batch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -151,7 +153,8 @@ def rpn_losses(
         return scores, moved, number
 
     keys = jax.random.split(key, len(logits))
-    scores, moved, number = jax.vmap(sums)(usable, logits, deltas, targets.boxes, targets.valid, keys)
+    of_images = (usable, logits, deltas, targets.boxes, targets.valid, keys)
+    scores, moved, number = over_batch(jax.vmap(sums), of_images)
     number = jnp.sum(number).astype(scores.dtype)
     return {"loss_rpn_cls": jnp.sum(scores) / number, "loss_rpn_bbox": jnp.sum(moved) / number}
 
@@ -228,7 +231,8 @@ def sample_proposals(
             is_target=chosen & (indices < len(boxes)),
         )
 
-    return jax.vmap(choose)(jax.random.split(key, len(proposals)), proposals, valid, targets.boxes, targets.valid)
+    keys = jax.random.split(key, len(proposals))
+    return over_batch(jax.vmap(choose), (keys, proposals, valid, targets.boxes, targets.valid))
 
 
 def box_losses(
@@ -260,7 +264,8 @@ def mask_losses(
     features, losses = jnp.split(head.features(maps, boxes, MASK_SIDE), ends, axis=1), []
     for mask_head, first, of_stage in zip(head.mask_head, firsts, features, strict=True):
         logits = mask_head(of_stage, first.of(targets.labels))
-        wanted = mask_targets(targets.masks, first.boxes, jnp.maximum(first.matched - 1, 0), logits.shape[-1])
+        of_images = (targets.masks, first.boxes, jnp.maximum(first.matched - 1, 0))
+        wanted = over_batch(functools.partial(mask_targets, size=logits.shape[-1]), of_images)
         weights = first.is_object.astype(logits.dtype)
         pixels = jnp.maximum(jnp.sum(weights), 1) * logits.shape[-1] ** 2
         losses.append(binary_cross_entropy(logits, wanted.astype(logits.dtype), weights[..., None, None]) / pixels)

@@ -24,6 +24,7 @@ from natjax.image_processing import NatImageProcessor
 from natjax.losses import segmentation_loss
 from natjax.models import UperNetForSemanticSegmentation
 from natjax.segmentation.palettes import palette_of
+from natjax_kernels.sharding import over_batch
 from natjax_train import start
 from natjax_train.augment.device import normalize_within
 from natjax_train.data import Batches, Source, check_splits, train_loader
@@ -200,7 +201,7 @@ def _judge(logits: Float[Array, "B h w L"], batch: dict[str, jax.Array]) -> dict
     def images_of_a_device(logits: Any, batch: Any) -> Any:
         return jax.lax.map(lambda one: _judge_image(*one), (logits, batch))
 
-    judged = jax.shard_map(images_of_a_device, in_specs=BATCH, out_specs=BATCH)(logits, batch)
+    judged = over_batch(images_of_a_device, (logits, batch))
     return jax.tree.map(lambda x: reshard(x, P()), judged)  # every process sees all images
 
 
