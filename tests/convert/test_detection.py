@@ -21,6 +21,8 @@ from natjax_convert.config_texts import config_of, meta_of, untold
 from natjax_convert.config_texts.literals import model_of, source
 from natjax_convert.torch_zip import write_torch
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 MODELS = {
     "mmdet_mask_rcnn": natjax.MaskRcnnForObjectDetection,

@@ -19,6 +19,8 @@ from natjax.presets import SEGMENTATION_PRESETS as PRESETS
 from natjax_convert.config_texts import config_of
 from natjax_convert.torch_zip import write_torch
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 MMSEG = GOLDENS / "mmseg_upernet_nat" / "checkpoint.pth"
 HUGGING_FACE = ("hf_upernet_nat", "hf_upernet_dinat")

@@ -14,6 +14,8 @@ from natjax.presets import PRESETS
 from natjax_convert import shapes
 from natjax_convert.shapes import config_from_shapes, count_parameters, parameters
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 SMALL = natjax.NatConfig(embed_dim=8, depths=(1, 2, 1), num_heads=(1, 2, 2), kernel_size=3, num_labels=3)
 CONFIGS = {

@@ -17,6 +17,8 @@ from natjax_kernels import neighborhood_attention, neighborhood_attention_with_w
 from natjax_kernels.fused.layout import sizes
 from natjax_kernels.plan import AxisWindow, Window, plan_axis
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 LENGTH = 2048
 SMALL = {
     "1-D": {"shape": (2, 40, 2, 4), "kernel_size": 13, "dilation": 3, "bias": True},

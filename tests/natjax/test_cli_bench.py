@@ -10,6 +10,8 @@ from natjax.cli import main
 from natjax.configuration import MaskRcnnConfig, NatConfig, UperNetConfig
 from natjax.flops import count_flops
 
+pytestmark = pytest.mark.once
+
 TINY = NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_labels=10, mlp_ratio=1.0)
 FAST = ["--image-size", "32", "--seconds", "0.05"]
 

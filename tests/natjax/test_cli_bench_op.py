@@ -21,6 +21,8 @@ from natjax_kernels.fused import band, configurations
 from natjax_kernels.reference import neighbours
 from natjax_kernels.triton import launch, support
 
+pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
+
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = ["bench", "op", "--shape", "1,9,8,2,4", "--kernel", "3", "--seconds", "0.01"]
 H100 = support.GPU(90, "", 132)

@@ -13,6 +13,8 @@ from natjax.cli import main
 from natjax.demo.picture import draw
 from natjax.errors import CheckpointError
 
+pytestmark = pytest.mark.once  # a fresh install on the newer Python runs the demo
+
 
 def test_it_runs(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "out")]) == 0

@@ -270,6 +270,7 @@ def test_images_without_objects(step):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((found, gradients)))
 
 
+@pytest.mark.once
 def test_places_without_a_proposal_change_nothing():
     """Neither losses nor batch statistics, whatever the number of places, if there are some for all boxes."""
     everything = {"train_rpn_pre_nms": 15, "rpn_batch_size": 10**6, "box_batch_size": 10**6}
