@@ -1,0 +1,192 @@
+"""Whole runs of detection: what they leave behind, how they resume, and what `natjax eval` and `natjax detect` make of them.
+
+What does not depend on the task, such as signals, damaged checkpoints and meshes on resuming, is in test_runs.py.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+from flax import nnx
+
+import natjax
+from natjax_train.loop import PreemptedError, train
+from natjax_train.recipe import Recipe
+from natjax_train.tasks.detection import Detection
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import test_runs
+from test_runs import finish, losses, start_two
+
+start = test_runs.start  # a fixture
+
+CLASSES = ("bright", "dark")
+TRUNK = {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 1, 2], "kernel_size": 3}
+HEADS = {"fpn_channels": 8, "rpn_channels": 8, "box_conv_channels": 8, "box_fc_channels": 16, "mask_channels": 8}
+HEADS |= {"mask_num_convs": 1, "box_num_convs": 0, "rpn_pre_nms": 40, "rpn_post_nms": 20, "train_rpn_pre_nms": 40}
+HEADS |= {"train_rpn_post_nms": 20, "max_detections": 10, "rpn_batch_size": 32, "box_batch_size": 16, "anchor_scale": 4}
+RECIPE = Recipe(
+    task="detection",
+    model="custom",
+    model_config={**TRUNK, **HEADS, "score_threshold": 0.02, "drop_path_rate": 0.1},
+    image_size=64,
+    longest_edge=96,
+    scale_range=(0.75, 1.0),
+    batch_size=4,
+    base_batch_size=4,
+    epochs=4,  # 8 steps
+    eval_every=2,
+    warmup_epochs=0,
+    cooldown_epochs=0,
+    learning_rate=3e-3,
+    schedule="step",
+    milestones=(3,),
+    min_learning_rate=0.0,
+    image_mean=(0.5,) * 3,
+    image_std=(0.25,) * 3,
+    workers=0,
+    log_every=1,
+    save_every=1,
+    ema_decay=0.7,
+)
+
+
+def write_split(folder, split, number, rng):
+    """Writes images of grey noise with a bright square, a dark one or both; a split has one image without any."""
+    (folder / "images" / split).mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(number):
+        pixels = rng.integers(100, 150, (48, 64, 3))
+        for label in [[0], [1], [0, 1], []][i % 4]:
+            side = 18 + 2 * (i % 3)
+            x, y = int(rng.integers(0, 14)) + 32 * label, int(rng.integers(0, 24))
+            pixels[y : y + side, x : x + side] = (240, 16)[label]
+            corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+            annotation = {"id": len(annotations) + 1, "image_id": 7 * i, "category_id": 3 + 2 * label}
+            annotation |= {"bbox": [x, y, side, side], "area": side * side, "iscrowd": 0, "segmentation": [corners]}
+            annotations.append(annotation)
+        name = f"{7 * i}.png"
+        PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / split / name)
+        images.append({"id": 7 * i, "file_name": name, "height": 48, "width": 64})
+    categories = [{"id": 3 + 2 * label, "name": name} for label, name in enumerate(CLASSES)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "annotations" / f"{split}.json").write_text(json.dumps(document))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    write_split(folder, "train", 10, rng)  # of which 8 have objects
+    write_split(folder, "val", 4, rng)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def messages():
+    """Those of the undisturbed run."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, messages, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(RECIPE, str(data), out, report=messages.append)
+    return out
+
+
+def arrays(out):
+    """All that the model of a run holds."""
+    return nnx.to_flat_state(nnx.split(natjax.MaskRcnnForObjectDetection.from_pretrained(out))[1])
+
+
+def metrics(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    timed = ("images_per_second", "data_wait")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+def assert_same_run(out, other):
+    """Bit for bit."""
+    assert metrics(out) == metrics(other)
+    for (path, ours), (same, theirs) in zip(arrays(out), arrays(other), strict=True):
+        assert path == same
+        np.testing.assert_array_equal(ours[...], theirs[...], err_msg=str(path))
+
+
+def test_a_run(data, undisturbed, messages):
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {
+        "recipe.json",
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "curves.png",
+        "examples.png",
+    } <= names
+    assert messages[0] == (
+        "8 training and 4 validation images, 2 classes; random weights: custom; colours normalised as the recipe says"
+    )
+    assert any("images left out of training: 2 without objects" in message for message in messages)
+    model = natjax.MaskRcnnForObjectDetection.from_pretrained(undisturbed)
+    assert list(model.config.id2label.values()) == list(CLASSES)
+    rows = metrics(undisturbed)
+    steps = [row for row in rows if "lr" in row]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    parts = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask")
+    assert all(row["loss"] == pytest.approx(sum(row[part] for part in parts), rel=1e-5) for row in steps)
+    assert steps[-1]["lr"] == pytest.approx(steps[0]["lr"] / 10)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert [row["step"] for row in rows if "box_ap" in row] == [4, 8]
+    assert all({"mask_ap", "box_ap50", "mask_ar100"} <= row.keys() for row in rows if "box_ap" in row)
+    processor = natjax.NatImageProcessor.from_pretrained(undisturbed / "model")
+    assert (processor.size, processor.image_mean) == ({"shortest_edge": 64, "longest_edge": 96}, (0.5,) * 3)
+    assert "object-detection" in (undisturbed / "model" / "README.md").read_text()
+
+
+def test_an_interrupted_run_resumes_bit_exactly(data, undisturbed, tmp_path):
+    out = tmp_path / "interrupted"
+    with pytest.raises(PreemptedError):
+        train(
+            RECIPE,
+            str(data),
+            out,
+            report=lambda message: None,
+            started=lambda recipe: os.kill(os.getpid(), signal.SIGTERM),
+        )
+    assert len(metrics(out)) == 1
+    train(RECIPE, str(data), out, resume=True, report=lambda message: None)
+    assert_same_run(out, undisturbed)
+
+
+def test_a_data_set_without_validation_images(data, tmp_path):
+    folder = tmp_path / "flat"
+    for kind in ("images", "annotations"):
+        shutil.copytree(data / kind, folder / kind, ignore=shutil.ignore_patterns("val*"))
+    recipe = dataclasses.replace(RECIPE, val_fraction=0.25)
+    training, validation = Detection.open_splits(recipe, str(folder), print)
+    ids = [set(part.ids.tolist()) for part in (training, validation)]
+    assert not ids[0] & ids[1]
+    assert len(validation) == 2 or len(validation) == 3
+    with pytest.raises(ValueError, match=r"has annotations for val: leave val_fraction out"):
+        Detection.open_splits(recipe, str(data), print)
+    with pytest.raises(natjax.ImageError, match=r"has no annotations for val"):
+        Detection.open_splits(RECIPE, str(folder), print)
+
+
+@pytest.mark.slow
+def test_two_processes(start, data, undisturbed, tmp_path):
+    (tmp_path / "recipe.json").write_text(RECIPE.to_json())
+    arguments = (f"--data={data}", f"--recipe={tmp_path / 'recipe.json'}")
+    settings = {name: json.dumps(getattr(RECIPE, name)) for name in test_runs.SETTINGS}
+    for code, messages in map(finish, start_two(start, tmp_path / "run", *arguments, **settings)):
+        assert code == 0, messages
+    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-3)
