@@ -1,17 +1,24 @@
-"""The `digits` recipe by its one command: what it reaches, and what transformers 4.40.2 computes with what it exports."""
+"""The `digits` recipe by its one command: what it reaches, and what transformers 4.40.2 computes with what it exports.
+
+And the digits on photographs, which `examples/digits.py` writes for the recipe `digits_boxes`.
+"""
 
 import importlib.util
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import natjax
 from natjax_train.data import Digits
+from natjax_train.data.coco import open_coco
+from natjax_train.data.coco_masks import mask_pixels
 
 
 def train(out, *changes, **variables):
@@ -65,3 +72,25 @@ def test_transformers_computes_what_a_run_exports(tmp_path, monkeypatch):
     # What is compared is the export; XLA need not take its time over so short a run.
     train(tmp_path, *(f"--{name}={value}" for name, value in quick.items()), JAX_DISABLE_MOST_OPTIMIZATIONS="true")
     check_transformers(tmp_path / "model", monkeypatch)
+
+
+@pytest.mark.once
+def test_masks_of_digits_on_photographs_are_those_of_their_pixels(tmp_path):
+    """On a grey photograph, a digit's pixels have its one colour but for those of its edges."""
+    write = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "examples/digits.py"))["write"]
+    grey = PIL.Image.new("RGB", (150, 130), (128, 128, 128))
+    assert write(tmp_path, "val", 12, [grey]) > 20
+    source = open_coco(tmp_path, "val")
+    assert source.class_names == tuple("0123456789")
+    for index in range(len(source)):
+        item, image = source[index], np.asarray(PIL.Image.open(tmp_path / "images/val" / f"{index + 1:04}.png"))
+        masks = np.stack([mask_pixels(mask) for mask in item["masks"]]).astype(bool)
+        assert masks.sum(0).max() <= 1  # a pixel shows one digit
+        assert not (masks.any(0) & (image == 128).all(-1)).any()
+        for mask, box in zip(masks, item["boxes"], strict=True):
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            np.testing.assert_array_equal(box, [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            colours, counts = np.unique(image[mask], axis=0, return_counts=True)
+            has_colour = (image == colours[counts.argmax()]).all(-1)
+            assert counts.max() > 0.6 * counts.sum()
+            assert not (has_colour & ~mask).any()
