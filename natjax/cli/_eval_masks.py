@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._eval_output import finite, percent, relabelled, write_csv
-from natjax.cli._memory import explain_out_of_memory
+from natjax.cli._eval_model import measured
+from natjax.cli._eval_output import finite, percent, relabelled, tell_skipped, write_csv
 from natjax.cli._output import Progress, complain, print_json, print_table
-from natjax.text import counted, printable
+from natjax.text import printable
 
 if TYPE_CHECKING:
     from natjax_convert import Checkpoint
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from natjax_train.tasks.iou import Metrics
 
 _COLUMNS = ("class", "pixels", "iou", "accuracy", "precision")
-_MAX_CORRUPT = 100
 
 
 def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None) -> int:
@@ -60,8 +59,7 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
     skipped = len(source) - metrics.images
     if is_main_process:
         _tell(args, metrics, names, warnings)
-        if skipped:
-            complain(f"{counted(skipped, 'image')} could not be read and {'is' if skipped == 1 else 'are'} not counted")
+        tell_skipped(skipped)
     return 1 if skipped else 0
 
 
@@ -81,40 +79,12 @@ def _open(args: argparse.Namespace, names: Sequence[str], recipe: Recipe | None)
 
 def _in_batches(args, checkpoint, net, source, table, names, progress, is_main_process) -> Metrics:
     """Measures at one scale, images of a size in batches over all devices and processes."""
-    import jax
-    import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-
     from natjax.processors import load_processor
-    from natjax_train import evaluate, mesh, start, step
     from natjax_train.tasks.segmentation import Segmentation
 
     processor = load_processor(checkpoint, complain if is_main_process else lambda _: None)
-    mean, std = start.normalisation(processor)
-    devices = mesh.make_mesh(args.mesh)
-    mesh.check_batch(devices, args.batch_size)
-    too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
-    with explain_out_of_memory(too_large), jax.set_mesh(devices):
-        _, graphdef, params = step.split_model(net)
-        whole = NamedSharding(devices, PartitionSpec())
-        params, stats = jax.device_put(jax.tree.map(np.asarray, (params, step.batch_stats(net))), whole)
-        task = Segmentation(None, names, size_divisor=args.size_divisor)
-        eval_step = step.make_eval_step(graphdef, task)
-        return evaluate.measure(
-            task,
-            lambda inputs: eval_step(params, inputs, stats),
-            source,
-            processor,
-            batch_size=args.batch_size,
-            mean=mean,
-            std=std,
-            mesh=devices,
-            through=functools.partial(relabelled, table=table),
-            progress=progress.update if is_main_process else None,
-            workers=args.workers,
-            max_corrupt=_MAX_CORRUPT,
-            report=progress.complain,
-        )
+    task = Segmentation(None, names, size_divisor=args.size_divisor)
+    return measured(args, net, processor, task, source, progress, functools.partial(relabelled, table=table))
 
 
 def _image_by_image(args, checkpoint, net, source, table, num_classes, progress) -> Metrics:

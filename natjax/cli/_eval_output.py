@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from natjax.atomic import replacing
+from natjax.cli._output import complain
+from natjax.text import counted
 
 
 def finite(value: Any) -> Any:
@@ -36,3 +38,9 @@ def relabelled(batches: Iterable[dict[str, Any]], table: Any) -> Iterator[dict[s
     """Yields batches whose labels, class numbers of the data, are those that a table has for them: the model's."""
     for batch in batches:
         yield {**batch, "label": table[batch["label"]]}
+
+
+def tell_skipped(count: int) -> None:
+    """Prints on stderr how many images were not counted, where there are any."""
+    if count:
+        complain(f"{counted(count, 'image')} could not be read and {'is' if count == 1 else 'are'} not counted")

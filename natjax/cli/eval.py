@@ -1,6 +1,7 @@
 """`natjax eval`: how good a model is on the validation images of a data set, and at each class.
 
-Of a classifier top-1, top-5 and loss; of a segmenter mean IoU and pixel accuracy, see `_eval_masks`.
+Of a classifier top-1, top-5 and loss; of a segmenter mean IoU and pixel accuracy, see `_eval_masks`; of a detector COCO's average
+precision, see `_eval_boxes`.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from natjax import run_files
 from natjax.atomic import check_writable
-from natjax.cli import _eval_masks
+from natjax.cli import _eval_boxes, _eval_masks
 from natjax.cli._arguments import add_dtype_argument, add_process_arguments, image_size, not_negative_int, positive_int
-from natjax.cli._eval_output import finite, percent, relabelled, write_csv
-from natjax.cli._memory import explain_out_of_memory
+from natjax.cli._eval_model import measured
+from natjax.cli._eval_output import finite, percent, relabelled, tell_skipped, write_csv
 from natjax.cli._output import Progress, complain, print_json, print_table
 from natjax.errors import CheckpointError, install_line
 from natjax.hub import locate
-from natjax.text import counted, printable
+from natjax.text import printable
 
 if TYPE_CHECKING:
     from natjax_train.recipe import Recipe
     from natjax_train.tasks.classification import Metrics
 
 HELP = "measure a model on the validation images of a data set"
-_MODELS = {"classification": "classifier", "segmentation": "segmenter"}
+_MODELS = {"classification": "classifier", "segmentation": "segmenter", "detection": "detector"}
+_OPTIONS = {
+    "segmentation": ("multi_scale", "crop_size", "stride", "reduce_zero_label", "classes"),
+    "detection": ("results",),
+}
 _HARDEST = 10  # classes that are shown
-_MAX_CORRUPT = 100
 _COLUMNS = ("class", "images", "recall", "precision")
 
 
@@ -39,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR",
-        help="folder with val/ in it, or 'digits'; for segmentation images/ and masks/",
+        help="folder with val/ in it, or 'digits'; for segmentation images/ and masks/, for detection COCO's annotations and "
+        "images",
     )
     parser.add_argument(
         "--model",
@@ -47,16 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint: a run's folder, a path, a name of `natjax list` or a Hugging Face id; needed (digits is a small "
         "classifier of handwritten digits)",
     )
-    parser.add_argument(
-        "--task", choices=("classification", "segmentation"), help="what is measured (default: what the model is for)"
-    )
+    parser.add_argument("--task", choices=tuple(_MODELS), help="what is measured (default: what the model is for)")
     parser.add_argument("--json", action="store_true", help="print one JSON document, with every class")
     parser.add_argument("--csv", metavar="FILE", help="write a table of all classes")
     parser.add_argument(
         "--batch-size",
         type=positive_int,
         metavar="N",
-        help="images per step, of all devices (default: 64; of a segmenter one per device)",
+        help="images per step, of all devices (default: 64; of a segmenter or detector one per device)",
     )
     parser.add_argument(
         "--workers", type=not_negative_int, default=0, metavar="N", help="threads that read images (default: none)"
@@ -87,18 +90,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="names of the data's classes: a file, ade20k or cityscapes (default: classes.txt in the data, or the model's)",
     )
+    boxes = parser.add_argument_group("detection", "The data have COCO's annotations for val, as for natjax train.")
+    boxes.add_argument("--results", metavar="FILE", help="write what was found as COCO's results, JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates and prints; returns 1 where images could not be read."""
     try:
-        from natjax_train import data, evaluate, mesh, start, step
+        from natjax_train import data, mesh
         from natjax_train.tasks.classification import Classification
     except ImportError as error:
         raise ImportError(f"Evaluation needs more packages ({error}): {install_line('train')}.") from error
     import jax
     import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
 
     from natjax.models import NatForImageClassification
     from natjax.processors import load_processor
@@ -110,21 +114,21 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.csv)  # to be known before the evaluation, not after it
     path = locate(args.model)
     checkpoint = Checkpoint.open(path)
-    if checkpoint.kind == "detection":
-        raise CheckpointError(
-            f"{path}: natjax eval measures classifiers and segmenters, and this is a detection model, which `natjax detect` runs."
-        )
-    task = args.task or ("segmentation" if checkpoint.kind == "segmentation" else "classification")
-    if args.task and (task == "segmentation") != (checkpoint.kind == "segmentation"):
+    task = checkpoint.kind if checkpoint.kind in _MODELS else "classification"
+    if args.task not in (None, task):
         raise CheckpointError(
             f"{path}: --task {args.task} measures a {_MODELS[args.task]}, and this is none: leave --task out, or give another "
             "--model."
         )
-    if task == "segmentation":
+    for name in (name for kind in _OPTIONS for name in _OPTIONS[kind] if kind != task):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} is of no use here: {path} is a {_MODELS[task]}.")
+    if task != "classification":
         args.batch_size = (
             args.batch_size or jax.device_count()
         )  # images of one size share a batch, and few have the same
-        return _eval_masks.run(args, checkpoint, _recipe_of_run(path))
+        module = {"segmentation": _eval_masks, "detection": _eval_boxes}[task]
+        return module.run(args, checkpoint, _recipe_of_run(path))
     args.batch_size = args.batch_size or 64
     held_out = _split_of_run(path, args.data)
     source = data.open_source(args.data, "val", **held_out)
@@ -142,9 +146,6 @@ def run(args: argparse.Namespace) -> int:
         )
     notes: list[str] = []
     processor = load_processor(checkpoint, notes.append)
-    mean, std = start.normalisation(processor)
-    devices = mesh.make_mesh(args.mesh)
-    mesh.check_batch(devices, args.batch_size)
     if is_main_process:
         for message in (
             f"{len(source):,} images, {len(source.class_names)} classes; model {args.model}"
@@ -155,31 +156,13 @@ def run(args: argparse.Namespace) -> int:
             *warnings,
         ):
             complain(message)
-    too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
-    with Progress(len(source), "images") as progress, explain_out_of_memory(too_large), jax.set_mesh(devices):
-        _, graphdef, params = step.split_model(net)
-        params = jax.device_put(jax.tree.map(np.asarray, params), NamedSharding(devices, PartitionSpec()))
-        task = Classification(None, names)
-        metrics = evaluate.measure(
-            task,
-            functools.partial(step.make_eval_step(graphdef, task), params),
-            source,
-            processor,
-            batch_size=args.batch_size,
-            mean=mean,
-            std=std,
-            mesh=devices,
-            through=functools.partial(relabelled, table=labels),
-            progress=progress.update if is_main_process else None,
-            workers=args.workers,
-            max_corrupt=_MAX_CORRUPT,
-            report=progress.complain,
-        )
+    with Progress(len(source), "images") as progress:
+        through = functools.partial(relabelled, table=labels)
+        metrics = measured(args, net, processor, Classification(None, names), source, progress, through)
     skipped = len(source) - int(metrics.confusion.sum())
     if is_main_process:
         _tell(args, metrics, names, warnings)
-        if skipped:
-            complain(f"{counted(skipped, 'image')} could not be read and {'is' if skipped == 1 else 'are'} not counted")
+        tell_skipped(skipped)
     return 1 if skipped else 0
 
 

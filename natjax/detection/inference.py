@@ -144,10 +144,7 @@ class Detector:
         Raises:
             ValueError: the processor crops images, or the divisor is impossible.
         """
-        if processor.do_center_crop:
-            raise ValueError(
-                "the image processor crops images, so what is beside the crop would not be found; set do_center_crop=False."
-            )
+        check_whole(processor)
         self.model = model
         self._processor = dataclasses.replace(processor, size_divisor=None)
         self._divisor = dataclasses.replace(processor, size_divisor=size_divisor).size_divisor or DIVISOR  # checked
@@ -203,6 +200,18 @@ class Detector:
             )
         )
         return each_image(found, [image.size for image in images], self.model.config.mask_threshold)
+
+
+def check_whole(processor: NatImageProcessor) -> None:
+    """Checks that a processor prepares whole images.
+
+    Raises:
+        ValueError: it crops them.
+    """
+    if processor.do_center_crop:
+        raise ValueError(
+            "the image processor crops images, so what is beside the crop would not be found; set do_center_crop=False."
+        )
 
 
 def each_image(

@@ -29,10 +29,11 @@ import jax
 import jax.numpy as jnp
 
 from natjax import models
-from natjax.configuration import CascadeMaskRcnnConfig, Configuration, MaskRcnnConfig, UperNetConfig
+from natjax.configuration import Configuration, MaskRcnnConfig, UperNetConfig
 from natjax.errors import CheckpointError, MissingNormsWarning
 from natjax.hub import locate
 from natjax.image_processing import NatImageProcessor
+from natjax.models.detection import DETECTORS
 from natjax.pipelines.base import check_count, warn
 from natjax.pipelines.classification import ImageClassification
 from natjax.pipelines.detection import THRESHOLD, ObjectDetection, checked_threshold
@@ -204,9 +205,7 @@ def pipeline(
         net = models.UperNetForSemanticSegmentation.from_pretrained(checkpoint, **options)
         make = functools.partial(ImageSegmentation, **{**windows, "flip": flip})
     elif task == "object-detection":
-        cascade = isinstance(checkpoint.config, CascadeMaskRcnnConfig)
-        kind = models.CascadeMaskRcnnForObjectDetection if cascade else models.MaskRcnnForObjectDetection
-        net = kind.from_pretrained(checkpoint, **options)
+        net = DETECTORS[checkpoint.config.model_type].from_pretrained(checkpoint, **options)
         objects = {"threshold": threshold, "top_k": top_k, "masks": masks, "size_divisor": size_divisor}
         make = functools.partial(ObjectDetection, **objects)
     elif stages is None:

@@ -8,10 +8,10 @@ import PIL.Image
 import pytest
 from fake_model import FakeDetector
 
-from natjax import models
 from natjax.cli import main
 from natjax.configuration import MaskRcnnConfig, NatConfig, UperNetConfig
 from natjax.image_processing import NatImageProcessor
+from natjax.models.detection import DETECTORS
 from natjax_convert import Checkpoint
 
 pytestmark = pytest.mark.once
@@ -22,7 +22,7 @@ CONFIG = MaskRcnnConfig(id2label={0: "scene", 1: "odd\x1b[31m lamp"})
 @pytest.fixture
 def world(monkeypatch, tmp_path):
     """Puts the fake in place of natjax's model; makes a checkpoint `model` and images with a bright box."""
-    monkeypatch.setattr(models, "MaskRcnnForObjectDetection", FakeDetector)
+    monkeypatch.setitem(DETECTORS, CONFIG.model_type, FakeDetector)
     use_config(monkeypatch, CONFIG)
     NatImageProcessor.object_detection(64, 64).save_pretrained(tmp_path / "model")
     (tmp_path / "images" / "more").mkdir(parents=True)

@@ -6,10 +6,10 @@ import pytest
 from fake_model import FakeDetector
 
 import natjax
-from natjax import models
 from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig, NatConfig, UperNetConfig
 from natjax.errors import CheckpointError, ImageError
 from natjax.image_processing import NatImageProcessor
+from natjax.models.detection import DETECTORS
 from natjax.pipelines import ObjectDetection
 from natjax_convert import Checkpoint
 
@@ -106,8 +106,7 @@ def test_options_of_detection_are_for_it_alone(options):
 @pytest.mark.parametrize("config", [CONFIG, CascadeMaskRcnnConfig(num_labels=2)])
 def test_the_default_processor_is_mmdetections(monkeypatch, config, tmp_path):
     said = []
-    name = f"{type(config).__name__.removesuffix('Config')}ForObjectDetection"
-    monkeypatch.setattr(models, name, FakeDetector)
+    monkeypatch.setitem(DETECTORS, config.model_type, FakeDetector)
     checkpoint = Checkpoint(tmp_path, tensors={}, found=None, config=config)
     pipe = natjax.pipeline("object-detection", checkpoint, report=said.append)
     assert type(pipe.model) is FakeDetector

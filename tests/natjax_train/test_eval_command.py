@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import os
-import pathlib
 import re
 import shutil
 import socket
@@ -96,13 +95,6 @@ def test_a_classifier_is_no_segmenter(capsys):
     assert (
         "--task segmentation measures a segmenter, and this is none: leave --task out, or give another --model." in err
     )
-
-
-def test_a_detector_is_neither(capsys):
-    model = pathlib.Path(__file__).parents[1] / "goldens" / "mmdet_mask_rcnn" / "checkpoint.pth"
-    code, out, err = run(capsys, "--model", model, "--data", "digits")
-    assert (code, out) == (1, "")
-    assert "measures classifiers and segmenters, and this is a detection model, which `natjax detect` runs." in err
 
 
 def test_digits(capsys, tmp_path):

@@ -22,7 +22,8 @@ from jax.sharding import reshard
 from natjax import run_files
 from natjax.configuration import MaskRcnnConfig
 from natjax.image_processing import NatImageProcessor
-from natjax.models import CascadeMaskRcnnForObjectDetection, MaskRcnnForObjectDetection
+from natjax.models import MaskRcnnForObjectDetection
+from natjax.models.detection import DETECTORS
 from natjax_train import start
 from natjax_train.augment.device import normalize_within
 from natjax_train.data import Batches, Source, check_splits
@@ -39,10 +40,6 @@ from natjax_train.tasks.dense import DenseTask
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-_MODELS = {
-    model.config_class.model_types[0]: model
-    for model in (MaskRcnnForObjectDetection, CascadeMaskRcnnForObjectDetection)
-}
 _DIVISOR = 32  # of the sides of padded images in mmdetection
 _EXAMPLES, _SHOWN_SCORE, _SHOWN = (
     6,
@@ -97,7 +94,7 @@ class Detection(DenseTask):
     def model_class(self, config: Any) -> type[MaskRcnnForObjectDetection]:
         """Returns the class of the recipe's detector, by default that of the model that the run starts from."""
         own = config.model_type if isinstance(config, MaskRcnnConfig) else "mask_rcnn"
-        return _MODELS[self.recipe.detector or own]
+        return DETECTORS[self.recipe.detector or own]
 
     def check_model(self, config: MaskRcnnConfig) -> None:
         """Checks that training images fit their arrays.
