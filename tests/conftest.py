@@ -6,6 +6,8 @@ import os
 import pathlib
 import sys
 
+import pytest
+
 # The fused kernels run in Triton's interpreter here, which has to be said before anything imports Triton.
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -26,3 +28,12 @@ if importlib.util.find_spec("beartype"):  # not in the environment that compiles
     import checked_annotations
 
     checked_annotations.install()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module():
+    """Lets what a module compiled go with it: a process that keeps the programs of thousands of tests takes gigabytes."""
+    yield
+    import jax  # after what is set above
+
+    jax.clear_caches()

@@ -56,9 +56,9 @@ def check_transformers(directory, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # transformers 4.40.2's own
 def test_held_out_digits_are_recognised(tmp_path, monkeypatch):
-    """After a quarter of the recipe's epochs, which reached 99.2 % when this was written."""
+    """After 8 of the recipe's 60 epochs, which reached 97.2 % when this was written."""
     assert len(Digits("val")) == 360
-    assert train(tmp_path, "--epochs=15", "--warmup_epochs=1")["top1"] >= 0.98
+    assert train(tmp_path, "--epochs=8", "--warmup_epochs=1")["top1"] >= 0.95
     if importlib.util.find_spec("transformers"):
         check_transformers(tmp_path / "model", monkeypatch)
 
