@@ -69,7 +69,7 @@ def test_one_step(mesh):
     np.testing.assert_allclose(after.ema["classifier"]["kernel"], mean, atol=1e-7)
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": "2"}, {"remat": "true"}], ids=str)
+@pytest.mark.parametrize("changes", [{"accumulate": "2"}, {"accumulate": "8"}, {"remat": "true"}], ids=str)
 def test_same_step(mesh, changes):
     _, expected, want = one_step(mesh)
     _, found, got = one_step(mesh, **changes)

@@ -28,6 +28,7 @@ from jax.sharding import auto_axes, reshard
 
 from natjax.configuration import NatConfig
 from natjax.nn.xla import compiler_options
+from natjax_kernels.sharding import reshape, spec_of
 from natjax_train import optim
 from natjax_train.mesh import BATCH
 from natjax_train.recipe import Recipe
@@ -222,4 +223,6 @@ def make_eval_step(graphdef: Any, task: Task) -> Callable[..., Any]:
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
     """Returns [parts, B / parts, ...]; every device's images stay where they are."""
-    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+    batch, *others = spec_of(x)
+    shape, spec = (x.shape[0] // parts, parts, *x.shape[1:]), (batch, None, *others)
+    return jnp.moveaxis(reshape(x, shape, spec), 1, 0)
