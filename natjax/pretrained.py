@@ -200,7 +200,6 @@ def _arrays(params: dict, param_dtype: Any) -> dict:
 
 def _add_new_head(params: dict, config: Any, kind: Kind, param_dtype: Any, rngs: nnx.Rngs) -> None:
     """Puts random classifiers among the parameters of a model that has any."""
-    init = truncated_normal(config.initializer_range)
     for parameter in parameters(config, kind):
         if not parameter.of_classifier:
             continue
@@ -208,5 +207,5 @@ def _add_new_head(params: dict, config: Any, kind: Kind, param_dtype: Any, rngs:
         module = params
         for step in modules:
             module = module.setdefault(step, {})
-        shape = parameter.shape
+        shape, init = parameter.shape, truncated_normal(config.classifier_range(modules[-1]))
         module[name] = init(rngs.params(), shape, param_dtype) if name == "kernel" else jnp.zeros(shape, param_dtype)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from natjax.configuration.checks import check_fields
 from natjax.errors import CheckpointError
@@ -39,6 +39,10 @@ class Configuration:
     def _following(self, changes: Mapping[str, Any]) -> Iterable[str]:
         """Returns the fields that follow from changed ones, and are None until they do."""
         raise NotImplementedError
+
+    def classifier_range(self, layer: str) -> float:
+        """Returns the standard deviation of the initial kernel of a layer with outputs per class, by the layer's name."""
+        return cast("Any", self).initializer_range  # which all of them have
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of a config.json."""

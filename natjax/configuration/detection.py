@@ -7,6 +7,7 @@ as Hugging Face has neither model. Sizes are in pixels of the network's input.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -59,7 +60,8 @@ class MaskRcnnConfig(DenseConfig):
     Attributes:
         fpn_channels: channels of the feature pyramid.
         rpn_channels: channels of the region proposal network.
-        initializer_range: standard deviation of the normal initialiser of the layers that give scores and boxes.
+        initializer_range: standard deviation of the normal initialiser of proposals' layers and of classes' scores, see
+            `classifier_range`; of other layers it follows from their sizes, as in mmdetection.
         anchor_scale: side of a square anchor per stride of its map.
         anchor_ratios: height per width of the anchors of a point.
         box_num_convs: 3 x 3 convolutions of a box head, each with batch normalisation.
@@ -147,6 +149,15 @@ class MaskRcnnConfig(DenseConfig):
     def strides(self) -> tuple[int, ...]:
         """Pixels between the points of every map of the pyramid: one map per level of the backbone, and a coarser one."""
         return tuple(self.trunk.patch_size * 2**i for i in range(self.trunk.num_levels + 1))
+
+    def classifier_range(self, layer: str) -> float:
+        """Returns the standard deviation of the initial kernel of a layer with outputs per class: mmdetection's.
+
+        Of boxes a tenth of the scores'; of masks He's (arXiv 1502.01852) of as many outputs.
+        """
+        if layer == "conv_logits":
+            return math.sqrt(2 / max(self.num_labels or 0, 1))
+        return self.initializer_range / 10 if layer == "fc_reg" else self.initializer_range
 
     def _check_heads(self) -> None:
         for name in _COUNTS:

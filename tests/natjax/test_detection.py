@@ -231,3 +231,26 @@ def test_a_training_view_does_not_detect():
     model = nnx.eval_shape(lambda: natjax.CascadeMaskRcnnForObjectDetection(CONFIGS[1], rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="Call its losses to train it"):
         nnx.view(model, use_running_average=False)(np.zeros((1, 32, 40, 3), np.float32))
+
+
+def test_initial_weights_are_mmdetections():
+    """Deviations by layer. Numbers beyond two of them are left out, which leaves 0.88 of a normal distribution's."""
+    sizes = {"fpn_channels": 64, "rpn_channels": 48, "box_num_convs": 1, "box_conv_channels": 40, "box_fc_channels": 56}
+    config = natjax.MaskRcnnConfig(backbone_config=BACKBONE, num_labels=30, mask_channels=72, **sizes)
+    model = natjax.MaskRcnnForObjectDetection(config, rngs=nnx.Rngs(0))
+    rpn, box, mask = model.rpn_head, model.roi_head.bbox_head[0], model.roi_head.mask_head[0]
+    expected = [
+        (model.neck.lateral_convs[3], np.sqrt(2 / (32 + 64))),  # Xavier, of inputs and outputs
+        (model.neck.fpn_convs[0], np.sqrt(2 / (2 * 9 * 64))),
+        (box.shared_fcs[0], np.sqrt(2 / (49 * 40 + 56))),
+        (box.shared_convs[0].conv, np.sqrt(2 / (9 * 40))),  # Kaiming, of outputs
+        (mask.convs[0], np.sqrt(2 / (9 * 72))),
+        (mask.upsample, np.sqrt(2 / (4 * 72))),
+        (mask.conv_logits, 0.88 * np.sqrt(2 / 30)),
+        (rpn.rpn_conv, 0.88 * 0.01),
+        (rpn.rpn_reg, 0.88 * 0.01),
+        (box.fc_cls, 0.88 * 0.01),
+        (box.fc_reg, 0.88 * 0.001),
+    ]
+    for layer, deviation in expected:
+        assert np.std(layer.kernel[...]) == pytest.approx(deviation, rel=0.06)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flax import nnx
 
 from natjax.configuration import MaskRcnnConfig
-from natjax.nn.initializers import he_normal
+from natjax.nn.initializers import glorot_uniform
 from natjax.nn.layers import conv
 from natjax.nn.resizing import upsample_nearest
 
@@ -21,8 +21,11 @@ class FeaturePyramid(nnx.Module):
 
     def __init__(self, config: MaskRcnnConfig, channels: Sequence[int], **options: Any):
         dim = config.fpn_channels
-        self.lateral_convs = nnx.List([conv(n, dim, 1, kernel_init=he_normal(n), **options) for n in channels])
-        self.fpn_convs = nnx.List([conv(dim, dim, 3, kernel_init=he_normal(9 * dim), **options) for _ in channels])
+        self.lateral_convs = nnx.List(
+            [conv(n, dim, 1, kernel_init=glorot_uniform(n, dim), **options) for n in channels]
+        )
+        options["kernel_init"] = glorot_uniform(9 * dim, 9 * dim)
+        self.fpn_convs = nnx.List([conv(dim, dim, 3, **options) for _ in channels])
 
     def __call__(self, features: Sequence[Float[Array, "B _ _ _"]]) -> tuple[Float[Array, "B _ _ C"], ...]:
         """Returns one map more than the backbone has, the finest first."""

@@ -20,7 +20,7 @@ from natjax.detection.lists import of_valid
 from natjax.detection.nms import classwise_nms
 from natjax.detection.roi_align import product, roi_align
 from natjax.nn.conv_block import ConvBlock
-from natjax.nn.initializers import he_normal, truncated_normal
+from natjax.nn.initializers import glorot_uniform, he_normal, truncated_normal
 from natjax.nn.layers import conv, linear
 from natjax_kernels.sharding import over_batch, reshape, spec_of
 
@@ -62,16 +62,17 @@ class BoxHead(nnx.Module):
         classes, dim, width = config.num_labels or 0, config.fpn_channels, config.box_fc_channels
         convs, fcs = [], []
         for _ in range(config.box_num_convs):
-            convs.append(ConvBlock(dim, config.box_conv_channels, 3, kernel_init=he_normal(9 * dim), **options))
-            dim = config.box_conv_channels
+            channels = config.box_conv_channels
+            convs.append(ConvBlock(dim, channels, 3, kernel_init=he_normal(9 * channels), **options))
+            dim = channels
         dim *= BOX_SIDE**2
         for _ in range(config.box_num_fcs):
-            fcs.append(linear(dim, width, kernel_init=he_normal(dim), **options))
+            fcs.append(linear(dim, width, kernel_init=glorot_uniform(dim, width), **options))
             dim = width
         self.shared_convs, self.shared_fcs = nnx.List(convs), nnx.List(fcs)
-        options["kernel_init"] = truncated_normal(config.initializer_range)
-        self.fc_cls = linear(dim, classes + 1, **options)
-        self.fc_reg = linear(dim, 4 * classes, **options)
+        for_scores, for_boxes = (truncated_normal(config.classifier_range(name)) for name in ("fc_cls", "fc_reg"))
+        self.fc_cls = linear(dim, classes + 1, kernel_init=for_scores, **options)
+        self.fc_reg = linear(dim, 4 * classes, kernel_init=for_boxes, **options)
 
     def __call__(
         self, features: Float[Array, "B N S S C"], valid: Bool[Array, "B N"] | None = None
@@ -109,7 +110,7 @@ class Upsample(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
         self.dtype = dtype
         shape = (2, 2, outputs, inputs)  # height, width before them
-        self.kernel = nnx.Param(he_normal(inputs)(rngs.params(), shape, param_dtype))
+        self.kernel = nnx.Param(he_normal(4 * inputs)(rngs.params(), shape, param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype))
 
     def __call__(self, x: Float[Array, "N S S C"]) -> Float[Array, "N M M D"]:
@@ -127,11 +128,12 @@ class MaskHead(nnx.Module):
     def __init__(self, config: MaskRcnnConfig, **options: Any):
         dim, convs = config.fpn_channels, []
         for _ in range(config.mask_num_convs):
-            convs.append(conv(dim, config.mask_channels, 3, kernel_init=he_normal(9 * dim), **options))
-            dim = config.mask_channels
+            channels = config.mask_channels
+            convs.append(conv(dim, channels, 3, kernel_init=he_normal(9 * channels), **options))
+            dim = channels
         self.convs = nnx.List(convs)
         self.upsample = Upsample(dim, config.mask_channels, **options)
-        kernel_init = truncated_normal(config.initializer_range)
+        kernel_init = truncated_normal(config.classifier_range("conv_logits"))
         self.conv_logits = conv(config.mask_channels, config.num_labels or 0, 1, kernel_init=kernel_init, **options)
 
     def __call__(self, features: Float[Array, "B N S S C"], labels: Int[Array, "B N"]) -> Float[Array, "B N M M"]:
