@@ -7,6 +7,7 @@ weights are random ones of a tiny NAT under the published names, and `natjax tra
 import dataclasses
 import importlib
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -45,6 +46,8 @@ TINY = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "ker
 SHORT = {
     "train": "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --warmup-epochs 0 --cooldown-epochs 0 --mesh data=1",
     "train masks": """--steps 2 --model-config '{"hidden_size": 8, "auxiliary_channels": 8}'""",
+    "train boxes": """--steps 2 --longest-edge 64 --model-config '{"fpn_channels": 8, "rpn_channels": 8, "mask_channels": 8,
+        "box_fc_channels": 8, "train_rpn_post_nms": 20, "rpn_post_nms": 20, "max_detections": 5}'""",
     "bench": "--seconds 0.1 --image-size 32",
     "bench op": "--seconds 0.1",
 }
@@ -108,6 +111,8 @@ def run_natjax(arguments):
     arguments = [*arguments, *SHORT.get(name, "").split()]
     if name == "train" and {"finetune_masks", "upernet_nat_tiny"} & set(arguments):
         arguments += shlex.split(SHORT["train masks"])
+    if name == "train" and {"finetune_boxes", "mask_rcnn_nat_tiny"} & set(arguments):
+        arguments += shlex.split(SHORT["train boxes"])
     if "earth_masks" in arguments:  # small as it is
         arguments += ["--steps", "2"]
     for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
@@ -188,6 +193,22 @@ def make_masks(folder, images=8):
     (folder / "classes.txt").write_text("sky\nsea\nsand\n", encoding="utf-8")
 
 
+def make_boxes(annotations, folders, categories=("apple", "pear"), images=8):
+    """Makes images with an object each, and COCO's annotations of both splits: files and folders are of train and of val."""
+    rng = np.random.default_rng(0)
+    for path, folder in zip(map(pathlib.Path, annotations), map(pathlib.Path, folders), strict=True):
+        folder.mkdir(parents=True)
+        path.parent.mkdir(exist_ok=True)
+        document = {"images": [], "annotations": [], "categories": []}
+        document["categories"] = [{"id": i, "name": name} for i, name in enumerate(categories, 1)]
+        for i in range(1, images + 1):
+            PIL.Image.fromarray(rng.integers(0, 256, (32, 40, 3), np.uint8)).save(folder / f"{i}.jpg")
+            document["images"].append({"id": i, "file_name": f"{i}.jpg", "height": 32, "width": 40})
+            one = {"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [8, 8, 16, 16], "area": 256, "iscrowd": 0}
+            document["annotations"].append(one | {"segmentation": [[8, 8, 24, 8, 24, 24, 8, 24]]})
+        path.write_text(json.dumps(document), encoding="utf-8")
+
+
 def make_segmentation_model(name):
     """Makes a tiny UPerNet with random weights, for images within 64 x 32 pixels, and a file as mmsegmentation writes it."""
     config = natjax.UperNetConfig(
@@ -250,12 +271,16 @@ def world(tmp_path, monkeypatch):
         # One write for each command, as some run side by side.
         stub.write_text("""#!/bin/sh\nprintf '%s\\0' "${0##*/}" "$@" '' >> commands\n""")
         stub.chmod(0o755)
-    for name in ("cat.jpg", "photo.jpg", "street.jpg"):
+    for name in ("cat.jpg", "orchard.jpg", "photo.jpg", "street.jpg"):
         PIL.Image.new("RGB", (40, 32), "orange").save(name)
     for folder in ("flowers/train", "flowers/val", "imagenet/train", "imagenet/val"):
         make_images(tmp_path / folder)
     make_images(tmp_path / "photos")
     make_masks(tmp_path / "beach")
+    files = [f"apples/annotations/{split}.json" for split in ("train", "val")]
+    make_boxes(files, ["apples/images/train", "apples/images/val"])
+    files = [f"coco/annotations/instances_{split}2017.json" for split in ("train", "val")]
+    make_boxes(files, ["coco/train2017", "coco/val2017"], categories=("person", "car"))
     for name, preset in presets.PRESETS.items():
         if type(preset.config) is not natjax.NatConfig:
             continue

@@ -1,4 +1,4 @@
-"""Whole runs of detection: what they leave behind, how they resume, and what `natjax eval` and `natjax detect` make of them.
+"""Whole runs of detection: what they leave behind, how they resume, and that `natjax eval` measures the same.
 
 What does not depend on the task, such as signals, damaged checkpoints and meshes on resuming, is in test_runs.py.
 """
@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax.cli import main
 from natjax_train.loop import PreemptedError, train
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.detection import Detection
@@ -165,6 +166,14 @@ def test_an_interrupted_run_resumes_bit_exactly(data, undisturbed, tmp_path):
     assert len(metrics(out)) == 1
     train(RECIPE, str(data), out, resume=True, report=lambda message: None)
     assert_same_run(out, undisturbed)
+
+
+def test_eval_measures_what_the_run_measured(data, undisturbed, capsys):
+    assert main(["eval", "--model", str(undisturbed), "--data", str(data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    best = max((row for row in metrics(undisturbed) if "box_ap" in row), key=lambda row: (row["box_ap"], row["step"]))
+    for name in ("box_ap", "mask_ap", "box_ar100"):
+        assert found[name] == pytest.approx(best[name], abs=1e-6)
 
 
 def test_a_data_set_without_validation_images(data, tmp_path):
