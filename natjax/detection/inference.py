@@ -217,7 +217,7 @@ def check_whole(processor: NatImageProcessor) -> None:
 def each_image(
     found: Mapping[str, Any], sizes: Iterable[tuple[int, int]], mask_threshold: float = 0.5
 ) -> list[Detections]:
-    """Returns the detections of each image of a batch.
+    """Returns the detections of each image of a batch. Boxes that are NaN or infinite, as of a broken model, are none.
 
     Args:
         found: `boxes` [B, K, 4] in pixels of the original images, `scores`, `labels` and `valid` [B, K], and `masks`
@@ -225,7 +225,8 @@ def each_image(
         sizes: (height, width) of the original images, at most B.
         mask_threshold: probability from which on a pixel is part of an object.
     """
-    boxes, scores, labels, valid, masks = (found[name] for name in ("boxes", "scores", "labels", "valid", "masks"))
+    boxes, scores, labels, masks = (found[name] for name in ("boxes", "scores", "labels", "masks"))
+    valid = found["valid"] & np.isfinite(boxes).all(-1)
     return [
         Detections(
             boxes=boxes[i][valid[i]].astype(np.float32),

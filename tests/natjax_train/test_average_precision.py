@@ -224,6 +224,9 @@ def test_results_of_a_batch():
     named = numbered(ordered, range(100, 110), (12, 7, None))
     assert [(each["image_id"], each["category_id"]) for each in named] == [(103, 12), (105, 12)]
     assert [each["bbox"] for each in named] == [[1.5, 0, 48.5, 44]] * 2
+    broken = batch(2)
+    broken["boxes"][0, 0] = np.nan
+    assert results_of(broken, [(60, 70), (48, 52)], [5, 3]) == found[1:]
     assert "segmentation" not in results_of(batch(1) | {"masks": None}, [(60, 70)], [0])[0]
 
 
