@@ -10,6 +10,10 @@ BUSY = 0.5  # load average of a machine on which others compute
 SHOWN = 6  # rows that are named per reason why they have no figures
 _CASE = "model batch what entrant"
 _OP = "{0}.milliseconds {0}.nanoseconds_per_token {0}.temporary_bytes_per_token"
+_DENSE = [
+    f"{_CASE} milliseconds p95_milliseconds images_per_second ratio",
+    f"{_CASE} seconds peak_megabytes",
+]
 # Columns of a section's tables: fields of a row, those of a dict in it by a dot. A row is in a table whose last column it has.
 TABLES = {
     "floor": [
@@ -36,10 +40,8 @@ TABLES = {
         f"{_CASE} seconds",
         "model what implementation milliseconds images_per_second peak_bytes",
     ],
-    "segmentation": [
-        f"{_CASE} milliseconds p95_milliseconds images_per_second ratio",
-        f"{_CASE} seconds peak_megabytes",
-    ],
+    "segmentation": _DENSE,
+    "detection": _DENSE,
     "scaling": ["case what microseconds times_the_floor temporary_bytes_per_token nanoseconds_per_token"],
     "peers": ["peer case dtype what microseconds", "peer what milliseconds images_per_second"],
 }

@@ -26,6 +26,7 @@ PARTS = {
     "start": ("cpu.start:measure", 340, 60),
     "models": ("cpu.models:measure", 2000, 90),
     "segmentation": ("cpu.models:measure_segmenters", 1800, 200),
+    "detection": ("cpu.models:measure_detectors", 900, 200),
 }
 
 

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.cpu import peers
@@ -37,12 +37,17 @@ CASES = [
     ("nat_tiny", 1, False, 15, COMPILED),
     ("nat_tiny", 8, True, 60, COMPILED),
 ]
-# Segmenters: their peer is transformers' UPerNet over masked attention, which needs maps that are multiples of 7.
-SEGMENTER_SIDE = 448
+DENSE_SIDE = 448  # of segmenters and detectors, as masked attention needs maps that are multiples of 7
+# Segmenters: their peer is transformers' UPerNet over masked attention.
 SEGMENTERS = [
     ("upernet_nat_tiny", 1, False, 60, ("sdpa", "sdpa compiled")),
     ("upernet_nat_tiny", 2, True, 60, ("sdpa",)),
     ("upernet_nat_tiny", 2, True, 60, ("sdpa compiled",)),
+]
+# Detectors: their peer is torchvision's Mask R-CNN over masked attention.
+DETECTORS = [
+    ("mask_rcnn_nat_mini", 1, False, 60, ("torchvision",)),
+    ("mask_rcnn_nat_mini", 1, True, 120, ("torchvision",)),
 ]
 QUICK = [("nat_tiny", 1, False, 6, TINY), ("nat_mini", 8, False, 6, EAGER)]
 
@@ -55,8 +60,18 @@ def measure(report: Report, options: Options) -> None:
 
 def measure_segmenters(report: Report, options: Options) -> None:
     """Adds rows per entrant and case of semantic segmentation."""
-    for i, (preset, batch, train, seconds, entrants) in enumerate(SEGMENTERS[: 1 if options.small else None]):
-        measure_case(report, i, ["natjax", *entrants], preset, batch, train, seconds, SEGMENTER_SIDE)
+    measure_dense(report, SEGMENTERS[: 1 if options.small else None])
+
+
+def measure_detectors(report: Report, options: Options) -> None:
+    """Adds rows per entrant and case of detection."""
+    measure_dense(report, DETECTORS[: 1 if options.small else None])
+
+
+def measure_dense(report: Report, cases: Sequence[tuple[str, int, bool, float, tuple[str, ...]]]) -> None:
+    """Adds rows per entrant and case of models whose images are larger."""
+    for i, (preset, batch, train, seconds, entrants) in enumerate(cases):
+        measure_case(report, i, ["natjax", *entrants], preset, batch, train, seconds, DENSE_SIDE)
 
 
 def measure_case(

@@ -1,8 +1,8 @@
 """What a user could take instead on a CPU, in PyTorch: models of random weights, and a run of each as inference or training step.
 
 "hf natten" is transformers' Nat over NATTEN, the only way left to the published weights in PyTorch; requirements-peers.txt says
-how to build it. "sdpa" is masked.py. Swin and ConvNeXt, both Tiny, are what one would take instead of NAT. "compiled" is by
-torch.compile.
+how to build it. "sdpa" is masked.py, "torchvision" its Mask R-CNN over that. Swin and ConvNeXt, both Tiny, are what one would
+take instead of NAT. "compiled" is by torch.compile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ GFLOPS = {"swin": 4.5, "convnext": 4.5}  # multiply-accumulates at 224 px, as th
 def missing(entrant: str) -> str | None:
     """Returns what an entrant lacks here, or None."""
     kind = entrant.split()[0]
-    needed = {"natjax": [], "sdpa": ["torch"], "hf": ["torch", "transformers", "natten"]}
+    needed = {
+        "natjax": [],
+        "sdpa": ["torch"],
+        "hf": ["torch", "transformers", "natten"],
+        "torchvision": ["torch", "torchvision"],
+    }
     lacking = [name for name in needed.get(kind, ["torch", "transformers"]) if not importlib.util.find_spec(name)]
     return f"{', '.join(lacking)} cannot be imported; see benchmarks/requirements-peers.txt" if lacking else None
 
@@ -34,9 +39,11 @@ def prepare(entrant: str, preset: str, batch: int, side: int, train: bool) -> tu
     kind, _, how = entrant.partition(" ")
     model = make(kind, preset, side).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
-    if kind == "sdpa" and not train:
+    if kind in ("sdpa", "torchvision") and not train:
         with torch.inference_mode():
             model.eval()(images[:1])  # makes the masks, which is nothing to compile
+            if kind == "torchvision":
+                model.find_as_trained(images[0])
     run = run_of(model, images, train, compiled=how == "compiled")
     started = time.perf_counter()
     run()
@@ -61,8 +68,12 @@ def run_of(model: Any, images: Any, train: bool, compiled: bool) -> Callable[[],
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
             out = logits()
         heads = out if isinstance(out, tuple) else (out,)
-        losses = [cross_entropy(head.float(), labels.new_zeros(len(images), *head.shape[2:])) for head in heads]
-        sum(weight * loss for weight, loss in zip((1, 0.4), losses, strict=False)).backward()
+        if isinstance(out, dict):  # a detector's own
+            losses, weights = list(out.values()), (1,) * len(out)
+        else:
+            losses = [cross_entropy(head.float(), labels.new_zeros(len(images), *head.shape[2:])) for head in heads]
+            weights = (1, 0.4)
+        sum(weight * loss for weight, loss in zip(weights, losses, strict=False)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -76,6 +87,10 @@ def make(kind: str, preset: str, side: int) -> Any:
         from benchmarks.cpu import masked
 
         return (masked.MaskedUperNet if isinstance(config, UperNetConfig) else masked.MaskedNat)(config, side)
+    if kind == "torchvision":
+        from benchmarks.cpu.torch_detector import MaskedMaskRcnn
+
+        return MaskedMaskRcnn(config, side)
     if kind == "hf":
         import_natten()
         import transformers

@@ -1,4 +1,4 @@
-"""Programs of models: inference, and, of classifiers and segmenters, the training step that `natjax train` takes."""
+"""Programs of models: inference, and the training step that `natjax train` takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from natjax.benchmarking.programs import Program, compiled, memory
-from natjax.configuration import MaskRcnnConfig, UperNetConfig
+from natjax.configuration import CascadeMaskRcnnConfig, MaskRcnnConfig, UperNetConfig
 from natjax.errors import install_line
 from natjax.models.create import class_of
 from natjax.nn.xla import compiler_options
@@ -33,14 +33,12 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     """Compiles a training step on images uint8 [batch, side, side, channels]; its run returns the loss.
 
     It is the step that `natjax train` takes on one device, with AdamW and label smoothing, without clipping and without
-    augmentation. Parameters are float32.
+    augmentation. Parameters are float32. Images of a detector have the objects of `boxes_within`.
 
     Raises:
         ImportError: the packages for training are not installed.
-        ValueError: the model has no classes to train on, or is a detector.
+        ValueError: the model has no classes to train on, or it is a detector and the side is no multiple of 8.
     """
-    if isinstance(config, MaskRcnnConfig):
-        raise ValueError(f"A training step of a {config.title} is not measured; leave out --train.")
     if not config.num_labels:
         raise ValueError("The model has no classes to train on: its num_labels is 0.")
     try:
@@ -51,9 +49,11 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
         raise ImportError(f"Training steps need more packages ({error}): {install_line('train')}.") from error
 
     channels, classes = config.num_channels, config.num_labels
-    is_segmenter = isinstance(config, UperNetConfig)
+    kind = task_of(config)
+    if kind == "detection" and side % 8:
+        raise ValueError(f"A detector trains on images whose side is a multiple of 8; got {side}.")
     recipe = Recipe(
-        task="segmentation" if is_segmenter else "classification",
+        task=kind,
         model="custom",
         image_size=side,
         batch_size=batch,
@@ -72,11 +72,8 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     programs = step.make_training(config, graphdef, params, task, recipe, steps_per_epoch=1000)
     devices = mesh.make_mesh("data=1")
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side, channels), np.uint8)
-    targets: dict[str, Any] = {"label": np.zeros(batch, np.int32)}
-    if is_segmenter:
-        targets = {"label": np.zeros(images.shape[:3], np.uint8), "size": np.full((batch, 2), side, np.int32)}
     with jax.set_mesh(devices):
-        inputs = mesh.put_batch(devices, {"image": images, **targets})
+        inputs = mesh.put_batch(devices, {"image": images, **_targets(kind, batch, side)})
         # One program, where eagerly each shape of a parameter would be one.
         train_state = jax.jit(programs.init)(params, stats)
         train_state = jax.device_put(train_state, mesh.state_shardings(devices, train_state))
@@ -90,18 +87,49 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
     return Program(run, seconds, memory(program))
 
 
+def task_of(config: Any) -> str:
+    """Returns the name of the task that a model of a configuration is trained for."""
+    kinds = {UperNetConfig: "segmentation", MaskRcnnConfig: "detection"}
+    return next((task for kind, task in kinds.items() if isinstance(config, kind)), "classification")
+
+
+def boxes_within(side: int) -> np.ndarray:
+    """Returns the boxes of 8 objects anywhere in an image, of sides from a sixteenth of its side to a half: float32 [8, 4]."""
+    rng = np.random.default_rng(0)
+    sides = rng.uniform(side / 16, side / 2, (8, 2))
+    corner = rng.uniform(0, 1, (8, 2)) * (side - sides)
+    return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
+
+def _targets(task: str, batch: int, side: int) -> dict[str, np.ndarray]:
+    """Returns what images of a batch of a task have beside their pixels."""
+    if task == "classification":
+        return {"label": np.zeros(batch, np.int32)}
+    size = np.full((batch, 2), side, np.int32)
+    if task == "segmentation":
+        return {"label": np.zeros((batch, side, side), np.uint8), "size": size}
+    boxes = np.tile(boxes_within(side), (batch, 1, 1))
+    return {
+        "size": size,
+        "boxes": boxes,
+        "class_labels": np.zeros(boxes.shape[:2], np.int32),
+        "valid": np.ones(boxes.shape[:2], bool),
+        "masks": np.full((*boxes.shape[:2], side, side // 8), 255, np.uint8),  # eight pixels to a byte
+    }
+
+
 def random_model(config: Any, dtype: str, param_dtype: str, **view: Any) -> tuple[Any, Any]:
     """Returns graphdef and random parameters; drawn by numpy, as initialisers compile programs. Running statistics are 1.
 
     Args:
-        config: the architecture, of a model of any kind. The training view of a segmenter normalises by batch statistics.
+        config: the architecture, of a model of any kind. Training views with batch normalisation use the batch's statistics.
         dtype: compute dtype.
         param_dtype: dtype of the parameters.
         **view: of `nnx.view`, such as `deterministic=False`.
     """
     model_class: Any = class_of(config)
     model = nnx.eval_shape(lambda: model_class(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
-    if isinstance(config, UperNetConfig) and view.get("deterministic") is False:
+    if isinstance(config, UperNetConfig | CascadeMaskRcnnConfig) and view.get("deterministic") is False:
         view["use_running_average"] = False
     graphdef, params, stats = nnx.split(nnx.view(model, **view), nnx.Param, nnx.BatchStat)
     rng = np.random.default_rng(0)

@@ -55,8 +55,11 @@ def test_a_detector(tmp_path, capsys):
     assert main(["bench", str(tmp_path), *FAST, "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["measured"]) == ["inference"]
     assert benchmarking.inference(config, 1, 32).run().valid.any()  # the mask heads have work
-    with pytest.raises(ValueError, match="A training step of a Mask R-CNN is not measured; leave out --train"):
-        benchmarking.training(config, 1, 32)
+    with pytest.raises(ValueError, match="whose side is a multiple of 8; got 36"):
+        benchmarking.training(config, 1, 36)
+    program = benchmarking.training(config, 1, 32)
+    first, *_, last = (program.run() for _ in range(10))
+    assert last < first
 
 
 def test_json(folder, capsys):

@@ -6,6 +6,7 @@ Letters: B batch, N regions of an image, S side of their features, C channels, L
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,8 +84,10 @@ class BoxHead(nnx.Module):
             features: of regions.
             valid: which regions a batch's statistics are of; None for all.
         """
-        x = self.convolved(features.reshape(-1, *features.shape[2:]), None if valid is None else valid.reshape(-1))
-        return self.classified(x.reshape(*features.shape[:2], *x.shape[1:]))
+        lead, (batch, *_) = features.shape[:2], spec_of(features)
+        flat = reshape(features, (math.prod(lead), *features.shape[2:]), (batch, None, None, None))
+        x = self.convolved(flat, None if valid is None else reshape(valid, (valid.size,), (batch,)))
+        return self.classified(reshape(x, (*lead, *x.shape[1:]), (batch, *[None] * x.ndim)))
 
     def convolved(
         self, x: Float[Array, "M S S C"], counted: Bool[Array, " M"] | None = None
