@@ -10,6 +10,8 @@ import pytest
 
 from natjax_kernels import merge_attentions
 
+pytestmark = pytest.mark.once
+
 
 def parts(*counts):
     """Returns logits and values of so many keys each, for three queries."""

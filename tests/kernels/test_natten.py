@@ -17,6 +17,8 @@ from op_oracle import TOLERANCE
 
 from natjax_kernels import explain, merge_attentions, neighborhood_attention
 
+pytestmark = pytest.mark.once
+
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "natten_021.npz"
 VERSION = "0.21.7"
 

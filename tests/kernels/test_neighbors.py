@@ -9,6 +9,8 @@ from natjax_kernels import neighbors
 from natjax_kernels.cases import FEATURES
 from natjax_kernels.reference import neighbours
 
+pytestmark = pytest.mark.once
+
 
 def test_by_hand():
     np.testing.assert_array_equal(neighbors((5,), 3), [[0, 1, 2], [0, 1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 4]])

@@ -177,6 +177,7 @@ CALLS = calls({1: 40, 2: 16, 3: 8}, 3, 3)
 SMALL_CALLS = calls({1: 24, 2: 10, 3: 6}, 1, 2)  # for Triton's interpreter; more entries and heads are in `FEATURES`
 
 
+@pytest.mark.once  # the newer Python runs test_definition.py's slow test
 @hypothesis.settings(
     max_examples=20,
     derandomize=True,

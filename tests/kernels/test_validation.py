@@ -13,6 +13,8 @@ import pytest
 from natjax_kernels import explain, neighborhood_attention, neighborhood_attention_with_weights
 from natjax_kernels.problem import make_problem
 
+pytestmark = pytest.mark.once
+
 
 def tokens(*shape, dtype="float32"):
     return jnp.zeros(shape, dtype)

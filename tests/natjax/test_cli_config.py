@@ -13,6 +13,8 @@ from natjax.image_processing import NatImageProcessor
 from natjax.presets import PRESETS, preset_of
 from natjax.processors import default_processor
 
+pytestmark = pytest.mark.once
+
 TINY = natjax.NatConfig(depths=(1,), num_heads=(1,), embed_dim=8, kernel_size=3, num_labels=1000)
 
 

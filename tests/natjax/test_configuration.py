@@ -9,6 +9,8 @@ import pytest
 import natjax
 from natjax import configuration
 
+pytestmark = pytest.mark.once
+
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 

@@ -10,6 +10,8 @@ from natjax.flops import count_macs, count_parts
 from natjax.labels import coco
 from natjax.presets import DETECTION_PRESETS
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("name", [name for name, preset in DETECTION_PRESETS.items() if preset.gmacs])
 def test_operations_are_the_published_ones(name):

@@ -7,6 +7,8 @@ import pytest
 from natjax.flops import count_flops, count_macs, count_parts
 from natjax.presets import PRESETS
 
+pytestmark = pytest.mark.once
+
 _OTHER_HEAD = ("dinat_large",)  # the paper's figure is that of its 21841 classes
 
 

@@ -22,6 +22,8 @@ from natjax.image_processing import NatImageProcessor
 from natjax.images import load_image
 from natjax_train.data.transforms import decode
 
+pytestmark = pytest.mark.once
+
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "image_processor"
 
 

@@ -12,6 +12,8 @@ import natjax
 import natjax_convert
 from natjax.image_processing import NatImageProcessor
 
+pytestmark = pytest.mark.once
+
 LABELS = {0: "dark", 1: "bright", 2: "odd"}
 CONFIG = natjax.NatConfig(embed_dim=8, depths=(1,), num_heads=(1,), kernel_size=3, id2label=LABELS, mlp_ratio=1.0)
 

@@ -10,6 +10,8 @@ from natjax.flops import count_macs, count_parts
 from natjax.labels import ade20k
 from natjax.presets import SEGMENTATION_PRESETS
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("name", [name for name, preset in SEGMENTATION_PRESETS.items() if preset.gmacs])
 def test_operations_are_the_published_ones(name):

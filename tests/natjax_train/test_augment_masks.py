@@ -13,6 +13,8 @@ from natjax.opencv_resizing import resize
 from natjax_train.augment.masks import augment, crop_position, distort, nearest, resize_nearest
 from natjax_train.augment.settings import MaskSettings
 
+pytestmark = pytest.mark.once
+
 SETTINGS = MaskSettings()
 PLAIN = dataclasses.replace(SETTINGS, photometric=False, cat_max_ratio=1.0)
 

@@ -20,6 +20,8 @@ from natjax_train.data import Digits, ImageFolder, eval_loader, eval_processor, 
 from natjax_train.data.transforms import decode, train_image
 from natjax_train.recipes import RECIPES
 
+pytestmark = pytest.mark.once
+
 PLAIN = dataclasses.replace(
     RECIPES["nat_mini"],
     auto_augment="",

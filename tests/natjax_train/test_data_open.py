@@ -13,6 +13,8 @@ from natjax import image_files
 from natjax.errors import ImageError
 from natjax_train.data import check_splits, check_training, open_source, open_splits, remarks
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -26,6 +26,8 @@ from natjax_train.data import match_classes
 from natjax_train.recipes import RECIPES
 from natjax_train.tasks.classification import Metrics
 
+pytestmark = pytest.mark.once
+
 CLASSES = [f"class {c}" for c in "abcdef"]
 DIGITS = ("--data", "digits", "--model", "digits")
 

@@ -9,6 +9,8 @@ import pytest
 from natjax.errors import ImageError, MaskError
 from natjax_train.data.masks import open_masks, read_classes
 
+pytestmark = pytest.mark.once
+
 CLASSES = ("sky", "sea", "sand")
 
 

@@ -12,6 +12,8 @@ from natjax_train.recipe import Recipe
 from natjax_train.recipes import RECIPES
 from natjax_train.tasks.detection import Detection
 
+pytestmark = pytest.mark.once
+
 
 class Images(types.SimpleNamespace):
     def __len__(self):

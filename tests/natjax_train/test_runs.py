@@ -248,12 +248,6 @@ def start_two(start, out, *arguments, **settings):
     return [start(out, *hosts, f"--process={i}", *arguments, **settings) for i in range(2)]
 
 
-def test_two_processes(start, undisturbed, tmp_path):
-    for code, messages in map(finish, start_two(start, tmp_path / "run", save_every=10)):
-        assert code == 0, messages
-    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), abs=2e-5)
-
-
 def test_another_number_of_processes(start, undisturbed, tmp_path):
     """From one to two, and back to one."""
     out = tmp_path / "run"
@@ -270,7 +264,7 @@ def test_another_number_of_processes(start, undisturbed, tmp_path):
     assert losses(out) == pytest.approx(losses(undisturbed), abs=2e-5)
 
 
-def test_interrupt(start, undisturbed, tmp_path):
+def test_interrupt(start, tmp_path):
     process = start(tmp_path / "run", save_every=0)
     wait_for(process, tmp_path / "run", 6)
     process.send_signal(signal.SIGINT)
@@ -278,8 +272,8 @@ def test_interrupt(start, undisturbed, tmp_path):
     assert code == 130, messages
     assert "SIGINT: saved after step" in messages
     assert "Traceback" not in messages
-    assert finish(start(tmp_path / "run", "--resume"))[0] == 0
-    assert losses(tmp_path / "run") == losses(undisturbed)
+    saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == len(losses(tmp_path / "run"))  # and from there on it is test_sigterm
 
 
 def test_sigterm_before_an_evaluation(start, tmp_path):

@@ -19,6 +19,8 @@ from natjax_train.recipe import Recipe
 from natjax_train.recipes import RECIPES
 from natjax_train.tasks.classification import Classification
 
+pytestmark = pytest.mark.once
+
 OPEN = Recipe(model="custom", auto_augment="")
 COLOUR = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
 
