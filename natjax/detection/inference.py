@@ -51,11 +51,6 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether there are masks."""
-        return self.mask_probabilities is not None
-
     def best(self, threshold: float = 0.0, top_k: int | None = None) -> Detections:
         """Returns those with a score above the threshold, and of them the `top_k` with the highest ones."""
         kept = np.flatnonzero(self.scores > threshold)[:top_k]

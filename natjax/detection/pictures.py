@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from natjax.fonts import fit
 from natjax.segmentation.palettes import generated
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
+    from jaxtyping import Bool, UInt8
 
     from natjax.detection.inference import Detections
 
@@ -49,6 +49,7 @@ def draw(
     names: Mapping[int, str] | Sequence[str],
     palette: UInt8[np.ndarray, "L 3"] | None = None,
     opacity: float = 0.45,
+    masks: Bool[np.ndarray, "K height width"] | None = None,
 ) -> PIL.Image.Image:
     """Returns a picture, RGB, of what was found in an image: masks, boxes, and labels as in "person 98%".
 
@@ -60,21 +61,28 @@ def draw(
         names: of the classes.
         palette: a colour for each class; by default one that is generated, the same for a number of classes.
         opacity: of the masks, 0 to 1.
+        masks: which pixels of the image are part of each object; by default the detections' own, where they have any.
 
     Raises:
-        ValueError: image and detections differ in size.
+        ValueError: image and detections differ in size, or there is not one mask of that size for each.
     """
     if image.size != detections.size[::-1]:
         raise ValueError(
             f"image and detections must be of one size; got {image.height} x {image.width} and "
             f"{' x '.join(map(str, detections.size))} (height x width). natjax.load_image turns a photograph upright."
         )
+    expected = (len(detections), *detections.size)
+    if masks is not None and masks.shape != expected:
+        raise ValueError(f"masks must have the shape {expected}, as the detections have; got {masks.shape}.")
     palette = generated(len(names)) if palette is None else palette
     factor = _factor(image)
     shorter = factor * min(image.size)
     line = max(2, round(shorter * _LINE))
     colours = [tuple(map(int, palette[label])) for label in detections.labels]
-    picture = _with_masks(image.convert("RGB"), detections, colours, opacity, -(-line // factor))
+    picture = image.convert("RGB")
+    if masks is not None or detections.mask_probabilities is not None:
+        mask = detections.mask if masks is None else masks.__getitem__
+        picture = _with_masks(picture, mask, colours, opacity, -(-line // factor))
     picture = picture.resize((factor * image.width, factor * image.height), PIL.Image.Resampling.NEAREST)
     pen = PIL.ImageDraw.Draw(picture)
     boxes = [_Box(*(factor * box).tolist()) for box in detections.boxes]
@@ -98,13 +106,11 @@ def _factor(image: PIL.Image.Image) -> int:
     return max(1, min(wanted, math.isqrt(_MOST_PIXELS // (image.width * image.height))))
 
 
-def _with_masks(image, detections: Detections, colours, opacity: float, line: int) -> PIL.Image.Image:
+def _with_masks(image, mask_of: Callable[[int], np.ndarray], colours, opacity: float, line: int) -> PIL.Image.Image:
     """Returns an image with masks in their colours, each with a border, whose width is given in pixels."""
-    if not detections.has_masks:
-        return image
     pixels = np.array(image)
-    for index in reversed(range(len(detections))):
-        mask = detections.mask(index)
+    for index in reversed(range(len(colours))):
+        mask = mask_of(index)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not rows.size:
             continue

@@ -44,6 +44,19 @@ def test_masks_boxes_and_labels_are_drawn():
     assert without[200, 200].tolist() == [100, 100, 100]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_masks_of_pixels_are_drawn_in_place_of_the_detections_own(own):
+    image, boxes = PIL.Image.new("RGB", (600, 400), (100,) * 3), [[100, 100, 301, 301], [0, 0, 600, 400]]
+    detections, masks = found((400, 600), boxes, labels=[0, 1], masks=own), np.zeros((2, 400, 600), bool)
+    masks[0, :, 150:250], masks[1, 350:] = True, True
+    drawn = np.asarray(draw(image, detections, NAMES, PALETTE, masks=masks))
+    assert drawn[200, 200].tolist() == drawn[50, 200].tolist() == [170, 55, 55]
+    assert drawn[200, 280].tolist() == [100, 100, 100]
+    assert drawn[375, 400].tolist() == [55, 170, 55]
+    with pytest.raises(ValueError, match=r"masks must have the shape \(2, 400, 600\), .*; got \(1, 400, 600\)"):
+        draw(image, detections, NAMES, PALETTE, masks=masks[:1])
+
+
 def test_objects_without_scores_have_names_alone(monkeypatch):
     texts = []
     original = pictures._Label.draw

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from natjax.detection.inference import Detections
 from natjax.segmentation.palettes import generated
 from natjax_train.examples import Example, Objects, draw_objects
 
@@ -16,13 +17,13 @@ def of(scores, boxes, size):
     pixels = np.zeros((len(boxes), *size), bool)
     for mask, (left, top, right, bottom) in zip(pixels, boxes, strict=True):
         mask[top:bottom, left:right] = True
-    return Objects(
+    found = Detections(
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         scores=np.array(scores, np.float32),
         labels=np.arange(len(boxes), dtype=np.int32),
         size=size,
-        pixels=pixels,
     )
+    return Objects(found, pixels)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,12 @@ def test_images_are_drawn_at_one_size(size, drawn):
     height, width = size
     truth = of([np.nan], [(0, 0, width // 2, height)], size)
     example = Example(PIL.Image.new("RGB", (width, height)), truth, of([], [], size)).reduced()
-    assert (example.image.height, example.image.width) == example.truth.size == example.found.size == drawn
-    np.testing.assert_allclose(example.truth.boxes, [[0, 0, drawn[1] / 2, drawn[0]]], atol=0.5)
-    assert example.truth.mask(0).shape == drawn
-    assert example.truth.mask(0).mean() == pytest.approx(0.5, abs=0.01)
-    assert not len(example.found)
+    truth, found = example.truth.detections, example.found.detections
+    assert (example.image.height, example.image.width) == truth.size == found.size == drawn
+    np.testing.assert_allclose(truth.boxes, [[0, 0, drawn[1] / 2, drawn[0]]], atol=0.5)
+    assert example.truth.masks.shape == (1, *drawn)
+    assert example.truth.masks.mean() == pytest.approx(0.5, abs=0.01)
+    assert example.found.masks.shape == (0, *drawn)
 
 
 def test_truth_is_left_and_what_was_found_right(tmp_path):

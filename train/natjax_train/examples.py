@@ -79,15 +79,17 @@ def draw_segmentations(
     picture.save(out_png)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objects(Detections):
-    """Objects of an image whose masks are known pixel by pixel; scores are NaN where they are the truth.
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """Objects of an image, and their masks pixel by pixel.
 
     Attributes:
-        pixels: the masks.
+        detections: boxes, labels and scores, which are NaN where the objects are the truth.
+        masks: which pixels of the image are part of each.
     """
 
-    pixels: Bool[np.ndarray, "K height width"]
+    detections: Detections
+    masks: Bool[np.ndarray, "K height width"]
 
     @classmethod
     def from_run_lengths(
@@ -101,33 +103,25 @@ class Objects(Detections):
         """Returns the objects of an image whose masks are COCO's run lengths; size is its (height, width)."""
         from pycocotools import mask  # of the extra "train"
 
-        pixels = np.moveaxis(mask.decode(list(masks)), -1, 0) if masks else np.zeros((0, *size))
-        return cls(
-            boxes=boxes,
-            scores=np.array(scores, np.float32),
-            labels=np.array(labels, np.int32),
-            size=size,
-            pixels=pixels.astype(bool),
+        found = Detections(
+            boxes=boxes, scores=np.array(scores, np.float32), labels=np.array(labels, np.int32), size=size
         )
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether there are masks."""
-        return True
-
-    def mask(self, index: int) -> Bool[np.ndarray, "height width"]:
-        """Returns which pixels of the image are part of an object."""
-        return self.pixels[index]
+        pixels = np.moveaxis(mask.decode(list(masks)), -1, 0) if masks else np.zeros((0, *size))
+        return cls(found, pixels.astype(bool))
 
     def resized(self, size: tuple[int, int]) -> Objects:
         """Returns the same in an image of another (height, width)."""
+        old = self.detections.size
         rows, columns = (
-            ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, self.size, strict=True)
+            ((np.arange(new) + 0.5) * before / new).astype(int) for new, before in zip(size, old, strict=True)
         )
-        factors = np.array([size[1] / self.size[1], size[0] / self.size[0]] * 2, np.float32)
-        return dataclasses.replace(
-            self, boxes=self.boxes * factors, pixels=self.pixels[:, rows][:, :, columns], size=size
-        )
+        factors = np.array([size[1] / old[1], size[0] / old[0]] * 2, np.float32)
+        found = dataclasses.replace(self.detections, boxes=self.detections.boxes * factors, size=size)
+        return Objects(found, self.masks[:, rows][:, :, columns])
+
+    def drawn_on(self, image: PIL.Image.Image, names: Sequence[str]) -> PIL.Image.Image:
+        """Returns a picture of them in their image, see `natjax.detection.pictures.draw`."""
+        return draw(image, self.detections, names, masks=self.masks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +154,7 @@ def draw_objects(examples: Sequence[Example], names: Sequence[str], out_png: str
     """
     if not examples:
         return
-    pairs = [[draw(one.image, found, names) for found in (one.truth, one.found)] for one in examples]
+    pairs = [[found.drawn_on(one.image, names) for found in (one.truth, one.found)] for one in examples]
     width = max(picture.width for pair in pairs for picture in pair)
     height = sum(truth.height + _GAP for truth, _ in pairs)
     whole = PIL.Image.new("RGB", (3 * _GAP + 2 * width, _TOP + height), PAPER)
