@@ -26,6 +26,11 @@ def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple) -> jax.Array:
     return jax.lax.reshape(x, shape, out_sharding=laid_out(x, spec))
 
 
+def reshape_batch(x: jax.Array, *shape: int) -> jax.Array:
+    """Reshapes to `shape`, whose first axis lies where that of x does, and no other anywhere."""
+    return reshape(x, shape, (spec_of(x)[0], *(None,) * (len(shape) - 1)))
+
+
 def shards(x: jax.Array, axis: int) -> int:
     """Returns into how many parts an axis of an array is cut along Explicit axes of the mesh."""
     sharding = jax.typeof(x).sharding

@@ -82,7 +82,7 @@ def programs():
 
 def main(path: str) -> None:
     variables, step, detect = programs()
-    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), (AxisType.Explicit,) * 2)
+    mesh = jax.make_mesh((4, 1), ("data", "fsdp"), (AxisType.Explicit,) * 2)
     of_mesh = jax.device_put(
         (variables, batch_of()), (NamedSharding(mesh, P()), NamedSharding(mesh, P(mesh.axis_names)))
     )

@@ -23,7 +23,7 @@ from natjax.detection.roi_align import product, roi_align
 from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import glorot_uniform, he_normal, truncated_normal
 from natjax.nn.layers import conv, linear
-from natjax_kernels.sharding import over_batch, reshape, spec_of
+from natjax_kernels.sharding import over_batch, reshape_batch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -84,10 +84,8 @@ class BoxHead(nnx.Module):
             features: of regions.
             valid: which regions a batch's statistics are of; None for all.
         """
-        lead, (batch, *_) = features.shape[:2], spec_of(features)
-        flat = reshape(features, (math.prod(lead), *features.shape[2:]), (batch, None, None, None))
-        x = self.convolved(flat, None if valid is None else reshape(valid, (valid.size,), (batch,)))
-        return self.classified(reshape(x, (*lead, *x.shape[1:]), (batch, *[None] * x.ndim)))
+        x = self.convolved(_flat(features), None if valid is None else _flat(valid))
+        return self.classified(reshape_batch(x, *features.shape[:2], *x.shape[1:]))
 
     def convolved(
         self, x: Float[Array, "M S S C"], counted: Bool[Array, " M"] | None = None
@@ -100,11 +98,12 @@ class BoxHead(nnx.Module):
     def classified(self, x: Float[Array, "B N S S D"]) -> tuple[Float[Array, "B N LB"], Float[Array, "B N L 4"]]:
         """Returns logits and deltas of what the convolutions made."""
         lead = x.shape[:2]
-        x = x.transpose(0, 1, 4, 2, 3).reshape(*lead, -1)  # PyTorch's order: channels, height, width
+        x = x.transpose(0, 1, 4, 2, 3)  # PyTorch's order: channels, height, width
+        x = reshape_batch(x, *lead, math.prod(x.shape[2:]))
         for layer in self.shared_fcs:
             x = jax.nn.relu(layer(x))
         logits, deltas = (layer(x).astype(jnp.float32) for layer in (self.fc_cls, self.fc_reg))
-        return logits, deltas.reshape(*lead, -1, 4)
+        return logits, reshape_batch(deltas, *lead, deltas.shape[2] // 4, 4)
 
 
 class Upsample(nnx.Module):
@@ -121,8 +120,7 @@ class Upsample(nnx.Module):
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel[...].dtype)
         x, kernel, bias = (jnp.asarray(value, dtype) for value in (x, self.kernel[...], self.bias[...]))
         y = jnp.einsum("nhwc,yxdc->nhywxd", x, kernel)
-        shape = (len(x), 2 * x.shape[1], 2 * x.shape[2], len(bias))
-        return reshape(y, shape, (spec_of(y)[0], None, None, None)) + bias
+        return reshape_batch(y, len(x), 2 * x.shape[1], 2 * x.shape[2], len(bias)) + bias
 
 
 class MaskHead(nnx.Module):
@@ -141,16 +139,21 @@ class MaskHead(nnx.Module):
 
     def __call__(self, features: Float[Array, "B N S S C"], labels: Int[Array, "B N"]) -> Float[Array, "B N M M"]:
         """Returns logits, float32, of the pixels of one class per region, of M = 2 S a side."""
-        lead, x = features.shape[:2], features.reshape(-1, *features.shape[2:])
+        x = _flat(features)
         for layer in self.convs:
             x = jax.nn.relu(layer(x))
         x = jax.nn.relu(self.upsample(x))
         kernel, bias = self.conv_logits.kernel[...][0, 0], self.conv_logits.bias[...]  # ty: ignore[not-subscriptable]
         x, kernel, bias = self.conv_logits.promote_dtype((x, kernel, bias), dtype=self.conv_logits.dtype)
         # Picked by a product, as the gradient of a gather would be a scatter to what all devices have.
-        is_class = (labels.reshape(-1)[:, None] == jnp.arange(len(bias))).astype(x.dtype)
+        is_class = (_flat(labels)[:, None] == jnp.arange(len(bias))).astype(x.dtype)
         logits = jnp.einsum("nyxc,nc->nyx", x, product(is_class, kernel.T)) + product(is_class, bias)[:, None, None]
-        return logits.astype(jnp.float32).reshape(*lead, *x.shape[1:3])
+        return reshape_batch(logits.astype(jnp.float32), *labels.shape, *x.shape[1:3])
+
+
+def _flat(x: Array) -> Array:
+    """Returns [B N, ...] of [B, N, ...]."""
+    return reshape_batch(x, x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 class RoiHead(nnx.Module):

@@ -20,7 +20,7 @@ from natjax.detection.boxes import decode
 from natjax.detection.nms import nms
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import conv
-from natjax_kernels.sharding import reshape, spec_of
+from natjax_kernels.sharding import reshape_batch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -58,9 +58,9 @@ class RpnHead(nnx.Module):
         for x in pyramid:
             x = jax.nn.relu(self.rpn_conv(x))
             logit, delta = (layer(x).astype(jnp.float32) for layer in (self.rpn_cls, self.rpn_reg))
-            anchors, batch = math.prod(logit.shape[1:]), spec_of(x)[0]
-            logits.append(reshape(logit, (len(x), anchors), (batch, None)))
-            deltas.append(reshape(delta, (len(x), anchors, 4), (batch, None, None)))
+            anchors = math.prod(logit.shape[1:])
+            logits.append(reshape_batch(logit, len(x), anchors))
+            deltas.append(reshape_batch(delta, len(x), anchors, 4))
         return logits, deltas
 
 
