@@ -181,7 +181,9 @@ def test_a_run_says_what_it_starts_from(tmp_path):
     again = dataclasses.replace(recipe, **left_open)
     loop.train(again, "digits", tmp_path / "run", resume=True, report=messages.append, started=kept.append)
     assert kept == [recipe]
-    for name, value in (("image_mean", (0.2,)), ("image_size", 8), ("crop", False), ("crop_pct", 0.5)):
+    others = {"image_mean": (0.2,), "image_size": 8, "crop": False, "crop_pct": 0.5}
+    others |= {"detector": "mask_rcnn", "keep_empty": True, "max_objects": 7}
+    for name, value in others.items():
         other = dataclasses.replace(recipe, **left_open | {name: value})
         with pytest.raises(ValueError, match=f"The run was begun with {name} .* cannot go on with "):
             loop.train(other, "digits", tmp_path / "run", resume=True)

@@ -45,7 +45,17 @@ from natjax_train.tasks import find_task
 __all__ = ["NonFiniteError", "PreemptedError", "train"]
 
 # What a resumed run may not change, beside the preprocessing of images: it decides the weights and the order of the data.
-_UNCHANGED = ("task", "model", "batch_size", "seed", "val_fraction", "reduce_zero_label")
+_UNCHANGED = (
+    "task",
+    "model",
+    "batch_size",
+    "seed",
+    "val_fraction",
+    "reduce_zero_label",
+    "detector",
+    "keep_empty",
+    "max_objects",
+)
 
 _COMPILING = "compiling the training step; this can take minutes on a CPU"
 _KEPT = "with JAX_COMPILATION_CACHE_DIR=FOLDER in the environment, the next run has it from there"
