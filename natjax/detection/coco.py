@@ -96,7 +96,8 @@ def counts_of(text: str, pixels: int) -> list[int] | None:
     numbers -= np.where(codes[ends] & _SIGN, 1 << (_BITS * lengths), 0)
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers.tolist() if numbers.min() >= 0 and numbers.sum() == pixels else None
+    # Each of them first: a sum of 64 bits may begin again at 0.
+    return numbers.tolist() if 0 <= numbers.min() <= numbers.max() <= pixels == numbers.sum() else None
 
 
 def _text(counts: Int[np.ndarray, "N"]) -> str:

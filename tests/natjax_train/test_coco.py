@@ -261,6 +261,7 @@ def segmentation(value):
 
 HUGE = 10**400
 DAMAGED = run_lengths(np.eye(*SIZE, dtype=bool))
+OVERFLOW = "P[2" + (2**17 - 1) * "PPPPPP4"  # 2400, and multiples of 2^32 whose sum is 2^64: 2400 in 64 bits
 
 
 @pytest.mark.parametrize(
@@ -304,6 +305,7 @@ DAMAGED = run_lengths(np.eye(*SIZE, dtype=bool))
         (segmentation(DAMAGED | {"counts": DAMAGED["counts"] + "P"}), "with a damaged mask"),
         (segmentation(DAMAGED | {"counts": "é" + DAMAGED["counts"]}), "with a damaged mask"),
         (segmentation(DAMAGED | {"counts": "o" * 50 + "0"}), "with a damaged mask"),
+        (segmentation(DAMAGED | {"counts": OVERFLOW}), "with a damaged mask"),
         (image(height=0), r"1 image of an impossible size: 0.png \(height 0, width 60\)"),
         (image(width=2.5), "1 image of an impossible size"),
         (image(width=2**40), "1 image of an impossible size"),
