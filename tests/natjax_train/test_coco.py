@@ -323,6 +323,7 @@ OVERFLOW = "P[2" + (2**17 - 1) * "PPPPPP4"  # 2400, and multiples of 2^32 whose 
                 "\ud800",
             )
         ),
+        (image(file_name="ö" * 2049), r"1 image whose file_name has more than 4,096 bytes: ö{80}\.\.\."),
     ],
 )
 def test_what_is_refused(data, change, message):
@@ -368,6 +369,19 @@ def test_missing_images_are_counted(data):
         (data / "images/train" / name).unlink()
     with pytest.raises(ImageError, match=r"2 of the 4 images of .*train.json are not in .*train: 0\.png, 3\.png\."):
         open_coco(data, "train").inspect()
+
+
+def test_names_neither_steer_a_terminal_nor_fill_it(data):
+    changed(data, image(file_name="\x1b[2J" + "a" * 4000))
+    with pytest.raises(ImageError, match=r"are not in .*train: \\x1b\[2Ja{196}\.\.\.\.$"):
+        open_coco(data, "train").inspect()
+    name = "\x1b[2J.png"
+    changed(data, image(file_name=name))
+    (data / "images/train" / name).write_bytes(b"")
+    source = open_coco(data, "train")
+    source.inspect()
+    assert r"\x1b[2J.png: the file is empty" in source.notes[0]
+    assert source.notes[0].isprintable()
 
 
 def test_images_of_other_sizes(data):

@@ -20,7 +20,7 @@ import PIL.Image
 
 from natjax.errors import ImageError
 from natjax.images import decode_image, stored_size, upright_size
-from natjax.text import counted, first_few
+from natjax.text import counted, first_few, printable, shortened
 from natjax_train.data.coco_json import REASONS, Annotations
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class CocoImages:
     def _inspected(self, index: int) -> tuple[str, str]:
         """Returns what is odd about an image, "" for nothing, and its name."""
         path, said = self.name(index), tuple(self._annotations.sizes[self._indices[index]].tolist())
-        name = os.path.relpath(path, self.directory)
+        name = printable(shortened(os.path.relpath(path, self.directory)))
         if not os.path.exists(path):
             return "missing", name
         try:
@@ -228,7 +228,7 @@ class CocoImages:
             if stored_size(path) == said:
                 return "stored", name
         except (ImageError, OSError) as error:
-            return "unreadable", str(error).rstrip(".")
+            return "unreadable", printable(str(error).rstrip("."))
         return "size", f"{name} ({size[0]} x {size[1]}, not {said[0]} x {said[1]})"
 
     def _all_objects(self) -> np.ndarray:

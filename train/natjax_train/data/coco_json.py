@@ -37,6 +37,7 @@ REASONS = (
     "without a polygon of three points",
 )
 _MOST_PIXELS = 2**31  # of an image: pycocotools counts in 32 bits
+_LONGEST_NAME = 4096  # bytes: systems open no longer paths, and names are kept in arrays of the longest one
 _KEYS = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}
 _KEYS["annotations"] = ("id", "image_id", "category_id", "bbox")
 
@@ -232,6 +233,8 @@ def _images(entries: list[dict[str, Any]], path: Path) -> tuple[np.ndarray, np.n
         try:
             inside = isinstance(name, str) and _is_inside(name)
             encoded.append(os.fsencode(name) if inside else b"")
+            if len(encoded[-1]) > _LONGEST_NAME:
+                problems.add(f"whose file_name has more than {_LONGEST_NAME:,} bytes", name)
         except UnicodeEncodeError:
             inside = False
         if not inside:
