@@ -123,7 +123,6 @@ def test_a_resumed_run_has_the_models_architecture(mask_rcnn):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale_range": (0.5, 2.0)}, r"must be at most 1; got \[0.5, 2.0\]: the authors' is --scale-range 0.6,1"),
         ({"image_mean": (0.5,), "image_std": (0.5,)}, r"the model's 3 channels; got \(0.5,\)"),
         ({"model": "nat_mini", "model_config": {"backbone_config": {}}}, "give --model custom"),
     ],

@@ -147,7 +147,7 @@ def test_images_that_a_run_held_out(capsys, tmp_path, model, data):
     assert code == 1
     assert "has no annotations for val" in err
     shutil.copytree(model, tmp_path / "run" / "model")
-    recipe = dataclasses.replace(RECIPES["finetune"], task="detection", val_fraction=0.5, seed=3)
+    recipe = dataclasses.replace(RECIPES["finetune_boxes"], val_fraction=0.5, seed=3)
     (tmp_path / "run" / "recipe.json").write_text(recipe.to_json())
     code, out, err = run(capsys, "--model", tmp_path / "run", "--data", tmp_path / "data", "--json")
     assert (code, json.loads(out)["images"]) == (0, 2)

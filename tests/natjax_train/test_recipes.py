@@ -141,10 +141,11 @@ def test_a_model_config_may_be_a_file(tmp_path):
         ({"crop_ratio": "2,1"}, "crop_ratio must be two numbers"),
         ({"image_mean": "0.5"}, "one number per channel"),
         ({"seed": "-1"}, "seed must be at least 0"),
-        ({"schedule": "step"}, "milestones and the schedule step go together; got milestones None and"),
-        ({"milestones": "20"}, r"got milestones \[20.0\] and the schedule cosine"),
+        ({"schedule": "step"}, "needs milestones: give --milestones, as in 27,33 of 36 epochs"),
+        ({"milestones": "20"}, r"got \[20.0\] and cosine: give --schedule step or --milestones none"),
         ({"schedule": "step", "milestones": "20,10"}, r"milestones must rise, .* got \[20.0, 10.0\]"),
         ({"schedule": "step", "milestones": "300"}, r"less than epochs \(300\); got \[300.0\]"),
+        ({"task": "detection"}, r"at most 1; got \[0.5, 2.0\]: begin with --recipe finetune_boxes, or give .* 0.6,1 "),
         ({"detector": "yolo"}, "detector must be 'mask_rcnn' or 'cascade_mask_rcnn'"),
     ],
 )

@@ -156,14 +156,22 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings, BoxSettin
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs must be at most epochs ({self.epochs:g}); got {self.warmup_epochs!r}.")
         self._check_milestones()
+        if self.task == "detection" and self.scale_range[1] > 1:
+            raise ValueError(
+                "scale_range of detection is part of image_size, and must be at most 1; got "
+                f"{list(self.scale_range)}: begin with --recipe finetune_boxes, or give the authors' --scale-range 0.6,1 "
+                "--longest-edge 1333."
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size ({self.batch_size}); got {self.accumulate}.")
 
     def _check_milestones(self) -> None:
-        if (self.milestones is not None) != (self.schedule == "step"):
+        if self.schedule == "step" and self.milestones is None:
+            raise ValueError("The schedule step needs milestones: give --milestones, as in 27,33 of 36 epochs.")
+        if self.milestones is not None and self.schedule != "step":
             raise ValueError(
-                "milestones and the schedule step go together; got "
-                f"milestones {self.milestones and list(self.milestones)} and the schedule {self.schedule}."
+                f"milestones are of the schedule step; got {list(self.milestones)} and {self.schedule}: give --schedule step "
+                "or --milestones none."
             )
         marks = (0.0, *(self.milestones or ()), self.epochs)
         if any(one >= next_ for one, next_ in itertools.pairwise(marks)):

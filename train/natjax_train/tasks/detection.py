@@ -96,19 +96,6 @@ class Detection(DenseTask):
         own = config.model_type if isinstance(config, MaskRcnnConfig) else "mask_rcnn"
         return DETECTORS[self.recipe.detector or own]
 
-    def check_model(self, config: MaskRcnnConfig) -> None:
-        """Checks that training images fit their arrays.
-
-        Raises:
-            ValueError: they do not, or the recipe's images have not the model's channels.
-        """
-        super().check_model(config)
-        if self.recipe.scale_range[1] > 1:
-            raise ValueError(
-                "scale_range of detection is part of image_size, and must be at most 1; got "
-                f"{list(self.recipe.scale_range)}: the authors' is --scale-range 0.6,1."
-            )
-
     def card(self) -> Card:
         """Returns what a model card says of the task."""
         return Card("object-detection", "detector", None, "coco")
