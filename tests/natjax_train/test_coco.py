@@ -189,14 +189,20 @@ def test_masks_as_run_lengths(data, kind):
     np.testing.assert_array_equal(masks.decode(open_coco(data, "train")[1]["masks"][0]), mask)
 
 
-def test_areas_that_are_not_said(data):
+def test_areas_and_crowds_that_are_not_said(data):
     def change(content):
-        for one in content["annotations"]:
-            del one["area"], one["iscrowd"]
+        one, other, _ = content["annotations"]
+        del one["area"], one["iscrowd"]
+        other.update(area=None, iscrowd=None)
 
     changed(data, change)
     truth = open_coco(data, "train").ground_truth()["annotations"]
-    assert [one["area"] for one in truth] == [400] * 3
+    assert [(one["area"], one["iscrowd"]) for one in truth] == [(400, 0)] * 3
+
+
+def test_boxes_of_the_largest_numbers(data):
+    changed(data, annotation(bbox=[-1e308, -1e308, 1.7e308, 1.7e308]))
+    assert open_coco(data, "train")[1]["boxes"].tolist() == [[-(2**31), -(2**31), 2**31, 2**31]]
 
 
 def test_validation_has_the_classes_of_training(data):

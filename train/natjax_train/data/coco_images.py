@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int32, Int64
 
 _LEAST_SIDE = 32  # pixels; mmdetection trains on no smaller images
+_FAR = 2.0**31  # pixels; no image reaches as far
 _SECONDS_BETWEEN_REPORTS = 10.0
 
 
@@ -58,10 +59,11 @@ class CocoImages:
         image, found = int(self._indices[index]), self._annotations
         objects = self._objects(image)
         boxes = found.boxes[objects]
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
         return {
             "image": Path(self.name(index)).read_bytes(),
             "size": tuple(found.sizes[image].tolist()),
-            "boxes": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).astype(np.float32),
+            "boxes": corners.clip(-_FAR, _FAR).astype(np.float32),
             "class_labels": found.labels[objects],
             "masks": [found.mask(image, number) for number in objects.tolist()],
         }

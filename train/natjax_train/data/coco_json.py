@@ -226,7 +226,7 @@ def _images(entries: list[dict[str, Any]], path: Path) -> tuple[np.ndarray, np.n
         number, name, sides = entry["id"], entry["file_name"], (entry["height"], entry["width"])
         if number in ids:
             problems.add("with the id of another one", str(number))
-        if name in names if isinstance(name, str) else False:
+        if isinstance(name, str) and name in names:
             problems.add("with the file of another one", name)
         if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) >= _MOST_PIXELS:
             problems.add("of an impossible size", f"{name} (height {sides[0]!r}, width {sides[1]!r})")
@@ -260,7 +260,7 @@ def _object(
     Raises:
         AnnotationError: something in it is wrong.
     """
-    box, area, crowd = entry["bbox"], entry.get("area"), entry.get("iscrowd", 0)
+    box, area, crowd = entry["bbox"], entry.get("area"), entry.get("iscrowd") or 0
     if entry["image_id"] not in place_of:
         raise AnnotationError("of an image that is not in the file", f"image {entry['image_id']}")
     if entry["category_id"] not in label_of:
