@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 
 def counted(count: int, thing: str) -> str:
-    """Returns a number of things: "1 image", "1,200 images"."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+    """Returns a number of things: "1 image", "1,200 images", "2 classes"."""
+    return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
 
 
 def first_few(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:

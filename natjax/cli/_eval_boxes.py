@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
         category_ids[place] = number
     warnings = [] if matching is None else [matching]
     source.inspect(say)
-    say(f"{len(source):,} images, {len(source.class_names)} classes; model {args.model}")
+    say(f"{len(source):,} images, {counted(len(source.class_names), 'class')}; model {args.model}")
     for message in (*source.notes, *warnings):
         say(message)
     net = DETECTORS[checkpoint.config.model_type].from_pretrained(checkpoint, dtype=args.dtype)

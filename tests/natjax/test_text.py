@@ -9,6 +9,7 @@ pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
 
 def test_numbers_of_things():
     assert [counted(n, "image") for n in (0, 1, 2, 1200)] == ["0 images", "1 image", "2 images", "1,200 images"]
+    assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
 
 
 def test_the_first_of_many_names():

@@ -27,6 +27,7 @@ from natjax import run_files
 from natjax.atomic import replacing, staging
 from natjax.configuration import CONFIG_NAME, read_config
 from natjax.errors import NatjaxError
+from natjax.text import counted
 from natjax_train import data as data_
 from natjax_train import optim, plots, start
 from natjax_train.checkpoint import Checkpoints
@@ -314,8 +315,7 @@ def _check_folder(out: Path, recipe: Recipe, resume: bool) -> Recipe | None:
 
 def _opening(training: data_.Source, validation: data_.Source, begins: str, preprocessing: str) -> list[str]:
     """Returns what a run says first: its images, model and preprocessing, and what is odd about the data."""
-    count = len(training.class_names)
-    classes = f"{count} class{'' if count == 1 else 'es'}"
+    classes = counted(len(training.class_names), "class")
     images = f"{len(training):,} training and {len(validation):,} validation images, {classes}"
     notes = dict.fromkeys((*training.notes, *validation.notes))  # what both say, once
     return [f"{images}; {begins}; {preprocessing}", *notes, *data_.remarks(validation, training)]

@@ -16,7 +16,7 @@ from typing import Any
 from natjax._version import __version__
 from natjax.hub import is_hub_id
 from natjax.presets import PRESETS
-from natjax.text import first_few, printable
+from natjax.text import counted, first_few, printable
 from natjax_train.data import Source
 from natjax_train.recipe import Recipe
 
@@ -105,7 +105,7 @@ def model_card(
             f"Trained by natjax {__version__}, from {_text(started)}.",
             "",
             f"Data: {_text(name)}, {len(training):,} training and {len(validation):,} validation images of "
-            f"{len(training.class_names)} classes: {first_few(list(map(_text, training.class_names)), _MOST_CLASSES)}.",
+            f"{counted(len(training.class_names), 'class')}: {first_few(list(map(_text, training.class_names)), _MOST_CLASSES)}.",
             "",
             f"On the validation images, after step {step}:",
             "",
