@@ -126,6 +126,14 @@ def test_epochs_have_all_images_of_a_group_together(source, monkeypatch):
     assert len(where) > 1  # the upright batch comes at another place
 
 
+def test_images_that_fill_up_a_batch_are_seen_in_other_ways(tmp_path):
+    source = write(tmp_path, [WIDE, WIDE, WIDE, UPRIGHT], [3] * 4)
+    batches, alone = loader(source), loader(source, batch_size=1)
+    views = {image.tobytes() for _ in range(2) for image in next(batches)["image"]}
+    assert len(views) == 8
+    assert {next(alone)["image"].tobytes() for _ in range(4)} < views
+
+
 def marked(item, rng, settings, image_size, num_channels, *, canvases, max_objects):
     """Says which image it is by what is in the file."""
     return {"number": next(i for i in range(14) if item["image"] == png(i, item["size"]))}

@@ -1,8 +1,8 @@
 """The input pipeline, by Grain: batches of uint8 images, in an order and with randomness that seed and step alone decide.
 
 Batch i of a run holds the same images with the same crops whatever the number of processes, workers and resumptions: the order
-is one by (seed, epoch), the randomness of an image is that of (seed, epoch, index). Grain reads batches ahead, in
-threads or processes, and knows where it is.
+is one by (seed, epoch), the randomness of an image is that of (seed, epoch, index), and of the number of the repeat where it
+fills up a batch. Grain reads batches ahead, in threads or processes, and knows where it is.
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ class _TrainBatches:
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         epoch, place = divmod(operator.index(number), self._steps_per_epoch)
         order = _order(len(self._source), self._groups, self._batch_size, self._seed, epoch)
-        indices = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
+        images = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
         unreadable: dict[int, str] = {}
-        items = [
-            self._first_readable(index, np.random.default_rng((self._seed, epoch, index)), unreadable)
-            for index in map(int, indices)
-        ]
+        items = []
+        for index, repeat in images.tolist():
+            key = (self._seed, epoch, index)
+            rng = np.random.default_rng((*key, repeat) if repeat else key)
+            items.append(self._first_readable(index, rng, unreadable))
         return {name: np.stack([item[name] for item in items]) for name in items[0]} | as_arrays(unreadable)
 
     def _first_readable(self, index: int, rng: np.random.Generator, unreadable: dict[int, str]) -> dict[str, Any]:
@@ -365,16 +366,17 @@ def _groups(source: Source) -> bytes | None:
 
 @functools.lru_cache(maxsize=4)
 def _order(length: int, groups: bytes | None, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the images of an epoch's batches, one batch after the other."""
+    """Returns the images of an epoch's batches, one batch after the other, each with the number of its repeat: [N, 2]."""
     rng = np.random.default_rng((seed, epoch))
     if groups is None:
-        return rng.permutation(length)
+        return np.stack([rng.permutation(length), np.zeros(length, int)], 1)
     batches = []
     for group in sorted(set(groups)):
         order = rng.permutation(np.flatnonzero(np.frombuffer(groups, np.uint8) == group))
         more = rng.choice(order, -len(order) % batch_size)
-        batches.append(np.concatenate([order, more]).reshape(-1, batch_size))
-    return rng.permutation(np.concatenate(batches)).ravel()
+        repeats = [0] * len(order) + [int(np.sum(more[: i + 1] == index)) for i, index in enumerate(more)]
+        batches.append(np.stack([np.concatenate([order, more]), repeats], 1).reshape(-1, batch_size, 2))
+    return rng.permutation(np.concatenate(batches)).reshape(-1, 2)
 
 
 def batches_by_key(keys: Sequence[Any], batch_size: int) -> list[tuple[Any, np.ndarray]]:
