@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from natjax_train.tasks.iou import Metrics
 
 _COLUMNS = ("class", "pixels", "iou", "accuracy", "precision")
+_SIZE_DIVISOR = 32
 
 
 def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None) -> int:
@@ -83,7 +84,7 @@ def _in_batches(args, checkpoint, net, source, table, names, progress, is_main_p
     from natjax_train.tasks.segmentation import Segmentation
 
     processor = load_processor(checkpoint, complain if is_main_process else lambda _: None)
-    task = Segmentation(None, names, size_divisor=args.size_divisor)
+    task = Segmentation(None, names, size_divisor=args.size_divisor or _SIZE_DIVISOR)
     return measured(args, net, processor, task, source, progress, functools.partial(relabelled, table=table))
 
 
@@ -110,10 +111,11 @@ def _image_by_image(args, checkpoint, net, source, table, num_classes, progress)
         for ratio in (MULTI_SCALE if args.multi_scale else (1.0,))
     ]
     processors = [dataclasses.replace(processor, size=size) for size in sizes]
+    divisor = args.size_divisor or _SIZE_DIVISOR
     segmenter = jax.jit(lambda pixel_values: net.decode(pixel_values)[0])
 
     def class_map(image: bytes, size: tuple[int, int]) -> Any:
-        views = [jnp.asarray(sized_image(image, size, each, args.size_divisor)) for each in processors]
+        views = [jnp.asarray(sized_image(image, size, each, divisor)) for each in processors]
         options = {"flip": args.multi_scale, "crop_size": args.crop_size, "stride": args.stride}
         return np.asarray(segment(segmenter, views, size, **options))[0]
 

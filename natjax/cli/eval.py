@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 HELP = "measure a model on the validation images of a data set"
 _MODELS = {"classification": "classifier", "segmentation": "segmenter", "detection": "detector"}
 _OPTIONS = {
-    "segmentation": ("multi_scale", "crop_size", "stride", "reduce_zero_label", "classes"),
-    "detection": ("results",),
+    "classification": set(),
+    "segmentation": {"multi_scale", "crop_size", "stride", "size_divisor", "reduce_zero_label", "classes"},
+    "detection": {"size_divisor", "results"},
 }
 _HARDEST = 10  # classes that are shown
 _COLUMNS = ("class", "images", "recall", "precision")
@@ -67,6 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype_argument(parser)
     parser.add_argument("--mesh", default="", metavar="MESH", help="devices, as in data=8 (default: all)")
     add_process_arguments(parser)
+    parser.add_argument(
+        "--size-divisor",
+        type=positive_int,
+        metavar="N",
+        help="of a segmenter: round the sides of resized images to multiples of N, so that few sizes are compiled for; 1 leaves "
+        "them as they are (default: 32); of a detector: fill sides up to multiples of N, as mmdetection does with 32 (default: "
+        "to one of five lengths)",
+    )
     masks = parser.add_argument_group("segmentation", "The data hold images/val and masks/val, as for natjax train.")
     masks.add_argument("--multi-scale", action="store_true", help="average over six sizes and mirror images")
     masks.add_argument("--crop-size", type=image_size, metavar="N|HxW", help="slide windows instead of whole images")
@@ -75,14 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=image_size,
         metavar="N|HxW",
         help="from one window to the next (default: two thirds of a window)",
-    )
-    masks.add_argument(
-        "--size-divisor",
-        type=positive_int,
-        default=32,
-        metavar="N",
-        help="round the sides of resized images to multiples of N, so that few sizes are compiled for; 1 leaves them as they "
-        "are (default: 32)",
     )
     masks.add_argument("--reduce-zero-label", action="store_true", help="0 in masks is ignored, 1 is the first class")
     masks.add_argument(
@@ -120,13 +121,12 @@ def run(args: argparse.Namespace) -> int:
             f"{path}: --task {args.task} measures a {_MODELS[args.task]}, and this is none: leave --task out, or give another "
             "--model."
         )
-    for name in (name for kind in _OPTIONS for name in _OPTIONS[kind] if kind != task):
+    for name in sorted(set().union(*_OPTIONS.values()) - _OPTIONS[task]):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} is of no use here: {path} is a {_MODELS[task]}.")
     if task != "classification":
-        args.batch_size = (
-            args.batch_size or jax.device_count()
-        )  # images of one size share a batch, and few have the same
+        # Images of one size share a batch, and few have the same.
+        args.batch_size = args.batch_size or jax.device_count()
         module = {"segmentation": _eval_masks, "detection": _eval_boxes}[task]
         return module.run(args, checkpoint, _recipe_of_run(path))
     args.batch_size = args.batch_size or 64

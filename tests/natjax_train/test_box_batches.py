@@ -214,11 +214,12 @@ class Nothing(nnx.Module):
     pass
 
 
-def test_evaluation_sees_what_detect_sees(source):
+@pytest.mark.parametrize("divisor", [None, 16])
+def test_evaluation_sees_what_detect_sees(source, divisor):
     processor = NatImageProcessor.object_detection(100, 64)
     plain = dataclasses.replace(processor, do_rescale=False, do_normalize=False)
-    detector = Detector(Nothing(), plain)
-    batches, seen = box_eval_loader(source, batch_size=3, processor=processor), []
+    detector = Detector(Nothing(), plain, size_divisor=divisor)
+    batches, seen = box_eval_loader(source, batch_size=3, processor=processor, divisor=divisor), []
     for batch in batches:
         assert batch["image"].dtype == np.uint8
         assert batch["size"].dtype == np.int32

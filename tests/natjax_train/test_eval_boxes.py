@@ -162,6 +162,7 @@ def test_images_that_a_run_held_out(capsys, tmp_path, model, data):
         (["--results", "missing/results.json"], "No such file or directory"),
         (["--data", "digits"], "digits: no such folder; give a folder that holds annotations/instances_val2017.json"),
         (["--model", demo.MODEL_DIR, "--results", "results.json"], "--results is of no use here: .* is a classifier"),
+        (["--model", demo.MODEL_DIR, "--size-divisor", "32"], "--size-divisor is of no use here: .* is a classifier"),
     ],
 )
 def test_refusals(capsys, model, data, options, message, monkeypatch, tmp_path):

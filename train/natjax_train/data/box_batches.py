@@ -104,6 +104,7 @@ def box_eval_loader(
     *,
     batch_size: int,
     processor: NatImageProcessor,
+    divisor: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -115,22 +116,24 @@ def box_eval_loader(
     """Returns this process's part of one pass over a source, by size of the images.
 
     A batch is {"image": uint8 [B, H, W, C] with zeros below and right, "size": int32 [B, 2] of what is no filling, "scale":
-    float32 [B, 4] that boxes are divided by, "mask": bool [B], "index": int32 [B]}, H and W of its own. Arguments and errors
-    are those of `data.eval_loader`.
+    float32 [B, 4] that boxes are divided by, "mask": bool [B], "index": int32 [B]}, H and W of its own: with a
+    divisor multiples of it, else of `paddings`. Other arguments and errors are those of `data.eval_loader`.
     """
-    batches = _EvalBatches(source, batch_size, processor, share_of(batch_size, process_index, process_count))
+    batches = _EvalBatches(source, batch_size, processor, divisor, share_of(batch_size, process_index, process_count))
     return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
 
 
 class _EvalBatches:
     """Batches of images of one padded size."""
 
-    def __init__(self, source: CocoImages, batch_size: int, processor: NatImageProcessor, share: slice):
+    def __init__(
+        self, source: CocoImages, batch_size: int, processor: NatImageProcessor, divisor: int | None, share: slice
+    ):
         self._source, self._share = source, share
         self._processor = dataclasses.replace(processor, size_divisor=None)
-        lengths = paddings(processor.size) if processor.do_resize else ()
+        lengths = paddings(processor.size) if processor.do_resize and divisor is None else ()
         sizes = [prepared_size((height, width), processor) for height, width in source.sizes.tolist()]
-        self._batches = batches_by_key([padded_size(size, lengths) for size in sizes], batch_size)
+        self._batches = batches_by_key([padded_size(size, lengths, divisor or DIVISOR) for size in sizes], batch_size)
 
     def __len__(self) -> int:
         return len(self._batches)

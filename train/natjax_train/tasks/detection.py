@@ -56,6 +56,7 @@ class Detection(DenseTask):
         class_names: in the order of the model's classes.
         category_ids: COCO's numbers of the classes in the data, None for a class that these do not have; by default the data's
             own in their order.
+        size_divisor: of evaluation, see `data.box_batches.box_eval_loader`.
     """
 
     curves: tuple[str, Mapping[str, str]] = ("Validation images", {"box_ap": "AP of boxes", "mask_ap": "AP of masks"})
@@ -68,9 +69,10 @@ class Detection(DenseTask):
         recipe: Recipe | None,
         class_names: Sequence[str | int],
         category_ids: Sequence[int | None] | None = None,
+        size_divisor: int | None = None,
     ):
         super().__init__(recipe, class_names)
-        self._category_ids = category_ids
+        self._category_ids, self._divisor = category_ids, size_divisor
 
     @classmethod
     def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:
@@ -106,7 +108,7 @@ class Detection(DenseTask):
 
     def eval_loader(self, source: Any, **options: Any) -> Batches:
         """Returns the batches of one pass over a source, by size of the images."""
-        return box_eval_loader(source, **options)
+        return box_eval_loader(source, divisor=self._divisor, **options)
 
     def processor(self, recipe: Recipe, image_size: int) -> NatImageProcessor:
         """Returns how evaluation prepares images: within a box, as mmdetection's test."""
