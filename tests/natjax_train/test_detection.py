@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax.detection.coco import run_lengths
 from natjax_train import start
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.detection import Detection
@@ -189,16 +190,15 @@ def test_the_loss_is_that_of_the_model(mask_rcnn):
     assert {"loss": loss, **parts} == theirs
 
 
-def test_detections_are_kept_as_results():
-    """Boxes and masks in pixels of the original image."""
+def test_detections_are_kept_as_results(mask_rcnn):
+    """Boxes and masks in pixels of the original image, the latter from the model's threshold on."""
     rng = np.random.default_rng(0)
     judged = {
         "boxes": np.array([[[2, 1, 8, 5]] * 3, [[0, 0, 4, 4]] * 3], np.float32),
         "scores": np.array([[0.9, 0.8, 0.0], [0.0, 0.0, 0.0]], np.float32),
         "labels": np.array([[1, 0, 0], [0, 0, 0]], np.int32),
         "valid": np.array([[True, True, False], [False] * 3]),
-        "masks": np.stack([np.ones((3, 28, 28)), rng.random((3, 28, 28))]).astype(np.float32),
-        "mask_threshold": np.array([0.5, 0.5], np.float32),
+        "masks": np.stack([np.full((3, 28, 28), 0.7), rng.random((3, 28, 28))]).astype(np.float32),
         "size": np.array([[60, 80], [64, 64]], np.int32),
         "scale": np.array([[80 / 12, 60 / 9] * 2, [64 / 7] * 4], np.float32),
         "index": np.array([4, 2], np.int32),
@@ -209,5 +209,9 @@ def test_detections_are_kept_as_results():
     assert second["category_id"] == 0
     assert first["segmentation"]["size"] == [9, 12]
     assert kept["index"].tolist() == [4, 2]
+    strict = task()
+    strict.resumed_model(mask_rcnn.config.replace(mask_threshold=0.9))
+    nowhere = run_lengths(np.zeros((9, 12), bool))
+    assert strict.kept(judged)["results"][0]["segmentation"] == nowhere != first["segmentation"]
     none = Detection(None, CLASSES).kept({name: value[:0] for name, value in judged.items()})
     assert none["results"].shape == none["index"].shape == (0,)

@@ -57,6 +57,7 @@ class Detection(DenseTask):
         category_ids: COCO's numbers of the classes in the data, None for a class that these do not have; by default the data's
             own in their order.
         size_divisor: of evaluation, see `data.box_batches.box_eval_loader`.
+        mask_threshold: of a model that is only evaluated: probability from which on a pixel is part of an object.
     """
 
     curves: tuple[str, Mapping[str, str]] = ("Validation images", {"box_ap": "AP of boxes", "mask_ap": "AP of masks"})
@@ -70,9 +71,10 @@ class Detection(DenseTask):
         class_names: Sequence[str | int],
         category_ids: Sequence[int | None] | None = None,
         size_divisor: int | None = None,
+        mask_threshold: float = 0.5,
     ):
         super().__init__(recipe, class_names)
-        self._category_ids, self._divisor = category_ids, size_divisor
+        self._category_ids, self._divisor, self._mask_threshold = category_ids, size_divisor, mask_threshold
 
     @classmethod
     def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:
@@ -97,6 +99,11 @@ class Detection(DenseTask):
         """Returns the class of the recipe's detector, by default that of the model that the run starts from."""
         own = config.model_type if isinstance(config, MaskRcnnConfig) else "mask_rcnn"
         return DETECTORS[self.recipe.detector or own]
+
+    def check_model(self, config: MaskRcnnConfig) -> None:
+        """Checks the run's model as every task does, and notes which pixels it takes for part of an object."""
+        super().check_model(config)
+        self._mask_threshold = config.mask_threshold
 
     def card(self) -> Card:
         """Returns what a model card says of the task."""
@@ -142,10 +149,9 @@ class Detection(DenseTask):
         return {"pixel_values": pixel_values, "image_sizes": batch["size"], "scale_factors": batch["scale"]}
 
     def predict(self, model: Any, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns detections in pixels of the original images, and from which probability on a pixel is part of one."""
+        """Returns detections in pixels of the original images."""
         output = model(**inputs)
-        found = {name: getattr(output, name) for name in ("boxes", "scores", "labels", "valid", "masks")}
-        return found | {"mask_threshold": jnp.full_like(output.scores[:, 0], model.config.mask_threshold)}
+        return {name: getattr(output, name) for name in ("boxes", "scores", "labels", "valid", "masks")}
 
     def judge(self, predictions: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the detections of a batch, and which images they are of."""
@@ -156,8 +162,7 @@ class Detection(DenseTask):
         """Returns the detections of this process's share of a batch as COCO's results, see `average_precision.results_of`."""
         original = np.rint(judged["size"] / judged["scale"][:, 1::-1]).astype(int)
         sizes = [(height, width) for height, width in original.tolist()]
-        threshold = float(judged["mask_threshold"].max(initial=0))  # the same of all
-        results = results_of(judged, sizes, judged["index"].tolist(), threshold)
+        results = results_of(judged, sizes, judged["index"].tolist(), self._mask_threshold)
         return {"results": np.array(results, object), "index": judged["index"]}
 
     def result(self, judged: dict[str, np.ndarray], images_per_second: float, source: CocoImages) -> Metrics:
