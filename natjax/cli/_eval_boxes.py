@@ -60,7 +60,14 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
         say(message)
     net = DETECTORS[checkpoint.config.model_type].from_pretrained(checkpoint, dtype=args.dtype)
     with Progress(len(source), "images") as progress:
-        task = Detection(None, names, category_ids, args.size_divisor, checkpoint.config.mask_threshold)
+        task = Detection(
+            None,
+            names,
+            category_ids,
+            size_divisor=args.size_divisor,
+            mask_threshold=checkpoint.config.mask_threshold,
+            keep_results=bool(args.results),
+        )
         metrics = measured(args, net, processor, task, source, progress)
     skipped = len(source) - metrics.images
     if is_main_process:

@@ -70,19 +70,19 @@ class Metrics:
         boxes: AP of boxes.
         masks: AP of masks.
         objects: that count, per class; int64.
-        results: what was measured, in COCO's form.
         images: how many.
         images_per_second: without the first batch, which is compiled for, where there are more.
         examples: of a few images, for pictures.
+        results: what was measured, in COCO's form, where it is kept.
     """
 
     boxes: AveragePrecision
     masks: AveragePrecision
     objects: Int[np.ndarray, "L"]
-    results: Sequence[Mapping[str, Any]]
     images: int
     images_per_second: float
     examples: Sequence[Example] = ()
+    results: Sequence[Mapping[str, Any]] = ()
 
     @property
     def score(self) -> float:
@@ -213,7 +213,6 @@ def evaluate(
         boxes=_measured(truth, results, images, "bbox"),
         masks=_measured(truth, results, images, "segm"),
         objects=np.array([counts[category["id"]] for category in truth["categories"]], np.int64),
-        results=results,
         images=len(images),
         images_per_second=images_per_second,
         examples=examples,

@@ -58,6 +58,7 @@ class Detection(DenseTask):
             own in their order.
         size_divisor: of evaluation, see `data.box_batches.box_eval_loader`.
         mask_threshold: of a model that is only evaluated: probability from which on a pixel is part of an object.
+        keep_results: whether metrics have what was measured, which can be hundreds of megabytes.
     """
 
     curves: tuple[str, Mapping[str, str]] = ("Validation images", {"box_ap": "AP of boxes", "mask_ap": "AP of masks"})
@@ -72,9 +73,11 @@ class Detection(DenseTask):
         category_ids: Sequence[int | None] | None = None,
         size_divisor: int | None = None,
         mask_threshold: float = 0.5,
+        keep_results: bool = False,
     ):
         super().__init__(recipe, class_names)
-        self._category_ids, self._divisor, self._mask_threshold = category_ids, size_divisor, mask_threshold
+        self._category_ids, self._divisor = category_ids, size_divisor
+        self._mask_threshold, self._keep_results = mask_threshold, keep_results
 
     @classmethod
     def open_splits(cls, recipe: Recipe, data: str, report: Callable[[str], None]) -> tuple[Source, Source]:
@@ -173,13 +176,11 @@ class Detection(DenseTask):
             channels = len(start.resolved(self._recipe)[1])
             shown = [_example(source, index, results, channels) for index in judged["index"][:_EXAMPLES].tolist()]
         ids = source.category_ids if self._category_ids is None else self._category_ids
-        return evaluate(
-            source.ground_truth(),
-            numbered(results, source.ids.tolist(), ids),
-            source.ids[np.sort(judged["index"])].tolist(),
-            images_per_second=images_per_second,
-            examples=shown,
-        )
+        results = numbered(results, source.ids.tolist(), ids)
+        looked_at = source.ids[np.sort(judged["index"])].tolist()
+        options: dict[str, Any] = {"images_per_second": images_per_second, "examples": shown}
+        metrics = evaluate(source.ground_truth(), results, looked_at, **options)
+        return dataclasses.replace(metrics, results=results) if self._keep_results else metrics
 
     def plot(self, result: Metrics, directory: Path) -> None:
         """Draws a few images, with their objects and with those that the model finds."""
