@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from natjax.atomic import check_writable, replacing
-from natjax.cli._eval_model import measured
+from natjax.cli._eval_model import inspected, measured, validation_images
 from natjax.cli._eval_output import finite, percent, tell_skipped, write_csv
 from natjax.cli._output import Progress, complain, print_json, print_table
 from natjax.text import counted, printable
 
 if TYPE_CHECKING:
     from natjax_convert import Checkpoint
-    from natjax_train.data.coco_images import CocoImages
     from natjax_train.recipe import Recipe
     from natjax_train.tasks.average_precision import Metrics
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
     from natjax.detection.inference import check_whole
     from natjax.models.detection import DETECTORS
     from natjax.processors import load_processor
-    from natjax_train.data import match_classes
+    from natjax_train.data.coco import has_split, open_coco
     from natjax_train.tasks.detection import Detection
 
     is_main_process = jax.process_index() == 0
@@ -48,16 +47,12 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
     processor = load_processor(checkpoint, say)
     check_whole(processor)
     names = list((checkpoint.config.id2label or {}).values())
-    source = _open(args.data, recipe, say)
-    places, matching = match_classes(source.class_names, names)
+    opened = functools.partial(open_coco, args.data)
+    source = validation_images(args.data, recipe, has_split, opened, "train", say)
+    places, warnings = inspected(source, names, args.model, say)
     category_ids: list[int | None] = [None] * len(names)
     for place, number in zip(places, source.category_ids, strict=True):
         category_ids[place] = number
-    warnings = [] if matching is None else [matching]
-    source.inspect(say)
-    say(f"{len(source):,} images, {counted(len(source.class_names), 'class')}; model {args.model}")
-    for message in (*source.notes, *warnings):
-        say(message)
     net = DETECTORS[checkpoint.config.model_type].from_pretrained(checkpoint, dtype=args.dtype)
     with Progress(len(source), "images") as progress:
         task = Detection(
@@ -74,17 +69,6 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
         _tell(args, metrics, source.class_names, warnings)
         tell_skipped(skipped)
     return 1 if skipped else 0
-
-
-def _open(data: str, recipe: Recipe | None, say: Any) -> CocoImages:
-    """Returns the validation images, or those that the model's run held out where the data have none."""
-    from natjax_train.data.coco import has_split, open_coco
-    from natjax_train.data.split import split_images
-
-    if recipe and recipe.val_fraction and Path(data).is_dir() and not has_split(data, "val"):
-        say(f"{data} has no annotations for val: the images that the run held out are measured, if they are its data")
-        return split_images(open_coco(data, "train"), recipe.val_fraction, recipe.seed)["val"]
-    return open_coco(data, "val")
 
 
 def _tell(args: argparse.Namespace, metrics: Metrics, names: Sequence[str], warnings: Sequence[str]) -> None:

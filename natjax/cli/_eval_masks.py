@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natjax.cli._eval_model import measured
+from natjax.cli._eval_model import inspected, measured, validation_images
 from natjax.cli._eval_output import finite, percent, relabelled, tell_skipped, write_csv
 from natjax.cli._output import Progress, complain, print_json, print_table
 from natjax.text import printable
 
 if TYPE_CHECKING:
     from natjax_convert import Checkpoint
-    from natjax_train.data.masks import MaskFolder
     from natjax_train.recipe import Recipe
     from natjax_train.tasks.iou import Metrics
 
@@ -35,23 +34,20 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
     import numpy as np
 
     from natjax.models import UperNetForSemanticSegmentation
-    from natjax_train.data import match_classes
-    from natjax_train.data.masks import check_count
+    from natjax_train.data.masks import CLASSES, check_count, class_names, has_split, open_masks
 
     net = UperNetForSemanticSegmentation.from_pretrained(checkpoint, dtype=args.dtype)
     names = list((net.config.id2label or {}).values())
     check_count(len(names), args.model)
-    source = _open(args, names, recipe)
-    places, matching = match_classes(source.class_names, names)
-    table = np.full(256, 255, np.uint8)
-    table[: len(places)] = places
-    warnings = [] if matching is None else [matching]
     is_main_process = jax.process_index() == 0
     say = complain if is_main_process else (lambda _: None)
-    source.inspect(say)
-    say(f"{len(source):,} images with masks, {len(source.class_names)} classes; model {args.model}")
-    for message in (*source.notes, *warnings):
-        say(message)
+    own = class_names(args.classes) or (None if Path(args.data, CLASSES).is_file() else tuple(names))
+    reduce = args.reduce_zero_label or bool(recipe and recipe.reduce_zero_label)
+    opened = functools.partial(open_masks, args.data, class_names=own, reduce_zero_label=reduce)
+    source = validation_images(args.data, recipe, has_split, opened, "", say)
+    places, warnings = inspected(source, names, args.model, say)
+    table = np.full(256, 255, np.uint8)
+    table[: len(places)] = places
     with Progress(len(source), "images") as progress:
         if args.multi_scale or args.crop_size:
             metrics = _image_by_image(args, checkpoint, net, source, table, len(names), progress)
@@ -62,20 +58,6 @@ def run(args: argparse.Namespace, checkpoint: Checkpoint, recipe: Recipe | None)
         _tell(args, metrics, names, warnings)
         tell_skipped(skipped)
     return 1 if skipped else 0
-
-
-def _open(args: argparse.Namespace, names: Sequence[str], recipe: Recipe | None) -> MaskFolder:
-    """Returns the validation images: of the data's own classes where a file names them, else of the model's."""
-    from natjax_train.data.masks import CLASSES, class_names, has_split, open_masks
-    from natjax_train.data.split import split_images
-
-    reduce = args.reduce_zero_label or bool(recipe and recipe.reduce_zero_label)
-    own = class_names(args.classes) or (None if Path(args.data, CLASSES).is_file() else tuple(names))
-    if recipe and recipe.val_fraction and Path(args.data).is_dir() and not has_split(args.data, "val"):
-        complain(f"{args.data} has no val/: the images that the run held out are measured, if they are its data")
-        whole = open_masks(args.data, "", own, reduce_zero_label=reduce)
-        return split_images(whole, recipe.val_fraction, recipe.seed)["val"]
-    return open_masks(args.data, "val", own, reduce_zero_label=reduce)
 
 
 def _in_batches(args, checkpoint, net, source, table, names, progress, is_main_process) -> Metrics:

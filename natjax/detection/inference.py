@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from natjax.image_processing import NatImageProcessor
 
+_FOUND = ("boxes", "scores", "labels", "valid", "masks")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Detections:
@@ -147,8 +149,7 @@ class Detector:
         graphdef, self._state = nnx.split(model)
 
         def forward(state, pixels, image_sizes, scale_factors):
-            output = nnx.merge(graphdef, state)(pixels, image_sizes, scale_factors, output_masks=masks)
-            return {name: getattr(output, name) for name in ("boxes", "scores", "labels", "valid", "masks")}
+            return found_in(nnx.merge(graphdef, state)(pixels, image_sizes, scale_factors, output_masks=masks))
 
         self._forward = jax.jit(forward, compiler_options=compiler_options())
 
@@ -209,6 +210,11 @@ def check_whole(processor: NatImageProcessor) -> None:
         )
 
 
+def found_in(output: Any) -> dict[str, Any]:
+    """Returns the arrays of a model's output that `each_image` takes."""
+    return {name: getattr(output, name) for name in _FOUND}
+
+
 def each_image(
     found: Mapping[str, Any], sizes: Iterable[tuple[int, int]], mask_threshold: float = 0.5
 ) -> list[Detections]:
@@ -220,8 +226,8 @@ def each_image(
         sizes: (height, width) of the original images, at most B.
         mask_threshold: probability from which on a pixel is part of an object.
     """
-    boxes, scores, labels, masks = (found[name] for name in ("boxes", "scores", "labels", "masks"))
-    valid = found["valid"] & np.isfinite(boxes).all(-1)
+    boxes, scores, labels, valid, masks = (found[name] for name in _FOUND)
+    valid = valid & np.isfinite(boxes).all(-1)
     return [
         Detections(
             boxes=boxes[i][valid[i]].astype(np.float32),

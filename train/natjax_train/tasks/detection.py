@@ -21,6 +21,8 @@ from jax.sharding import reshard
 
 from natjax import run_files
 from natjax.configuration import MaskRcnnConfig
+from natjax.detection.inference import found_in
+from natjax.detection.padding import DIVISOR
 from natjax.image_processing import NatImageProcessor
 from natjax.models import MaskRcnnForObjectDetection
 from natjax.models.detection import DETECTORS
@@ -31,6 +33,7 @@ from natjax_train.data.box_batches import box_eval_loader, box_train_loader
 from natjax_train.data.coco import has_split, open_coco
 from natjax_train.data.coco_images import CocoImages, decode_annotated
 from natjax_train.data.split import split_images
+from natjax_train.evaluate import EXAMPLES
 from natjax_train.examples import Example, Objects, draw_objects
 from natjax_train.model_card import Card
 from natjax_train.recipe import Recipe
@@ -40,12 +43,7 @@ from natjax_train.tasks.dense import DenseTask
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-_DIVISOR = 32  # of the sides of padded images in mmdetection
-_EXAMPLES, _SHOWN_SCORE, _SHOWN = (
-    6,
-    0.3,
-    20,
-)  # images of examples.png; the least score, and most objects, that are drawn
+_SHOWN_SCORE, _SHOWN = 0.3, 20  # of examples.png: the least score, and the most objects, that are drawn
 
 
 class Detection(DenseTask):
@@ -141,7 +139,7 @@ class Detection(DenseTask):
         """Returns the sum of mmdetection's losses, and each of them by its name."""
         size = targets["size"]
         labels = {name: value for name, value in targets.items() if name != "size"}
-        losses = model.losses(pixel_values, labels, size, -(-size // _DIVISOR) * _DIVISOR, rngs=rngs)
+        losses = model.losses(pixel_values, labels, size, -(-size // DIVISOR) * DIVISOR, rngs=rngs)
         return losses.pop("loss"), losses
 
     def inputs(
@@ -153,8 +151,7 @@ class Detection(DenseTask):
 
     def predict(self, model: Any, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns detections in pixels of the original images."""
-        output = model(**inputs)
-        return {name: getattr(output, name) for name in ("boxes", "scores", "labels", "valid", "masks")}
+        return found_in(model(**inputs))
 
     def judge(self, predictions: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the detections of a batch, and which images they are of."""
@@ -174,7 +171,7 @@ class Detection(DenseTask):
         shown = []
         if self._recipe:
             channels = len(start.resolved(self._recipe)[1])
-            shown = [_example(source, index, results, channels) for index in judged["index"][:_EXAMPLES].tolist()]
+            shown = [_example(source, index, results, channels) for index in judged["index"][:EXAMPLES].tolist()]
         ids = source.category_ids if self._category_ids is None else self._category_ids
         results = numbered(results, source.ids.tolist(), ids)
         looked_at = source.ids[np.sort(judged["index"])].tolist()
