@@ -186,8 +186,12 @@ def test_nothing_found_and_nothing_to_find(case):
     truth = case[0] | {"annotations": written(case[0]["annotations"])}
     nothing = evaluate(truth, [])
     assert (nothing.score, nothing.summary()["mask_ar100"]) == (0, 0)
-    no_objects = evaluate(truth | {"annotations": []}, written(case[1]))
+    no_objects = evaluate(truth | {"annotations": []}, written(case[1]), images_per_second=2.0)
     assert no_objects.score == 0
+    assert (no_objects.headline(), no_objects.text()) == (
+        "no AP, as there are no objects",
+        "no AP: no objects in 4 images  2.0 images/s",
+    )
     assert all(np.isnan(x) for x in no_objects.summary().values())
 
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     Colour = tuple[int, int, int]
     Points = list[tuple[float, float]]
 
-PAPER, INK, GREY, LINE = (255, 255, 255), (32, 36, 44), (110, 116, 128), (224, 227, 232)
-BLUE, ORANGE, GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
-_PALE = {BLUE: (205, 220, 245), ORANGE: (250, 222, 203)}  # ranges around curves
+PAPER, INK, GREY, _LINE = (255, 255, 255), (32, 36, 44), (110, 116, 128), (224, 227, 232)
+_BLUE, ORANGE, _GREEN = (20, 90, 200), (225, 95, 15), (46, 125, 90)
+_PALE = {_BLUE: (205, 220, 245), ORANGE: (250, 222, 203)}  # ranges around curves
 _SHARP = 2  # pixels drawn per pixel
 _PANEL, _PANEL_GAP = (1000, 260), 84
 _LEFT, _TOP, _RIGHT = 110, 70, 40
@@ -45,11 +45,11 @@ def curves(metrics_jsonl: str | os.PathLike, out_png: str | os.PathLike, scores:
     """
     found = _read(metrics_jsonl)
     panels = [
-        ("Loss, by step", [("loss", "training", BLUE), ("val_loss", "validation", ORANGE)]),
-        ("Learning rate", [("lr", "", GREEN)]),
+        ("Loss, by step", [("loss", "training", _BLUE), ("val_loss", "validation", ORANGE)]),
+        ("Learning rate", [("lr", "", _GREEN)]),
         (
             scores[0],
-            [(name, label, colour) for (name, label), colour in zip(scores[1].items(), (ORANGE, GREEN), strict=False)],
+            [(name, label, colour) for (name, label), colour in zip(scores[1].items(), (ORANGE, _GREEN), strict=False)],
         ),
     ]
     _draw(
@@ -118,7 +118,7 @@ def _panel(
 
     _text(pen, (_LEFT, top - 34), title, INK, 22)
     for tick in _ticks(low, high, 5):
-        pen.line([place(0, tick), place(last, tick)], LINE, _SHARP)
+        pen.line([place(0, tick), place(last, tick)], _LINE, _SHARP)
         x, y = place(0, tick)
         _text(pen, (x / _SHARP - 10, y / _SHARP), f"{tick:.4g}", GREY, 16, "rm")
     for tick in _ticks(0, last, 8):
@@ -194,7 +194,7 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
     _text(pen, (30, 58), "rows: class, columns: prediction", GREY, 18)
 
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    colours = np.where(np.eye(classes, dtype=bool)[..., None], BLUE, ORANGE)
+    colours = np.where(np.eye(classes, dtype=bool)[..., None], _BLUE, ORANGE)
     strength = np.sqrt(shares)[..., None]  # few mistakes are seen, too
     cells = np.uint8(np.rint((1 - strength) * 255 + strength * colours))
     map_ = PIL.Image.fromarray(cells).resize(
@@ -204,8 +204,8 @@ def confusion(matrix: Int[np.ndarray, "L L"], names: Sequence[str], out_png: str
     if cell >= 6:
         for i in range(classes + 1):
             a, b, edge = margin, margin + classes * cell, margin + i * cell
-            pen.line([_scaled(a, edge), _scaled(b, edge)], LINE, 1)
-            pen.line([_scaled(edge, a), _scaled(edge, b)], LINE, 1)
+            pen.line([_scaled(a, edge), _scaled(b, edge)], _LINE, 1)
+            pen.line([_scaled(edge, a), _scaled(edge, b)], _LINE, 1)
     for i, text in enumerate(texts):
         middle = margin + i * cell + cell // 2
         _text(pen, (margin - 10, middle), text, INK, label, "rm")

@@ -101,6 +101,8 @@ class Metrics:
     def text(self) -> str:
         """Returns the numbers for people."""
         scores = self.summary()
+        if np.isnan(scores["box_ap"]):
+            return f"no AP: no objects in {self.images} images  {self.images_per_second:.1f} images/s"
         parts = [
             f"{kind} AP {scores[f'{kind}_ap']:.2%} (50: {scores[f'{kind}_ap50']:.2%}, 75: {scores[f'{kind}_ap75']:.2%})"
             for kind in ("box", "mask")
@@ -109,7 +111,8 @@ class Metrics:
 
     def headline(self) -> str:
         """Returns the score for people."""
-        return f"box AP {self.summary()['box_ap']:.2%}"
+        found = self.summary()["box_ap"]
+        return "no AP, as there are no objects" if np.isnan(found) else f"box AP {found:.2%}"
 
     def per_class(self) -> list[tuple[int, float, float, float, float]]:
         """Returns, per class: objects, AP of boxes, at an IoU of .5, and both of masks."""
