@@ -17,8 +17,8 @@ import pathlib
 from collections.abc import Iterator
 
 import numpy as np
+from faster_coco_eval import mask as coco_masks
 from PIL import Image
-from pycocotools import mask as coco_masks
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 

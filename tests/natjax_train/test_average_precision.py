@@ -131,7 +131,7 @@ def metrics(case):
     before = copy.deepcopy((truth, results))
     of_file = written(results)
     found = evaluate(truth, of_file, images_per_second=2.0)
-    assert truth == before[0]  # pycocotools writes into what it gets
+    assert truth == before[0]  # COCO's evaluation writes into what it gets
     assert of_file == written(results)
     return found
 

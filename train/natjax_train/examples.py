@@ -101,12 +101,12 @@ class Objects:
         masks: Sequence[Mapping[str, Any]],
     ) -> Objects:
         """Returns the objects of an image whose masks are COCO's run lengths; size is its (height, width)."""
-        from pycocotools import mask  # of the extra "train"
+        from faster_coco_eval import mask  # of the extra "train"
 
         found = Detections(
             boxes=boxes, scores=np.array(scores, np.float32), labels=np.array(labels, np.int32), size=size
         )
-        pixels = np.moveaxis(mask.decode(list(masks)), -1, 0) if masks else np.zeros((0, *size))
+        pixels = np.moveaxis(mask.decode(list(map(dict, masks))), -1, 0) if masks else np.zeros((0, *size))
         return cls(found, pixels.astype(bool))
 
     def resized(self, size: tuple[int, int]) -> Objects:

@@ -66,7 +66,7 @@ class Geometry:
     def mask(self, mask: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H V"]:
         """Returns a mask of 0 and 1 after it, eight pixels of a row in a byte, the first in the highest bit."""
         rows, columns = self._pixels
-        return np.packbits(mask.T[columns][:, rows], axis=0).T  # pycocotools' masks have their columns in memory order
+        return np.packbits(mask.T[columns][:, rows], axis=0).T  # these masks have their columns in memory order
 
     @functools.cached_property
     def _pixels(self) -> tuple[Int64[np.ndarray, "H"], Int64[np.ndarray, "W"]]:

@@ -38,7 +38,7 @@ def open_coco(spec: str | os.PathLike, split: str, class_names: Sequence[str] | 
 
     Raises:
         ImageError: there is no such data, or the annotations are refused, see `read_annotations`.
-        ImportError: pycocotools is not installed.
+        ImportError: faster-coco-eval is not installed.
     """
     directory = Path(spec)
     if not directory.is_dir():

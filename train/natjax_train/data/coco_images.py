@@ -35,7 +35,7 @@ class CocoImages:
     """The images of a file of COCO's annotations, in the order of their ids.
 
     An item is {"image": bytes of a file, "size": (height, width) that its annotations say, "boxes": float32 [n, 4] of x1, y1, x2,
-    y2, "class_labels": int32 [n], "masks": list of n masks as pycocotools takes them}. Crowds and what mmdetection leaves out of
+    y2, "class_labels": int32 [n], "masks": list of n masks as COCO writes them}. Crowds and what mmdetection leaves out of
     training are in no item: boxes outside of the image, of area 0 or with a side of less than a pixel.
 
     Args:
@@ -160,9 +160,9 @@ class CocoImages:
         return self.part(np.flatnonzero(kept).tolist(), (*self.notes, *(note for holds, note in notes if holds)))
 
     def ground_truth(self) -> dict[str, Any]:
-        """Returns the annotations of the images as pycocotools takes them: crowds and all that training leaves out included.
+        """Returns the annotations of the images in COCO's form: crowds and all that training leaves out included.
 
-        Annotations are numbered from 1: pycocotools takes an object with the id 0 for none.
+        Annotations are numbered from 1: COCO's evaluation takes an object with the id 0 for none.
         """
         found = self._annotations
         images, annotations = [], []

@@ -1,6 +1,6 @@
 """COCO's annotations: a JSON file, read and checked as a whole, and kept as arrays that worker processes can take.
 
-Masks are run lengths from here on, those of polygons as pycocotools draws them. A file that is no such file, or says what cannot
+Masks are run lengths from here on, those of polygons as COCO's tools draw them. A file that is no such file, or says what cannot
 be, is refused with all of its problems. Objects that mmdetection leaves out of training are kept, with the reason.
 """
 
@@ -36,7 +36,7 @@ REASONS = (
     "with a side of less than a pixel",
     "without a polygon of three points",
 )
-_MOST_PIXELS = 2**31  # of an image: pycocotools counts in 32 bits
+_MOST_PIXELS = 2**31  # of an image: run lengths are counted in 32 bits
 _LONGEST_NAME = 4096  # bytes: systems open no longer paths, and names are kept in arrays of the longest one
 _KEYS = {"images": ("id", "file_name", "width", "height"), "categories": ("id", "name")}
 _KEYS["annotations"] = ("id", "image_id", "category_id", "bbox")
@@ -81,7 +81,7 @@ class Annotations:
     mask_starts: Int64[np.ndarray, "M+1"]
 
     def mask(self, image: int, number: int) -> dict[str, Any]:
-        """Returns the mask of an object as pycocotools takes it: {"size": [height, width], "counts": bytes}."""
+        """Returns the mask of an object in COCO's form: {"size": [height, width], "counts": bytes}."""
         counts = self.masks[self.mask_starts[number] : self.mask_starts[number + 1]]
         return {"size": self.sizes[image].tolist(), "counts": counts}
 
@@ -111,7 +111,7 @@ def read_annotations(path: Path, class_names: Sequence[str] | None = None) -> An
 
     Raises:
         ImageError: it cannot be read, is no such file, contradicts itself, has no masks or other classes.
-        ImportError: pycocotools is not installed.
+        ImportError: faster-coco-eval is not installed.
     """
     document = _document(path)
     names, category_ids = _categories(document["categories"], path, class_names)

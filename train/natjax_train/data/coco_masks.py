@@ -1,7 +1,7 @@
-"""Masks of COCO's annotations, polygons or run lengths, as run lengths in COCO's text of them, which pycocotools takes.
+"""Masks of COCO's annotations, polygons or run lengths, as run lengths in COCO's text of them.
 
-pycocotools reads beyond the end of damaged run lengths, takes a polygon of two points for a box, and walks along sides of
-polygons pixel by pixel however far they lead: all of it is checked before.
+faster-coco-eval, as pycocotools, takes a polygon of two points for a box, walks along sides of polygons pixel by pixel however
+far they lead, and does not say which annotation has damaged run lengths: all of it is checked before.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class AnnotationError(ValueError):
 @functools.cache
 def _masks() -> Any:
     try:
-        from pycocotools import mask
+        from faster_coco_eval import mask
     except ImportError as error:
-        raise ImportError(f"COCO's annotations need pycocotools: {install_line('train')}.") from error
+        raise ImportError(f"COCO's annotations need faster-coco-eval: {install_line('train')}.") from error
     return mask
 
 
@@ -49,7 +49,7 @@ def run_lengths(segmentation: Any, size: list[int]) -> bytes:
 
     Raises:
         AnnotationError: it is no mask of this image.
-        ImportError: pycocotools is not installed.
+        ImportError: faster-coco-eval is not installed.
     """
     if not segmentation:
         raise AnnotationError("without a segmentation, and detectors learn masks here")

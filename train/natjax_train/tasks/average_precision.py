@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks by pycocotools, and what goes into it: detections as COCO's results, of all processes.
+"""Average precision of boxes and masks by faster-coco-eval, and what goes into it: COCO's results, of all processes.
 
 AP is the mean over classes, IoU thresholds .50, .55, ... .95 and 101 recalls (cocodataset.org/#detection-eval). Crowds, and
 objects beyond a range of areas, neither count nor are detections of them wrong.
@@ -9,9 +9,7 @@ Letters: B batch, K detections, S side of a mask, L classes, T thresholds, A ran
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -225,19 +223,18 @@ def evaluate(
 def _measured(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: list[int], kind: Literal["bbox", "segm"]
 ) -> AveragePrecision:
-    from pycocotools.cocoeval import COCOeval
+    from faster_coco_eval import COCOeval_faster
 
     key = {"bbox": "bbox", "segm": "segmentation"}[kind]
     found = [{name: result[name] for name in ("image_id", "category_id", "score", key)} for result in results]
     for result, area in zip(found, _areas(found, key), strict=True):
         result["area"] = area
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_indexed(truth, truth["annotations"]), _indexed(truth, found), kind)
-        evaluation.params.imgIds = image_ids
-        evaluation.params.catIds = [category["id"] for category in truth["categories"]]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    order = np.argsort(np.argsort([category["id"] for category in truth["categories"]]))  # pycocotools sorts them
+    evaluation = COCOeval_faster(_indexed(truth, truth["annotations"]), _indexed(truth, found), kind)
+    evaluation.params.imgIds = image_ids
+    evaluation.params.catIds = [category["id"] for category in truth["categories"]]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    order = np.argsort(np.argsort([category["id"] for category in truth["categories"]]))  # it sorts them
     scores: dict[str, Any] = evaluation.eval
     precision, recall = (np.where(scores[name] < 0, np.nan, scores[name]) for name in ("precision", "recall"))
     return AveragePrecision(
@@ -248,16 +245,16 @@ def _measured(
 
 def _areas(found: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """Returns the areas that say whether what was found is small, medium or large: of the boxes, or of the masks."""
-    from pycocotools import mask
+    from faster_coco_eval import mask
 
     if key == "bbox":
         return [each["bbox"][2] * each["bbox"][3] for each in found]
-    return [float(mask.area(each[key])) for each in found]  # 256 at once are too many for it with NumPy 2
+    return [float(mask.area(each[key])) for each in found]
 
 
 def _indexed(truth: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]) -> Any:
-    """Returns pycocotools' index of annotations: of copies, as it writes into them, with ids from 1, as its 0 means no match."""
-    from pycocotools.coco import COCO
+    """Returns an index of annotations: of copies, as evaluation writes into them, with ids from 1, as its 0 means no match."""
+    from faster_coco_eval import COCO
 
     index = COCO()
     copies = [{"iscrowd": 0, **each, "id": number} for number, each in enumerate(annotations, 1)]
