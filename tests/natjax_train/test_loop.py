@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import types
 
@@ -20,6 +21,7 @@ import natjax
 from natjax.demo import MODEL_DIR
 from natjax_train import loop
 from natjax_train.augment.device import normalize
+from natjax_train.interruption import InterruptedEvaluationError, Interruption
 from natjax_train.recipe import IMAGE_FIELDS, override
 from natjax_train.recipes import RECIPES, find_recipe
 from natjax_train.tasks import TASKS
@@ -203,6 +205,15 @@ def test_a_local_model_is_no_model_of_the_hub(tmp_path, monkeypatch):
         assert "base_model" not in (tmp_path / "run" / "model" / "README.md").read_text()
     with pytest.raises(ValueError, match="cannot go on with runs/other"):
         loop.train(dataclasses.replace(recipe, model="runs/other"), "digits", "run", resume=True)
+
+
+def test_a_signal_is_heard_before_results_are_summed_up():
+    interruption = Interruption()
+    batches = interruption.during([1, 2])
+    assert [next(batches), next(batches)] == [1, 2]
+    interruption.received = signal.SIGTERM
+    with pytest.raises(InterruptedEvaluationError, match="SIGTERM"):
+        next(batches)
 
 
 def test_a_start_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):

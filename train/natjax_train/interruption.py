@@ -40,9 +40,13 @@ class Interruption:
             InterruptedEvaluationError: a signal came.
         """
         for batch in batches:
-            if self.received:
-                raise InterruptedEvaluationError(self.received)
+            self._check()
             yield batch
+        self._check()  # once more before what is found is summed up, which can take half a minute
+
+    def _check(self) -> None:
+        if self.received:
+            raise InterruptedEvaluationError(self.received)
 
 
 @contextlib.contextmanager
