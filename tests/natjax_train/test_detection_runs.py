@@ -153,6 +153,7 @@ def test_a_run(data, undisturbed, messages):
     assert "object-detection" in (undisturbed / "model" / "README.md").read_text()
 
 
+@pytest.mark.once
 def test_an_interrupted_run_resumes_bit_exactly(data, undisturbed, tmp_path):
     out = tmp_path / "interrupted"
     with pytest.raises(PreemptedError):
@@ -168,6 +169,7 @@ def test_an_interrupted_run_resumes_bit_exactly(data, undisturbed, tmp_path):
     assert_same_run(out, undisturbed)
 
 
+@pytest.mark.once
 def test_eval_measures_what_the_run_measured(data, undisturbed, capsys):
     assert main(["eval", "--model", str(undisturbed), "--data", str(data), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

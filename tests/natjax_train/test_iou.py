@@ -140,6 +140,7 @@ def bilinear(x, axis, after):
     return x.take(low, axis) * (1 - part) + x.take(np.minimum(low + 1, x.shape[axis] - 1), axis) * part
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("batch_size", "divisor"), [(1, 16), (4, 16), (3, 1)])
 def test_exact_whatever_the_batches(data, batch_size, divisor):
     metrics = measured(data, batch_size, divisor=divisor)

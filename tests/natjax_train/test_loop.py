@@ -191,9 +191,11 @@ def test_a_run_says_what_it_starts_from(tmp_path):
             loop.train(other, "digits", tmp_path / "run", resume=True)
 
 
+@pytest.mark.once
 def test_a_local_model_is_no_model_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(MODEL_DIR, "runs/pretrain")
+    pretrained = natjax.NatForImageClassification(natjax.NatConfig(**MODEL, num_labels=10), rngs=nnx.Rngs(0))
+    pretrained.save_pretrained("runs/pretrain", processor=natjax.NatImageProcessor.from_pretrained(MODEL_DIR))
     recipe = small_recipe(model="runs/pretrain", model_config="{}")
     recipes = []
     loop.train(recipe, "digits", "run", started=recipes.append)
