@@ -142,8 +142,8 @@ def main() -> None:
     """Writes the folder that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--train", type=int, default=600, metavar="N", help="images to train on (default: 600)")
-    parser.add_argument("--val", type=int, default=150, metavar="N", help="images to validate with (default: 150)")
+    parser.add_argument("--train", type=int, default=1200, metavar="N", help="images to train on (default: 1200)")
+    parser.add_argument("--val", type=int, default=200, metavar="N", help="images to validate with (default: 200)")
     arguments = parser.parse_args()
 
     if arguments.out.exists():

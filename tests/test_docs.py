@@ -48,6 +48,9 @@ SHORT = {
     "train masks": """--steps 2 --model-config '{"hidden_size": 8, "auxiliary_channels": 8}'""",
     "train boxes": """--steps 2 --longest-edge 64 --model-config '{"fpn_channels": 8, "rpn_channels": 8, "mask_channels": 8,
         "box_fc_channels": 8, "train_rpn_post_nms": 20, "rpn_post_nms": 20, "max_detections": 5}'""",
+    "train digits": """--steps 2 --model-config '{"fpn_channels": 8, "rpn_channels": 8, "mask_channels": 8, "mask_num_convs": 1,
+        "box_fc_channels": 8, "train_rpn_post_nms": 20, "rpn_post_nms": 20, "max_detections": 5,
+        "backbone_config": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "kernel_size": 3}}'""",
     "bench": "--seconds 0.1 --image-size 32",
     "bench op": "--seconds 0.1",
 }
@@ -113,6 +116,8 @@ def run_natjax(arguments):
         arguments += shlex.split(SHORT["train masks"])
     if name == "train" and {"finetune_boxes", "mask_rcnn_nat_tiny"} & set(arguments):
         arguments += shlex.split(SHORT["train boxes"])
+    if "digits_boxes" in arguments:
+        arguments += shlex.split(SHORT["train digits"])
     if "earth_masks" in arguments:  # small as it is
         arguments += ["--steps", "2"]
     for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
@@ -150,6 +155,9 @@ def run_python(arguments):
         assert callable(script["main"]), arguments
         if arguments[:2] == ["examples/earth.py", "masks"]:
             make_masks(pathlib.Path(arguments[2]))
+        elif arguments[0] == "examples/digits.py":
+            for split in ("train", "val"):
+                script["write"](pathlib.Path(arguments[1]), split, 8, [PIL.Image.new("RGB", (128, 128), "orange")])
         elif arguments[0] in ("examples/earth.py", "examples/photographs.py"):
             for split in ("train", "val"):
                 make_images(pathlib.Path(arguments[2]) / split, channels=1 if "photographs" in arguments[0] else 3)
