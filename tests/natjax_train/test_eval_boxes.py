@@ -154,6 +154,19 @@ def test_images_that_a_run_held_out(capsys, tmp_path, model, data):
     assert "the images that the run held out are measured, if they are its data" in err
 
 
+def test_what_images_are_filled_up_to(capsys, model, data, monkeypatch):
+    seen = []
+
+    def loader(source, *, divisor, **options):
+        seen.append(divisor)
+        raise ValueError("that is enough")
+
+    monkeypatch.setattr("natjax_train.tasks.detection.box_eval_loader", loader)
+    for options in ([], ["--size-divisor", "64"]):
+        assert run(capsys, "--model", model, "--data", data, *options)[0] == 1
+    assert seen == [None, 64]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
