@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import time
 
 import numpy as np
 import PIL.Image
@@ -156,6 +157,19 @@ def test_runs_go_on_with_other_workers_and_processes(source):
     for want in whole[6:]:
         found = [next(part) for part in parts]
         assert_same({name: np.concatenate([one[name] for one in found]) for name in want}, want)
+
+
+def test_threads_read_one_batch_ahead_each(source, monkeypatch):
+    made = []
+    monkeypatch.setattr("natjax_train.data.box_batches.boxed_image", lambda *_, **__: made.append(1) or {"n": 0})
+    batches = loader(source, workers=3)
+    next(batches)
+    before = 0
+    while before < len(made):
+        before = len(made)
+        time.sleep(0.3)
+    batches.close()
+    assert len(made) == 4 * (1 + 3)
 
 
 def test_seeds_and_epochs_differ(tmp_path):

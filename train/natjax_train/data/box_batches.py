@@ -86,7 +86,8 @@ def boxed_image(
 def box_train_loader(source: CocoImages, *, augmentation: Any, image_size: int, **options: Any) -> Batches:
     """Returns an endless run's batches of images with objects, see `boxed_image`; arguments are those of `train_loader`.
 
-    A batch has as many places for objects as the image with the most of them needs, up to the settings' `max_objects`.
+    A batch has as many places for objects as the image with the most of them needs, up to the settings' `max_objects`. Masks
+    make it large: a thread reads no more than one ahead.
     """
     objects = min(multiple_of(_OBJECTS, source.max_objects), augmentation.max_objects)
     canvases = {}
@@ -96,7 +97,7 @@ def box_train_loader(source: CocoImages, *, augmentation: Any, image_size: int, 
         height, width = np.max(needed, axis=0).tolist()
         canvases[bool(group)] = multiple_of(DIVISOR, height), multiple_of(DIVISOR, width)
     prepare = functools.partial(boxed_image, canvases=canvases, max_objects=objects)
-    return train_loader(source, prepare=prepare, augmentation=augmentation, image_size=image_size, **options)
+    return train_loader(source, prepare=prepare, augmentation=augmentation, image_size=image_size, ahead=1, **options)
 
 
 def box_eval_loader(

@@ -153,6 +153,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         max_corrupt: int,
         advice: str,
         report: Callable[[str], None] | None,
+        ahead: int = 2,
     ):
         if worker_kind not in ("threads", "processes"):
             raise ValueError(f"worker_kind must be 'threads' or 'processes'; got {worker_kind!r}.")
@@ -164,6 +165,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._batches, self._source, self._report = batches, source, report
         self._max_corrupt, self._advice = max_corrupt, advice
         self._workers, self._processes = workers, bool(workers) and worker_kind == "processes"
+        self._ahead = ahead
         self._iterator, self._position = None, 0
         self.unreadable: set[int] = set()
         self._reasons: dict[int, str] = {}  # of those met since the start or resumption
@@ -212,7 +214,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def _start(self) -> Any:
         grain, threads = self._grain, 0 if self._processes else self._workers
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead * threads)
         # Grain's own state depends on the workers: a run that resumes with others would see other batches.
         dataset = grain.MapDataset.source(_From(self._batches, self._position)).to_iter_dataset(options)
         if self._processes:
@@ -264,6 +266,7 @@ def train_loader(
     process_count: int = 1,
     workers: int = 0,
     worker_kind: str = "threads",
+    ahead: int = 2,
     max_corrupt: int = 0,
     advice: str = _ADVICE,
     report: Callable[[str], None] | None = None,
@@ -288,6 +291,7 @@ def train_loader(
         process_count: how many there are; must divide `batch_size`.
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
+        ahead: batches that a thread reads ahead.
         max_corrupt: images that may be unreadable.
         advice: a sentence on what to do where there are more.
         report: called with the name of every image that cannot be read and the reason, once.
@@ -302,7 +306,7 @@ def train_loader(
     batches = _TrainBatches(
         source, batch_size, augmentation, seed, share, prepare, image_size, num_channels, max_corrupt, advice
     )
-    return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
+    return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report, ahead)
 
 
 def eval_loader(
