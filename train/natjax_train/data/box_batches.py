@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from natjax.detection.padding import DIVISOR, padded_size, paddings, scale_factors
-from natjax.errors import ImageError
 from natjax.image_sizes import multiple_of
 from natjax_train.augment.boxes import draw, largest
 from natjax_train.data.coco_images import decode_annotated
 from natjax_train.data.coco_masks import mask_pixels
 from natjax_train.data.mask_batches import prepared_size
-from natjax_train.data.pipeline import Batches, as_arrays, batches_by_key, reason, share_of, train_loader
+from natjax_train.data.pipeline import Batches, train_loader
+from natjax_train.data.sized_batches import sized_loader
 from natjax_train.data.transforms import eval_image
 
 if TYPE_CHECKING:
@@ -101,18 +100,7 @@ def box_train_loader(source: CocoImages, *, augmentation: Any, image_size: int, 
 
 
 def box_eval_loader(
-    source: CocoImages,
-    *,
-    batch_size: int,
-    processor: NatImageProcessor,
-    divisor: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    workers: int = 0,
-    worker_kind: str = "threads",
-    max_corrupt: int = 0,
-    advice: str = "",
-    report: Any = None,
+    source: CocoImages, *, processor: NatImageProcessor, divisor: int | None = None, **options: Any
 ) -> Batches:
     """Returns this process's part of one pass over a source, by size of the images.
 
@@ -120,49 +108,25 @@ def box_eval_loader(
     float32 [B, 4] that boxes are divided by, "mask": bool [B], "index": int32 [B]}, H and W of its own: with a
     divisor multiples of it, else of `paddings`. Other arguments and errors are those of `data.eval_loader`.
     """
-    batches = _EvalBatches(source, batch_size, processor, divisor, share_of(batch_size, process_index, process_count))
-    return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
+    lengths = paddings(processor.size) if processor.do_resize and divisor is None else ()
+    sizes = [prepared_size((height, width), processor) for height, width in source.sizes.tolist()]
+    canvases = [padded_size(size, lengths, divisor or DIVISOR) for size in sizes]
+    whole = dataclasses.replace(processor, size_divisor=None)
+    return sized_loader(
+        source, canvases, functools.partial(_blank, whole), functools.partial(_prepared, whole), **options
+    )
 
 
-class _EvalBatches:
-    """Batches of images of one padded size."""
+def _blank(processor: NatImageProcessor, canvas: tuple[int, int], count: int) -> dict[str, np.ndarray]:
+    return {
+        "image": np.zeros((count, *canvas, processor.num_channels), np.uint8),
+        "size": np.ones((count, 2), np.int32),
+        "scale": np.ones((count, 4), np.float32),
+    }
 
-    def __init__(
-        self, source: CocoImages, batch_size: int, processor: NatImageProcessor, divisor: int | None, share: slice
-    ):
-        self._source, self._share = source, share
-        self._processor = dataclasses.replace(processor, size_divisor=None)
-        lengths = paddings(processor.size) if processor.do_resize and divisor is None else ()
-        sizes = [prepared_size((height, width), processor) for height, width in source.sizes.tolist()]
-        self._batches = batches_by_key([padded_size(size, lengths, divisor or DIVISOR) for size in sizes], batch_size)
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        canvas, indices = self._batches[operator.index(number)]
-        indices = indices[self._share]
-        count, unreadable = len(indices), {}
-        channels = self._processor.num_channels
-        batch = {
-            "image": np.zeros((count, *canvas, channels), np.uint8),
-            "size": np.ones((count, 2), np.int32),
-            "scale": np.ones((count, 4), np.float32),
-            "mask": np.zeros(count, bool),
-            "index": indices.astype(np.int32),
-        }
-        for place, index in enumerate(indices.tolist()):
-            if index < 0:
-                continue
-            try:
-                item = self._source[index]
-                image = decode_annotated(item["image"], item["size"], channels)
-            except (ImageError, OSError) as error:
-                unreadable[index] = reason(error)
-                continue
-            pixels = eval_image(np.asarray(image).reshape(*item["size"], channels), self._processor)
-            height, width, _ = pixels.shape
-            batch["image"][place, :height, :width] = pixels
-            batch["size"][place], batch["mask"][place] = (height, width), True
-            batch["scale"][place] = scale_factors((height, width), item["size"])
-        return batch | as_arrays(unreadable)
+def _prepared(processor: NatImageProcessor, canvas: tuple[int, int], item: dict[str, Any]) -> dict[str, Any]:
+    image = decode_annotated(item["image"], item["size"], processor.num_channels)
+    pixels = eval_image(np.asarray(image).reshape(*item["size"], processor.num_channels), processor)
+    size = pixels.shape[:2]
+    return {"image": pixels, "size": size, "scale": scale_factors(size, item["size"])}

@@ -9,17 +9,17 @@ leaves it. Masks keep their size; they are filled up with 255 to multiples of 25
 from __future__ import annotations
 
 import dataclasses
-import operator
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor
 from natjax.image_sizes import multiple_of, resized_shape
 from natjax_train.augment.masks import augment
 from natjax_train.data.masks import IGNORED, MaskFolder
-from natjax_train.data.pipeline import Batches, as_arrays, batches_by_key, reason, share_of
+from natjax_train.data.pipeline import Batches
+from natjax_train.data.sized_batches import sized_loader
 from natjax_train.data.transforms import decode, eval_image
 
 if TYPE_CHECKING:
@@ -100,74 +100,36 @@ def _of_size(processor: NatImageProcessor, size: tuple[int, int]) -> NatImagePro
     return dataclasses.replace(processor, do_resize=True, do_center_crop=False, size=whole)
 
 
-def mask_eval_loader(
-    source: MaskFolder,
-    *,
-    batch_size: int,
-    processor: NatImageProcessor,
-    divisor: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
-    workers: int = 0,
-    worker_kind: str = "threads",
-    max_corrupt: int = 0,
-    advice: str = "",
-    report: Any = None,
-) -> Batches:
+def mask_eval_loader(source: MaskFolder, *, processor: NatImageProcessor, divisor: int = 1, **options: Any) -> Batches:
     """Returns this process's part of one pass over a source, by size of the images.
 
     A batch is {"image": uint8 [B, H, W, C], "label": uint8 [B, Y, X], "size": int32 [B, 2] of the labels, "mask": bool [B],
-    "index": int32 [B]}, H to X of its own. Arguments and errors are those of `data.eval_loader`; the divisor is that of
-    `prepared_size`.
+    "index": int32 [B]}, H to X of its own. An image that `inspect` could not read is in the first. Other arguments and errors
+    are those of `data.eval_loader`; the divisor is that of `prepared_size`.
     """
-    batches = _EvalBatches(source, batch_size, processor, divisor, share_of(batch_size, process_index, process_count))
-    return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
+
+    def sizes(size: tuple[int, int]) -> Any:
+        padded = tuple(multiple_of(_MASK_STEP, side) for side in size)
+        return None if size == (0, 0) else (prepared_size(size, processor, divisor), padded)
+
+    found = [sizes((height, width)) for height, width in source.sizes.tolist()]
+    return sized_loader(
+        source, found, functools.partial(_blank, processor), functools.partial(_prepared, processor), **options
+    )
 
 
-class _EvalBatches:
-    """Batches of images of one size and masks of about one; an image that `inspect` could not read is in the first."""
+def _blank(processor: NatImageProcessor, sizes: Any, count: int) -> dict[str, np.ndarray]:
+    size, padded = sizes
+    return {
+        "image": np.zeros((count, *size, processor.num_channels), np.uint8),
+        "label": np.full((count, *padded), IGNORED, np.uint8),
+        "size": np.ones((count, 2), np.int32),
+    }
 
-    def __init__(self, source: MaskFolder, batch_size: int, processor: NatImageProcessor, divisor: int, share: slice):
-        self._source, self._processor, self._share = source, processor, share
 
-        def sizes(size: tuple[int, int]) -> Any:
-            padded = tuple(multiple_of(_MASK_STEP, side) for side in size)
-            return None if size == (0, 0) else (prepared_size(size, processor, divisor), padded)
-
-        self._batches = batches_by_key([sizes((height, width)) for height, width in source.sizes.tolist()], batch_size)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        (size, padded), indices = self._batches[operator.index(number)]
-        indices = indices[self._share]
-        count, unreadable = len(indices), {}
-        processor = _of_size(self._processor, size)
-        batch = {
-            "image": np.zeros((count, *size, self._processor.num_channels), np.uint8),
-            "label": np.full((count, *padded), IGNORED, np.uint8),
-            "size": np.ones((count, 2), np.int32),
-            "mask": np.zeros(count, bool),
-            "index": indices.astype(np.int32),
-        }
-        for place, index in enumerate(indices.tolist()):
-            if index < 0:
-                continue
-            try:
-                item = self._source[index]
-                image = eval_image(item["image"], processor)
-                height, width = item["mask"].shape
-                batch["label"][place, :height, :width] = item["mask"]
-            except (ImageError, OSError) as error:
-                unreadable[index] = reason(error)
-                continue
-            batch["image"][place], batch["size"][place], batch["mask"][place] = (
-                image,
-                (height, width),
-                True,
-            )
-        return batch | as_arrays(unreadable)
+def _prepared(processor: NatImageProcessor, sizes: Any, item: dict[str, Any]) -> dict[str, Any]:
+    image = eval_image(item["image"], _of_size(processor, sizes[0]))
+    return {"image": image, "label": item["mask"], "size": item["mask"].shape}
 
 
 def _channels(image: Any) -> np.ndarray:

@@ -12,8 +12,8 @@ import itertools
 import operator
 import signal
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -381,28 +381,3 @@ def _order(length: int, groups: bytes | None, batch_size: int, seed: int, epoch:
         repeats = [0] * len(order) + [int(np.sum(more[: i + 1] == index)) for i, index in enumerate(more)]
         batches.append(np.stack([np.concatenate([order, more]), repeats], 1).reshape(-1, batch_size, 2))
     return rng.permutation(np.concatenate(batches)).reshape(-1, 2)
-
-
-def batches_by_key(keys: Sequence[Any], batch_size: int) -> list[tuple[Any, np.ndarray]]:
-    """Returns batches of images with one key each, as (key, indices), filled up with -1; the most frequent keys come first.
-
-    Args:
-        keys: of the images, None for those that go into any batch.
-        batch_size: images of a batch.
-
-    Raises:
-        ImageError: all keys are None.
-    """
-    groups: dict[Any, list[int]] = defaultdict(list)
-    for index in np.random.default_rng(0).permutation(len(keys)).tolist():  # so that the first ones are various
-        groups[keys[index]].append(index)
-    anywhere = groups.pop(None, [])
-    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    if not ordered:
-        raise ImageError("None of the images can be read.")
-    ordered[0][1].extend(anywhere)
-    return [
-        (key, np.pad(part, (0, batch_size - len(part)), constant_values=-1))
-        for key, indices in ordered
-        for part in (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
-    ]
