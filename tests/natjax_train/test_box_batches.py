@@ -255,7 +255,7 @@ def test_evaluation_sees_what_detect_sees(source, divisor):
         list(box_eval_loader(source, batch_size=4, processor=processor, process_index=i, process_count=2))
         for i in (0, 1)
     ]
-    whole = list(box_eval_loader(source, batch_size=4, processor=processor, workers=2))
+    whole = list(box_eval_loader(source, batch_size=4, processor=processor, workers=1, worker_kind="processes"))
     for *found, want in zip(*parts, whole, strict=True):
         assert_same({name: np.concatenate([one[name] for one in found]) for name in want}, want)
 
