@@ -1,4 +1,4 @@
-"""Writes photographs with handwritten digits on them, and COCO's JSON of their boxes and masks.
+"""Writes photographs with handwritten digits on them, and COCO's JSON of their boxes and masks. For docs/digits.md.
 
     pip install --no-deps scikit-image
     python examples/digits.py digits-boxes

@@ -5,7 +5,7 @@
 
 digits: a grey model on 8 x 8 pixels, enlarged to 64. Expected figure: top-1 of 98.5 % and more on the 360 held-out digits.
 
-digits_boxes: a Mask R-CNN. `examples/digits.py` writes the data.
+digits_boxes: a Mask R-CNN. `examples/digits.py` writes the data, docs/digits.md has the figures. Expected: box AP 47, mask AP 40.
 
 Time of each: minutes on two cores of a CPU.
 """
