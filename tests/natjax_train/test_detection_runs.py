@@ -219,6 +219,7 @@ def test_two_processes_with_half_of_the_parameters_each(start, data, undisturbed
     assert_eval_agrees(tmp_path / "run", data, capsys)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_a_frozen_backbone(undisturbed, tmp_path):
     """From the model of another run; a step of wide images and one of upright ones, which are programs of their own."""
