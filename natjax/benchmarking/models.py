@@ -56,6 +56,7 @@ def training(config: NatConfig, batch: int, side: int, dtype: str = "float32") -
         task=kind,
         model="custom",
         image_size=side,
+        scale_range=(1.0, 1.0),  # of a detector at most 1; here nothing is scaled
         batch_size=batch,
         base_batch_size=batch,
         warmup_epochs=0,
