@@ -5,7 +5,7 @@ ratio (the augmentation of DETR, arXiv 2005.12872). Boxes are clipped to the ima
 dropped. Images are resized bilinearly and masks by their nearest pixel, both as OpenCV does.
 
 mmdetection pads a batch to its largest image. Here it has one size, and a crop that is longer than the images of its batch is
-resized to less than the random size, until it fits: 4 to 6 % of images of COCO's sizes, by 8 to 10 % on average.
+resized to less than the random size, until it fits.
 """
 
 from __future__ import annotations
