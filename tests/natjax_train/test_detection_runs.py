@@ -5,28 +5,28 @@ What does not depend on the task, such as signals, damaged checkpoints and meshe
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-import signal
 import sys
 
 import numpy as np
 import PIL.Image
 import pytest
-from flax import nnx
 
 import natjax
 from natjax.cli import main
-from natjax_train.loop import PreemptedError, train
+from natjax_train.loop import train
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.detection import Detection
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import test_runs
 from test_runs import finish, losses, start_two
+from whole_runs import arrays, assert_same_run, metrics, train_interrupted
 
 start = test_runs.start  # a fixture
+
+MODEL = natjax.MaskRcnnForObjectDetection
 
 CLASSES = ("bright", "dark")
 TRUNK = {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 1, 2], "kernel_size": 3}
@@ -111,11 +111,6 @@ def undisturbed(data, messages, tmp_path_factory):
     return out
 
 
-def arrays(out):
-    """All that the model of a run holds."""
-    return nnx.to_flat_state(nnx.split(natjax.MaskRcnnForObjectDetection.from_pretrained(out))[1])
-
-
 def assert_eval_agrees(out, data, capsys):
     """`natjax eval` measures of a run's model, that of its best step, what the run did."""
     capsys.readouterr()
@@ -124,20 +119,6 @@ def assert_eval_agrees(out, data, capsys):
     best = max((row for row in metrics(out) if "box_ap" in row), key=lambda row: (row["box_ap"], row["step"]))
     assert all(0 < best[name] < 1 for name in SCORES)
     assert {name: found[name] for name in SCORES} == pytest.approx({name: best[name] for name in SCORES}, abs=1e-6)
-
-
-def metrics(out):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    timed = ("images_per_second", "data_wait")
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
-
-
-def assert_same_run(out, other):
-    """Bit for bit."""
-    assert metrics(out) == metrics(other)
-    for (path, ours), (same, theirs) in zip(arrays(out), arrays(other), strict=True):
-        assert path == same
-        np.testing.assert_array_equal(ours[...], theirs[...], err_msg=str(path))
 
 
 def test_a_run(data, undisturbed, messages):
@@ -174,18 +155,8 @@ def test_a_run(data, undisturbed, messages):
 
 @pytest.mark.once
 def test_an_interrupted_run_resumes_bit_exactly(data, undisturbed, tmp_path):
-    out = tmp_path / "interrupted"
-    with pytest.raises(PreemptedError):
-        train(
-            RECIPE,
-            str(data),
-            out,
-            report=lambda message: None,
-            started=lambda recipe: os.kill(os.getpid(), signal.SIGTERM),
-        )
-    assert len(metrics(out)) == 1
-    train(RECIPE, str(data), out, resume=True, report=lambda message: None)
-    assert_same_run(out, undisturbed)
+    train_interrupted(RECIPE, data, tmp_path / "interrupted")
+    assert_same_run(MODEL, tmp_path / "interrupted", undisturbed)
 
 
 @pytest.mark.once
@@ -233,7 +204,7 @@ def test_a_frozen_backbone(undisturbed, tmp_path):
     assert len(steps) == 2
     assert all(np.isfinite(row["loss"]) for row in steps)
     moved = set()
-    for (path, before), (same, after) in zip(arrays(model), arrays(tmp_path / "run"), strict=True):
+    for (path, before), (same, after) in zip(arrays(MODEL, model), arrays(MODEL, tmp_path / "run"), strict=True):
         assert path == same
         if (before[...] != after[...]).any():
             moved.add(path[0])

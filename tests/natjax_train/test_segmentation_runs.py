@@ -24,7 +24,7 @@ from flax import nnx
 import natjax
 from natjax.cli import main
 from natjax_train import loop
-from natjax_train.loop import NonFiniteError, PreemptedError, train
+from natjax_train.loop import NonFiniteError, train
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.iou import Metrics, count
 from natjax_train.tasks.segmentation import Segmentation
@@ -32,8 +32,11 @@ from natjax_train.tasks.segmentation import Segmentation
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import test_runs
 from test_runs import finish, losses, start_two, wait_for
+from whole_runs import arrays, assert_same_run, metrics, train_interrupted
 
 start = test_runs.start  # a fixture
+
+MODEL = natjax.UperNetForSemanticSegmentation
 
 TRUNK = {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 1, 2], "kernel_size": 3}
 HEADS = {"hidden_size": 8, "auxiliary_channels": 8, "pool_scales": [1, 2]}
@@ -105,25 +108,6 @@ def undisturbed(data, states, tmp_path_factory):
     return out
 
 
-def arrays(out):
-    """All that the model of a run holds, batch statistics included."""
-    model = natjax.UperNetForSemanticSegmentation.from_pretrained(out)
-    return nnx.to_flat_state(nnx.split(model)[1])
-
-
-def metrics(out):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in ("step", "loss", "miou", "val_loss") if key in line} for line in lines]
-
-
-def assert_same_run(out, other):
-    """Bit for bit."""
-    assert metrics(out) == metrics(other)
-    for (path, ours), (same, theirs) in zip(arrays(out), arrays(other), strict=True):
-        assert path == same
-        np.testing.assert_array_equal(ours[...], theirs[...], err_msg=str(path))
-
-
 def test_a_run(undisturbed):
     names = {path.name for path in undisturbed.iterdir()}
     assert {
@@ -155,18 +139,8 @@ def test_the_model_has_averaged_weights_and_statistics(undisturbed, states):
 
 
 def test_an_interrupted_run_resumes_bit_exactly(data, undisturbed, tmp_path):
-    out = tmp_path / "interrupted"
-    with pytest.raises(PreemptedError):
-        train(
-            RECIPE,
-            str(data),
-            out,
-            report=lambda message: None,
-            started=lambda recipe: os.kill(os.getpid(), signal.SIGTERM),
-        )
-    assert len(metrics(out)) == 1
-    train(RECIPE, str(data), out, resume=True, report=lambda message: None)
-    assert_same_run(out, undisturbed)
+    train_interrupted(RECIPE, data, tmp_path / "interrupted")
+    assert_same_run(MODEL, tmp_path / "interrupted", undisturbed)
 
 
 def test_eval_measures_what_the_run_measured(data, undisturbed, capsys):
@@ -216,7 +190,7 @@ def test_a_full_disk_and_a_kill(start, options, data, undisturbed, tmp_path):
     assert code == -signal.SIGKILL, messages
     assert "Resuming after step" in messages
     train(RECIPE, str(data), out, resume=True, report=lambda message: None)
-    assert_same_run(out, undisturbed)
+    assert_same_run(MODEL, out, undisturbed)
 
 
 @pytest.mark.slow
@@ -258,7 +232,7 @@ def test_batches_with_nans(spoiled, tmp_path):
     train(recipe, spoiled, out, resume=True, report=messages.append)
     assert sum(message.endswith("It is left out.") for message in messages) == 5
     assert [line["loss"] is None for line in metrics(out) if "loss" in line].count(True) == 5
-    for path, variable in arrays(out):
+    for path, variable in arrays(MODEL, out):
         assert np.isfinite(variable[...]).all(), path
         assert path[-1] != "num_batches_tracked" or variable[...] == 5
 
