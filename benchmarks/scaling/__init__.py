@@ -1,0 +1,1 @@
+"""What spatial sharding costs, on paper: `python -m benchmarks.scaling`."""
