@@ -23,7 +23,7 @@ from natjax.configuration import CONFIG_NAME, PROCESSOR_NAME
 from natjax.errors import CheckpointError, ImageError
 from natjax.hub import locate
 from natjax.image_arrays import channels_last, out_of_range, split_images, to_numpy
-from natjax.image_sizes import center_crop, multiple_of, padded, resize, resized_shape
+from natjax.image_sizes import center_crop, multiple_of, resize, resized_shape
 from natjax.images import decode_image, is_image_source
 from natjax.presets import IMAGENET_MEAN, IMAGENET_STD
 from natjax.text import counted
@@ -41,6 +41,7 @@ _VIT_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTFeatureExtractor
 _CROP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor", "BitImageProcessor")
 _SEGFORMER_TYPES = ("SegformerImageProcessor", "SegformerImageProcessorFast", "SegformerFeatureExtractor")
 _BOX_TYPES = ("DetrImageProcessor", "DetrImageProcessorFast", "DetrFeatureExtractor")
+_BAND = 2**18  # pixels that are normalised at a time, as intermediate results take several times their memory
 _CROP_DEFAULTS = {
     "size": {"shortest_edge": 224},
     "resample": 3,
@@ -165,7 +166,7 @@ class NatImageProcessor:
         prepared = [self._prepare(image, input_data_format) for image in images]
         if len(shapes := {image.shape for image in prepared}) > 1:
             raise ImageError(f"Prepared images must be of one size to form a batch; got {sorted(shapes)} (see `size`).")
-        return np.stack(prepared)
+        return np.stack(prepared) if len(prepared) > 1 else prepared[0][None]
 
     def _prepare(self, image: ImageLike, layout: str | None) -> Float32[np.ndarray, "H W C"]:
         pixels = self._pixels(image, layout)
@@ -174,6 +175,15 @@ class NatImageProcessor:
             pixels = resize(pixels, shape, self.resample if self.antialias else None)
         if self.do_center_crop:
             pixels = center_crop(pixels, self.crop_size["height"], self.crop_size["width"])
+        height, width, channels = pixels.shape
+        sides = (multiple_of(self.size_divisor or 1, side) for side in (height, width))
+        prepared = np.zeros((*sides, channels), np.float32)
+        rows = max(1, _BAND // width)
+        for band in (slice(start, min(start + rows, height)) for start in range(0, height, rows)):
+            prepared[band, :width] = self._normalised(pixels[band])
+        return prepared
+
+    def _normalised(self, pixels: np.ndarray) -> np.ndarray:
         # The casts are where Hugging Face has them: integers times a Python float are float64 until rescaled.
         if self.do_rescale:
             pixels = (pixels * self.rescale_factor).astype(np.float32)
@@ -181,10 +191,6 @@ class NatImageProcessor:
             if not np.issubdtype(pixels.dtype, np.floating):
                 pixels = pixels.astype(np.float32)
             pixels = (pixels - np.array(self.image_mean, pixels.dtype)) / np.array(self.image_std, pixels.dtype)
-        pixels = pixels.astype(np.float32)
-        if self.size_divisor:
-            height, width, _ = pixels.shape
-            pixels = padded(pixels, (multiple_of(self.size_divisor, height), multiple_of(self.size_divisor, width)))
         return pixels
 
     def _pixels(self, image: ImageLike, layout: str | None) -> np.ndarray:

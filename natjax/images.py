@@ -74,6 +74,17 @@ def load_image(source: Encoded, mode: str = "RGB") -> PIL.Image.Image:
     return decode_image(source, mode)
 
 
+@contextlib.contextmanager
+def pixel_limit(most: int | None) -> Generator[None]:
+    """Takes images of so many pixels, whatever Pillow's own limit is; of as many as that for None."""
+    before = PIL.Image.MAX_IMAGE_PIXELS
+    PIL.Image.MAX_IMAGE_PIXELS = before if most is None else most
+    try:
+        yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = before
+
+
 def is_image_source(source: Any) -> bool:
     """Returns whether something is an image for `decode_image`: a path, bytes, an open file or a Pillow image."""
     return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | PIL.Image.Image) or hasattr(
@@ -188,7 +199,7 @@ def _explained(source: Any) -> Generator[None]:
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: too large to decode safely: more than {PIL.Image.MAX_IMAGE_PIXELS} pixels may be a decompression bomb. "
-            "For an image that you trust, set PIL.Image.MAX_IMAGE_PIXELS higher."
+            "For an image that you trust, set --max-pixels, or in Python PIL.Image.MAX_IMAGE_PIXELS, higher."
         ) from error
     except PIL.UnidentifiedImageError as error:
         raise ImageError(f"{name}: {_what_it_is(_beginning(source))}.") from error

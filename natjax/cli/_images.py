@@ -33,6 +33,12 @@ def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 8) ->
         metavar="N",
         help="images per step (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="refuse larger images, which may be decompression bombs (default: Pillow's limit, 89478485)",
+    )
 
 
 def find_images(arguments: Sequence[str], skipped: list[tuple[str, str]] | None = None) -> list[str]:
@@ -73,9 +79,13 @@ def _of_folder(folder: str, skipped: list[tuple[str, str]]) -> list[str]:
     return found.paths
 
 
-def run_pipeline(pipe: Any, paths: list[str], skipped: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+def run_pipeline(
+    pipe: Any, paths: list[str], skipped: list[tuple[str, str]], max_pixels: int | None
+) -> Iterator[tuple[str, Any]]:
     """Yields (path, output) of images on their way through a pipeline; lists (path, reason) of those that cannot be read."""
-    with Progress(len(paths), "images") as progress:
+    from natjax.images import pixel_limit  # Pillow is not for --help
+
+    with pixel_limit(max_pixels), Progress(len(paths), "images") as progress:
 
         def skip(index: int, error: ImageError) -> None:
             skipped.append((paths[index], str(error)))

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         report=complain,
     )
     names = pipe.model.config.id2label
-    for path, probabilities in run_pipeline(pipe, paths, skipped):
+    for path, probabilities in run_pipeline(pipe, paths, skipped, args.max_pixels):
         best = pipe.best(probabilities)
         predictions = [{"label": names[i], "index": i, "probability": float(probabilities[i])} for i in best]
         if args.json:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     labels = pipe.model.config.id2label
     ids = image_ids(paths)
     results: list[dict[str, Any]] = []
-    for path, found in run_pipeline(pipe, paths, skipped):
+    for path, found in run_pipeline(pipe, paths, skipped, args.max_pixels):
         found = found.best(args.threshold, args.top_k)
         file = out / names[path][0]
         _write(file, path, found, labels)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     paths = find_images(args.images, skipped)
     pipe = _pipeline(args, checkpoint)
     rows: list[tuple[str, dict[str, Any]]] = []
-    for path, features in run_pipeline(pipe, paths, skipped):
+    for path, features in run_pipeline(pipe, paths, skipped, args.max_pixels):
         rows.append((path, features if args.stages else {"pooled": features}))
         _check_size(rows)
     if not rows:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     pipe = _pipeline(args, checkpoint)
     palette, labels = _palette_and_labels(args.palette, pipe.model.config)
     results = []
-    for path, class_map in run_pipeline(pipe, paths, skipped):
+    for path, class_map in run_pipeline(pipe, paths, skipped, args.max_pixels):
         pictures = _pictures(path, class_map, palette, labels, args.overlay)
         files = [out / name for name in names[path]]
         for file, picture in zip(files, pictures, strict=False):

@@ -142,6 +142,8 @@ class ImagePipeline:
 
 def joined(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Returns images [1, H, W, C] as one batch [size, H, W, C], with zeros where there are fewer."""
+    if len(images) == size == 1:
+        return images[0]  # uncopied, as it may be large
     return np.pad(np.concatenate(images), [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
 
 

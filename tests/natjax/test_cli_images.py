@@ -61,6 +61,16 @@ def test_a_strip_that_would_be_resized_to_gigabytes_is_skipped(fake, capsys):
     assert err.startswith("natjax: skipped images/1.png: 1 x 1200000 pixels")
 
 
+def test_large_images_are_read_where_they_are_trusted(fake, capsys, monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    PIL.Image.new("RGB", (20, 30)).save("large.tif")
+    assert main(["classify", "large.tif", "--model", "model"]) == 1
+    assert "more than 100 pixels may be a decompression bomb" in capsys.readouterr().err
+    assert main(["classify", "large.tif", "--model", "model", "--max-pixels", "600"]) == 0
+    assert main(["classify", "large.tif", "--model", "model", "--max-pixels", "599"]) == 1
+    assert PIL.Image.MAX_IMAGE_PIXELS == 100
+
+
 def test_batches_are_padded_and_compile_once(fake, capsys):
     FakeModel.traces = 0
     assert main(["classify", "images/*.png", "--model", "model", "--json", "--batch-size", "3"]) == 0

@@ -10,6 +10,7 @@ import json
 import pathlib
 import struct
 import sys
+import tracemalloc
 import zlib
 
 import jax.numpy as jnp
@@ -404,6 +405,25 @@ def test_one_limit_of_size_everywhere(png, monkeypatch, read):
             read(png)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     read(png)
+
+
+@pytest.mark.parametrize("band", [1, 100, 240])  # rows are 40 pixels; the last is all of the image
+def test_large_images_are_normalised_in_bands(monkeypatch, band):
+    processor, pixels = NatImageProcessor(do_resize=False, size_divisor=32), pattern(60, 40)
+    expected = processor(pixels)
+    monkeypatch.setattr("natjax.image_processing._BAND", band)
+    np.testing.assert_array_equal(processor(pixels), expected)
+
+
+def test_memory_of_large_images():
+    pixels = np.zeros((3000, 2000, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        NatImageProcessor(do_resize=False)(pixels)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * 4 * pixels.size  # the result in float32, and the work on a band
 
 
 @pytest.mark.parametrize("size", [(70_000, 1), (1, 70_000)])
