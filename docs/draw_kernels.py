@@ -14,7 +14,7 @@ import PIL.ImageFont
 
 from natjax_kernels.bias import MASKED, bias_table
 from natjax_kernels.fused.layout import layout
-from natjax_kernels.plan import Window
+from natjax_kernels.window import Window
 
 SIDE, KERNEL, TILE, CHUNK = 28, 7, 7, 64
 CELL, MARGIN, GAP, TOP = 20, 30, 70, 60

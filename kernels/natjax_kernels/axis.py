@@ -85,6 +85,8 @@ class AxisPlan:
         classes: [tiles] class of every tile.
         pairs: which pairs of a tile are neighbours, for every class.
         query_slot: [queries] the slot that holds every position as a query, as tile * T + slot.
+        query_origin: of an axis that is split over devices, where its queries begin along the whole axis.
+        key_origin: where its keys begin there.
     """
 
     queries: np.ndarray
@@ -96,6 +98,8 @@ class AxisPlan:
     classes: np.ndarray
     pairs: Pairs
     query_slot: np.ndarray
+    query_origin: Any = 0
+    key_origin: Any = 0
 
     @property
     def tiles(self) -> int:
@@ -111,6 +115,16 @@ class AxisPlan:
     def tiles_per_key(self) -> float:
         """How many tiles a key is visible in, on average."""
         return float(np.sum(self.visible[:, 1] - self.visible[:, 0])) / self.length
+
+    @property
+    def last_first_key(self) -> int:
+        """The last position of all in `first_key`."""
+        return int(self.first_key.max())
+
+    @property
+    def blind(self) -> bool:
+        """Whether some query sees no key at all, as in a step around a ring of devices."""
+        return bool((self.pairs.real & (self.pairs.first >= self.pairs.end)).any())
 
     def keys_from(self, first_key, xp=np):
         """Returns the positions of halos that begin so, [..., S]; -1 where the group has no more. `xp` is NumPy, or JAX's."""

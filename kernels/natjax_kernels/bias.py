@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax_kernels.axis import Pairs, is_large
-from natjax_kernels.plan import Window
+from natjax_kernels.window import Window
 
 # Of logits far below that; not -inf: XLA's tiles multiply tables, and a tile's padding must give weight 0, never NaN.
 MASKED = -1e38
@@ -85,12 +85,17 @@ def computed(pairs: Pairs) -> Pairs:
     return pairs.map(lambda x: jax.lax.optimization_barrier(jnp.asarray(x)))
 
 
+def numpy_of(x) -> Any:
+    """Returns NumPy for its own arrays, which are known when a program is traced, else JAX's."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
 def _pad(x, padded: tuple[int, int] | None, value):
     """Pads [classes, T, S] to more slots: before the program runs where it is NumPy's, as places of a bias are."""
     if padded is None:
         return x
     more = [(0, wanted - got) for wanted, got in zip(padded, x.shape[1:], strict=True)]
-    return (np if isinstance(x, np.ndarray) else jnp).pad(x, [(0, 0), *more], constant_values=value)
+    return numpy_of(x).pad(x, [(0, 0), *more], constant_values=value)
 
 
 def _spread(parts: list) -> list:
@@ -142,7 +147,7 @@ def _sum_diagonals(x, step: int):
 def _places_of_entries(pairs: Pairs, kernel: int, step: int):
     """Returns which of all diagonals, [classes * diagonals], is of an entry, [classes, 2k - 1]; past the end if none."""
     classes, queries, keys = pairs.shape
-    xp = np if isinstance(pairs.entry, np.ndarray) else jnp
+    xp = numpy_of(pairs.entry)
     diagonals = step * (queries - 1) + keys
     first = pairs.entry[:, :1] - step * (queries - 1)  # entry of the first diagonal, of the last query's slot 0
     diagonal = xp.arange(2 * kernel - 1, dtype=np.int32) - first

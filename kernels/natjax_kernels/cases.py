@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem, make_problem
-from natjax_kernels.window import make_map_window
+from natjax_kernels.window import Window, make_map_window
 
 DILATIONS = (8, 4, 2, 1)  # of DiNAT's levels at 224 pixels
 

@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from natjax_kernels.plan import Window
+from natjax_kernels.window import Window
 
 _SMALLEST, _LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 _ADVICE = {"list": "Pass jnp.asarray(x).", "torch.Tensor": "Pass x.detach().cpu().numpy()."}

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from natjax_kernels.checks import check_grids
-from natjax_kernels.plan import windows
-from natjax_kernels.window import make_map_window
+from natjax_kernels.window import make_map_window, windows
 
 
 def neighbors(

@@ -15,104 +15,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from natjax_kernels.axis import AxisPlan, Pairs, slots_of
-
-
-@dataclasses.dataclass(frozen=True)
-class AxisWindow:
-    """The window along one axis.
-
-    Attributes:
-        kernel: neighbours.
-        dilation: distance between neighbours.
-        stride: queries that share a window.
-        causal: whether queries see only keys up to themselves.
-        periodic: whether the axis is a ring, on which windows wrap around.
-        spacing: keys per query: query i is where key i * spacing + spacing // 2 is.
-        sized: whether entries of the batch have maps of their own sizes, known at run time: the plan has all keys that the
-            window of a query can come to hold.
-    """
-
-    kernel: int
-    dilation: int = 1
-    stride: int = 1
-    causal: bool = False
-    periodic: bool = False
-    spacing: int = 1
-    sized: bool = False
-
-    def centers(self, length: int) -> np.ndarray:
-        """Returns the position of every query among the `length` keys."""
-        return np.arange(self.spacing // 2, length, self.spacing)
-
-    def in_group(self) -> AxisWindow:
-        """Returns the window within a dilation group, whose keys are neighbours."""
-        return dataclasses.replace(self, dilation=1, spacing=self.spacing // math.gcd(self.spacing, self.dilation))
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """The window of every axis: tuples of one entry per axis, validated by the API; see `AxisWindow`.
-
-    Attributes:
-        kernel_size: neighbours along the axis.
-        dilation: distance between neighbours.
-        stride: queries that share a window.
-        is_causal: whether queries see only keys up to themselves.
-        periodic: whether the axis is a ring; by default none is.
-        spacing: keys per query; 1 by default.
-        sized: whether sizes are known at run time; by default they are those of the arrays.
-    """
-
-    kernel_size: tuple[int, ...]
-    dilation: tuple[int, ...]
-    stride: tuple[int, ...]
-    is_causal: tuple[bool, ...]
-    periodic: tuple[bool, ...] = ()
-    spacing: tuple[int, ...] = ()
-    sized: tuple[bool, ...] = ()
-
-    def __post_init__(self):
-        """Fills in the defaults."""
-        rank = len(self.kernel_size)
-        object.__setattr__(self, "periodic", self.periodic or (False,) * rank)
-        object.__setattr__(self, "spacing", self.spacing or (1,) * rank)
-        object.__setattr__(self, "sized", self.sized or (False,) * rank)
-
-    def axes(self) -> list[AxisWindow]:
-        """Returns the window of every axis."""
-        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return [AxisWindow(*axis) for axis in zip(*fields, strict=True)]
-
-    def queries(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """Returns the sides of the map of queries, for keys of such sides."""
-        return tuple(n // spacing for n, spacing in zip(spatial, self.spacing, strict=True))
-
-
-def windows(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
-    """Returns start and end, [L] each: a query at i sees the keys j * dilation + i % dilation for start[i] <= j < end[i].
-
-    Dilation splits an axis into interleaved groups, each with a window arithmetic of its own. Windows shift inward at
-    borders and are never cut, but causal ones end at the query. On a ring they do not shift: j counts on beyond its ends.
-    """
-    position = np.arange(length)
-    group, query = position % axis.dilation, position // axis.dilation
-    length_of_group = -(-(length - group) // axis.dilation)
-    if axis.sized:
-        end = query + (1 if axis.causal else axis.kernel)
-        return np.maximum(query - (axis.kernel - 1), 0), np.minimum(end, length_of_group)
-    leader = query // axis.stride * axis.stride + (axis.stride - 1 if axis.causal else axis.stride // 2)
-    if axis.periodic:
-        start = leader - axis.kernel // 2
-        return start, start + axis.kernel
-    leader = np.minimum(leader, length_of_group - 1)
-    if axis.causal:
-        return np.maximum(leader - (axis.kernel - 1), 0), np.minimum(query + 1, length_of_group)
-    start = np.clip(leader - axis.kernel // 2, 0, length_of_group - axis.kernel)
-    return start, start + axis.kernel
+from natjax_kernels.split import SplitPlan, windows_of_kinds
+from natjax_kernels.window import AxisWindow, Window, windows
 
 
 def transposed_windows(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
@@ -122,14 +31,19 @@ def transposed_windows(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.nd
     """
     start, end = windows(length, axis)
     centers = axis.centers(length)
+    return _transposed(start[centers], end[centers], centers, length, axis)
+
+
+def _transposed(start, end, centers, length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
+    """As `transposed_windows`, of the windows of queries at these positions."""
     first, last = np.zeros(length, int), np.zeros(length, int)
     for group in range(axis.dilation):
-        queries = centers[centers % axis.dilation == group]
+        queries = centers % axis.dilation == group
         starts, ends, before = start[queries], end[queries], 0
         keys = np.arange(len(range(group, length, axis.dilation)))
-        if axis.periodic:  # the queries of the round before and after
+        if axis.periodic and axis.split is None:  # the queries of the round before and after
+            before = len(starts)
             starts, ends = (np.concatenate([x - len(keys), x, x + len(keys)]) for x in (starts, ends))
-            before = len(queries)
         first[group :: axis.dilation] = np.searchsorted(ends, keys, side="right") - before
         last[group :: axis.dilation] = np.searchsorted(starts, keys, side="right") - before
     return first, last
@@ -173,12 +87,29 @@ def plan_axis(length: int, axis: AxisWindow, tile: int, transposed: bool = False
     follows it needs no atomics and no scatter. Entries of the bias remain those of key minus query. A plan that is not `biased`
     knows no entries, and more of its tiles look alike: whole-axis windows have one class.
     """
-    centers = axis.centers(length)
+    assert axis.split is None
+    return _plan_kinds(length, axis, tile, transposed, biased)[0]
+
+
+@functools.lru_cache(maxsize=512)
+def plan_split_axis(
+    length: int, axis: AxisWindow, tile: int, transposed: bool = False, biased: bool = True
+) -> SplitPlan:
+    """Plans, for every device, an axis that is split; as `plan_axis`, of the `length` keys that a device has."""
+    assert axis.split is not None
+    kinds = _plan_kinds(length, axis, tile, transposed, biased)
+    return SplitPlan(kinds, windows_of_kinds(length, axis)[-1], np.stack(axis.split.origins(length)))
+
+
+def _plan_kinds(length: int, axis: AxisWindow, tile: int, transposed: bool, biased: bool) -> tuple[AxisPlan, ...]:
+    """Plans an axis for every kind of device: all plans have the same tiles, classes and spans."""
+    centers, (start, end, shift, _) = axis.centers(length), windows_of_kinds(length, axis)
     queries, keys = _Groups.of(centers, axis, axis.spacing), _Groups.of(np.arange(length), axis, 1)
+    own, other = (keys, queries) if transposed else (queries, keys)
     if transposed:
-        (start, end), own, other = transposed_windows(length, axis), keys, queries
-    else:
-        (start, end), own, other = (x[centers] for x in windows(length, axis)), queries, keys
+        edges = [_transposed(*of_kind, centers, length, axis) for of_kind in zip(start, end, strict=True)]
+        start, end = np.stack(edges, axis=1)
+        shift = -shift
 
     group, number = np.nonzero(np.arange(0, own.sizes.max(), tile) < own.sizes[:, None])  # of every tile
     group = group[:, None]
@@ -187,29 +118,32 @@ def plan_axis(length: int, axis: AxisWindow, tile: int, transposed: bool = False
     # The first one stands for padding.
     members = own.start[group] + own.apart * np.where(owned, place, place[:, :1])
 
-    lo, hi = start[members].min(axis=1, keepdims=True), end[members].max(axis=1, keepdims=True)
+    # Below, arrays are [kinds of devices, tiles, T or 1].
+    start, end = start[:, members], end[:, members]
+    lo, hi = start.min(axis=2, keepdims=True), end.max(axis=2, keepdims=True)
     span, others, positions = int((hi - lo).max()), other.sizes[group], int(other.sizes.sum())
     # A halo that would run past the end of its group starts earlier, so that tiles there share classes.
-    halo = lo if axis.periodic else np.maximum(np.minimum(lo, others - span), 0)
+    ring = axis.periodic and axis.split is None
+    halo = lo if ring else np.maximum(np.minimum(lo, others - span), 0)
     first_key = other.start[group] + other.apart * halo
-    first_key = np.where(others > 0, first_key % positions if axis.periodic else first_key, -1)
+    first_key = np.where(others > 0, first_key % positions if ring else first_key, -1)
 
     # A tile's class follows from where the window of each of its queries begins and ends and where the query itself is, counted
     # from the first key.
-    ahead = own.first[group] + own.step * place - (other.first[group] + other.step * halo)
-    looks = np.stack([start[members] - halo, end[members] - halo, ahead * biased, owned], axis=1)  # [tiles, 4, T]
-    looks = np.where(owned[:, None], looks, 0)
-    looks, classes = np.unique(looks.astype(np.int32), axis=0, return_inverse=True)
+    ahead = own.first[group] + own.step * place + shift[:, None, None] - (other.first[group] + other.step * halo)
+    looks = np.broadcast_arrays(start - halo, end - halo, ahead * biased, owned)
+    looks = np.where(owned[:, None], np.stack(looks, axis=2), 0)  # [kinds, tiles, 4, T]
+    looks, classes = np.unique(looks.reshape(-1, 4, tile).astype(np.int32), axis=0, return_inverse=True)
     first, last, ahead, real = looks.swapaxes(0, 1)
     growth = -other.step if transposed else 1
-    return AxisPlan(
+    whole = AxisPlan(
         queries=np.where(owned, members, -1),
-        first_key=first_key[:, 0],
+        first_key=first_key[..., 0],
         apart=other.apart,
         length=positions,
-        ring=axis.periodic,
-        visible=np.concatenate([lo, hi], axis=1) - halo,
-        classes=classes.reshape(-1),
+        ring=ring,
+        visible=np.concatenate([lo, hi], axis=2) - halo,
+        classes=classes.reshape(first_key.shape[:2]).astype(np.int32),
         pairs=Pairs(
             first=first,
             end=np.where(real, last, span),
@@ -220,6 +154,8 @@ def plan_axis(length: int, axis: AxisWindow, tile: int, transposed: bool = False
         ),
         query_slot=slots_of(members, owned, int(own.sizes.sum()))[:, 0],
     )
+    of_kinds = zip(whole.first_key, whole.visible, whole.classes, strict=True)
+    return tuple(dataclasses.replace(whole, first_key=f, visible=v, classes=c) for f, v, c in of_kinds)
 
 
 def plan(
@@ -231,9 +167,9 @@ def plan(
     )
 
 
-def tile_classes(axes: Sequence[AxisPlan]) -> np.ndarray:
+def tile_classes(axes: Sequence[AxisPlan]) -> Any:
     """Returns the class of every tile of the map, [tiles], both in row-major order of the axes."""
-    index = np.zeros((), int)
+    index = np.zeros((), np.int32)
     for axis in axes:
         index = index[..., None] * len(axis.pairs) + axis.classes
     return index.reshape(-1)

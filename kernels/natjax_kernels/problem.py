@@ -34,8 +34,7 @@ from natjax_kernels.checks import (
 )
 from natjax_kernels.grids import fold, fold_bias
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import Window
-from natjax_kernels.window import make_map_window
+from natjax_kernels.window import Window, make_map_window
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +50,8 @@ class Problem:
         additional_values: [B, S, Nk, Dv], or None.
         key_mask: [B, *spatial] bool, False where no query may see the key, or None.
         sizes: [B, rank] of the entries' own maps, or None; the window is `sized`, then.
+        places: [rank] int32, of which device (and step) this is the part, or None; the window is `split`, then
+            (`natjax_kernels.split`). Keys are all that the device has at hand.
         window: the window of every axis.
         logits: how they come from products of queries and keys.
         folded: queries per key along every axis that were folded into heads.
@@ -67,6 +68,7 @@ class Problem:
     window: Window
     logits: Logits
     folded: tuple[int, ...]
+    places: Any = None
 
     ARRAYS = "query", "key", "value", "rpb", "additional_keys", "additional_values", "key_mask", "sizes"
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from natjax_kernels.grids import repeat_heads
 from natjax_kernels.masked import product, scores
-from natjax_kernels.plan import Window, windows
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import spec_of, within_auto_axes
 from natjax_kernels.sizes import seen_at_sizes
+from natjax_kernels.window import Window, windows
 
 
 def attend(problem: Problem):

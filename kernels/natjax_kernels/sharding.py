@@ -6,7 +6,7 @@ Shardings name their mesh: it is that of the arrays, and need not be the one of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,17 +55,23 @@ def laid_alike(problem: Any) -> Any:
     """Returns a problem whose arrays lie along the same Explicit axes as its query, whatever theirs were.
 
     Raises:
-        ValueError: the query is sharded along its map or its channels.
+        ValueError: the query is sharded along its channels, or as the keys cannot be.
     """
     mesh = _explicit_mesh(problem.arrays)
     if mesh is None:
         return problem
     batch, *sides, heads, channels = tokens = spec_of(problem.query)
-    if any(sides) or channels:
+    if channels:
         raise ValueError(
-            f"query may be sharded along Explicit axes by its batch and its heads; got {PartitionSpec(*tokens)}. "
+            f"query may be sharded along Explicit axes by its batch, its map and its heads; got {PartitionSpec(*tokens)}. "
             "Shard it by these with jax.sharding.reshard, or make the mesh with Auto axes."
         )
+    for a, n in enumerate(problem.spatial):
+        if n % (parts := shards(problem.query, 1 + a)):
+            raise ValueError(
+                f"along spatial axis {a} queries are split over {parts} devices, which {n} keys cannot be. Pad the map to a "
+                "multiple, and pass sizes."
+            )
     additional = batch, None, heads, channels
     specs = {"key": tokens, "value": tokens, "additional_keys": additional, "additional_values": additional}
     specs |= {"query": tokens, "key_mask": (batch, *sides), "sizes": (batch,), "rpb": (heads,)}
@@ -119,6 +125,23 @@ def over_batch(function: Callable, arrays: tuple, shared: tuple = ()) -> Any:
     return call(*placed)
 
 
-def _explicit_mesh(arrays: tuple) -> Any:
+def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results: Any) -> Any:
+    """Returns `function(*arrays)`, which every device computes of its own parts: `jax.shard_map` of arrays as they lie.
+
+    Gradients of arrays of which several devices have the same part are summed over these.
+
+    Args:
+        function: of a device's parts, with collectives where it needs others'.
+        arrays: along Explicit axes of a mesh.
+        results: partition specs of what it returns.
+    """
+    mesh = _explicit_mesh(arrays)
+    specs = tuple(PartitionSpec(*spec_of(x)) for x in arrays)
+    names = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    call = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, axis_names=names, check_vma=False)
+    return call(*arrays)
+
+
+def _explicit_mesh(arrays: Sequence[Any]) -> Any:
     """Returns the mesh along which one of some arrays is explicitly sharded, or None."""
     return next((jax.typeof(x).sharding.mesh for x in arrays if x is not None and any(spec_of(x))), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from natjax_kernels.plan import AxisWindow
+from natjax_kernels.window import AxisWindow
 
 
 def seen_at_sizes(sizes: jax.Array, axis: AxisWindow, queries, keys) -> jax.Array:

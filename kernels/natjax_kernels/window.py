@@ -1,14 +1,122 @@
-"""The window of a map, from what users pass: one value for all axes, or one per axis."""
+"""The window of a map: from what users pass, one value for all axes or one per axis, to the keys that every query sees.
+
+Letters: L keys along an axis, k kernel size, d dilation.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natjax_kernels.plan import Window
+if TYPE_CHECKING:
+    from natjax_kernels.split import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisWindow:
+    """The window along one axis.
+
+    Attributes:
+        kernel: neighbours.
+        dilation: distance between neighbours.
+        stride: queries that share a window.
+        causal: whether queries see only keys up to themselves.
+        periodic: whether the axis is a ring, on which windows wrap around.
+        spacing: keys per query: query i is where key i * spacing + spacing // 2 is.
+        sized: whether entries of the batch have maps of their own sizes, known at run time: the plan has all keys that the
+            window of a query can come to hold.
+        split: how the axis is split over devices, or None where it is whole. Lengths are those of the keys that a device has.
+    """
+
+    kernel: int
+    dilation: int = 1
+    stride: int = 1
+    causal: bool = False
+    periodic: bool = False
+    spacing: int = 1
+    sized: bool = False
+    split: Split | None = None
+
+    def centers(self, length: int) -> np.ndarray:
+        """Returns the position of every query among the `length` keys; of a split axis, those of a device."""
+        if self.split is None:
+            return np.arange(self.spacing // 2, length, self.spacing)
+        return np.arange(self.spacing // 2, self.split.own(length), self.spacing) + self.split.before
+
+    def in_group(self) -> AxisWindow:
+        """Returns the window within a dilation group of the whole axis, whose keys are neighbours."""
+        spacing = self.spacing // math.gcd(self.spacing, self.dilation)
+        return dataclasses.replace(self, dilation=1, spacing=spacing, split=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The window of every axis: tuples of one entry per axis, validated by the API; see `AxisWindow`.
+
+    Attributes:
+        kernel_size: neighbours along the axis.
+        dilation: distance between neighbours.
+        stride: queries that share a window.
+        is_causal: whether queries see only keys up to themselves.
+        periodic: whether the axis is a ring; by default none is.
+        spacing: keys per query; 1 by default.
+        sized: whether sizes are known at run time; by default they are those of the arrays.
+        split: how the axis is split over devices; by default none is.
+    """
+
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+    stride: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    periodic: tuple[bool, ...] = ()
+    spacing: tuple[int, ...] = ()
+    sized: tuple[bool, ...] = ()
+    split: tuple[Split | None, ...] = ()
+
+    def __post_init__(self):
+        """Fills in the defaults."""
+        rank = len(self.kernel_size)
+        object.__setattr__(self, "periodic", self.periodic or (False,) * rank)
+        object.__setattr__(self, "spacing", self.spacing or (1,) * rank)
+        object.__setattr__(self, "sized", self.sized or (False,) * rank)
+        object.__setattr__(self, "split", self.split or (None,) * rank)
+
+    def axes(self) -> list[AxisWindow]:
+        """Returns the window of every axis."""
+        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return [AxisWindow(*axis) for axis in zip(*fields, strict=True)]
+
+    def queries(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Returns the sides of the map of queries, for keys of such sides."""
+        return tuple(n // spacing for n, spacing in zip(spatial, self.spacing, strict=True))
+
+
+def windows(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
+    """Returns start and end, [L] each: a query at i sees the keys j * dilation + i % dilation for start[i] <= j < end[i].
+
+    Dilation splits an axis into interleaved groups, each with a window arithmetic of its own. Windows shift inward at
+    borders and are never cut, but causal ones end at the query. On a ring they do not shift: j counts on beyond its ends.
+    """
+    position = np.arange(length)
+    group, query = position % axis.dilation, position // axis.dilation
+    length_of_group = -(-(length - group) // axis.dilation)
+    if axis.sized:
+        end = query + (1 if axis.causal else axis.kernel)
+        return np.maximum(query - (axis.kernel - 1), 0), np.minimum(end, length_of_group)
+    leader = query // axis.stride * axis.stride + (axis.stride - 1 if axis.causal else axis.stride // 2)
+    if axis.periodic:
+        start = leader - axis.kernel // 2
+        return start, start + axis.kernel
+    leader = np.minimum(leader, length_of_group - 1)
+    if axis.causal:
+        return np.maximum(leader - (axis.kernel - 1), 0), np.minimum(query + 1, length_of_group)
+    start = np.clip(leader - axis.kernel // 2, 0, length_of_group - axis.kernel)
+    return start, start + axis.kernel
 
 
 def make_window(

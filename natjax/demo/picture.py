@@ -16,7 +16,7 @@ import PIL.ImageOps
 
 from natjax.fonts import fit
 from natjax.images import load_image
-from natjax_kernels.plan import AxisWindow, windows
+from natjax_kernels.window import AxisWindow, windows
 
 if TYPE_CHECKING:
     from jaxtyping import Float

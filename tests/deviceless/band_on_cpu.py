@@ -20,10 +20,10 @@ from resources import ARCHITECTURES
 from natjax_kernels.fused.band import configurations
 from natjax_kernels.fused.configurations import Case
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import Window
 from natjax_kernels.triton import band
 from natjax_kernels.triton.band_launch import BandLaunch, _compile
 from natjax_kernels.triton.interpret_gluon import run
+from natjax_kernels.window import Window
 
 # Sides of the map, kernel size, channels, dtype, whether there is a bias, stages, and whether offsets are of 64 bits.
 CASES = {

@@ -139,7 +139,7 @@ def band(kind, **options):
     """The op, with the band design named for its forward kernel."""
     from natjax_kernels.fused.band import configurations
     from natjax_kernels.fused.configurations import Case, override
-    from natjax_kernels.plan import Window
+    from natjax_kernels.window import Window
 
     major, minor = KINDS[kind][1]
     window = Window((7, 7), (1, 1), (1, 1), (False, False))

@@ -18,10 +18,10 @@ from natjax_kernels.cases import levels
 from natjax_kernels.fused.band import band, configurations, why_not
 from natjax_kernels.fused.configurations import Case, Config, override
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import Window
 from natjax_kernels.problem import make_problem
 from natjax_kernels.triton.band_launch import BandLaunch
 from natjax_kernels.triton.choice import choose, estimate
+from natjax_kernels.window import Window
 
 pytestmark = pytest.mark.once  # all of it is static, or in an interpreter
 

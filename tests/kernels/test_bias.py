@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from natjax_kernels import axis, bias
-from natjax_kernels.plan import Window, plan
+from natjax_kernels.plan import plan
+from natjax_kernels.window import Window
 
 SIDES, WINDOW, TILE = (9, 7), Window((5, 3), (1, 2), (1, 1), (False, False)), (4, 2)
 

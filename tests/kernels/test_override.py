@@ -7,8 +7,8 @@ import pytest
 
 from natjax_kernels import neighborhood_attention
 from natjax_kernels.fused.configurations import KERNELS, Case, override
-from natjax_kernels.plan import Window
 from natjax_kernels.triton.choice import candidates, choose
+from natjax_kernels.window import Window
 
 pytestmark = pytest.mark.once
 

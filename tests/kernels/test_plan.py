@@ -6,7 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from natjax_kernels.plan import AxisWindow, Window, plan, plan_axis, tile_classes, windows
+from natjax_kernels.plan import plan, plan_axis, tile_classes
+from natjax_kernels.window import AxisWindow, Window, windows
 
 pytestmark = pytest.mark.once
 LENGTHS = range(2, 26)

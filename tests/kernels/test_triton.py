@@ -16,8 +16,8 @@ from natjax_kernels.fused.configurations import Config
 from natjax_kernels.fused.layout import layout
 from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import Window
 from natjax_kernels.triton import launch as launching
+from natjax_kernels.window import Window
 
 pytestmark = pytest.mark.once  # all of it is static, or in Triton's interpreter
 

@@ -7,9 +7,9 @@ import pytest
 
 from natjax_kernels.fused import band
 from natjax_kernels.fused.configurations import KERNELS, Case, Config, override
-from natjax_kernels.plan import Window
 from natjax_kernels.triton import choice
 from natjax_kernels.triton.choice import candidates, choose, estimate
+from natjax_kernels.window import Window
 
 pytestmark = pytest.mark.once  # all of it is static
 

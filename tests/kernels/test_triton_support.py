@@ -14,11 +14,11 @@ import pytest
 
 from natjax_kernels import default_implementation, explain, neighborhood_attention
 from natjax_kernels.fused.configurations import KERNELS, Case, override
-from natjax_kernels.plan import Window
 from natjax_kernels.problem import make_problem
 from natjax_kernels.triton import launch as launching
 from natjax_kernels.triton import support
 from natjax_kernels.triton.choice import choose, estimate
+from natjax_kernels.window import Window
 
 pytestmark = pytest.mark.once  # all of it is static
 

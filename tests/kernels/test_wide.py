@@ -15,7 +15,8 @@ import natjax_kernels.xla.tables
 import natjax_kernels.xla.tiles
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 from natjax_kernels.fused.layout import sizes
-from natjax_kernels.plan import AxisWindow, Window, plan_axis
+from natjax_kernels.plan import plan_axis
+from natjax_kernels.window import AxisWindow, Window
 
 pytestmark = pytest.mark.once  # of neither Python's nor JAX's version
 

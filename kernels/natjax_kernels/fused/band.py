@@ -21,7 +21,7 @@ import itertools
 import numpy as np
 
 from natjax_kernels.fused.configurations import Case, Config, little_shared_memory
-from natjax_kernels.plan import AxisWindow, Window, windows
+from natjax_kernels.window import AxisWindow, Window, windows
 
 TILE = 8  # rows and columns of a tile: four warps with two rows of eight queries, the 16 rows of a matrix product
 COLUMNS = 16  # of a box

@@ -13,7 +13,8 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import AxisWindow, Window, group_length, longest_halo, plan_axis
+from natjax_kernels.plan import group_length, longest_halo, plan_axis
+from natjax_kernels.window import AxisWindow, Window
 
 KERNELS = ("fwd", "bwd_dq", "bwd_dkv")
 

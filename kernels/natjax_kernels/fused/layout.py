@@ -23,7 +23,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from natjax_kernels.axis import AxisPlan, Pairs
-from natjax_kernels.plan import Window, plan
+from natjax_kernels.plan import plan
+from natjax_kernels.window import Window
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from natjax_kernels.fused.configurations import Config
 from natjax_kernels.fused.layout import Sizes
 from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import Window
 from natjax_kernels.triton.launch import capability, interpreted
+from natjax_kernels.window import Window
 
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int32": "i32"}
 

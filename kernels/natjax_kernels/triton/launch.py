@@ -20,7 +20,7 @@ from natjax_kernels.fused.configurations import Config, power_of_two
 from natjax_kernels.fused.layout import Layout, layout, sizes
 from natjax_kernels.fused.schedule import Schedule
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import Window
+from natjax_kernels.window import Window
 
 # Values of jax_default_matmul_precision for which one TF32 product is precise enough; others, such as "BF16_BF16_F32_X3", ask for
 # more, or name no dtype.

@@ -19,13 +19,13 @@ from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.fused.configurations import Case, Config
 from natjax_kernels.fused.partitioning import Call, join_heads, split_heads
 from natjax_kernels.logits import Logits
-from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import reshape, sharded_as, spec_of
 from natjax_kernels.triton.additional import merging_additional_keys
 from natjax_kernels.triton.band_launch import BandLaunch
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import Launch, capability, device_kind, float32_products, multiprocessors
+from natjax_kernels.window import Window
 
 # Axes of tokens, of what there is per query, and of what there is per key.
 _QUERY, _KEY, _VALUE, _OUT = "b s n d", "b j n d", "b j n e", "b s n e"

@@ -71,5 +71,5 @@ def keys_of(sums, of_axis: AxisPlan, axis: int):
 def _places(of_axis: AxisPlan) -> int:
     """Places of a group, P, for all halos; on a ring, those of whole rounds."""
     group = group_length(of_axis.length, of_axis.apart)
-    places = max(group, int(of_axis.first_key.max()) // of_axis.apart + of_axis.span)
+    places = max(group, of_axis.last_first_key // of_axis.apart + of_axis.span)
     return math.ceil(places / group) * group if of_axis.ring else places

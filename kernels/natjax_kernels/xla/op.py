@@ -25,9 +25,10 @@ from natjax_kernels.axis import AxisPlan
 from natjax_kernels.bias import MASKED
 from natjax_kernels.grids import join_group, repeat_heads_to_shard, split_group
 from natjax_kernels.masked import product, scores, transpose
-from natjax_kernels.plan import Window
 from natjax_kernels.problem import Problem, accumulator
 from natjax_kernels.sharding import laid_alike, sharded_as
+from natjax_kernels.spatial import over_devices
+from natjax_kernels.window import Window
 from natjax_kernels.xla.tables import add_gradient, bias_of, gradient_of_bias, neighbours_of, no_gradient, table_of
 from natjax_kernels.xla.tiles import (
     batch_parts,
@@ -48,34 +49,35 @@ from natjax_kernels.xla.tiles import (
 )
 
 
+@over_devices
 def attend(problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`."""
     problem = laid_alike(repeat_heads_to_shard(problem))
-    return _attend(problem.window, problem.logits, *vary_alike(*problem.arrays))
+    return _attend(problem.window, problem.logits, *vary_alike(*problem.arrays, problem.places))
 
 
 def attend_plainly(problem: Problem):
     """As `attend`, with JAX's own derivatives; NaNs and infinities spread over tiles."""
     query, key, value, rpb, *rest = problem.arrays
     window, biased = problem.window, rpb is not None
-    table = table_of(plan_of(key, window, biased), rpb, problem.accumulator)
-    out, lse = _attend_tiles(False, window, problem.logits, biased, query, key, value, table, *rest)
+    table = table_of(plan_of(key, window, biased, problem.places), rpb, problem.accumulator)
+    out, lse = _attend_tiles(False, window, problem.logits, biased, query, key, value, table, *rest, problem.places)
     return out, jnp.squeeze(lse, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(window, to_logits, query, key, value, rpb, *rest):
     biased = rpb is not None
-    table = table_of(plan_of(key, window, biased), rpb, accumulator(query))
+    table = table_of(plan_of(key, window, biased, rest[-1]), rpb, accumulator(query))
     out, lse = _contained(_attend_tiles, 1, (window, to_logits, biased), query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 
 
 def _attend_tiles(
-    contain, window, to_logits, biased, query, key, value, table, more_keys, more_values, key_mask, sizes
+    contain, window, to_logits, biased, query, key, value, table, more_keys, more_values, key_mask, sizes, places
 ):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
-    axes, groups = plan_of(key, window, biased), query.shape[-2] // key.shape[-2]
+    axes, groups = plan_of(key, window, biased, places), query.shape[-2] // key.shape[-2]
     bias = bias_of(table, axes, groups, accumulator(query))
     neighbours = neighbours_of(axes, groups) if contain else None
 
@@ -86,7 +88,7 @@ def _attend_tiles(
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
         logits = to_logits(scores(q, k, seen)) + bias(rows, q.ndim)  # [M, B, N, T, S]
         more = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
-        weights, more, total, m, any_key = _weights(logits, more, visible)
+        weights, more, total, m, any_key = _weights(logits, more, visible, axes)
         out = product(weights.astype(v.dtype), v, seen)
         if more is not None:
             out = out + _product_of_all(more.astype(v.dtype), more_values)
@@ -103,13 +105,14 @@ def _attend_tiles(
     return [untile_columns(x, axes) for x in results]
 
 
-def _weights(logits, more, visible):
+def _weights(logits, more, visible, axes: tuple[AxisPlan, ...]):
     """Returns weights before they are normalised.
 
     Args:
         logits: those of keys in windows, [M, B, N, T, S].
         more: those of additional keys, [M, B, N, T, S]; or None.
         visible: which keys no mask hides, [M, B, 1, 1, S]; or None.
+        axes: the plan.
 
     Returns:
         Weights of keys and of additional keys (or None), their sum (1 instead of 0), the maximum of logits, and which queries
@@ -117,18 +120,19 @@ def _weights(logits, more, visible):
     """
     if visible is not None:
         logits = jnp.where(visible, logits, -jnp.inf)
+    all_see = visible is None and not any(axis.blind for axis in axes)
     m = jnp.max(logits, axis=-1, keepdims=True)
     if more is not None:
         m = jnp.maximum(m, jnp.max(more, axis=-1, keepdims=True))
     m = jax.lax.stop_gradient(m)
-    if visible is not None:
+    if not all_see:
         m = jnp.where(m > MASKED / 2, m, 0)  # of queries that see nothing: their weights are then all 0
     weights = jnp.exp(logits - m)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if more is not None:
         more = jnp.exp(more - m)
         total = total + jnp.sum(more, axis=-1, keepdims=True)
-    if visible is None:
+    if all_see:
         return weights, more, total, m, None
     any_key = total != 0  # also where it is NaN, of which XLA's maximum on a CPU may know nothing
     return weights, more, jnp.where(any_key, total, 1), m, any_key
@@ -147,7 +151,7 @@ def _backward(window, to_logits, residuals, cotangents):
     # An unused log-sum-exp costs nothing: what XLA compiles has no operand for it.
     d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
     biased = rpb is not None
-    axes, groups = plan_of(key, window, biased), query.shape[-2] // key.shape[-2]
+    axes, groups = plan_of(key, window, biased, rest[-1]), query.shape[-2] // key.shape[-2]
     table = table_of(axes, rpb, accumulator(query))
     static, more = (window, to_logits, biased), 0 if rest[0] is None else 2
     gradients = _contained(_backward_tiles, 3 + more, static, query, key, value, table, *rest, d_out, d_lse)
@@ -155,14 +159,28 @@ def _backward(window, to_logits, residuals, cotangents):
     d_rpb = None
     if biased:
         d_rpb = sharded_as(gradient_of_bias(d_bias, axes, groups, window).astype(rpb.dtype), rpb)
-    return *gradients[:3], d_rpb, *(gradients[3:] or (None, None)), None, None
+    return *gradients[:3], d_rpb, *(gradients[3:] or (None, None)), None, None, None
 
 
 def _backward_tiles(
-    contain, window, to_logits, biased, query, key, value, table, more_keys, more_values, key_mask, sizes, d_out, d_lse
+    contain,
+    window,
+    to_logits,
+    biased,
+    query,
+    key,
+    value,
+    table,
+    more_keys,
+    more_values,
+    key_mask,
+    sizes,
+    places,
+    d_out,
+    d_lse,
 ):
     """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, sums of steps."""
-    axes, groups = plan_of(key, window, biased), query.shape[-2] // key.shape[-2]
+    axes, groups = plan_of(key, window, biased, places), query.shape[-2] // key.shape[-2]
     bias = bias_of(table, axes, groups, accumulator(query))
     neighbours = neighbours_of(axes, groups) if contain else None
 
@@ -186,7 +204,7 @@ def _backward_tiles(
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
         logits = to_logits(scores(q, k, seen))  # [M, B, N, T, S]
         more_logits = None if more_keys is None else to_logits(_scores_with_all(q, more_keys))
-        weights, more, total, _, any_key = _weights(logits + bias(rows, q.ndim), more_logits, visible)
+        weights, more, total, _, any_key = _weights(logits + bias(rows, q.ndim), more_logits, visible, axes)
         if any_key is not None and d_lse is not None:
             d_lse = jnp.where(any_key, d_lse, 0)
         weights = weights / total
@@ -215,7 +233,7 @@ def _backward_tiles(
         return (d_bias, *sums), (d_query, *halos, of_all)
 
     d_bias = no_gradient(table, axes, groups, accumulator(query)) if biased else None
-    arrays = query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse
+    arrays = query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse  # of a batch
     d_bias, gradients = by_steps(part, batch_parts(arrays, axes), d_bias)
     likes = query, key, value, more_keys, more_values
     gradients = [joined(x.astype(like.dtype), like) for x, like in zip(gradients, likes, strict=False)]

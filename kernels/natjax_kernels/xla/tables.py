@@ -18,10 +18,11 @@ import numpy as np
 
 from natjax_kernels._compat import vary, varying_axes
 from natjax_kernels.axis import AxisPlan, Pairs
-from natjax_kernels.bias import bias_gradient, bias_table, neighbour_table, table_shape
+from natjax_kernels.bias import bias_gradient, bias_table, neighbour_table, numpy_of, table_shape
 from natjax_kernels.grids import join_group, split_group
-from natjax_kernels.plan import Window, tile_classes
+from natjax_kernels.plan import tile_classes
 from natjax_kernels.sharding import laid_out, spec_of
+from natjax_kernels.window import Window
 from natjax_kernels.xla.tiles import take
 
 _LARGEST_TABLE = 2**21  # pairs of all classes, for one head
@@ -84,8 +85,8 @@ def _pairs(axes: tuple[AxisPlan, ...]) -> list[Pairs]:
 
 def _at_hand(rows: dict, axes: tuple[AxisPlan, ...]) -> list[Pairs]:
     """The pairs of the tiles of a step, whose product over the axes has them in their order."""
-    of_rows = axes[0].pairs.take(rows["classes"], np if isinstance(rows["classes"], np.ndarray) else jnp)
-    return [of_rows, *(axis.pairs.take(axis.classes) for axis in axes[1:])]
+    classes = rows["classes"], *(axis.classes for axis in axes[1:])
+    return [axis.pairs.take(c, numpy_of(c)) for axis, c in zip(axes, classes, strict=True)]
 
 
 def _classes(rows: dict, axes: tuple[AxisPlan, ...]):
@@ -101,7 +102,7 @@ def _sum_by_class(x, classes, count: int):
     One product with zeros and ones, and no sum before it: at some shapes XLA sums over a batch 30 times slower (jax 0.10, CPU).
     """
     x = x[:, None] if x.ndim == 4 else x
-    ours = jnp.asarray(classes == np.arange(count)[:, None], x.dtype)[..., None]
+    ours = jnp.asarray(classes == np.arange(count, dtype=np.int32)[:, None], x.dtype)[..., None]
     ours = jnp.broadcast_to(ours, (*ours.shape[:2], x.shape[1]))
     sharded = spec_of(x)  # along Explicit axes, which want to be told of the sum over them
     out = laid_out(x, (None, sharded[2], None, None)) if any(sharded) else None

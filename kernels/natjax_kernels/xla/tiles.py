@@ -13,24 +13,36 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from natjax_kernels.axis import AxisPlan, is_large
+from natjax_kernels.bias import numpy_of
 from natjax_kernels.grids import join_group
-from natjax_kernels.plan import Window, plan
+from natjax_kernels.plan import plan_axis, plan_split_axis
 from natjax_kernels.sharding import reshape, spec_of
 from natjax_kernels.sizes import seen_at_sizes
+from natjax_kernels.window import Window
 from natjax_kernels.xla.halos import add_halos, keys_of, no_halos, shared_by_many, sum_halos
 from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
 
 
-def plan_of(key, window: Window, biased: bool) -> tuple[AxisPlan, ...]:
-    """Plans a map of keys, [B, *spatial, N, D], in tiles; see `natjax_kernels.plan.plan_axis`."""
+def plan_of(key, window: Window, biased: bool, places: Any = None) -> tuple[AxisPlan, ...]:
+    """Plans a map of keys, [B, *spatial, N, D], in tiles; see `natjax_kernels.plan.plan_axis`.
+
+    Of axes that are split over devices it is the plan of a device; `places`, [rank], says of which (`natjax_kernels.split`).
+    """
     spatial = key.shape[1:-2]
-    return plan(spatial, window, tile_shape(spatial, window), biased=biased)
+    axes = zip(spatial, window.axes(), tile_shape(spatial, window), strict=True)
+    return tuple(
+        plan_axis(n, axis, tile, biased=biased)
+        if axis.split is None
+        else plan_split_axis(n, axis, tile, biased=biased).at(places[a], jnp)
+        for a, (n, axis, tile) in enumerate(axes)
+    )
 
 
 def query_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
@@ -46,9 +58,13 @@ def key_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
 
 def _keys(axis: AxisPlan, rows: dict | None):
     if not _computed(axis):
-        return np.maximum(axis.keys, 0) if rows is None else rows["keys"]
+        return _not_negative(axis.keys) if rows is None else rows["keys"]
     first_key = axis.first_key if rows is None else rows["first_key"]
     return jnp.maximum(axis.keys_from(jax.lax.optimization_barrier(jnp.asarray(first_key, jnp.int32)), jnp), 0)
+
+
+def _not_negative(x):
+    return numpy_of(x).maximum(x, 0)
 
 
 def _computed(axis: AxisPlan) -> bool:
@@ -128,8 +144,8 @@ def _from_slots(x, axes: tuple[AxisPlan, ...], *, halo: bool, first_axis: int):
             continue
         slots, parts = of_axis.key_slots if halo else of_axis.query_slot[:, None], []
         for slot in slots.T:
-            part = take(x, np.maximum(slot, 0), axis)
-            if (slot < 0).any():
+            part = take(x, _not_negative(slot), axis)
+            if not isinstance(slot, np.ndarray) or (slot < 0).any():
                 part = jnp.where((slot >= 0).reshape(-1, *(1,) * (x.ndim - axis - 1)), part, 0)
             parts.append(part)
         x = functools.reduce(jnp.add, parts)
@@ -143,7 +159,7 @@ def take(x, positions, axis: int):
     return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
 
 
-def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
+def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, Any]:
     """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
 
     Temporaries are those of one step, of at least one row: they grow with windows, and with a map's other axes, but not with its
@@ -157,10 +173,12 @@ def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, np.ndarray]:
     known |= {} if _computed(first) else {"keys": first.keys}
     known |= {"first_key": first.first_key} if _computed(first) or shared_by_many(first) else {}
     padding = steps * rows - first.tiles
-    known = {k: np.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)), constant_values=-1) for k, x in known.items()}
+    known = {
+        k: numpy_of(x).pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1)), constant_values=-1) for k, x in known.items()
+    }
     if padding or any((axis.queries < 0).any() for axis in axes):
         known["owned"] = known["queries"] >= 0
-    known = {k: np.maximum(x, 0) if x.dtype != bool else x for k, x in known.items()}
+    known = {k: _not_negative(x) if x.dtype != bool else x for k, x in known.items()}
     return {k: x.reshape(steps, rows, *x.shape[1:]) for k, x in known.items()}
 
 
@@ -217,8 +235,12 @@ def visible_keys(key_mask, sizes, window: Window, axes: tuple[AxisPlan, ...], ro
     visible = to_tiles(key_mask[..., None, None], keys).swapaxes(-1, -2)
     if sizes is None:
         return visible
-    windows = zip(sizes.T, window.axes(), query_index(axes, rows), keys, strict=True)
-    return visible & of_map(operator.and_, [seen_at_sizes(*axis) for axis in windows])[:, :, None]
+    queries = [
+        jnp.asarray(x, jnp.int32) + axis.query_origin for x, axis in zip(query_index(axes, rows), axes, strict=True)
+    ]
+    keys = [jnp.asarray(x, jnp.int32) + axis.key_origin for x, axis in zip(keys, axes, strict=True)]
+    seen = [seen_at_sizes(*axis) for axis in zip(sizes.T, window.axes(), queries, keys, strict=True)]
+    return visible & of_map(operator.and_, seen)[:, :, None]
 
 
 def of_map(combine, axes: list):

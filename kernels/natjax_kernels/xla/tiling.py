@@ -9,7 +9,8 @@ import os
 
 import jax
 
-from natjax_kernels.plan import Window, group_length, longest_halo
+from natjax_kernels.plan import group_length, longest_halo
+from natjax_kernels.window import Window
 
 _KEY_COST = 12  # scores that take as long as gathering a key and a value, and summing their gradients
 # Scores of a row of tiles, for one head, that make its work take twice as long: they leave the caches.
@@ -28,10 +29,11 @@ def tile_shape(spatial: tuple[int, ...], window: Window) -> tuple[int, ...]:
     """
     axes = []  # of every axis: what a side of a tile makes of it, as (side, tiles, keys of a tile)
     for length, axis in zip(spatial, window.axes(), strict=True):
-        keys = group_length(length, axis.dilation)
-        n = math.ceil(keys / axis.in_group().spacing)  # queries
+        own, whole = (length, length) if axis.split is None else axis.split.lengths(length)
+        n = math.ceil(group_length(own, axis.dilation) / axis.in_group().spacing)  # queries
+        keys, most = group_length(whole, axis.dilation), group_length(length, axis.dilation)
         sides = {math.ceil(n / m) for m in range(1, n + 1)} & set(range(_MOST_QUERIES + 1))
-        axes.append([(t, math.ceil(n / t), longest_halo(keys, axis, t)) for t in sorted(sides)])
+        axes.append([(t, math.ceil(n / t), min(longest_halo(keys, axis, t), most)) for t in sorted(sides)])
 
     def cost(choice) -> float:
         queries, tiles, keys = (math.prod(numbers) for numbers in zip(*choice, strict=True))

@@ -17,10 +17,11 @@ from natjax_kernels.axis import AxisPlan, is_large
 from natjax_kernels.bias import MASKED, bias_table, computed, neighbour_table, table_shape
 from natjax_kernels.grids import repeat_heads
 from natjax_kernels.masked import product, scores
-from natjax_kernels.plan import Window, tile_classes
+from natjax_kernels.plan import tile_classes
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import spec_of, within_auto_axes
 from natjax_kernels.sizes import windows_at_sizes
+from natjax_kernels.window import Window
 from natjax_kernels.xla.tiles import (
     from_tiles,
     key_index,

@@ -1,0 +1,178 @@
+"""An axis that is split over devices: which keys a device has, and the windows of its queries among them.
+
+Every device has an equal part of the queries and of the keys, in their order, and gets the further keys that its queries see in
+one of two ways. As halos: tokens of its neighbours before and after its own. Or around a ring, where windows are so long that
+halos would be more than all the other parts: the devices pass their keys on, and in every step a device attends to one part.
+
+All devices run one program, whose plan has a place for every device (and step); places that look alike are of one kind.
+
+Letters: L keys along an axis, Q queries of a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from natjax_kernels.axis import AxisPlan
+from natjax_kernels.window import AxisWindow, windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How an axis is split.
+
+    Attributes:
+        parts: devices.
+        before: keys that a device has in front of its own ones.
+        after: keys that it has behind them.
+        ring: whether it has one part at a time instead, and not always its own: that of device (own - step) modulo parts.
+    """
+
+    parts: int
+    before: int = 0
+    after: int = 0
+    ring: bool = False
+
+    def own(self, length: int) -> int:
+        """Returns how many of `length` keys are a device's own."""
+        return length - self.before - self.after
+
+    def lengths(self, length: int) -> tuple[int, int]:
+        """Returns how many keys are a device's own, of `length` that it has, and how many the whole axis has."""
+        return self.own(length), self.own(length) * self.parts
+
+    def origins(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns where the own part and the keys at hand begin along the whole axis, [places] each.
+
+        A place is a device; around a ring it is step * parts + device.
+        """
+        device = np.arange(self.parts)
+        if not self.ring:
+            return device * self.own(length), device * self.own(length) - self.before
+        step, device = (x.reshape(-1) for x in np.meshgrid(device, device, indexing="ij"))
+        return device * length, (device - step) % self.parts * length
+
+
+def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
+    """Returns how to split an axis of `length` keys, in the way that sends fewer bytes.
+
+    Args:
+        length: L.
+        parts: devices, which divide the axis into parts of a multiple of `axis.spacing`.
+        axis: its window.
+    """
+    own = length // parts
+    first, count = _runs(length, axis)
+    last = first + (count - 1) * axis.dilation
+    before = int(np.max(np.arange(parts)[:, None] * own - first.reshape(parts, -1)))
+    after = int(np.max(last.reshape(parts, -1) - np.arange(1, parts + 1)[:, None] * own)) + 1
+    before, after = max(before, 0), max(after, 0)
+    # On a periodic axis the keys that a window has of a part need not be one run.
+    if before + after > length - own and own % axis.dilation == 0 and not axis.periodic:
+        return Split(parts, ring=True)
+    return Split(parts, before, after)
+
+
+def _runs(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the position of every query's first key (before 0 on a ring, perhaps) and how many it sees, [queries] each."""
+    whole = dataclasses.replace(axis, split=None)
+    centers = whole.centers(length)
+    start, end = (x[centers] for x in windows(length, whole))
+    return start * axis.dilation + centers % axis.dilation, end - start
+
+
+def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the windows of a device's queries among the `length` keys that it has, for every kind of device.
+
+    Returns:
+        start and end, [kinds, Q] each: a query sees keys start to end - 1 of its dilation group. shift, [kinds]: how far the
+        queries are from `axis.centers`, in keys of a group; 0 but around a ring. kind, [places]: that of every place.
+    """
+    if axis.split is None:
+        start, end = (x[None, axis.centers(length)] for x in windows(length, axis))
+        return start, end, np.zeros(1, int), np.zeros(1, int)
+    split, (own, whole) = axis.split, axis.split.lengths(length)
+    first, count = _runs(whole, axis)
+    queries, keys = split.origins(length)
+    first, count = (x.reshape(split.parts, -1)[queries // own] for x in (first, count))
+    start = (first - keys[:, None]) // axis.dilation
+    end = start + count
+    if split.ring:
+        start = np.clip(start, 0, length // axis.dilation)
+        end = np.clip(end, start, length // axis.dilation)
+    shift = (queries - keys - split.before) // axis.dilation
+    kinds, kind = np.unique(np.concatenate([start, end, shift[:, None]], axis=1), axis=0, return_inverse=True)
+    start, end = np.split(kinds[:, :-1], 2, axis=1)
+    return start, end, kinds[:, -1], kind.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SplitPlan:
+    """The plan of a split axis.
+
+    Attributes:
+        kinds: the plans of devices that differ: of the same tiles, classes and spans.
+        kind: [places] which of them a place has.
+        origins: [2, places] where its queries and the keys at hand begin along the whole axis.
+    """
+
+    kinds: tuple[AxisPlan, ...]
+    kind: np.ndarray
+    origins: np.ndarray
+
+    def at(self, place: Any, xp: Any) -> AxisPlan:
+        """Returns the plan of one place, which may be traced; `xp` is JAX's NumPy."""
+        fields = {field.name: getattr(self.kinds[0], field.name) for field in dataclasses.fields(AxisPlan)}
+        query_origin, key_origin = xp.take(xp.asarray(self.origins, np.int32), place, axis=1)
+        fields |= {"query_origin": query_origin, "key_origin": key_origin}
+        if len(self.kinds) == 1:
+            return dataclasses.replace(self.kinds[0], query_origin=query_origin, key_origin=key_origin)
+        kind = xp.take(xp.asarray(self.kind, np.int32), place)
+        plan = DevicePlan(**fields, kinds=self.kinds, kind=kind, xp=xp)
+        return dataclasses.replace(plan, first_key=plan.taken("first_key"), classes=plan.taken("classes"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DevicePlan(AxisPlan):
+    """The plan of the device that a program runs on: an `AxisPlan`, of which JAX takes what depends on the device.
+
+    Attributes:
+        kinds: the plans of all kinds.
+        kind: which of them it is.
+        xp: JAX's NumPy.
+    """
+
+    kinds: tuple[AxisPlan, ...] = ()
+    kind: Any = 0
+    xp: Any = np
+
+    def taken(self, name: str):
+        """Returns an attribute of the device's kind."""
+        arrays = [getattr(plan, name) for plan in self.kinds]
+        widest = max(x.shape[-1] for x in arrays)
+        arrays = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, widest - x.shape[-1])], constant_values=-1) for x in arrays]
+        return self.xp.take(self.xp.asarray(np.stack(arrays), np.int32), self.kind, axis=0)
+
+    @property
+    def tiles_per_key(self) -> float:
+        """As `AxisPlan.tiles_per_key`, of the kind that has most."""
+        return max(plan.tiles_per_key for plan in self.kinds)
+
+    @property
+    def last_first_key(self) -> int:
+        """As `AxisPlan.last_first_key`, of all kinds."""
+        return max(plan.last_first_key for plan in self.kinds)
+
+    @functools.cached_property
+    def keys(self):
+        """As `AxisPlan.keys`."""
+        return self.taken("keys")
+
+    @functools.cached_property
+    def key_slots(self):
+        """As `AxisPlan.key_slots`."""
+        return self.taken("key_slots")

@@ -1,0 +1,70 @@
+"""Maps that are split over devices along their spatial axes give the results of one device, with nothing but halos on the way.
+
+See spatial_oracle.py, which runs in a process of eight CPU devices.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from natjax_kernels.split import Split, split_axis
+from natjax_kernels.window import AxisWindow, windows
+
+ORACLE = pathlib.Path(__file__).with_name("spatial_oracle.py")
+
+HALOS = """
+import collections
+from spatial_oracle import check, collectives
+found = collections.Counter(collectives(check("several hops", "xla", "Explicit")))
+# Windows of 7, 2 apart, shift inward at the borders, where they reach 10 tokens beyond a part of 4: keys and values of two parts
+# and a half from either side, and their gradients back. The sum of the bias's gradient is over all devices.
+halos = {("collective-permute", (1, 4, 2, 4)): 16, ("collective-permute", (1, 2, 2, 4)): 8}
+assert found == halos | {("all-reduce", (2, 13)): 1}, found
+"""
+
+
+@pytest.mark.parametrize("axis_type", ["Explicit"])
+def test_results_are_those_of_one_device(axis_type):
+    run_apart([str(ORACLE), "xla", axis_type], JAX_ENABLE_X64="1")
+
+
+def test_halos_are_all_that_travels():
+    run_apart(
+        ["-c", HALOS], JAX_ENABLE_X64="1", PYTHONPATH=f"{ORACLE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )
+
+
+def run_apart(arguments, **environment):
+    result = subprocess.run([sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-500:] + result.stderr[-3000:]
+
+
+def test_halos_are_as_long_as_windows_reach():
+    assert split_axis(64, 8, AxisWindow(7)) == Split(8, 3, 3)
+    assert split_axis(64, 8, AxisWindow(4, dilation=2)) == Split(8, 4, 2)
+    assert split_axis(64, 8, AxisWindow(7, causal=True)) == Split(8, 6, 0)
+    assert split_axis(64, 8, AxisWindow(4, periodic=True)) == Split(8, 2, 1)
+    assert split_axis(64, 32, AxisWindow(7)) == Split(
+        32, 5, 5
+    )  # windows at the borders shift inward, beyond a part of two
+    assert split_axis(64, 8, AxisWindow(64)) == Split(8, ring=True)  # halos would be all other parts, twice
+    assert split_axis(64, 8, AxisWindow(64, periodic=True)) == Split(8, 32, 31)
+
+
+@pytest.mark.parametrize(
+    "axis", [AxisWindow(5), AxisWindow(4, dilation=3), AxisWindow(8, stride=3, causal=True)], ids=str
+)
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_halos_hold_what_windows_see_and_no_more(axis, parts):
+    length = 48
+    start, end = windows(length, axis)
+    position = np.arange(length)
+    first, last = (edge * axis.dilation + position % axis.dilation for edge in (start, end - 1))
+    part = position // (length // parts)
+    split = split_axis(length, parts, axis)
+    assert split.before == max(0, np.max(part * (length // parts) - first))
+    assert split.after == max(0, np.max(last - (part + 1) * (length // parts) + 1))
