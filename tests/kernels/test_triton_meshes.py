@@ -67,7 +67,7 @@ def main():
 
     import natjax_kernels.triton.op as op
     from natjax_kernels import neighborhood_attention
-    from natjax_kernels.fused.partitioning import join_heads, split_heads
+    from natjax_kernels.partitioning import join_heads, split_heads
 
     def shared(group, q, *keys):
         """Joins the heads of queries, and repeats those of keys for all that share one."""

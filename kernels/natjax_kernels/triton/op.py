@@ -17,8 +17,8 @@ from jax.custom_derivatives import SymbolicZero
 from natjax_kernels._compat import vary_alike
 from natjax_kernels.bias import bias_gradient, sum_by_segment
 from natjax_kernels.fused.configurations import Case, Config
-from natjax_kernels.fused.partitioning import Call, join_heads, split_heads
 from natjax_kernels.logits import Logits
+from natjax_kernels.partitioning import Call, join_heads, split_heads
 from natjax_kernels.problem import Problem
 from natjax_kernels.sharding import reshape, sharded_as, spec_of
 from natjax_kernels.triton.additional import merging_additional_keys
