@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.scaling.costs import cost
 from benchmarks.scaling.machines import DEVICES, MACHINES, Machine
-from benchmarks.scaling.work import CONVOLUTION, Work, exchange, nat, reach, weather
+from benchmarks.scaling.work import CONVOLUTION, Work, exchange, nat, split, weather
 from benchmarks.tables import table
 from natjax.presets import get_config
 
@@ -40,13 +40,13 @@ def levels(works: Sequence[Work], parts: Sequence[int]) -> list[dict[str, Any]]:
         if work.windows[0] == CONVOLUTION:
             continue
         axes = zip(work.sides, parts, work.windows, strict=True)
-        before, after = next(reach(n, p, axis) for n, p, axis in axes if p > 1)
+        found = next(split(n, p, axis) for n, p, axis in axes if p > 1)
         part, received = [n // p for n, p in zip(work.sides, parts, strict=True)], exchange(work, parts)[0]
         rows[work.name] = {
             "layers of": work.name,
             "map": list(work.sides),
             "part": part,
-            "halo": f"{before} + {after}",
+            "halo": f"{found.before} + {found.after}",
             "halo's tokens %": round(100 * received / work.halo / math.prod(part), 1),
             "MB received": round(received / 1e6, 2),
             "GFLOP": round(2 * work.macs / math.prod(parts) / 1e9, 1),

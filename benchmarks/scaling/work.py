@@ -7,10 +7,9 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from natjax.configuration import NatConfig
-from natjax_kernels.plan import AxisWindow, windows
+from natjax_kernels.split import Split, split_axis
+from natjax_kernels.window import AxisWindow
 
 BYTES = 2  # of an activation or a weight, bfloat16
 CONVOLUTION = AxisWindow(kernel=3, stride=2)  # its output i is of inputs from 2i - 1 to 2i + 1
@@ -97,17 +96,12 @@ def weather() -> Iterator[Work]:
 
 
 @functools.cache
-def reach(length: int, parts: int, axis: AxisWindow) -> tuple[int, int]:
-    """Returns how many tokens before its part, and after it, a device needs, the most of all devices."""
+def split(length: int, parts: int, axis: AxisWindow) -> Split:
+    """Returns how the op splits an axis; one that does not divide is padded, and the op told its size."""
     if axis == CONVOLUTION:
-        return 1, 0  # as parts are even
-    query, (start, end) = np.arange(length), windows(length, axis)
-    first, last = ((edge * axis.dilation + query % axis.dilation) for edge in (start, end - 1))
-    part = -(-length // parts)
-    begin = np.arange(0, length, part)
-    before = begin - np.minimum.reduceat(first, begin)
-    after = np.maximum.reduceat(last, begin) - np.minimum(begin + part, length) + 1
-    return max(0, int(before.max())), max(0, int(after.max()))
+        return Split(parts, before=1)  # as parts are even
+    padded = -(-length // parts) * parts
+    return split_axis(padded, parts, axis if padded == length else dataclasses.replace(axis, sized=True))
 
 
 def exchange(work: Work, parts: Sequence[int]) -> tuple[float, float, int]:
@@ -118,10 +112,11 @@ def exchange(work: Work, parts: Sequence[int]) -> tuple[float, float, int]:
     sides, received, fuller, messages = [-(-n // p) for n, p in zip(work.sides, parts, strict=True)], 0.0, 0.0, 0
     for a, count in enumerate(parts):
         if count > 1:
-            part, halo = sides[a], reach(work.sides[a], count, work.windows[a])
+            part, found = sides[a], split(work.sides[a], count, work.windows[a])
             token = math.prod(sides) / part * work.halo
+            halo = (part * (count - 1), 0) if found.ring else (found.before, found.after)
             received += sum(halo) * token
             fuller += max(halo) * token
             messages += -(-max(halo) // part)  # to several neighbours where halos are longer than a part
-            sides[a] += sum(halo)
+            sides[a] += 0 if found.ring else sum(halo)
     return received, fuller, messages

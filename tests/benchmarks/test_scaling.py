@@ -1,17 +1,14 @@
-"""The cost model on paper: FLOPs are those of the library, halos those of the op's definition, bytes what follows by hand."""
+"""The cost model on paper: FLOPs are those of the library, and bytes what follows by hand."""
 
-import math
 import pathlib
 
-import numpy as np
 import pytest
 
 from benchmarks.scaling import __main__ as report
 from benchmarks.scaling import costs, machines, work
-from natjax import neighbors
 from natjax.flops import count_parts
 from natjax.presets import get_config
-from natjax_kernels.plan import AxisWindow
+from natjax_kernels.window import AxisWindow
 
 pytestmark = pytest.mark.once
 
@@ -24,30 +21,6 @@ def test_work_is_what_the_library_counts(preset):
     assert found == {p.name: p.macs for p in count_parts(config, (1024, 512)) if p.name != "head"}
 
 
-@pytest.mark.parametrize(
-    ("length", "parts", "axis"),
-    [
-        (64, 4, AxisWindow(7)),
-        (64, 16, AxisWindow(7)),
-        (60, 4, AxisWindow(4, dilation=3)),
-        (61, 8, AxisWindow(5, dilation=2, stride=2)),
-        (48, 3, AxisWindow(6, causal=True)),
-    ],
-)
-def test_halos_are_those_of_the_definition(length, parts, axis):
-    seen = neighbors((length,), axis.kernel, dilation=axis.dilation, stride=axis.stride, is_causal=axis.causal)
-    seen = np.where(seen < 0, seen.max(axis=1, keepdims=True), seen)  # what a causal window does not have
-    part = math.ceil(length / parts)
-    before = [start - seen[start : start + part].min() for start in range(0, length, part)]
-    after = [seen[start : start + part].max() + 1 - min(start + part, length) for start in range(0, length, part)]
-    assert work.reach(length, parts, axis) == (max(0, *before), max(0, *after))
-
-
-def test_halos_of_a_ring_do_not_shift():
-    assert work.reach(64, 4, AxisWindow(7, periodic=True)) == (3, 3)
-    assert work.reach(64, 4, AxisWindow(4, dilation=2, periodic=True)) == (4, 2)
-
-
 def test_bytes_of_halos():
     layer = work.layer("level", (64, 32), (AxisWindow(7),) * 2, channels=8, heads=2, ratio=3)
     token = 2 * 8 * 2  # k and v in bfloat16
@@ -55,8 +28,15 @@ def test_bytes_of_halos():
     assert work.exchange(layer, (4, 1)) == (6 * 32 * token, 3 * 32 * token, 1)
     # Columns of 16 + 6 rows after the exchange of rows.
     assert work.exchange(layer, (4, 2)) == ((6 * 16 + 6 * 22) * token, (3 * 16 + 3 * 22) * token, 2)
-    # Parts of 2 rows: the first rows see 6 more after them, which three neighbours have.
+    # Parts of 2 rows: the first rows see 5 more after them, which three neighbours have.
     assert work.exchange(layer, (32, 1)) == (2 * 5 * 32 * token, 5 * 32 * token, 3)
+    # Padded to 66 rows, whose own borders are known at run time.
+    assert work.exchange(layer, (3, 1)) == (2 * 6 * 32 * token, 6 * 32 * token, 1)
+
+
+def test_windows_as_long_as_the_map_pass_parts_around_a_ring():
+    layer = work.layer("level", (64, 32), (AxisWindow(64), AxisWindow(7)), channels=8, heads=2, ratio=3)
+    assert work.exchange(layer, (8, 1)) == (56 * 32 * 32, 56 * 32 * 32, 7)
 
 
 def test_maps_with_fewer_rows_than_devices_are_gathered():
