@@ -1,8 +1,8 @@
-"""How calls of the kernels behave under vmap, and on meshes whose axes shard the batch and the heads.
+"""How calls behave under vmap, and on meshes whose axes shard the batch, the heads and the map.
 
-XLA cannot see into a kernel: by default, it would gather every operand onto every device. Attention of one batch
-entry and head needs no other one, so each device calls the kernels on what it has. The one collective is the sum of the table's
-gradient over the devices that share the batch.
+XLA cannot see into a kernel, and of gathers it does not know how little they need: by default, it would gather every operand onto
+every device. Attention of one batch entry and head needs no other one, and of the map a halo, so each device calls the function
+on what it has. The one other collective is the sum of gradients of what several devices share.
 
 `Call` describes a function of token arrays [B, L, N, D] or [B, N, L] and of tables [rows, N or 1, T, S] by the axes of its
 operands and results, letters as in an einsum: b batch, n heads, and v0, v1, ... those that vmap maps. Where several heads of
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from natjax_kernels._compat import context_mesh, vary, varying_axes
-from natjax_kernels.sharding import reshape, spec_of
+from natjax_kernels.sharding import mesh_of, reshape, spec_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,17 @@ class Call:
         function: takes and returns arrays; results without a `b` are sums over the batch.
         operands: axes of each operand, as "b s n d".
         results: axes of each result.
+        spatial: letters of axes that may be sharded, too: the function, which gets what it needs of other devices by itself, is
+            then called with `names`, of each letter the axes of the mesh along which it lies, or None.
+        derivative: the function on one device, whose derivatives are those of the call; without it, a call has none.
         mapped: how many axes vmap maps.
     """
 
     function: Callable
     operands: tuple[str, ...]
     results: tuple[str, ...]
+    spatial: tuple[str, ...] = ()
+    derivative: Callable | None = None
     mapped: int = 0
 
     def __call__(self, *arrays):
@@ -51,17 +57,29 @@ class Call:
         call = custom_vmap(self._on_mesh)
         call.def_vmap(self._vmap)
         call = jax.custom_jvp(call)
-        call.defjvp(_no_second_derivative)
+        call.defjvp(self._jvp)
         return call(*arrays)
+
+    def _jvp(self, primals, tangents):
+        derivative = self.derivative
+        if derivative is None:
+            # The first derivative never comes here: the op has a VJP rule, which calls kernels.
+            raise NotImplementedError('the fused kernels have no second derivative; use implementation="xla"')
+        return self(*primals), jax.jvp(lambda *arrays: list(derivative(*arrays)), primals, tangents)[1]
 
     def _of_those_given(self, *arrays):
         given = [x is not None for x in arrays]
 
-        def function(*operands):
-            rest = iter(operands)
-            return self.function(*(next(rest) if there else None for there in given))
+        def with_nones(function):
+            def call(*operands, **names):
+                rest = iter(operands)
+                return function(*(next(rest) if there else None for there in given), **names)
 
-        call = Call(function, tuple(itertools.compress(self.operands, given)), self.results)
+            return call
+
+        functions = with_nones(self.function), self.derivative and with_nones(self.derivative)
+        operands = tuple(itertools.compress(self.operands, given))
+        call = dataclasses.replace(self, function=functions[0], operands=operands, derivative=functions[1])
         return call(*itertools.compress(arrays, given))
 
     def _vmap(self, size: int, batched: list[bool], *arrays):
@@ -75,39 +93,40 @@ class Call:
         operands = tuple(f"{axis} {axes}" if m else axes for m, axes in zip(batched, self.operands, strict=True))
         results = tuple(f"{axis} {axes}" for axes in self.results)
         function = self._entry_by_entry if own else self._folded
-        call = Call(functools.partial(function, tuple(batched)), operands, results, self.mapped + 1)
+        mapped = functools.partial(function, tuple(batched))
+        derivative = self.derivative and functools.partial(mapped, names=dict.fromkeys(self.spatial))
+        call = Call(mapped, operands, results, self.spatial, derivative, self.mapped + 1)
         return list(call(*arrays)), [True] * len(results)
 
-    def _entry_by_entry(self, batched: tuple[bool, ...], *arrays):
+    def _entry_by_entry(self, batched: tuple[bool, ...], *arrays, **names):
         mapped = [x for x, is_mapped in zip(arrays, batched, strict=True) if is_mapped]
 
         def entry(mapped):
             rest = iter(mapped)
-            return list(self.function(*(next(rest) if m else x for x, m in zip(arrays, batched, strict=True))))
+            return list(self.function(*(next(rest) if m else x for x, m in zip(arrays, batched, strict=True)), **names))
 
         return jax.lax.map(entry, mapped)
 
-    def _folded(self, batched: tuple[bool, ...], *arrays):
+    def _folded(self, batched: tuple[bool, ...], *arrays, **names):
         size = next(len(x) for x, is_mapped in zip(arrays, batched, strict=True) if is_mapped)
         folded = []
         for x, is_mapped, axes in zip(arrays, batched, self.operands, strict=True):
-            if "b" in (names := axes.split()):
-                at = names.index("b")  # other mapped axes may come before it
+            if "b" in (letters := axes.split()):
+                at = letters.index("b")  # other mapped axes may come before it
                 x = jnp.moveaxis(x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)), 0, at)
                 x = jax.lax.collapse(x, at, at + 2)
             folded.append(x)
         results = []
-        for x, axes in zip(self.function(*folded), self.results, strict=True):
+        for x, axes in zip(self.function(*folded, **names), self.results, strict=True):
             at = axes.split().index("b")
             results.append(jnp.moveaxis(x.reshape(*x.shape[:at], size, -1, *x.shape[at + 1 :]), at, 0))
         return results
 
     def _on_mesh(self, *arrays):
         varying = frozenset().union(*map(varying_axes, arrays))
-        meshes = [jax.typeof(x).sharding.mesh for x in arrays]
-        mesh = next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
+        mesh = mesh_of(arrays)
         if varying or AxisType.Manual in mesh.axis_types:
-            return [vary(x, varying) for x in self.function(*arrays)]
+            return [vary(x, varying) for x in self._local({}, *arrays)]
         if AxisType.Explicit in mesh.axis_types:
             return self._explicit(mesh, *arrays)
         context = context_mesh()
@@ -121,7 +140,7 @@ class Call:
         places = self._places([jax.typeof(x).sharding.spec for x in arrays])
         inputs, outputs = (tuple(_spec(axes, places) for axes in many) for many in (self.operands, self.results))
         call = jax.shard_map(
-            lambda *local: self._summed(places["b"], *local),
+            lambda *local: self._summed(places, *local),
             mesh=mesh,
             in_specs=inputs,
             out_specs=outputs,
@@ -135,13 +154,19 @@ class Call:
 
         def partition(mesh, operands, results):
             places = self._places([x.sharding.spec for x in operands])
+            for axes, x in zip(self.operands, operands, strict=True):
+                for axis, length in zip(axes.split(), x.shape, strict=True):
+                    if axis in self.spatial and length % _parts(mesh, places.get(axis)):
+                        places[axis] = None  # parts of different sizes
             inputs, outputs = (
                 tuple(NamedSharding(mesh, _spec(axes, places)) for axes in many)
                 for many in (self.operands, self.results)
             )
-            return mesh, lambda *local: self._summed(places["b"], *local), outputs, inputs
+            return mesh, lambda *local: self._summed(places, *local), outputs, inputs
 
-        call = custom_partitioning(jax.jit(lambda *arrays: tuple(self.function(*arrays))))  # jit, as it holds constants
+        call = custom_partitioning(
+            jax.jit(lambda *arrays: tuple(self._local({}, *arrays)))
+        )  # jit, as it holds constants
         rule = f"{', '.join(self.operands)} -> {', '.join(self.results)}"
         others = dict.fromkeys(axis for axes in self.operands + self.results for axis in axes.split())
         others = tuple(axis for axis in others if not self._may_be_sharded(axis))
@@ -149,7 +174,7 @@ class Call:
         return list(call(*arrays))
 
     def _may_be_sharded(self, axis: str) -> bool:
-        return axis in ("b", "n") or axis.startswith("v")
+        return axis in ("b", "n", *self.spatial) or axis.startswith("v")
 
     def _places(self, specs: Sequence[P]) -> dict[str, Any]:
         """Returns where on the mesh each axis is: where the first operand has it, as far as that is free."""
@@ -162,13 +187,25 @@ class Call:
                     taken |= names
         return {"b": None} | places
 
-    def _summed(self, batch, *local):
-        results = self.function(*local)
-        if batch is None:
-            return tuple(results)
-        return tuple(
-            x if "b" in axes.split() else jax.lax.psum(x, batch) for x, axes in zip(results, self.results, strict=True)
-        )
+    def _local(self, places: dict[str, Any], *local):
+        """Calls the function on what a device has."""
+        return self.function(*local, **({"names": {a: places.get(a) for a in self.spatial}} if self.spatial else {}))
+
+    def _summed(self, places: dict[str, Any], *local):
+        """Calls the function, and sums over the devices that share an entry of the batch or of the map those results without."""
+        results = []
+        for x, axes in zip(self._local(places, *local), self.results, strict=True):
+            over = [places[axis] for axis in ("b", *self.spatial) if places.get(axis) and axis not in axes.split()]
+            results.append(jax.lax.psum(x, sum(map(_as_tuple, over), ())) if over else x)
+        return tuple(results)
+
+
+def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return names if isinstance(names, tuple) else (names,)
+
+
+def _parts(mesh, names: Any) -> int:
+    return math.prod(mesh.shape[name] for name in _as_tuple(names or ()))
 
 
 def split_heads(x, axis: int, group: int):
@@ -192,11 +229,6 @@ def join_heads(x, axis: int, group: int):
     places = spec_of(x)
     shape = *x.shape[:axis], x.shape[axis] * group, *x.shape[axis + 2 :]
     return reshape(x, shape, (*places[: axis + 1], *places[axis + 2 :]))
-
-
-def _no_second_derivative(primals, tangents):
-    # The first derivative never comes here: the op has a VJP rule, which calls kernels.
-    raise NotImplementedError('the fused kernels have no second derivative; use implementation="xla"')
 
 
 def _spec(axes: str, places: dict[str, Any]) -> P:

@@ -18,6 +18,12 @@ def spec_of(x: jax.Array) -> tuple:
     return tuple(jax.typeof(x).sharding.spec)
 
 
+def mesh_of(arrays: Sequence[Any]) -> Any:
+    """Returns the mesh of some arrays, else the one of `jax.set_mesh`, which may be empty; arrays may be None."""
+    meshes = (jax.typeof(x).sharding.mesh for x in arrays if x is not None)
+    return next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
+
+
 def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple) -> jax.Array:
     """Reshapes to `shape`, whose axes lie where `spec` says.
 
@@ -139,7 +145,7 @@ def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results:
     specs = tuple(PartitionSpec(*spec_of(x)) for x in arrays)
     names = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
     call = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, axis_names=names, check_vma=False)
-    return call(*arrays)
+    return jax.jit(call)(*arrays)  # called by itself, `jax.shard_map` has no rule for some derivatives
 
 
 def _explicit_mesh(arrays: Sequence[Any]) -> Any:

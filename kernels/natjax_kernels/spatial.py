@@ -15,40 +15,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from natjax_kernels.grids import repeat_heads_to_shard
 from natjax_kernels.halo import exchange
 from natjax_kernels.merge import merge_attentions
 from natjax_kernels.problem import Problem
-from natjax_kernels.sharding import laid_alike, over_explicit_axes, shards, spec_of
 from natjax_kernels.split import split_axis
 
 Names = str | tuple[str, ...]
-
-
-def over_devices(attend: Callable) -> Callable:
-    """Gives maps that are split over devices to an implementation that knows `Window.split`."""
-
-    @functools.wraps(attend)
-    def attend_over_devices(problem: Problem):
-        names = tuple(
-            name if shards(problem.query, 1 + a) > 1 else None for a, name in enumerate(spec_of(problem.query)[1:-2])
-        )
-        if not any(names):
-            return attend(problem)
-        problem = laid_alike(repeat_heads_to_shard(problem))
-        given = [x is not None for x in problem.arrays]
-
-        def of_device(*arrays):
-            arrays = iter(arrays)
-            return attend_to_parts(attend, problem.with_arrays(*(next(arrays) if g else None for g in given)), names)
-
-        arrays = [x for x in problem.arrays if x is not None]
-        *tokens, _ = spec_of(problem.query)
-        return over_explicit_axes(of_device, arrays, (PartitionSpec(*tokens, None), PartitionSpec(*tokens)))
-
-    return attend_over_devices
 
 
 def attend_to_parts(attend: Callable, problem: Problem, names: tuple[Names | None, ...]):
@@ -59,6 +32,8 @@ def attend_to_parts(attend: Callable, problem: Problem, names: tuple[Names | Non
         problem: of what the device has: its parts of query, key, value and mask.
         names: of every spatial axis the axes of the mesh along which it is split, or None.
     """
+    if not any(names):
+        return attend(problem)
     keys = {name: getattr(problem, name) for name in ("key", "value", "key_mask")}
     splits, places, rings = [], [], []
     for a, (name, axis) in enumerate(zip(names, problem.window.axes(), strict=True)):

@@ -27,7 +27,7 @@ assert found == halos | {("all-reduce", (2, 13)): 1}, found
 """
 
 
-@pytest.mark.parametrize("axis_type", ["Explicit"])
+@pytest.mark.parametrize("axis_type", ["Explicit", "Auto"])
 def test_results_are_those_of_one_device(axis_type):
     run_apart([str(ORACLE), "xla", axis_type], JAX_ENABLE_X64="1")
 

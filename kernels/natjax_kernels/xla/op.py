@@ -25,9 +25,9 @@ from natjax_kernels.axis import AxisPlan
 from natjax_kernels.bias import MASKED
 from natjax_kernels.grids import join_group, repeat_heads_to_shard, split_group
 from natjax_kernels.masked import product, scores, transpose
+from natjax_kernels.meshes import over_devices
 from natjax_kernels.problem import Problem, accumulator
 from natjax_kernels.sharding import laid_alike, sharded_as
-from natjax_kernels.spatial import over_devices
 from natjax_kernels.window import Window
 from natjax_kernels.xla.tables import add_gradient, bias_of, gradient_of_bias, neighbours_of, no_gradient, table_of
 from natjax_kernels.xla.tiles import (

@@ -1,0 +1,131 @@
+"""Attention of arrays that lie along axes of a mesh: what every device computes of its own parts.
+
+Explicit axes are part of types: where they split a map, each device attends to its own part of it (`natjax_kernels.spatial`). Of
+Auto axes only XLA's partitioner knows, which left to itself would gather whole maps. There a call
+(`natjax_kernels.partitioning`) tells it which axes can be sharded, and what a device computes then; the backward pass is a call
+of its own.
+
+Letters of calls: b batch, x0 x1 x2 the map, r0 r1 r2 keys per query along it, n key heads, g query heads that share one,
+d channels of queries and keys, e of values, s additional keys, o0 o1 o2 offsets of the bias, z sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+from natjax_kernels.grids import repeat_heads_to_shard
+from natjax_kernels.partitioning import Call, join_heads, split_heads
+from natjax_kernels.problem import Problem
+from natjax_kernels.sharding import laid_alike, mesh_of, over_explicit_axes, shards, spec_of
+from natjax_kernels.spatial import attend_to_parts
+
+
+def over_devices(attend: Callable) -> Callable:
+    """Gives maps that are split over devices to an implementation: whole ones to it, and problems of devices within calls."""
+
+    @functools.wraps(attend)
+    def attend_over_devices(problem: Problem):
+        names = tuple(
+            name if shards(problem.query, 1 + a) > 1 else None for a, name in enumerate(spec_of(problem.query)[1:-2])
+        )
+        if not any(names):
+            return _over_auto_axes(attend, problem) if _may_lie_anywhere(problem) else attend(problem)
+        problem = laid_alike(repeat_heads_to_shard(problem))
+        given = [x is not None for x in problem.arrays]
+
+        def of_device(*arrays):
+            arrays = iter(arrays)
+            return attend_to_parts(attend, problem.with_arrays(*(next(arrays) if g else None for g in given)), names)
+
+        arrays = [x for x in problem.arrays if x is not None]
+        *tokens, _ = spec_of(problem.query)
+        return over_explicit_axes(of_device, arrays, (PartitionSpec(*tokens, None), PartitionSpec(*tokens)))
+
+    return attend_over_devices
+
+
+def _may_lie_anywhere(problem: Problem) -> bool:
+    """Whether arrays may be sharded in ways that only XLA's partitioner knows."""
+    mesh = mesh_of(problem.arrays)
+    return mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto} and isinstance(problem.batch, int)
+
+
+def _over_auto_axes(attend: Callable, problem: Problem):
+    """Computes output and log-sum-exp; see `natjax_kernels.problem`.
+
+    Args:
+        attend: of an implementation; derivatives of second order are its own, on whole maps.
+        problem: with arrays that may be sharded along Auto axes of a mesh.
+    """
+    rank, spacing = len(problem.spatial), problem.window.spacing
+    group = problem.heads // problem.key_heads
+    letters = tuple(f"x{a}" for a in range(rank))
+    queries = " ".join(letters)
+    keys = " ".join(x if n == 1 else f"{x} r{a}" for a, (x, n) in enumerate(zip(letters, spacing, strict=True)))
+    heads = "n" if group == 1 else "n g"
+    of_keys, of_values = f"b {keys} n d", f"b {keys} n e"
+    bias = f"{heads} {' '.join(f'o{a}' for a in range(rank))}"
+    operands = f"b {queries} {heads} d", of_keys, of_values, bias, "b s n d", "b s n e", f"b {keys}", "b z"
+    results = f"b {queries} {heads} e", f"b {queries} {heads}"
+
+    def apart(query, key, value, rpb, more_keys, more_values, key_mask, sizes):
+        """Splits axes, so that those which lie alike on the mesh have a letter."""
+        key, value, key_mask = (_split_map(x, spacing) for x in (key, value, key_mask))
+        query, rpb = split_heads(query, 1 + rank, group), None if rpb is None else split_heads(rpb, 0, group)
+        return query, key, value, rpb, more_keys, more_values, key_mask, sizes
+
+    def together(query, key, value, rpb, more_keys, more_values, key_mask, sizes):
+        """Undoes `apart`."""
+        key, value, key_mask = (_join_map(x, spacing) for x in (key, value, key_mask))
+        query, rpb = join_heads(query, 1 + rank, group), None if rpb is None else join_heads(rpb, 0, group)
+        return query, key, value, rpb, more_keys, more_values, key_mask, sizes
+
+    def forward(*arrays, names):
+        of_device = problem.with_arrays(*together(*arrays))
+        return [split_heads(x, 1 + rank, group) for x in attend_to_parts(attend, of_device, tuple(names.values()))]
+
+    def backward(*arrays, names):
+        """Returns the gradients of the floating-point arrays that there are."""
+        *arrays, d_out, d_lse = arrays
+        *floats, key_mask, sizes = arrays
+        _, pull = jax.vjp(lambda *floats: forward(*floats, key_mask, sizes, names=names), *floats)
+        return [x for x in pull([d_out, d_lse]) if x is not None]
+
+    whole = {"names": dict.fromkeys(letters)}
+    call = functools.partial(Call, spatial=letters)
+    floats = [axes for axes, x in zip(operands[:6], problem.arrays, strict=False) if x is not None]
+    calls = (
+        call(forward, operands, results, derivative=functools.partial(forward, **whole)),
+        call(backward, (*operands, *results), tuple(floats), derivative=functools.partial(backward, **whole)),
+    )
+
+    @jax.custom_vjp
+    def attend_apart(*arrays):
+        return tuple(calls[0](*arrays))
+
+    def attend_backward(arrays, cotangents):
+        gradients = iter(calls[1](*arrays, *cotangents))
+        return *(None if x is None else next(gradients) for x in arrays[:6]), None, None
+
+    attend_apart.defvjp(lambda *arrays: (attend_apart(*arrays), arrays), attend_backward)
+    return tuple(join_heads(x, 1 + rank, group) for x in attend_apart(*apart(*problem.arrays)))
+
+
+def _split_map(x, spacing: tuple[int, ...]):
+    """Splits the map of keys into that of queries and the keys of each, where r > 1: [B, L, ...] -> [B, L / r, r, ...]."""
+    if x is None:
+        return None
+    sides = [n for side, r in zip(x.shape[1:], spacing, strict=False) for n in ((side // r, r) if r > 1 else (side,))]
+    return x.reshape(x.shape[0], *sides, *x.shape[1 + len(spacing) :])
+
+
+def _join_map(x, spacing: tuple[int, ...]):
+    """Undoes `_split_map`."""
+    for axis, r in enumerate(spacing, start=1):
+        if x is not None and r > 1:
+            x = jax.lax.collapse(x, axis, axis + 2)
+    return x
