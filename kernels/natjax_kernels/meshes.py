@@ -29,11 +29,10 @@ def over_devices(attend: Callable) -> Callable:
 
     @functools.wraps(attend)
     def attend_over_devices(problem: Problem):
-        names = tuple(
-            name if shards(problem.query, 1 + a) > 1 else None for a, name in enumerate(spec_of(problem.query)[1:-2])
-        )
-        if not any(names):
+        sides = spec_of(problem.query)[1:-2]
+        if not any(sides):
             return _over_auto_axes(attend, problem) if _may_lie_anywhere(problem) else attend(problem)
+        names = tuple(name if shards(problem.query, 1 + a) > 1 else None for a, name in enumerate(sides))
         problem = laid_alike(repeat_heads_to_shard(problem))
         given = [x is not None for x in problem.arrays]
 

@@ -8,9 +8,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from natjax_kernels import neighborhood_attention
 from natjax_kernels.split import Split, split_axis
 from natjax_kernels.window import AxisWindow, windows
 
@@ -36,6 +40,22 @@ def test_halos_are_all_that_travels():
     run_apart(
         ["-c", HALOS], JAX_ENABLE_X64="1", PYTHONPATH=f"{ORACLE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     )
+
+
+def test_an_axis_of_one_device_splits_nothing():
+    mesh = jax.make_mesh((1,), ("space",), devices=jax.devices()[:1])
+    x, rpb = jnp.arange(72, dtype="float32").reshape(1, 6, 6, 1, 2) / 72, jnp.ones((1, 5, 5))
+
+    def total(x, rpb):
+        return jnp.sum(neighborhood_attention(x, x + 1, x, kernel_size=3, rpb=rpb) ** 2)
+
+    gradients = jax.jit(jax.grad(total, (0, 1)))
+
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "space")))
+    got, expected = gradients(split, jax.device_put(rpb, NamedSharding(mesh, PartitionSpec()))), gradients(x, rpb)
+    assert got[0].sharding.spec[1] == "space"
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def run_apart(arguments, **environment):
