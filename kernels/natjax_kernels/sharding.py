@@ -5,6 +5,7 @@ Shardings name their mesh: it is that of the arrays, and need not be the one of 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 def spec_of(x: jax.Array) -> tuple:
     """Returns where an array's axes lie on the mesh; all None where no mesh is explicit."""
-    return tuple(jax.typeof(x).sharding.spec)
+    return jax.typeof(x).sharding.spec.partitions
 
 
 def mesh_of(arrays: Sequence[Any]) -> Any:
@@ -44,6 +45,35 @@ def shards(x: jax.Array, axis: int) -> int:
     return math.prod(sharding.mesh.shape[name] for name in (names if isinstance(names, tuple) else (names,)))
 
 
+def shared_along(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a parameter as an op takes it beside x, if its gradient is to be summed over devices later.
+
+    Its `PartitionSpec` has `reduced` axes then. The op's gradient is to be summed over the axes that x is split along, and over
+    these alone. Other parameters stay as they are.
+    """
+    sharding = jax.typeof(parameter).sharding
+    if not sharding.spec.reduced:
+        return parameter
+    spec = PartitionSpec(*sharding.spec.partitions, reduced=set(_names(x)))
+    return jax.sharding.reshard(parameter, NamedSharding(sharding.mesh, spec))
+
+
+def own_copies(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a parameter [...] as `jax.shard_map` takes it beside x: [devices that x is split over, ...], on each its own copy.
+
+    The gradient is summed over devices afterwards, or later, see `shared_along`.
+    """
+    names, mesh = _names(x), jax.typeof(x).sharding.mesh
+    shape = (math.prod(mesh.shape[name] for name in names), *parameter.shape)
+    copies = NamedSharding(mesh, PartitionSpec(names))
+    return jax.lax.broadcast_in_dim(shared_along(parameter, x), shape, range(1, len(shape)), out_sharding=copies)
+
+
+def _names(x: jax.Array) -> tuple[str, ...]:
+    """Returns the axes of the mesh that x is split along."""
+    return tuple(itertools.chain(*(place if isinstance(place, tuple) else (place,) for place in spec_of(x) if place)))
+
+
 def sharded_as(x: jax.Array, primal: jax.Array) -> jax.Array:
     """Gives a gradient its primal's sharding where shardings are part of the type."""
     sharding = jax.typeof(primal).sharding
@@ -54,7 +84,9 @@ def sharded_as(x: jax.Array, primal: jax.Array) -> jax.Array:
 
 def laid_out(x: jax.Array, spec: tuple) -> NamedSharding | None:
     """Returns the sharding of axes that lie where `spec` says on the mesh of x; None where none is sharded."""
-    return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec)) if any(spec) else None
+    sharding = jax.typeof(x).sharding
+    reduced = sharding.spec.reduced  # of a parameter, see `shared_along`
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec, reduced=reduced)) if any(spec) or reduced else None
 
 
 def laid_alike(problem: Any) -> Any:
@@ -116,19 +148,23 @@ def over_batch(function: Callable, arrays: tuple, shared: tuple = ()) -> Any:
         function: of pytrees of arrays [B, ...], to such pytrees, whose rows depend on the same rows alone. It may not close over
             arrays of the mesh.
         arrays: its first arguments. Those that are not split along the batch are.
-        shared: its further arguments, pytrees of arrays of which every device has all. Their gradients are summed over devices.
+        shared: its further arguments, pytrees of arrays of which every device has all. Their gradients are summed over devices,
+            but those that are to be summed later, see `shared_along`.
     """
     leaves = tuple(jax.tree.leaves(arrays))
     mesh = _explicit_mesh(leaves)
     batch = None if mesh is None else next((spec_of(x)[0] for x in leaves if spec_of(x)[0]), None)
     if batch is None:  # so it is within `jax.shard_map`
         return function(*arrays, *shared)
-    specs = (PartitionSpec(batch),) * len(arrays) + (PartitionSpec(),) * len(shared)
-    call = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(batch), check_vma=False)
-    placed = (
-        jax.sharding.reshard(x, NamedSharding(mesh, spec)) for x, spec in zip((*arrays, *shared), specs, strict=True)
-    )
-    return call(*placed)
+    spec = PartitionSpec(batch)
+    arrays = jax.tree.map(lambda x: jax.sharding.reshard(x, NamedSharding(mesh, spec)), arrays)
+    like = next(iter(jax.tree.leaves(arrays)))
+    copies = jax.tree.map(lambda x: own_copies(x, like), shared)
+
+    def of_device(arrays: tuple, copies: tuple) -> Any:
+        return function(*arrays, *jax.tree.map(lambda x: x[0], copies))
+
+    return jax.shard_map(of_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(arrays, copies)
 
 
 def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results: Any) -> Any:

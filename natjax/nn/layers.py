@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 from flax import nnx
 
-from natjax.nn.xla import conv1x1, conv3x3_s2, flat_dot_general
+from natjax.nn.xla import conv1x1, conv3x3_s2, conv_general_dilated, flat_dot_general
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -89,7 +89,7 @@ def conv(
         out_features,
         kernel_size=(kernel_size, kernel_size),
         padding=kernel_size // 2,
-        conv_general_dilated=conv1x1 if kernel_size == 1 else jax.lax.conv_general_dilated,
+        conv_general_dilated=conv1x1 if kernel_size == 1 else conv_general_dilated,
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,

@@ -17,7 +17,7 @@ from natjax.configuration import NatConfig
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import layer_norm, linear
 from natjax.nn.sizes import cut
-from natjax.nn.xla import flat_dot_general
+from natjax.nn.xla import as_matrix, flat_dot_general
 from natjax_kernels.sharding import reshape, spec_of
 
 if TYPE_CHECKING:
@@ -85,4 +85,4 @@ def _conv_of_patches(
     flat = jax.lax.collapse(patches(x, kernel.shape[0]), 3)
     dimensions = (((3,), (0,)), ((), ()))
     accuracy: dict[str, Any] = {"precision": precision, "preferred_element_type": preferred_element_type}
-    return flat_dot_general(flat, kernel.reshape(-1, kernel.shape[-1]), dimensions, **accuracy)
+    return flat_dot_general(flat, as_matrix(kernel), dimensions, **accuracy)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natjax.nn.xla import flat_dot_general
+from natjax.nn.xla import conv_general_dilated, flat_dot_general
 from natjax_kernels.sharding import laid_out, reshape, spec_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def conv3x3_of_pyramid(
 
 def _conv3x3(x: Array, kernel: Array) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
+    return conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
 
 
 def _conv3x3_of_resized(x: Array, kernel: Array, size: tuple[int, int]) -> Array:
@@ -96,7 +96,7 @@ def _conv3x3_of_resized(x: Array, kernel: Array, size: tuple[int, int]) -> Array
         return _conv3x3(resize_bilinear(x, size), kernel)
     batch, dtype = spec_of(x)[0], _compute_dtype(x)
     rows, columns = (_neighbors(_interpolation(n, m, dtype)) for n, m in ((h, height), (w, width)))
-    taps = kernel.transpose(2, 0, 1, 3).reshape(c, 9 * d)
+    taps = reshape(kernel.transpose(2, 0, 1, 3), (c, 9 * d), (None, None))
     y = flat_dot_general(x.swapaxes(1, 2), taps, (((3,), (0,)), ((), ())), preferred_element_type=dtype)
     y = reshape(y, (x.shape[0], w, 3 * h, 3 * d), (batch, None, None, None))  # [B, w, (h, tap), (tap, D)]
     y = _batched_product(rows, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from natjax_kernels.sharding import reshape, spec_of
+from natjax_kernels.sharding import over_batch, reshape, shared_along, spec_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -46,8 +47,27 @@ def flat_dot_general(
         **options: further ones of `dot_general`.
     """
     assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())), dimension_numbers
+    kernel = shared_along(kernel, x)
     rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
     return reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*spec_of(x)[:-1], *spec_of(rows)[1:]))
+
+
+def as_matrix(kernel: Float[Array, "*window C D"]) -> Float[Array, "_ D"]:
+    """Returns a convolution's kernel as that of a linear layer on patches."""
+    return reshape(kernel, (math.prod(kernel.shape[:-1]), kernel.shape[-1]), (None, None))
+
+
+def conv_general_dilated(x: Float[Array, "B H W C"], kernel: Float[Array, "..."], *args: Any, **options: Any) -> Array:
+    """Computes `jax.lax.conv_general_dilated`, also with a kernel whose gradient is summed over devices later.
+
+    JAX has no rule for such convolutions; each device computes that of its own images.
+    """
+
+    def convolve(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(x, kernel, *args, **options)
+
+    is_summed_later = jax.typeof(kernel).sharding.spec.reduced
+    return over_batch(convolve, (x,), (kernel,)) if is_summed_later else convolve(x, kernel)
 
 
 def conv1x1(
@@ -103,11 +123,11 @@ def conv3x3_s2(
     """
     accuracy: dict[str, Any] = {"precision": precision, "preferred_element_type": preferred_element_type}
     if jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **accuracy, **options)
+        return conv_general_dilated(x, kernel, window_strides, padding, **accuracy, **options)
     assert (kernel.shape[:2], tuple(window_strides), list(padding)) == ((3, 3), (2, 2), [(1, 1)] * 2)
     assert {1, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())} == {1}
     assert options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
-    return flat_dot_general(_patches(x), kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())), **accuracy)
+    return flat_dot_general(_patches(x), as_matrix(kernel), (((3,), (0,)), ((), ())), **accuracy)
 
 
 def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B h w 9*C"]:

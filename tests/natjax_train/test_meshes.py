@@ -12,7 +12,8 @@ import pytest
 from natjax_train.mesh import parse_mesh
 
 # Micro-batches draw random numbers of their own.
-CASES = ["data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=4,accumulate=2"]
+ACCUMULATED = "data=2,fsdp=2,accumulate=2"
+CASES = ["data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=1,accumulate=2", ACCUMULATED]
 
 
 def test_parse():
@@ -45,6 +46,7 @@ def test_losses_agree(reports, case):
     assert len(reports[case]["losses"]) == 20
     assert reports[case]["losses"] == pytest.approx(reports["data=1"]["losses"], abs=1e-5)
     losses = reports["data=1"]["losses"]
+    assert reports[ACCUMULATED]["losses"] == pytest.approx(reports["data=1,accumulate=2"]["losses"], abs=1e-5)
     assert sum(losses[10:]) < sum(losses[:10])  # single ones go up and down with the shares that are mixed
 
 
@@ -53,7 +55,7 @@ def test_losses_agree(reports, case):
 def test_collectives(reports, case):
     found, split = reports[case]["collectives"], reports[case]["split"]
     summed = reports[case]["parameters"] + 1  # gradients and the loss; one more would be a sum that nobody asked for
-    if case == "data=1":
+    if case.startswith("data=1"):
         assert found == {}
     elif split == 0:
         assert found == {"all-reduce": [summed]}  # all at once, so after the last gradient
@@ -69,7 +71,14 @@ def test_collectives(reports, case):
 def test_attention_sums_the_gradients_of_its_biases_alone(reports, case):
     biases = reports[case]["biases"]
     assert biases == 2
-    assert reports[case]["in attention"] == (["all-reduce"] * biases if case != "data=1" else [])
+    assert reports[case]["in attention"] == ([] if case.startswith("data=1") else ["all-reduce"] * biases)
+
+
+@pytest.mark.slow
+def test_micro_batches_do_not_sum_the_gradients_of_kernels(reports):
+    found = reports[ACCUMULATED]["summed in loops"]
+    assert len(found) == 1 + reports[ACCUMULATED]["others"]  # the loss, and what is no kernel
+    assert sum(found) < 0.05 * reports[ACCUMULATED]["elements"]
 
 
 @pytest.mark.slow
@@ -81,6 +90,7 @@ def test_parameters_are_split(reports):
 
 def main() -> None:
     import collections
+    import math
     import re
 
     import jax
@@ -104,6 +114,14 @@ def main() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, (20, 16))
     images = (rng.integers(0, 90, (20, 16, 32, 32, 1)) + 40 * labels[..., None, None, None]).astype(np.uint8)
+
+    def summed_in_loops(program):
+        """Returns the sizes of the arrays that bodies of loops sum over devices."""
+        bodies = set(re.findall(r"body=(%[\w.-]+)", program))
+        computations = (part for part in program.split("\n\n") if part.partition(" ")[0] in bodies)
+        sums = re.findall(r"= (.*) all-reduce(?:-start)?\(", "\n".join(computations))
+        shapes = re.findall(r"\w\[([\d,]*)\]", " ".join(sums))
+        return sorted(math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes)
 
     def split(tree):
         return sum(any(leaf.sharding.spec) for leaf in jax.tree.leaves(tree))
@@ -137,6 +155,9 @@ def main() -> None:
                 "collectives": {kind: sorted(counts, reverse=True) for kind, counts in collectives.items()},
                 "in attention": in_attention,
                 "parameters": len(jax.tree.leaves(params)),
+                "summed in loops": summed_in_loops(compiled.as_text()),
+                "elements": sum(leaf.size for leaf in jax.tree.leaves(params)),
+                "others": sum(path[-1].key != "kernel" for path, _ in jax.tree.leaves_with_path(params)),
                 "biases": sum("rpb" in str(path[-1]) for path, _ in jax.tree.leaves_with_path(params)),
                 "split": split(state.params),
                 "moments split": split(state.opt_state),

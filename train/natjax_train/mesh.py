@@ -1,8 +1,9 @@
 """Devices: "data=2,fsdp=4" as a mesh, and where parameters, optimiser state and batches lie on it.
 
 Both axes split the batch. Along `fsdp` every large parameter (and its moments and average) is split too, in its largest
-dimension that divides; a step gathers it for use and keeps the device's own part of its gradient, which is summed over both axes
-like all gradients (as a reduce-scatter where the compiler has that; on a CPU as an all-reduce). Along `data` all is replicated.
+dimension that divides; a step gathers it once for use and keeps the device's own part of its gradient, which is summed over both
+axes like all gradients (as a reduce-scatter where the compiler has that; on a CPU as an all-reduce). Along `data` all is
+replicated. Gradients of kernels are summed once per step, however many micro-batches it has.
 """
 
 from __future__ import annotations

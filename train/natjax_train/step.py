@@ -30,7 +30,7 @@ from natjax.configuration import NatConfig
 from natjax.nn.xla import compiler_options
 from natjax_kernels.sharding import reshape, spec_of
 from natjax_train import optim
-from natjax_train.mesh import BATCH
+from natjax_train.mesh import AXES, BATCH
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.base import Task
 
@@ -151,9 +151,7 @@ def make_train_step(
 
     def loss_fn(params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Float[Array, ""], Any]:
         augmentation, dropout = jax.random.split(key)
-        params = jax.tree.map(
-            lambda p, factor: reshard(p if factor else jax.lax.stop_gradient(p), P()), params, factors
-        )
+        params = jax.tree.map(lambda p, factor: p if factor else jax.lax.stop_gradient(p), params, factors)
         with jax.named_scope("augment"):
             pixel_values, targets = prepare(augmentation, batch)
         model = nnx.merge(graphdef, params, stats)
@@ -164,22 +162,22 @@ def make_train_step(
     def gradients(
         params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[Float[Array, ""], Any, Any, dict[str, Float[Array, ""]]]:
-        differentiated = jax.value_and_grad(loss_fn, has_aux=True)
+        differentiated = functools.partial(jax.value_and_grad(loss_fn, has_aux=True), _gathered(params, factors))
         if recipe.accumulate == 1:
-            (loss, (stats, parts)), grads = differentiated(params, stats, batch, key)
-            return loss, grads, stats, parts
+            (loss, (stats, parts)), grads = differentiated(stats, batch, key)
+            return loss, _reduced(grads, params), stats, parts
 
         def micro_step(carry: Any, micro: Any) -> tuple[Any, dict[str, Float[Array, ""]]]:
             (total, stats), (index, batch) = carry, micro
-            (loss, (stats, parts)), grads = differentiated(params, stats, batch, jax.random.fold_in(key, index))
+            (loss, (stats, parts)), grads = differentiated(stats, batch, jax.random.fold_in(key, index))
             return (jax.tree.map(jnp.add, total, (loss, grads)), stats), parts
 
         micro_batches = jax.tree.map(lambda x: _split(x, recipe.accumulate), batch)
-        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zeros = (jnp.zeros(()), _zero_gradients(params, factors))
         indices = jnp.arange(recipe.accumulate)
-        (total, stats), parts = jax.lax.scan(micro_step, (zeros, stats), (indices, micro_batches))
-        loss, grads = jax.tree.map(lambda x: x / recipe.accumulate, total)
-        return loss, grads, stats, jax.tree.map(jnp.mean, parts)
+        ((loss, grads), stats), parts = jax.lax.scan(micro_step, (zeros, stats), (indices, micro_batches))
+        mean = jax.tree.map(lambda x: x / recipe.accumulate, (loss, _reduced(grads, params)))
+        return *mean, stats, jax.tree.map(jnp.mean, parts)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
@@ -219,6 +217,42 @@ def make_eval_step(graphdef: Any, task: Task) -> Callable[..., Any]:
         return task.predict(nnx.merge(graphdef, params, stats), inputs)
 
     return jax.jit(eval_step, compiler_options=compiler_options())
+
+
+def _gathered(params: Any, factors: Any) -> Any:
+    """Returns parameters as a forward pass takes them, all of them on every device.
+
+    Those of `_is_reduced_late` have gradients that each device has of its own images, until `_reduced` sums them.
+    """
+
+    def gathered(path: Any, param: jax.Array, factor: float) -> jax.Array:
+        return reshard(param, P(reduced=set(AXES)) if _is_reduced_late(path, factor) else P())
+
+    return jax.tree.map_with_path(gathered, params, factors)
+
+
+def _zero_gradients(params: Any, factors: Any) -> Any:
+    """Returns zeros that lie as the gradients of `_gathered` parameters."""
+
+    def zeros(path: Any, param: jax.Array, factor: float) -> jax.Array:
+        zeros = jnp.zeros(param.shape, param.dtype)
+        return reshard(zeros, P(unreduced=set(AXES)) if _is_reduced_late(path, factor) else P())
+
+    return jax.tree.map_with_path(zeros, params, factors)
+
+
+def _is_reduced_late(path: Any, factor: float) -> bool:
+    """Returns whether a parameter's gradient is summed over devices once per step, and not in every micro-batch.
+
+    Kernels, nearly all of the parameters, are: they are multiplied by what is split, which JAX can leave unreduced. What is added
+    to it (biases, norms, positional biases) JAX reduces at once. A frozen parameter has a gradient of zeros, on all devices.
+    """
+    return path[-1].key == "kernel" and factor > 0
+
+
+def _reduced(gradients: Any, params: Any) -> Any:
+    """Returns gradients that are summed over devices, split as their parameters are."""
+    return jax.tree.map(lambda g, p: reshard(g, jax.typeof(p).sharding.spec), gradients, params)
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
