@@ -22,6 +22,7 @@ from natjax.models.base import NatPreTrainedModel, checked_pixel_values
 from natjax.nn.blocks import Embeddings, Level
 from natjax.nn.layers import as_rngs, layer_norm
 from natjax.nn.sizes import cut, halved, in_patches, mean, sizes_of_mask
+from natjax.nn.spatial import check_sides
 from natjax.outputs import NatModelOutput
 
 if TYPE_CHECKING:
@@ -72,9 +73,11 @@ def embed(
     """Returns the stem's map, and, of images of mixed sizes, the sizes of theirs, past which it is 0.
 
     Raises:
-        ValueError: the model does not take images of this size, or of mixed sizes, or the mask does not fit them.
+        ValueError: the model does not take images of this size, or of mixed sizes, or split over so many devices, or the mask
+            does not fit them.
     """
     config.check_image_size(*pixel_values.shape[1:3], mixed=pixel_mask is not None)
+    check_sides(pixel_values, config.patch_size * 2 ** (config.num_levels - 1))
     sizes = None if pixel_mask is None else sizes_of_mask(pixel_mask, pixel_values.shape)
     x = stem(pixel_values, sizes=sizes, rngs=rngs)
     sizes = in_patches(sizes, config.patch_size)
@@ -103,7 +106,8 @@ class NatModel(NatPreTrainedModel):
         """Computes features.
 
         Args:
-            pixel_values: normalised images, floating point, any height and width.
+            pixel_values: normalised images, floating point, any height and width. On a mesh of Explicit axes they may be split
+                over devices along batch, height and width, and so is every level's map then.
             pixel_mask: not 0 for the pixels of every image, which are at the top left of its array: batches of images of
                 mixed sizes give what each image gives alone, and features past its size are 0.
             output_hidden_states: whether to return the output of the stem and of every level.
@@ -112,8 +116,8 @@ class NatModel(NatPreTrainedModel):
 
         Raises:
             TypeError: pixel_values is no array.
-            ValueError: pixel_values has another rank, number of channels or kind of dtype, pixel_mask does not fit it, or the
-                model is a ViT-rpb and takes another size.
+            ValueError: pixel_values has another rank, number of channels or kind of dtype, or is split along a side that does not
+                divide; pixel_mask does not fit it, or the model is a ViT-rpb and takes another size.
         """
         pixel_values = checked_pixel_values(pixel_values, self.config)
         want_states, want_attentions = self.outputs_wanted(output_hidden_states, output_attentions)

@@ -27,6 +27,7 @@ from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, channel_dropout, conv
 from natjax.nn.resizing import adaptive_average_pool, resize_bilinear
 from natjax.outputs import SemanticSegmenterOutput
+from natjax_kernels.sharding import spec_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
@@ -53,7 +54,7 @@ class DecodeHead(nnx.Module):
         """Returns logits at the first feature map's size."""
         *lower, last = features
         pooled = [block(adaptive_average_pool(last, scale)) for scale, block in self._pyramid]
-        pooled = [resize_bilinear(x, last.shape[1:3]) for x in pooled]
+        pooled = [resize_bilinear(x, last.shape[1:3], spec_of(last)[1:3]) for x in pooled]
         maps = [block(x) for block, x in zip(self.lateral_convs, lower, strict=True)]
         maps.append(self.bottleneck(jnp.concatenate([last, *pooled], axis=-1)))
         for i in reversed(range(len(lower))):

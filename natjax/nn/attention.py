@@ -17,8 +17,10 @@ from natjax.nn.initializers import truncated_normal
 from natjax.nn.inputs import check_inputs, cut_to_sizes, pad_maps
 from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, project_columns, rms_norm
 from natjax.nn.rotary import check_rotary, rotate
+from natjax.nn.spatial import laid_as
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
 from natjax_kernels.checks import as_number, as_soft_cap
+from natjax_kernels.sharding import spec_of
 from natjax_kernels.window import make_window
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ class NeighborhoodAttention(nnx.Module):
         """
         rank = len(self.kernel_size)
         x, kv, key_mask, tokens = check_inputs(x, kv, key_mask, additional_tokens, rank=rank, dim=self.dim)
-        rngs, spatial = as_rngs(rngs), x.shape[1:-1]
+        rngs, spatial, spec = as_rngs(rngs), x.shape[1:-1], spec_of(x)
         window: dict[str, Any] = {"kernel_size": self.kernel_size, "dilation": self.dilation, "periodic": self.periodic}
         if sizes is not None:
             x, sizes = cut_to_sizes(x, kv, sizes)
@@ -264,7 +266,7 @@ class NeighborhoodAttention(nnx.Module):
         with jax.named_scope("neighborhood_attention"):
             y, weights = self._attend(query, key, value, more, rngs, output_attentions)
         if y.shape[1:-2] != spatial:
-            y = y[(slice(None), *map(slice, spatial))]
+            y = laid_as(y[(slice(None), *map(slice, spatial))], (*spec[:-1], None, None))
         y = self.dropout(self.output(y.reshape(*y.shape[:-2], self.dim)), rngs=rngs)
         return (y, weights) if output_attentions else y
 

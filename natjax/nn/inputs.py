@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from natjax.nn.spatial import gathered
 from natjax_kernels.checks import as_array, check_grids, check_known
 from natjax_kernels.sizes import mask_of_sizes
 
@@ -95,6 +96,7 @@ def pad_maps(
     """Returns x, kv and mask with at least `kernel_size * dilation` keys along every axis.
 
     Queries on another grid than the keys stay so many times as many or as few. Where there is a mask, it hides the padding.
+    An axis that is padded is no longer split over devices: every device has all of it.
 
     Args:
         x: what queries are of, and keys, too, where kv is None.
@@ -118,12 +120,14 @@ def pad_maps(
             )
         sides.append(max(n, -(-k * d // step) * step))
     missing = [(0, side - n) for side, n in zip(sides, keys, strict=True)]
-    if not any(end for _, end in missing):
+    padded = [axis for axis, (_, end) in enumerate(missing, 1) if end]
+    if not padded:
         return x, kv, key_mask
+    x = gathered(x, padded)
     if key_mask is not None:
-        key_mask = jnp.pad(key_mask, ((0, 0), *missing))
+        key_mask = jnp.pad(gathered(key_mask, padded), ((0, 0), *missing))
     if kv is None:
         return jnp.pad(x, ((0, 0), *missing, (0, 0))), None, key_mask
-    kv = jnp.pad(kv, ((0, 0), *missing, (0, 0)))
+    kv = jnp.pad(gathered(kv, padded), ((0, 0), *missing, (0, 0)))
     missing = [(0, end * f // step) for (_, end), f, step in zip(missing, finer, coarser, strict=True)]
     return jnp.pad(x, ((0, 0), *missing, (0, 0))), kv, key_mask

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from natjax.nn.spatial import conv_over_parts
 from natjax.nn.xla import conv1x1, conv3x3_s2, conv_general_dilated, flat_dot_general
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def downsampling_conv(
         padding=1,
         use_bias=use_bias,
         kernel_init=kernel_init,
-        conv_general_dilated=conv3x3_s2,
+        conv_general_dilated=conv_over_parts(conv3x3_s2),
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
@@ -89,7 +91,7 @@ def conv(
         out_features,
         kernel_size=(kernel_size, kernel_size),
         padding=kernel_size // 2,
-        conv_general_dilated=conv1x1 if kernel_size == 1 else conv_general_dilated,
+        conv_general_dilated=conv1x1 if kernel_size == 1 else conv_over_parts(conv_general_dilated),
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
@@ -119,14 +121,25 @@ def dropout(rate: float) -> nnx.Dropout:
     return nnx.Dropout(rate, deterministic=True)
 
 
+class SharedDropout(nnx.Dropout):
+    """Dropout that keeps or drops all along its `broadcast_dims`, which may be split over devices, unlike those of Flax's."""
+
+    def __call__(self, inputs: jax.Array, **options: Any) -> jax.Array:
+        """Drops parts of the inputs, and scales the others. Options are those of `nnx.Dropout`."""
+        if self.deterministic or not self.rate:
+            return inputs
+        ones = jnp.ones([1 if a in self.broadcast_dims else side for a, side in enumerate(inputs.shape)], inputs.dtype)
+        return jnp.where(super().__call__(ones, **options) > 0, inputs / (1 - self.rate), 0)
+
+
 def channel_dropout(rate: float) -> nnx.Dropout:
     """Returns dropout of whole channels of a map, torch's Dropout2d."""
-    return nnx.Dropout(rate, broadcast_dims=(1, 2), deterministic=True)
+    return SharedDropout(rate, broadcast_dims=(1, 2), deterministic=True)
 
 
 def drop_path(rate: float) -> nnx.Dropout:
     """Returns stochastic depth (arXiv 1603.09382): whole samples of a batch are dropped, the others rescaled."""
-    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=True)
+    return SharedDropout(rate, broadcast_dims=(1, 2, 3), deterministic=True)
 
 
 def as_rngs(rngs: nnx.Rngs | jax.Array | None) -> nnx.Rngs | None:

@@ -17,6 +17,7 @@ from natjax.configuration import NatConfig
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import layer_norm, linear
 from natjax.nn.sizes import cut
+from natjax.nn.spatial import gathered_unless
 from natjax.nn.xla import as_matrix, flat_dot_general
 from natjax_kernels.sharding import reshape, spec_of
 
@@ -65,7 +66,7 @@ class PatchMerging(nnx.Module):
 def patches(x: Float[Array, "B H W C"], side: int) -> Float[Array, "B h w P P C"]:
     """Returns the patches of a map, padded with zeros at the bottom and right to a multiple of their side."""
     ends = [(0, -size % side) for size in x.shape[1:3]]
-    x = jnp.pad(x, ((0, 0), *ends, (0, 0)))
+    x = jnp.pad(gathered_unless(x, (side, side)), ((0, 0), *ends, (0, 0)))
     batch, rows, columns, channels = spec_of(x)
     shape = (x.shape[0], x.shape[1] // side, side, x.shape[2] // side, side, x.shape[3])
     return jnp.swapaxes(reshape(x, shape, (batch, rows, None, columns, None, channels)), 2, 3)

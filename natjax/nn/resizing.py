@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from natjax.nn.spatial import conv_over_parts, is_split, product_along
 from natjax.nn.xla import conv_general_dilated, flat_dot_general
 from natjax_kernels.sharding import laid_out, reshape, spec_of
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def resize_bilinear(x: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Array, "B H W C"]:
+def resize_bilinear(
+    x: Float[Array, "B h w C"], size: Sequence[int], split: Sequence | None = None
+) -> Float[Array, "B H W C"]:
     """Interpolates maps linearly, as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` does.
 
     Pixel centres are at half-integers; beyond the outer ones, the value is theirs. A smaller map is sampled, not averaged.
@@ -29,10 +32,11 @@ def resize_bilinear(x: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Ar
     Args:
         x: maps of any float dtype; dtypes below float32 are computed in float32.
         size: (H, W) of the result.
+        split: the mesh axes that the result's height and width lie along, where they divide them; those of x by default.
     """
-    height, width = size
     dtype = _compute_dtype(x)
-    return _apply(x, *(_interpolation(n, m, dtype) for n, m in zip(x.shape[1:3], (height, width), strict=True)))
+    matrices = (_interpolation(n, m, dtype) for n, m in zip(x.shape[1:3], size, strict=True))
+    return _apply(x, *matrices, split=spec_of(x)[1:3] if split is None else split)
 
 
 def upsample_nearest(x: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Array, "B H W C"]:
@@ -58,7 +62,7 @@ def adaptive_average_pool(x: Float[Array, "B h w C"], output_size: int) -> Float
         output_size: S.
     """
     dtype = _compute_dtype(x)
-    return _apply(x, *(_averages(n, output_size, dtype) for n in x.shape[1:3]))
+    return _apply(x, *(_averages(n, output_size, dtype) for n in x.shape[1:3]), split=(None, None))
 
 
 def conv3x3_of_pyramid(
@@ -74,8 +78,8 @@ def conv3x3_of_pyramid(
         kernel: of the convolution.
     """
     height, width = maps[0].shape[1:3]
-    if jax.default_backend() != "cpu":  # where it is not measured
-        resized = [resize_bilinear(x, (height, width)) for x in maps]
+    if jax.default_backend() != "cpu" or is_split(maps[0]):  # where it is not measured
+        resized = [resize_bilinear(x, (height, width), spec_of(maps[0])[1:3]) for x in maps]
         return _conv3x3(jnp.concatenate(resized, axis=-1), kernel)
     kernels = jnp.split(kernel, len(maps), axis=2)
     first, *others = (_conv3x3_of_resized(*each, (height, width)) for each in zip(maps, kernels, strict=True))
@@ -84,7 +88,8 @@ def conv3x3_of_pyramid(
 
 def _conv3x3(x: Array, kernel: Array) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
-    return conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
+    conv = conv_over_parts(conv_general_dilated)
+    return conv(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layout)
 
 
 def _conv3x3_of_resized(x: Array, kernel: Array, size: tuple[int, int]) -> Array:
@@ -123,23 +128,18 @@ def _compute_dtype(x: Array) -> np.dtype:
     return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
-def _apply(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+def _apply(x: Array, rows: np.ndarray, columns: np.ndarray, split: Sequence) -> Array:
     """Returns rows x columns^T of every channel, the axis that grows less first."""
     y = x.astype(rows.dtype)
-    along_rows = functools.partial(_product, "ph,bhwc->bpwc", rows)
-    along_columns = functools.partial(_product, "qw,bhwc->bhqc", columns)
-    steps = [along_rows, along_columns]
+    steps = [(rows, 1, split[0]), (columns, 2, split[1])]
     if rows.shape[0] * columns.shape[1] > columns.shape[0] * rows.shape[1]:
         steps.reverse()
-    for step in steps:
-        y = step(y)
+    for matrix, axis, names in steps:
+        same = (
+            matrix.shape[0] == matrix.shape[1] and spec_of(y)[axis] == names and (matrix == np.eye(len(matrix))).all()
+        )
+        y = y if same else product_along(matrix, y, axis, names)
     return y.astype(x.dtype)
-
-
-def _product(equation: str, matrix: np.ndarray, x: Array) -> Array:
-    if matrix.shape[0] == matrix.shape[1] and (matrix == np.eye(len(matrix))).all():
-        return x
-    return jnp.einsum(equation, matrix, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def bilinear_taps(n: int, m: int, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:

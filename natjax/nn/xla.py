@@ -13,6 +13,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from natjax.nn.spatial import is_split, over_parts
 from natjax_kernels.sharding import over_batch, reshape, shared_along, spec_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def flat_dot_general(
         **options: further ones of `dot_general`.
     """
     assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())), dimension_numbers
+    if is_split(x):
+        return over_parts(lambda parts: flat_dot_general(parts, kernel, dimension_numbers, **options), x)
     kernel = shared_along(kernel, x)
     rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
     return reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*spec_of(x)[:-1], *spec_of(rows)[1:]))
@@ -116,7 +119,7 @@ def conv3x3_s2(
         x: the map; the result's sides are half of its, rounded up.
         kernel: the convolution's.
         window_strides: (2, 2).
-        padding: one row or column on every side.
+        padding: one row or column on every side, or none where x has the row before its own, of a map that goes on behind it.
         precision: of the products.
         preferred_element_type: dtype of the result.
         **options: further ones of `conv_general_dilated`: no dilation, no groups.
@@ -124,19 +127,19 @@ def conv3x3_s2(
     accuracy: dict[str, Any] = {"precision": precision, "preferred_element_type": preferred_element_type}
     if jax.default_backend() != "cpu":
         return conv_general_dilated(x, kernel, window_strides, padding, **accuracy, **options)
-    assert (kernel.shape[:2], tuple(window_strides), list(padding)) == ((3, 3), (2, 2), [(1, 1)] * 2)
+    assert (kernel.shape[:2], tuple(window_strides)) == ((3, 3), (2, 2))
     assert {1, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())} == {1}
     assert options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
-    return flat_dot_general(_patches(x), as_matrix(kernel), (((3,), (0,)), ((), ())), **accuracy)
+    return flat_dot_general(_patches(x, padding), as_matrix(kernel), (((3,), (0,)), ((), ())), **accuracy)
 
 
-def _patches(x: Float[Array, "B H W C"]) -> Float[Array, "B h w 9*C"]:
+def _patches(x: Float[Array, "B H W C"], padding: Any) -> Float[Array, "B h w 9*C"]:
     """Returns the 3 x 3 patches around every second token of every second row, in a kernel's order.
 
     From pairs of rows and of columns, so that two thirds of a patch's row lie together in memory.
     """
-    height, width = ((side + 1) // 2 for side in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), (1, 2 * height + 1 - x.shape[1]), (1, 2 * width + 1 - x.shape[2]), (0, 0)))
+    ends = [(a, b + (a + side + b) % 2) for side, (a, b) in zip(x.shape[1:3], padding, strict=True)]  # to whole pairs
+    x = jnp.pad(x, ((0, 0), *ends, (0, 0)))
     x = _in_pairs(_in_pairs(x, 1), 3)  # [B, rows / 2, 2, columns / 2, 2, C]
     x = jax.lax.collapse(x, 4)
     rows = (x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0])
