@@ -103,6 +103,15 @@ def grouped_heads() -> None:
     print("as with repeated keys and values:", close(attend(q, k, v), repeated))
 
 
+def many_devices() -> None:
+    """A map whose rows are split over all devices."""
+    q, k, v = (tokens(i, 1, 64, 32, 2, 8) for i in range(3))
+    mesh = jax.make_mesh((jax.device_count(),), ("rows",))
+    rows = jax.NamedSharding(mesh, jax.P(None, "rows"))
+    attend = op(kernel_size=7, dilation=2)
+    print("as on one device:", close(attend(*jax.device_put((q, k, v), rows)), attend(q, k, v)))
+
+
 def capped_logits() -> None:
     """Logits that stay small however large queries and keys get."""
     q, k, v = (100 * tokens(i, 1, 16, 16, 2, 8) for i in range(3))
@@ -152,6 +161,7 @@ def main() -> None:
     missing_pixels()
     merged_windows()
     grouped_heads()
+    many_devices()
     capped_logits()
     forward_mode()
     neighbors()

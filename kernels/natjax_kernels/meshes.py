@@ -20,7 +20,7 @@ from jax.sharding import AxisType, PartitionSpec
 from natjax_kernels.grids import repeat_heads_to_shard
 from natjax_kernels.partitioning import Call, join_heads, split_heads
 from natjax_kernels.problem import Problem
-from natjax_kernels.sharding import laid_alike, mesh_of, over_explicit_axes, shards, spec_of
+from natjax_kernels.sharding import laid_alike, mesh_of, over_explicit_axes, spec_of
 from natjax_kernels.spatial import attend_to_parts
 
 
@@ -29,10 +29,9 @@ def over_devices(attend: Callable) -> Callable:
 
     @functools.wraps(attend)
     def attend_over_devices(problem: Problem):
-        sides = spec_of(problem.query)[1:-2]
-        if not any(sides):
+        names = spec_of(problem.query)[1:-2]
+        if not any(names):
             return _over_auto_axes(attend, problem) if _may_lie_anywhere(problem) else attend(problem)
-        names = tuple(name if shards(problem.query, 1 + a) > 1 else None for a, name in enumerate(sides))
         problem = laid_alike(repeat_heads_to_shard(problem))
         given = [x is not None for x in problem.arrays]
 

@@ -34,6 +34,7 @@ from natjax_kernels.checks import (
 )
 from natjax_kernels.grids import fold, fold_bias
 from natjax_kernels.logits import Logits
+from natjax_kernels.sharding import check_split
 from natjax_kernels.window import Window, make_map_window
 
 
@@ -170,6 +171,7 @@ def make_problem(
     if optional["sizes"] is not None:
         check_sizes(optional["sizes"], key, window)
         window = dataclasses.replace(window, sized=(True,) * len(spacing))
+    check_split(query, key.shape[1:-2])
     number = as_number("scale", scale)
     logits = Logits(query.shape[-1] ** -0.5 if number is None else number, as_soft_cap(logits_soft_cap))
     query, optional["rpb"] = fold(query, folded), fold_bias(optional["rpb"], folded)

@@ -89,11 +89,29 @@ def laid_out(x: jax.Array, spec: tuple) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(*spec, reduced=reduced)) if any(spec) or reduced else None
 
 
+def check_split(query: Any, keys: Sequence[int]) -> None:
+    """Checks that keys can be split over devices along Explicit axes as their queries are.
+
+    Args:
+        query: [B, *queries, N, D].
+        keys: sides of the map of keys.
+
+    Raises:
+        ValueError: the number of devices does not divide the keys of an axis.
+    """
+    for axis, n in enumerate(keys):
+        if n % (parts := shards(query, 1 + axis)):
+            raise ValueError(
+                f"along spatial axis {axis} queries are split over {parts} devices, and {n} keys cannot be split so. Pad the map "
+                "to a multiple and pass sizes, or reshard query."
+            )
+
+
 def laid_alike(problem: Any) -> Any:
     """Returns a problem whose arrays lie along the same Explicit axes as its query, whatever theirs were.
 
     Raises:
-        ValueError: the query is sharded along its channels, or as the keys cannot be.
+        ValueError: the query is sharded along its channels.
     """
     mesh = _explicit_mesh(problem.arrays)
     if mesh is None:
@@ -104,12 +122,6 @@ def laid_alike(problem: Any) -> Any:
             f"query may be sharded along Explicit axes by its batch, its map and its heads; got {PartitionSpec(*tokens)}. "
             "Shard it by these with jax.sharding.reshard, or make the mesh with Auto axes."
         )
-    for a, n in enumerate(problem.spatial):
-        if n % (parts := shards(problem.query, 1 + a)):
-            raise ValueError(
-                f"along spatial axis {a} queries are split over {parts} devices, which {n} keys cannot be. Pad the map to a "
-                "multiple, and pass sizes."
-            )
     additional = batch, None, heads, channels
     specs = {"key": tokens, "value": tokens, "additional_keys": additional, "additional_values": additional}
     specs |= {"query": tokens, "key_mask": (batch, *sides), "sizes": (batch,), "rpb": (heads,)}

@@ -32,6 +32,7 @@ def attend_to_parts(attend: Callable, problem: Problem, names: tuple[Names | Non
         problem: of what the device has: its parts of query, key, value and mask.
         names: of every spatial axis the axes of the mesh along which it is split, or None.
     """
+    names = tuple(name if name and jax.lax.axis_size(name) > 1 else None for name in names)
     if not any(names):
         return attend(problem)
     keys = {name: getattr(problem, name) for name in ("key", "value", "key_mask")}
