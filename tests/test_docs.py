@@ -120,7 +120,8 @@ def run_natjax(arguments):
         arguments += shlex.split(SHORT["train digits"])
     if "earth_masks" in arguments:  # small as it is
         arguments += ["--steps", "2"]
-    for flag in ("--coordinator", "--processes", "--process"):  # the test is one process
+    arguments = [re.sub(r"^space=\d+$", "space=1", argument) for argument in arguments]  # the test has one device
+    for flag in ("--coordinator", "--processes", "--process"):  # and is one process
         if flag in arguments:
             del arguments[arguments.index(flag) : arguments.index(flag) + 2]
     assert main(arguments) == 0, arguments
@@ -279,7 +280,7 @@ def world(tmp_path, monkeypatch):
         # One write for each command, as some run side by side.
         stub.write_text("""#!/bin/sh\nprintf '%s\\0' "${0##*/}" "$@" '' >> commands\n""")
         stub.chmod(0o755)
-    for name in ("cat.jpg", "orchard.jpg", "photo.jpg", "street.jpg"):
+    for name in ("cat.jpg", "orchard.jpg", "photo.jpg", "slide.tif", "street.jpg"):
         PIL.Image.new("RGB", (40, 32), "orange").save(name)
     for folder in ("flowers/train", "flowers/val", "imagenet/train", "imagenet/val"):
         make_images(tmp_path / folder)

@@ -14,9 +14,19 @@ assert results["largest difference from one device"] < 1e-5
 assert results["largest difference on a turned globe"] < 1e-5
 """
 
+LARGE_IMAGE = """
+results = main([])
+assert results["difference from one device"] < 1e-5
+assert results["memory of each of 8 devices (MB)"] < results["memory of one device (MB)"] / 6
+"""
+
 
 def test_weather_on_a_ring_of_devices():
     run("weather.py", WEATHER)
+
+
+def test_an_image_over_eight_devices():
+    run("large_image.py", LARGE_IMAGE)
 
 
 def run(example, code):

@@ -12,8 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from natjax.cli._arguments import positive_int
+from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, complain
 from natjax.errors import ImageError
+
+_TOO_LARGE = (
+    "the images do not fit into memory. Take fewer at a time (--batch-size), or smaller ones; classify, features and segment can "
+    "split an image over more devices (--mesh space=N)."
+)
 
 
 def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 8) -> None:
@@ -85,7 +91,7 @@ def run_pipeline(
     """Yields (path, output) of images on their way through a pipeline; lists (path, reason) of those that cannot be read."""
     from natjax.images import pixel_limit  # Pillow is not for --help
 
-    with pixel_limit(max_pixels), Progress(len(paths), "images") as progress:
+    with explain_out_of_memory(_TOO_LARGE), pixel_limit(max_pixels), Progress(len(paths), "images") as progress:
 
         def skip(index: int, error: ImageError) -> None:
             skipped.append((paths[index], str(error)))

@@ -8,6 +8,7 @@ from typing import Any
 from natjax.cli._arguments import positive_int
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
+from natjax.cli._mesh import add_mesh_arguments, image_sharding
 from natjax.cli._output import complain, print_json
 from natjax.hub import locate
 from natjax.text import printable
@@ -19,6 +20,7 @@ _BAR = 24
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_image_arguments(parser)
+    add_mesh_arguments(parser)
     parser.add_argument(
         "--top-k", "--topk", type=positive_int, default=5, metavar="K", help="classes per image (default: 5)"
     )
@@ -40,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         config=config,
         processor=processor,
         batch_size=args.batch_size,
+        full_size=args.full_size,
+        sharding=image_sharding(args.mesh),
         top_k=args.top_k,
         report=complain,
     )

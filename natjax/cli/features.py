@@ -9,6 +9,7 @@ from typing import Any
 from natjax.atomic import check_writable, replacing
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
+from natjax.cli._mesh import add_mesh_arguments, image_sharding
 from natjax.cli._output import complain, print_table
 from natjax.hub import locate
 from natjax.text import counted, printable
@@ -19,6 +20,7 @@ HELP = "write features of images to an .npz file"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_image_arguments(parser)
+    add_mesh_arguments(parser)
     parser.add_argument("--out", default="features.npz", metavar="FILE", help="file to write (default: features.npz)")
     parser.add_argument(
         "--stages",
@@ -58,6 +60,8 @@ def _pipeline(args: argparse.Namespace, checkpoint: Path) -> Any:
         config=config,
         processor=processor,
         batch_size=args.batch_size,
+        full_size=args.full_size,
+        sharding=image_sharding(args.mesh),
         stages=stages,
         report=complain,
     )

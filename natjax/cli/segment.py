@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from natjax.cli._arguments import add_dtype_argument, image_size
 from natjax.cli._config import read_given
 from natjax.cli._images import add_image_arguments, find_images, run_pipeline
+from natjax.cli._mesh import add_mesh_arguments, image_sharding
 from natjax.cli._output import complain, print_json, print_table
 from natjax.cli._pictures import picture_folder, picture_names, write_picture
 from natjax.hub import locate
@@ -23,6 +24,7 @@ HELP = "say what every pixel of images shows"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     add_image_arguments(parser, batch_size=1)
+    add_mesh_arguments(parser)
     add_dtype_argument(parser)
     parser.add_argument("--out", default="segments", metavar="DIR", help="folder to write into (default: segments)")
     parser.add_argument(
@@ -89,6 +91,8 @@ def _pipeline(args: argparse.Namespace, checkpoint: Path) -> Any:
         config=config,
         processor=processor,
         batch_size=args.batch_size,
+        full_size=args.full_size,
+        sharding=image_sharding(args.mesh),
         crop_size=args.crop_size,
         stride=args.stride,
         scales="multi" if args.multi_scale else None,

@@ -19,6 +19,7 @@ image shape.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from natjax import models
 from natjax.configuration import Configuration, MaskRcnnConfig, UperNetConfig
@@ -56,6 +58,9 @@ _OWNERS = {
     "stages": ("image-feature-extraction",),
     **dict.fromkeys(("mode", "crop_size", "stride", "scales", "flip"), ("image-segmentation",)),
     **dict.fromkeys(("threshold", "masks", "size_divisor"), ("object-detection",)),
+    **dict.fromkeys(
+        ("full_size", "sharding"), ("image-classification", "image-feature-extraction", "image-segmentation")
+    ),
 }
 _EXPECTED = {
     Configuration: "a NatConfig, a UperNetConfig or a MaskRcnnConfig",
@@ -116,6 +121,8 @@ def pipeline(
     threshold: float | None = None,
     masks: bool = False,
     size_divisor: int | None = None,
+    full_size: bool = False,
+    sharding: NamedSharding | None = None,
     dtype: Any = None,
     implementation: str | None = None,
     report: Callable[[str], None] | None = None,
@@ -143,6 +150,10 @@ def pipeline(
             default.
         masks: whether objects have masks.
         size_divisor: 32 pads images exactly as mmdetection does.
+        full_size: whether images keep their size: they are neither resized nor cropped. Not of "object-detection".
+        sharding: where images [B, H, W, C] lie whose height or width, or both, are split over devices, as by
+            `NamedSharding(jax.make_mesh((8,), ("space",)), PartitionSpec(None, "space"))`; results are those of one device.
+            Likewise.
         dtype: compute dtype; None computes in float32.
         implementation: of neighborhood attention.
         report: receives warnings; by default they are Python's.
@@ -162,7 +173,8 @@ def pipeline(
         "flip": flip or None,
     }
     objects: dict[str, Any] = {"threshold": threshold, "masks": masks or None, "size_divisor": size_divisor}
-    given = {name: value for name, value in {**windows, **objects, "stages": stages}.items() if value is not None}
+    others = {"stages": stages, "full_size": full_size or None, "sharding": sharding}
+    given = {name: value for name, value in {**windows, **objects, **others}.items() if value is not None}
     for name, value in {**given, **({} if top_k is ... else {"top_k": top_k})}.items():
         if task not in _OWNERS[name]:
             raise ValueError(f"{name} is for {' or '.join(map(repr, _OWNERS[name]))}; got {value!r} with {task!r}.")
@@ -219,6 +231,10 @@ def pipeline(
         make = functools.partial(ImageFeatureExtraction, stages=names)
     if processor is None:
         processor = load_processor(checkpoint, report or warn)
+    if full_size:
+        processor = dataclasses.replace(processor, do_resize=False, do_center_crop=False)
+    if sharding is not None:
+        make = functools.partial(make, sharding=sharding)
     return make(net, processor, batch_size=batch_size, report=report)
 
 

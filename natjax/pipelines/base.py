@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import warnings
@@ -12,12 +13,14 @@ import jax
 import numpy as np
 import PIL.Image
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from natjax.errors import ImageError
 from natjax.image_arrays import one_image, split_images
 from natjax.image_processing import NatImageProcessor
 from natjax.images import load_image
 from natjax.nn.xla import compiler_options
+from natjax.pipelines.spread import Spread
 from natjax.processors import check_channels
 
 
@@ -31,16 +34,39 @@ class ImagePipeline:
     """
 
     def __init__(
-        self, model: Any, processor: NatImageProcessor, *, batch_size: int, report: Callable[[str], None] | None
+        self,
+        model: Any,
+        processor: NatImageProcessor,
+        *,
+        batch_size: int,
+        report: Callable[[str], None] | None,
+        sharding: NamedSharding | None = None,
     ):
         """Takes a model and what prepares images for it; see the subclasses."""
         check_channels(processor, model.config)
         self.model, self.processor, self.batch_size = model, processor, check_count("batch_size", batch_size)
         self._report = report or warn
-        graphdef, self._state = nnx.split(model)
-        self._forward = jax.jit(
-            lambda state, pixels: self._select(nnx.merge(graphdef, state)(pixels)), compiler_options=compiler_options()
+        self._spread = None if sharding is None else Spread(sharding, model.config.trunk)
+
+    @functools.cached_property
+    def _apply(self) -> Callable[[np.ndarray], Any]:
+        return self._jitted(
+            lambda model, pixels, mask: self._select(model(pixels, **({} if mask is None else {"pixel_mask": mask})))
         )
+
+    def _jitted(self, function: Callable[[Any, Any, Any], Any]) -> Callable[[np.ndarray], Any]:
+        """Returns a compiled function of images [B, H, W, C], from one of the model, images and a mask of their pixels or None.
+
+        What it returns is on the host where images are split over devices.
+        """
+        graphdef, state = nnx.split(self.model)
+        forward = jax.jit(
+            lambda state, pixels, mask: function(nnx.merge(graphdef, state), pixels, mask),
+            compiler_options=compiler_options(),
+        )
+        if self._spread is None:
+            return lambda pixels: forward(state, pixels, None)
+        return functools.partial(self._spread, forward, jax.device_put(state, self._spread.parameters))
 
     def __call__(self, images: Any, *, skip_unreadable: bool = False) -> Any:
         """Returns the result of an image, or a list of those of several, or an iterator of those of an iterator.
@@ -123,7 +149,7 @@ class ImagePipeline:
 
     def _outputs(self, batch: list[tuple[int, Any]], size: int) -> Iterator[tuple[int, Any]]:
         pixels = joined([image for _, image in batch], size)
-        outputs = jax.device_get(self._forward(self._state, pixels))
+        outputs = jax.device_get(self._apply(pixels))
         for i, (index, _) in enumerate(batch):
             yield index, self._finish(jax.tree.map(lambda array, i=i: np.asarray(array[i], np.float32), outputs))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.sharding import NamedSharding
 
 from natjax import models
 from natjax.image_processing import NatImageProcessor
@@ -27,6 +28,7 @@ class ImageClassification(ImagePipeline):
         batch_size: int = 8,
         top_k: int | None = 5,
         report: Callable[[str], None] | None = None,
+        sharding: NamedSharding | None = None,
     ):
         """Makes a pipeline of a model in memory.
 
@@ -36,12 +38,13 @@ class ImageClassification(ImagePipeline):
             batch_size: images per step, 8 by default.
             top_k: classes per image, 5 by default; None means all.
             report: receives warnings; by default they are Python's.
+            sharding: see `pipeline`.
 
         Raises:
             CheckpointError: the processor makes another number of channels.
             ValueError: `batch_size` or `top_k` is no integer, or less than 1.
         """
-        super().__init__(model, processor, batch_size=batch_size, report=report)
+        super().__init__(model, processor, batch_size=batch_size, report=report, sharding=sharding)
         self.top_k = None if top_k is None else check_count("top_k", top_k, " or None")
 
     def __call__(self, images: Any, *, top_k: Any = ..., skip_unreadable: bool = False) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jax.sharding import NamedSharding
+
 from natjax import models
 from natjax.image_processing import NatImageProcessor
 from natjax.pipelines.base import ImagePipeline
@@ -21,6 +23,7 @@ class ImageFeatureExtraction(ImagePipeline):
         batch_size: int = 8,
         stages: Sequence[str] | None = None,
         report: Callable[[str], None] | None = None,
+        sharding: NamedSharding | None = None,
     ):
         """Makes a pipeline of a model in memory.
 
@@ -31,12 +34,13 @@ class ImageFeatureExtraction(ImagePipeline):
             stages: of a `NatBackbone`: the names of its feature maps, its `config.out_features`; None, the default, for a
                 `NatModel`.
             report: receives warnings; by default they are Python's.
+            sharding: see `pipeline`.
 
         Raises:
             CheckpointError: the processor makes another number of channels.
             ValueError: `batch_size` is no integer, or less than 1.
         """
-        super().__init__(model, processor, batch_size=batch_size, report=report)
+        super().__init__(model, processor, batch_size=batch_size, report=report, sharding=sharding)
         self.stages = stages
 
     def _select(self, outputs: Any) -> Any:

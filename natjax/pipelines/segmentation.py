@@ -6,15 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import PIL.Image
-from flax import nnx
+from jax.sharding import NamedSharding
 
 from natjax import models
 from natjax.image_arrays import one_image, upright
 from natjax.image_processing import NatImageProcessor
-from natjax.nn.xla import compiler_options
+from natjax.images import image_name
 from natjax.pipelines.base import ImagePipeline, joined
 from natjax.segmentation.inference import MULTI_SCALE, checked_windows, segment
 
@@ -40,6 +39,7 @@ class ImageSegmentation(ImagePipeline):
         scales: str | Sequence[float] | None = None,
         flip: bool = False,
         report: Callable[[str], None] | None = None,
+        sharding: NamedSharding | None = None,
     ):
         """Makes a pipeline of a model in memory.
 
@@ -54,6 +54,7 @@ class ImageSegmentation(ImagePipeline):
                 1, 1.25, 1.5 and 1.75, as in mmsegmentation. By default (1.0,).
             flip: whether to average with mirror images as well.
             report: receives warnings; by default they are Python's.
+            sharding: see `pipeline`; images are taken whole, and those whose sides, as prepared, do not divide are refused.
 
         Raises:
             CheckpointError: the processor makes another number of channels.
@@ -69,13 +70,13 @@ class ImageSegmentation(ImagePipeline):
             raise ValueError(
                 f"scales are ratios to what an image processor resizes to, and this one does not; got {scales!r}."
             )
-        super().__init__(model, processor, batch_size=batch_size, report=report)
+        if sharding is not None and self.crop_size is not None:
+            raise ValueError(
+                f"windows of images fit one device and are not split over several; got crop_size {crop_size!r} and a sharding."
+            )
+        super().__init__(model, processor, batch_size=batch_size, report=report, sharding=sharding)
         self._processors = [_scaled(processor, ratio) for ratio in self.scales]
-        graphdef, state = nnx.split(model)
-        decode = jax.jit(
-            lambda state, pixels: nnx.merge(graphdef, state).decode(pixels)[0], compiler_options=compiler_options()
-        )
-        self._segmenter = lambda pixels: decode(state, pixels)
+        self._segmenter = self._jitted(lambda model, pixels, _: model.decode(pixels)[0])
 
     def class_maps(self, images: Any, *, skip_unreadable: bool = False) -> Any:
         """Returns the class map of an image, [H, W], or a list or an iterator of those of several; see `__call__`.
@@ -94,8 +95,13 @@ class ImageSegmentation(ImagePipeline):
 
     def _prepare(self, image: Any) -> tuple[list[np.ndarray], tuple[int, int]]:
         """Returns an image at all scales, each [1, H, W, C], and (height, width) of the upright original."""
+        name = image_name(image)
         image, size = upright(image, self.processor.mode)
-        return [one_image(processor(image)) for processor in self._processors], size
+        views = [one_image(processor(image)) for processor in self._processors]
+        if self._spread is not None:
+            for view in views:
+                self._spread.check_divides(name, view)
+        return views, size
 
     def _shape(self, prepared: Any) -> Any:
         views, size = prepared

@@ -1,6 +1,9 @@
 """The cost model on paper: FLOPs are those of the library, and bytes what follows by hand."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -44,6 +47,34 @@ def test_maps_with_fewer_rows_than_devices_are_gathered():
     split, gathered = (costs.cost(layers, (parts, 1), machines.MACHINES[0]) for parts in (8, 16))
     assert gathered.flops == 8 * split.flops
     assert gathered.received == 8 * 8 * 512 * 2 * 15 / 16
+
+
+PROGRAM = r"""
+import math, re
+import jax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec as P
+from benchmarks.scaling import work
+import natjax
+
+config = natjax.NatConfig(embed_dim=16, depths=(2, 1), num_heads=(1, 2), kernel_size=5)
+graphdef, state = nnx.split(natjax.NatModel(config, rngs=nnx.Rngs(0)))
+for parts in ((8, 1), (4, 2)):
+    mesh = jax.make_mesh(parts, ("rows", "columns"))
+    pixels = jax.ShapeDtypeStruct((1, 256, 64, 3), "float32", sharding=NamedSharding(mesh, P(None, "rows", "columns")))
+    forward = jax.jit(lambda state, pixels: nnx.merge(graphdef, state)(pixels).pooler_output)
+    text = forward.lower(jax.device_put(state, NamedSharding(mesh, P())), pixels).compile().as_text()
+    shapes = re.findall(r"= \(?f32\[([\d,]+)\]\S* collective-permute(?:-start)?\(", text)
+    received = sum(4 * math.prod(map(int, shape.split(","))) for shape in shapes)
+    expected = sum(work.exchange(each, parts)[0] for each in work.nat(config, (256, 64)))
+    assert received == 4 / work.BYTES * expected, (parts, received, expected)
+"""
+
+
+def test_bytes_are_those_of_the_compiled_program():
+    more = {"JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | more, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_the_page_has_the_tables():

@@ -71,6 +71,34 @@ def test_large_images_are_read_where_they_are_trusted(fake, capsys, monkeypatch)
     assert PIL.Image.MAX_IMAGE_PIXELS == 100
 
 
+def test_images_keep_their_size_where_it_is_asked_for(fake, capsys):
+    NatImageProcessor.imagenet(8).save_pretrained(fake / "model")
+    command = ["features", "images/0.png", "--model", "model", "--stages", "stem"]
+    with PIL.Image.open("images/0.png") as image:
+        sizes = {(): (8, 8), ("--full-size",): (image.height, image.width)}
+    for more, size in sizes.items():
+        assert main([*command, *more]) == 0
+        with np.load("features.npz") as written:
+            assert written["stem"].shape[1:3] == size
+
+
+def test_a_mesh_that_is_none(fake, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["classify", "images", "--model", "model", "--mesh", "data=2"])
+    assert "must be space=N, N devices that an image is split over; got 'data=2'" in capsys.readouterr().err
+    assert main(["classify", "images", "--model", "model", "--mesh", "space=99"]) == 1
+    assert "--mesh space=99 needs 99 devices; there " in capsys.readouterr().err
+
+
+def test_images_that_do_not_fit_into_memory(fake, capsys, monkeypatch):
+    def call(self, pixels):
+        raise MemoryError
+
+    monkeypatch.setattr(FakeModel, "__call__", call)
+    assert main(["classify", "images", "--model", "model"]) == 1
+    assert "error: the images do not fit into memory. Take fewer" in capsys.readouterr().err
+
+
 def test_batches_are_padded_and_compile_once(fake, capsys):
     FakeModel.traces = 0
     assert main(["classify", "images/*.png", "--model", "model", "--json", "--batch-size", "3"]) == 0

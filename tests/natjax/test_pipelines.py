@@ -90,8 +90,8 @@ def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
     processor = NatImageProcessor(do_resize=False)
     extract = natjax.pipeline("image-feature-extraction", folder / "model", processor=processor, batch_size=3)
     shapes = []
-    forward = extract._forward
-    extract._forward = lambda state, pixels: (shapes.append(pixels.shape), forward(state, pixels))[1]
+    apply = extract._apply
+    extract._apply = lambda pixels: (shapes.append(pixels.shape), apply(pixels))[1]
     paths = [folder / f"{i}.png" for i in (0, 2, 1)]
     together = extract(paths)
     assert shapes == [(3, 18, 20, 3), (3, 19, 20, 3)]  # padded to the size of a batch
@@ -102,8 +102,8 @@ def test_images_that_are_not_resized_make_batches_of_one_shape(folder):
 def test_calls_with_few_images_share_what_is_compiled(folder):
     extract = natjax.pipeline("image-feature-extraction", folder / "model", batch_size=6)
     sizes = []
-    forward = extract._forward
-    extract._forward = lambda state, pixels: (sizes.append(len(pixels)), forward(state, pixels))[1]
+    apply = extract._apply
+    extract._apply = lambda pixels: (sizes.append(len(pixels)), apply(pixels))[1]
     for count in (1, 2, 3, 4, 5, 7):
         assert len(extract([folder / "0.png"] * count)) == count
     assert sizes == [1, 2, 4, 4, 6, 6, 6]
