@@ -80,28 +80,33 @@ class _Groups:
 
 
 @functools.lru_cache(maxsize=512)
-def plan_axis(length: int, axis: AxisWindow, tile: int, transposed: bool = False, biased: bool = True) -> AxisPlan:
+def plan_axis(
+    length: int, axis: AxisWindow, tile: int, transposed: bool = False, biased: bool = True, multiple: int = 1
+) -> AxisPlan:
     """Plans an axis of `length` keys in tiles of `tile` queries.
 
     In the transposed plan keys and queries change places: tiles of keys, with the queries that see them. A backward pass that
     follows it needs no atomics and no scatter. Entries of the bias remain those of key minus query. A plan that is not `biased`
-    knows no entries, and more of its tiles look alike: whole-axis windows have one class.
+    knows no entries, and more of its tiles look alike: whole-axis windows have one class. Tiles have a multiple of `multiple`
+    slots for keys.
     """
     assert axis.split is None
-    return _plan_kinds(length, axis, tile, transposed, biased)[0]
+    return _plan_kinds(length, axis, tile, transposed, biased, multiple)[0]
 
 
 @functools.lru_cache(maxsize=512)
 def plan_split_axis(
-    length: int, axis: AxisWindow, tile: int, transposed: bool = False, biased: bool = True
+    length: int, axis: AxisWindow, tile: int, transposed: bool = False, biased: bool = True, multiple: int = 1
 ) -> SplitPlan:
     """Plans, for every device, an axis that is split; as `plan_axis`, of the `length` keys that a device has."""
     assert axis.split is not None
-    kinds = _plan_kinds(length, axis, tile, transposed, biased)
+    kinds = _plan_kinds(length, axis, tile, transposed, biased, multiple)
     return SplitPlan(kinds, windows_of_kinds(length, axis)[-1], np.stack(axis.split.origins(length)))
 
 
-def _plan_kinds(length: int, axis: AxisWindow, tile: int, transposed: bool, biased: bool) -> tuple[AxisPlan, ...]:
+def _plan_kinds(
+    length: int, axis: AxisWindow, tile: int, transposed: bool, biased: bool, multiple: int
+) -> tuple[AxisPlan, ...]:
     """Plans an axis for every kind of device: all plans have the same tiles, classes and spans."""
     centers, (start, end, shift, _) = axis.centers(length), windows_of_kinds(length, axis)
     queries, keys = _Groups.of(centers, axis, axis.spacing), _Groups.of(np.arange(length), axis, 1)
@@ -122,6 +127,7 @@ def _plan_kinds(length: int, axis: AxisWindow, tile: int, transposed: bool, bias
     start, end = start[:, members], end[:, members]
     lo, hi = start.min(axis=2, keepdims=True), end.max(axis=2, keepdims=True)
     span, others, positions = int((hi - lo).max()), other.sizes[group], int(other.sizes.sum())
+    span = math.ceil(span / multiple) * multiple
     # A halo that would run past the end of its group starts earlier, so that tiles there share classes.
     ring = axis.periodic and axis.split is None
     halo = lo if ring else np.maximum(np.minimum(lo, others - span), 0)

@@ -74,6 +74,14 @@ def _names(x: jax.Array) -> tuple[str, ...]:
     return tuple(itertools.chain(*(place if isinstance(place, tuple) else (place,) for place in spec_of(x) if place)))
 
 
+def is_split(x: jax.Array, axis: int) -> bool:
+    """Returns whether an axis of an array is split over devices, as far as its type does not say that it is not."""
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty:
+        return jax.device_count() > 1
+    return (mesh.size > 1 and AxisType.Auto in mesh.axis_types) or spec_of(x)[axis] is not None
+
+
 def sharded_as(x: jax.Array, primal: jax.Array) -> jax.Array:
     """Gives a gradient its primal's sharding where shardings are part of the type."""
     sharding = jax.typeof(primal).sharding

@@ -71,7 +71,7 @@ def test_parts_of_a_batch_change_nothing(entries, kind, monkeypatch):
     """Also where the batch is laid along an axis of a mesh of one device, as training does."""
     run, arguments = program(PARTED)
     _, expected = compiled(PARTED)
-    monkeypatch.setattr(natjax_kernels.xla.tiles, "entries_per_step", lambda scores: entries)
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "entries_per_step", lambda scores, **_: entries)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType[kind],), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         specs = [PartitionSpec("data")] * 3 + [PartitionSpec(), PartitionSpec("data")]

@@ -29,6 +29,7 @@ from natjax_kernels.meshes import over_devices
 from natjax_kernels.problem import Problem, accumulator
 from natjax_kernels.sharding import laid_alike, sharded_as
 from natjax_kernels.window import Window
+from natjax_kernels.xla.lanes import fold, heads_together, rows_of, tiles_of
 from natjax_kernels.xla.tables import add_gradient, bias_of, gradient_of_bias, neighbours_of, no_gradient, table_of
 from natjax_kernels.xla.tiles import (
     batch_parts,
@@ -77,12 +78,20 @@ def _attend_tiles(
     contain, window, to_logits, biased, query, key, value, table, more_keys, more_values, key_mask, sizes, places
 ):
     """Returns the output and the log-sum-exp, [B, *spatial, N, 1]."""
-    axes, groups = plan_of(key, window, biased, places), query.shape[-2] // key.shape[-2]
+    axes, n, groups = _plan(query, key, value, window, biased, places)
+    arrays = *(fold(x, n) for x in (query, key, value, more_keys, more_values)), key_mask, sizes
     bias = bias_of(table, axes, groups, accumulator(query))
     neighbours = neighbours_of(axes, groups) if contain else None
 
-    def step(rows):
-        q = join_group(gather_tiles(query, query_index(axes, rows)), groups)  # [M, B, N, T, D]
+    def part(_, tokens):
+        def steps(_, rows):  # JAX's own derivatives would keep all weights; a closure, as positions may be static
+            return None, jax.checkpoint(functools.partial(step, *tokens, rows), prevent_cse=False)()
+
+        _, results = by_steps(steps, row_steps(tokens[0], axes))
+        return None, [untile_columns(x, axes) for x in results]
+
+    def step(query, key, value, more_keys, more_values, key_mask, sizes, rows):
+        q = rows_of(gather_tiles(query, query_index(axes, rows)), groups, n)  # [M, B, N, T, D]
         k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))  # [M, B, N, S, D]
         visible = _visible(key_mask, sizes, window, axes, rows, groups)
         seen = _seen(neighbours, visible, rows, axes, q.ndim, groups)
@@ -96,13 +105,16 @@ def _attend_tiles(
         if any_key is not None:
             lse = jnp.where(any_key, lse, -jnp.inf)
         out = (out / total).astype(v.dtype)
-        return [untile_rows(split_group(x, groups), rows, axes) for x in (out, lse)]
+        return [untile_rows(x, rows, axes) for x in (tiles_of(out, groups, n), split_group(lse, groups))]
 
-    def steps(_, rows):  # JAX's own derivatives would keep all weights; a closure, as positions may be static
-        return None, jax.checkpoint(functools.partial(step, rows), prevent_cse=False)()
+    _, (out, lse) = by_steps(part, batch_parts(arrays, axes, backward=False))
+    return joined(out, query, value.shape[-1]), joined(lse, query, 1)
 
-    _, results = by_steps(steps, row_steps(query, axes))
-    return [untile_columns(x, axes) for x in results]
+
+def _plan(query, key, value, window, biased, places):
+    """Returns the plan, how many heads share lanes, and how many heads of queries share a row of keys."""
+    n = heads_together(query, key, value)
+    return plan_of(key, window, biased, places), n, query.shape[-2] // key.shape[-2] * n
 
 
 def _weights(logits, more, visible, axes: tuple[AxisPlan, ...]):
@@ -151,7 +163,7 @@ def _backward(window, to_logits, residuals, cotangents):
     # An unused log-sum-exp costs nothing: what XLA compiles has no operand for it.
     d_lse = None if isinstance(d_lse, SymbolicZero) else d_lse[..., None]
     biased = rpb is not None
-    axes, groups = plan_of(key, window, biased, rest[-1]), query.shape[-2] // key.shape[-2]
+    axes, _, groups = _plan(query, key, value, window, biased, rest[-1])
     table = table_of(axes, rpb, accumulator(query))
     static, more = (window, to_logits, biased), 0 if rest[0] is None else 2
     gradients = _contained(_backward_tiles, 3 + more, static, query, key, value, table, *rest, d_out, d_lse)
@@ -180,7 +192,9 @@ def _backward_tiles(
     d_lse,
 ):
     """Returns the gradients of query, key, value, of additional keys and values, if any, and, of a bias, sums of steps."""
-    axes, groups = plan_of(key, window, biased, places), query.shape[-2] // key.shape[-2]
+    axes, n, groups = _plan(query, key, value, window, biased, places)
+    likes = query, key, value, more_keys, more_values
+    arrays = *(fold(x, n) for x in likes), key_mask, sizes, fold(d_out, n), d_lse  # of a batch
     bias = bias_of(table, axes, groups, accumulator(query))
     neighbours = neighbours_of(axes, groups) if contain else None
 
@@ -195,8 +209,10 @@ def _backward_tiles(
     def step(query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse, carry, rows):
         d_bias, *sums = carry
         queries = query_index(axes, rows)
-        q, do, d_lse = jax.tree.map(lambda x: join_group(gather_tiles(x, queries), groups), (query, d_out, d_lse))
+        q, do = (rows_of(gather_tiles(x, queries), groups, n) for x in (query, d_out))
+        d_lse = None if d_lse is None else join_group(gather_tiles(d_lse, queries), groups)
         k, v = (gather_tiles(x, key_index(axes, rows)) for x in (key, value))
+        owned = None
         if "owned" in rows:  # padded queries repeat a token: nothing of them may flow back
             owned = owned_queries(rows, axes, q.ndim, groups)
             do, d_lse = jax.tree.map(lambda x: jnp.where(owned, x, 0), (do, d_lse))
@@ -226,17 +242,16 @@ def _backward_tiles(
             d_query = d_query + _product_of_all(d_more, more_keys)
             of_all = [_sum_over_queries(d_more, q), _sum_over_queries(more.astype(v.dtype), do)]
         if biased:
+            d_logits = d_logits if owned is None else jnp.where(owned, d_logits, 0)  # of a bias of -inf they are NaN
             d_bias = add_gradient(d_bias, d_logits, rows, axes, groups, window)
-        d_query = untile_rows(split_group(d_query.astype(q.dtype), groups), rows, axes)
+        d_query = untile_rows(tiles_of(d_query.astype(q.dtype), groups, n), rows, axes)
         collected = (collect_halo(*x, rows, axes) for x in zip(sums, (d_key, d_value), strict=True))
         sums, halos = zip(*collected, strict=True)
         return (d_bias, *sums), (d_query, *halos, of_all)
 
     d_bias = no_gradient(table, axes, groups, accumulator(query)) if biased else None
-    arrays = query, key, value, more_keys, more_values, key_mask, sizes, d_out, d_lse  # of a batch
-    d_bias, gradients = by_steps(part, batch_parts(arrays, axes), d_bias)
-    likes = query, key, value, more_keys, more_values
-    gradients = [joined(x.astype(like.dtype), like) for x, like in zip(gradients, likes, strict=False)]
+    d_bias, gradients = by_steps(part, batch_parts(arrays, axes, backward=True), d_bias)
+    gradients = [joined(x.astype(like.dtype), like, like.shape[-1]) for x, like in zip(gradients, likes, strict=False)]
     return *gradients, d_bias
 
 

@@ -23,11 +23,12 @@ from natjax_kernels.axis import AxisPlan, is_large
 from natjax_kernels.bias import numpy_of
 from natjax_kernels.grids import join_group
 from natjax_kernels.plan import plan_axis, plan_split_axis
-from natjax_kernels.sharding import reshape, spec_of
+from natjax_kernels.sharding import is_split, reshape, spec_of
 from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.window import Window
 from natjax_kernels.xla.halos import add_halos, keys_of, no_halos, shared_by_many, sum_halos
-from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, scores_per_step, tile_shape
+from natjax_kernels.xla.runs import Runs, cut, interleaved, lay, no_sums, within
+from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, on_tpu, row_multiples, scores_per_step, tile_shape
 
 
 def plan_of(key, window: Window, biased: bool, places: Any = None) -> tuple[AxisPlan, ...]:
@@ -36,27 +37,36 @@ def plan_of(key, window: Window, biased: bool, places: Any = None) -> tuple[Axis
     Of axes that are split over devices it is the plan of a device; `places`, [rank], says of which (`natjax_kernels.split`).
     """
     spatial = key.shape[1:-2]
-    axes = zip(spatial, window.axes(), tile_shape(spatial, window), strict=True)
+    axes = zip(spatial, window.axes(), tile_shape(spatial, window), row_multiples(len(spatial)), strict=True)
     return tuple(
-        plan_axis(n, axis, tile, biased=biased)
+        plan_axis(n, axis, tile, biased=biased, multiple=multiple)
         if axis.split is None
-        else plan_split_axis(n, axis, tile, biased=biased).at(places[a], jnp)
-        for a, (n, axis, tile) in enumerate(axes)
+        else plan_split_axis(n, axis, tile, biased=biased, multiple=multiple).at(places[a], jnp)
+        for a, (n, axis, tile, multiple) in enumerate(axes)
     )
 
 
-def query_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
-    """The positions of every axis's queries, [tiles, T], a token standing for padding; along the first axis those of `rows`."""
-    index = [np.maximum(axis.queries, 0) for axis in axes]
-    return index if rows is None else [rows["queries"], *index[1:]]
+def query_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list[Runs]:
+    """Every axis's queries, [tiles, T]; along the first axis those of `rows`."""
+    return [_queries(axis, None if a else rows) for a, axis in enumerate(axes)]
 
 
-def key_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list:
-    """The positions of every axis's keys, [tiles, S], a token standing for padding; along the first axis those of `rows`."""
-    return [_keys(axis, None if a else rows) for a, axis in enumerate(axes)]
+def key_index(axes: tuple[AxisPlan, ...], rows: dict | None = None) -> list[Runs]:
+    """Every axis's keys, [tiles, S]; along the first axis those of `rows`."""
+    return [
+        Runs(_keys(axis, None if a else rows), axis.apart, axis.ring, axis.length, axis.last_first_key)
+        for a, axis in enumerate(axes)
+    ]
+
+
+def _queries(axis: AxisPlan, rows: dict | None) -> Runs:
+    positions = np.maximum(axis.queries, 0) if rows is None else rows["queries"]
+    apart = int(np.diff(axis.queries, axis=1).max(initial=1))
+    return Runs(positions, apart, False, len(axis.query_slot), int(axis.queries[:, 0].max()))
 
 
 def _keys(axis: AxisPlan, rows: dict | None):
+    """The positions of keys, [tiles, S], a token standing for padding."""
     if not _computed(axis):
         return _not_negative(axis.keys) if rows is None else rows["keys"]
     first_key = axis.first_key if rows is None else rows["first_key"]
@@ -72,12 +82,17 @@ def _computed(axis: AxisPlan) -> bool:
     return is_large((axis.tiles, axis.span))
 
 
-def to_tiles(x, index: list):
+def to_tiles(x, index: list[Runs]):
     """Gathers tiles: [B, *spatial, N, D] by the positions [tiles, slots] of every axis -> [M, B, N, slots, D]."""
     rank = len(index)
-    for a, positions in enumerate(index):
-        x = take(x, positions.reshape(-1), 1 + 2 * a)
-        x = x.reshape(*x.shape[: 1 + 2 * a], *positions.shape, *x.shape[2 + 2 * a :])
+    if on_tpu():
+        for runs in reversed(index):  # each puts its tiles first
+            x = cut(x, runs, rank)
+        x = jnp.moveaxis(x, -2, rank + 1)
+        return jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
+    for a, runs in enumerate(index):
+        x = take(x, runs.positions.reshape(-1), 1 + 2 * a)
+        x = x.reshape(*x.shape[: 1 + 2 * a], *runs.shape, *x.shape[2 + 2 * a :])
     tiles, slots = [1 + 2 * a for a in range(rank)], [2 + 2 * a for a in range(rank)]
     x = x.transpose(*tiles, 0, 1 + 2 * rank, *slots, 2 + 2 * rank)
     return jax.lax.collapse(jax.lax.collapse(x, 2 + rank, 2 + 2 * rank), 0, rank)
@@ -108,24 +123,43 @@ def untile_columns(x, axes: tuple[AxisPlan, ...], *, halo: bool = False):
 
 def halo_sums(like, axes: tuple[AxisPlan, ...]):
     """What `collect_halo` adds to, for gradients of keys [B, *spatial, N, D]; None where it returns every step's instead."""
+    if on_tpu():
+        return no_sums(like, key_index(axes)[0], 1)
     return no_halos(like, axes[0], 1) if shared_by_many(axes[0]) else None
 
 
 def collect_halo(sums, x, rows: dict, axes: tuple[AxisPlan, ...]):
     """Undoes the tiles of a step, [M, B, N, S, D], but along the first axis; returns (sums with them, None), or (None, them)."""
+    if on_tpu():
+        return _lay_tiles(sums, x, key_index(axes, rows)), None
     x = untile_rows(x, rows, axes, halo=True)
     return (None, x) if sums is None else (add_halos(sums, x, rows["first_key"], axes[0], 1), None)
 
 
 def from_halos(sums, x, axes: tuple[AxisPlan, ...]):
     """Returns the sums of all halos, [B, *spatial, N, D], of what `collect_halo` returned in all steps."""
+    if on_tpu():
+        return within(sums, key_index(axes)[0], 1)
     return untile_columns(x, axes, halo=True) if sums is None else keys_of(sums, axes[0], 1)
 
 
-def _untile(x, index: list):
+def _lay_tiles(sums, x, index: list[Runs]):
+    """Adds tiles, [M, B, N, S, D], to sums [B, *spatial, N, D], axis by axis from the last one."""
+    rank = len(index)
+    x = x[:, None] if x.ndim == 4 else x  # a batch of 1
+    x = x.reshape(*(runs.shape[0] for runs in index), *x.shape[1:])
+    x = x.reshape(*x.shape[: rank + 2], *(runs.shape[1] for runs in index), x.shape[-1])
+    x = jnp.moveaxis(x, rank + 1, -2)
+    for a in range(rank - 1, 0, -1):  # [tiles of axes up to a, B, slots of axes up to a, sides of the others, N, D]
+        x, axis = jnp.moveaxis(x, a, 0), 2 * a + 1
+        x = within(lay(no_sums(x[0], index[a], axis), x, index[a], axis), index[a], axis).astype(x.dtype)
+    return lay(sums, x, index[0], 1)
+
+
+def _untile(x, index: list[Runs]):
     """Undoes the last part of `to_tiles`: [M, B, N, slots, D] (or without B) -> [B, tiles * slots of every axis, N, D]."""
     rank = len(index)
-    tiles, slots = zip(*(positions.shape for positions in index), strict=True)
+    tiles, slots = zip(*(runs.shape for runs in index), strict=True)
     x = x[:, None] if x.ndim == 4 else x  # a batch of 1
     x = x.reshape(*tiles, *x.shape[1:])
     x = x.reshape(*x.shape[: rank + 2], *slots, x.shape[-1])
@@ -141,6 +175,9 @@ def _from_slots(x, axes: tuple[AxisPlan, ...], *, halo: bool, first_axis: int):
     for axis, of_axis in enumerate(axes, start=first_axis):
         if halo and shared_by_many(of_axis):
             x = sum_halos(x, of_axis, axis)
+            continue
+        if on_tpu() and not halo:
+            x = interleaved(x, of_axis.query_slot, axis)
             continue
         slots, parts = of_axis.key_slots if halo else of_axis.query_slot[:, None], []
         for slot in slots.T:
@@ -190,13 +227,14 @@ def by_steps(step, known, carry=None):
     return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
 
 
-def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
+def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...], *, backward: bool) -> tuple:
     """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...].
 
     A symbolic batch (`jax.export`) is one part where a part can be of any size, and else cut into its entries.
     """
     batch, known = arrays[0].shape[0], _known_batch(arrays[0])
-    entries = entries_per_step(_scores_per_row(arrays[0], axes) * axes[0].tiles // max(known, 1))
+    scores = _scores_per_row(arrays[0], axes) * axes[0].tiles // max(known, 1)
+    entries = entries_per_step(scores, backward=backward, split=is_split(arrays[0], 0))
     if isinstance(batch, int):
         parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
     else:
@@ -204,9 +242,9 @@ def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...]) -> tuple:
     return jax.tree.map(lambda x: reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *spec_of(x))), arrays)
 
 
-def joined(x, like):
-    """Undoes `batch_parts`, with the sharding of `like`: a split batch of 1 has lost its own."""
-    return reshape(x, like.shape, spec_of(like))
+def joined(x, like, channels: int):
+    """Undoes `batch_parts`, with the heads and the sharding of `like`: a split batch of 1 has lost its own."""
+    return reshape(x, (*like.shape[:-1], channels), spec_of(like))
 
 
 def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
@@ -235,10 +273,10 @@ def visible_keys(key_mask, sizes, window: Window, axes: tuple[AxisPlan, ...], ro
     visible = to_tiles(key_mask[..., None, None], keys).swapaxes(-1, -2)
     if sizes is None:
         return visible
-    queries = [
-        jnp.asarray(x, jnp.int32) + axis.query_origin for x, axis in zip(query_index(axes, rows), axes, strict=True)
-    ]
-    keys = [jnp.asarray(x, jnp.int32) + axis.key_origin for x, axis in zip(keys, axes, strict=True)]
+    index = query_index(axes, rows), keys
+    queries, keys = ([jnp.asarray(runs.positions, jnp.int32) for runs in of_all] for of_all in index)
+    queries = [x + axis.query_origin for x, axis in zip(queries, axes, strict=True)]
+    keys = [x + axis.key_origin for x, axis in zip(keys, axes, strict=True)]
     seen = [seen_at_sizes(*axis) for axis in zip(sizes.T, window.axes(), queries, keys, strict=True)]
     return visible & of_map(operator.and_, seen)[:, :, None]
 

@@ -109,7 +109,7 @@ def _slots_at_sizes(sizes, axes: tuple[AxisPlan, ...], window: Window):
     """As `_slots`, of windows that are known at run time only: [M, B, 1, T, K] each. A tile's keys follow one another."""
     slots, present, stride = [], [], math.prod(axis.span for axis in axes)
     for size, plan, axis, queries in zip(sizes.T, axes, window.axes(), query_index(axes), strict=True):
-        start, end = (x[..., None] for x in windows_at_sizes(size, axis, queries))  # [B, tiles, T, 1]
+        start, end = (x[..., None] for x in windows_at_sizes(size, axis, queries.positions))  # [B, tiles, T, 1]
         key = start + np.arange(axis.kernel, dtype=np.int32)  # of the dilation group
         slot = key - (plan.first_key[:, None, None] // axis.dilation).astype(np.int32)
         stride //= plan.span
