@@ -15,12 +15,12 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from natjax_kernels.grids import repeat_heads_to_shard
 from natjax_kernels.partitioning import Call, join_heads, split_heads
 from natjax_kernels.problem import Problem
-from natjax_kernels.sharding import laid_alike, mesh_of, over_explicit_axes, spec_of
+from natjax_kernels.sharding import laid_alike, may_lie_anywhere, over_explicit_axes, spec_of
 from natjax_kernels.spatial import attend_to_parts
 
 
@@ -31,7 +31,8 @@ def over_devices(attend: Callable) -> Callable:
     def attend_over_devices(problem: Problem):
         names = spec_of(problem.query)[1:-2]
         if not any(names):
-            return _over_auto_axes(attend, problem) if _may_lie_anywhere(problem) else attend(problem)
+            is_auto = may_lie_anywhere(problem.arrays) and isinstance(problem.batch, int)
+            return _over_auto_axes(attend, problem) if is_auto else attend(problem)
         problem = laid_alike(repeat_heads_to_shard(problem))
         given = [x is not None for x in problem.arrays]
 
@@ -44,12 +45,6 @@ def over_devices(attend: Callable) -> Callable:
         return over_explicit_axes(of_device, arrays, (PartitionSpec(*tokens, None), PartitionSpec(*tokens)))
 
     return attend_over_devices
-
-
-def _may_lie_anywhere(problem: Problem) -> bool:
-    """Whether arrays may be sharded in ways that only XLA's partitioner knows."""
-    mesh = mesh_of(problem.arrays)
-    return mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto} and isinstance(problem.batch, int)
 
 
 def _over_auto_axes(attend: Callable, problem: Problem):

@@ -25,6 +25,12 @@ def mesh_of(arrays: Sequence[Any]) -> Any:
     return next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
 
 
+def may_lie_anywhere(arrays: Sequence[Any]) -> bool:
+    """Returns whether arrays may be sharded in ways that only XLA's partitioner knows: along Auto axes of several devices."""
+    mesh = mesh_of(arrays)
+    return mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto}
+
+
 def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple) -> jax.Array:
     """Reshapes to `shape`, whose axes lie where `spec` says.
 

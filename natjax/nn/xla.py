@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from natjax.nn.spatial import is_split, over_parts
-from natjax_kernels.sharding import over_batch, reshape, shared_along, spec_of
+from natjax_kernels.sharding import may_lie_anywhere, over_batch, reshape, shared_along, spec_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -48,6 +48,8 @@ def flat_dot_general(
         **options: further ones of `dot_general`.
     """
     assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())), dimension_numbers
+    if may_lie_anywhere([x]):  # a matrix of all tokens cannot lie as a map does
+        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
     if is_split(x):
         return over_parts(lambda parts: flat_dot_general(parts, kernel, dimension_numbers, **options), x)
     kernel = shared_along(kernel, x)
@@ -125,7 +127,7 @@ def conv3x3_s2(
         **options: further ones of `conv_general_dilated`: no dilation, no groups.
     """
     accuracy: dict[str, Any] = {"precision": precision, "preferred_element_type": preferred_element_type}
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or may_lie_anywhere([x]):  # whose convolutions XLA's partitioner gives halos
         return conv_general_dilated(x, kernel, window_strides, padding, **accuracy, **options)
     assert (kernel.shape[:2], tuple(window_strides)) == ((3, 3), (2, 2))
     assert {1, *(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())} == {1}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import natjax
@@ -116,6 +116,7 @@ CASES = {
     "layers by row and column": lambda: of_layers(BY_BOTH),
     "layers by row, all devices": lambda: of_layers(P(None, ("a", "b"))),
     "classifier": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW),
+    "classifier on Auto axes": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW),
     "mixed sizes": lambda: of_classifier(WIDE_WINDOWS, BY_BOTH, [(101, 50), (37, 64)], width=64),
     "segmentation": lambda: of_segmentation(BY_ROW),
 }
@@ -123,7 +124,8 @@ GATHERING = {"layers by row, all devices", "mixed sizes"}  # axes whose result d
 
 
 def main(case: str) -> None:
-    mesh = jax.make_mesh((2, 4), ("a", "b"))  # Explicit axes
+    kind = AxisType.Auto if "Auto" in case else AxisType.Explicit
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(kind,) * 2)
     program, arguments, specs = CASES[case]()
     placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arguments, specs, strict=True)]
     program = jax.jit(program)
