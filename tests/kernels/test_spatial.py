@@ -15,8 +15,6 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from natjax_kernels import neighborhood_attention
-from natjax_kernels.split import Split, split_axis
-from natjax_kernels.window import AxisWindow, windows
 
 ORACLE = pathlib.Path(__file__).with_name("spatial_oracle.py")
 
@@ -61,30 +59,3 @@ def test_an_axis_of_one_device_splits_nothing():
 def run_apart(arguments, **environment):
     result = subprocess.run([sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[-3000:]
-
-
-def test_halos_are_as_long_as_windows_reach():
-    assert split_axis(64, 8, AxisWindow(7)) == Split(8, 3, 3)
-    assert split_axis(64, 8, AxisWindow(4, dilation=2)) == Split(8, 4, 2)
-    assert split_axis(64, 8, AxisWindow(7, causal=True)) == Split(8, 6, 0)
-    assert split_axis(64, 8, AxisWindow(4, periodic=True)) == Split(8, 2, 1)
-    assert split_axis(64, 32, AxisWindow(7)) == Split(
-        32, 5, 5
-    )  # windows at the borders shift inward, beyond a part of two
-    assert split_axis(64, 8, AxisWindow(64)) == Split(8, ring=True)  # halos would be all other parts, twice
-    assert split_axis(64, 8, AxisWindow(64, periodic=True)) == Split(8, 32, 31)
-
-
-@pytest.mark.parametrize(
-    "axis", [AxisWindow(5), AxisWindow(4, dilation=3), AxisWindow(8, stride=3, causal=True)], ids=str
-)
-@pytest.mark.parametrize("parts", [2, 4, 8])
-def test_halos_hold_what_windows_see_and_no_more(axis, parts):
-    length = 48
-    start, end = windows(length, axis)
-    position = np.arange(length)
-    first, last = (edge * axis.dilation + position % axis.dilation for edge in (start, end - 1))
-    part = position // (length // parts)
-    split = split_axis(length, parts, axis)
-    assert split.before == max(0, np.max(part * (length // parts) - first))
-    assert split.after == max(0, np.max(last - (part + 1) * (length // parts) + 1))
