@@ -44,9 +44,9 @@ def check_sides(pixel_values: Float[Array, "B H W C"], stride: int) -> None:
         if parts > 1 and size % (parts * stride):
             unit = parts * stride
             raise ValueError(
-                f"images split over {parts} devices along their {side} must have one of a multiple of {parts} x {stride} "
-                f"= {unit} pixels, as the last level's map is split, too; got {size}. Pad them with zeros at their end, to "
-                f"{-(-size // unit) * unit} pixels; with a pixel_mask of the pixels before, they give what they give alone."
+                f"the {side} of images that are split over {parts} devices along it must be a multiple of {parts} x {stride} = "
+                f"{unit} pixels, so that the last level's map is split equally; got {size}. Pad images with zeros at the end, to "
+                f"{-(-size // unit) * unit} pixels; with a pixel_mask of their own pixels they give what they give alone."
             )
 
 

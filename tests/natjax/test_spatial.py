@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import natjax
@@ -115,8 +115,8 @@ CASES = {
     "layers by row": lambda: of_layers(BY_ROW),
     "layers by row and column": lambda: of_layers(BY_BOTH),
     "layers by row, all devices": lambda: of_layers(P(None, ("a", "b"))),
-    "classifier": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW),
-    "classifier on Auto axes": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW),
+    "classifier": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW, height=1024),
+    "classifier on Auto axes": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW, height=1024),
     "mixed sizes": lambda: of_classifier(WIDE_WINDOWS, BY_BOTH, [(101, 50), (37, 64)], width=64),
     "segmentation": lambda: of_segmentation(BY_ROW),
 }
@@ -128,16 +128,16 @@ def main(case: str) -> None:
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(kind,) * 2)
     program, arguments, specs = CASES[case]()
     placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arguments, specs, strict=True)]
-    program = jax.jit(program)
-    compiled = program.lower(*placed).compile()
-    expected, found = (
-        jax.tree_util.tree_leaves_with_path(f(*x)) for f, x in ((program, arguments), (compiled, placed))
-    )
+    alone, split = (jax.jit(program).lower(*x).compile() for x in (arguments, placed))
+    expected, found = (jax.tree_util.tree_leaves_with_path(f(*x)) for f, x in ((alone, arguments), (split, placed)))
     for (path, a), (_, b) in zip(expected, found, strict=True):
         tolerance = 2e-6 * max(1, np.abs(a).max())
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=tolerance, err_msg=jax.tree_util.keystr(path))
-    kinds = set(COLLECTIVES.findall(compiled.as_text()))
+    kinds = set(COLLECTIVES.findall(split.as_text()))
     assert kinds == {"all-reduce", "collective-permute"} | ({"all-gather"} if case in GATHERING else set()), kinds
+    if "classifier" in case:  # whose maps are large enough for their halos not to count
+        of_one, of_eighth = (program.memory_analysis().temp_size_in_bytes for program in (alone, split))
+        assert of_eighth <= of_one / 8, (of_one, of_eighth)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -145,6 +145,14 @@ def test_numbers_are_those_of_one_device(case):
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, __file__, case], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_side_that_does_not_divide():
+    mesh = AbstractMesh((4,), ("rows",), (AxisType.Explicit,))
+    images = jax.ShapeDtypeStruct((1, 96, 64, 3), np.float32, sharding=NamedSharding(mesh, P(None, "rows")))
+    model = natjax.NatModel(natjax.NatConfig(**TINY), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"multiple of 4 x 32 = 128 pixels, .* got 96\. .* to 128 pixels"):
+        jax.eval_shape(lambda images: model(images).last_hidden_state, images)
 
 
 if __name__ == "__main__":
