@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=not_negative_int, default=0, metavar="N", help="threads that read images (default: none)"
     )
     add_dtype_argument(parser)
-    parser.add_argument("--mesh", default="", metavar="MESH", help="devices, as in data=8 (default: all)")
+    parser.add_argument(
+        "--mesh", default="", metavar="MESH", help="devices, as in data=8 or data=2,space=4 (default: all)"
+    )
     add_process_arguments(parser)
     parser.add_argument(
         "--size-divisor",

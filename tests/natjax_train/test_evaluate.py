@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from natjax_train.evaluate import evaluate
-from natjax_train.mesh import make_mesh, start_processes
+from natjax_train.mesh import make_mesh, own_share, start_processes
 from natjax_train.tasks.classification import Classification
 
 CLASSES, IMAGES = 7, 45
@@ -119,17 +119,18 @@ def _same_as_here(output):
 
 
 def test_mesh():
-    child = _child("0", "1", "0", devices=4)
+    child = _child("0", "1", "0", "data=2,fsdp=2", devices=4)
     output, _ = child.communicate(timeout=300)
     assert child.returncode == 0
     _same_as_here(output)
 
 
-def test_two_processes():
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2", "space=4"])  # each its images, both the same
+def test_two_processes(mesh):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
-    children = [_child(str(i), "2", port, devices=2) for i in range(2)]
+    children = [_child(str(i), "2", port, mesh, devices=2) for i in range(2)]
     for child in children:
         output, _ = child.communicate(timeout=300)
         assert child.returncode == 0
@@ -137,10 +138,11 @@ def test_two_processes():
 
 
 def main() -> None:
-    index, count, port = map(int, sys.argv[1:])
+    (index, count, port), mesh = map(int, sys.argv[1:4]), sys.argv[4]
     if count > 1:
         start_processes(f"localhost:{port}", count, index)
-    metrics = measure(loader(16, process_index=index, process_count=count), mesh="data=2,fsdp=2")
+    share, shares = own_share(make_mesh(mesh))
+    metrics = measure(loader(16, process_index=share, process_count=shares), mesh=mesh)
     found = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
     print(json.dumps(found | {"confusion": metrics.confusion.tolist()}))
 

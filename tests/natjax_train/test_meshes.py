@@ -6,19 +6,26 @@ import json
 import os
 import subprocess
 import sys
+import types
 
+import jax
+import numpy as np
 import pytest
 
-from natjax_train.mesh import parse_mesh
+import natjax
+from natjax_train.mesh import check_batch, check_height, check_task, own_share, parse_mesh
+from natjax_train.tasks.detection import Detection
 
 # Micro-batches draw random numbers of their own.
 ACCUMULATED = "data=2,fsdp=2,accumulate=2"
-CASES = ["data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=1,accumulate=2", ACCUMULATED]
+SPATIAL = "data=2,fsdp=2,space=2,accumulate=2"
+CASES = ["data=1", "data=8", "data=2,fsdp=4", "fsdp=8", "data=1,accumulate=2", ACCUMULATED, SPATIAL]
 
 
 def test_parse():
-    assert parse_mesh("", 8) == {"data": 8, "fsdp": 1}
-    assert parse_mesh("data=2, fsdp=4", 8) == {"data": 2, "fsdp": 4}
+    assert parse_mesh("", 8) == {"data": 8, "fsdp": 1, "space": 1}
+    assert parse_mesh("data=2, fsdp=4", 8) == {"data": 2, "fsdp": 4, "space": 1}
+    assert parse_mesh("space=4,data=2", 8) == {"data": 2, "fsdp": 1, "space": 4}
 
 
 @pytest.mark.parametrize("text", ["8", "data", "data=0", "model=2", "data=-1", "data=2;fsdp=4"])
@@ -32,6 +39,39 @@ def test_too_many_devices():
         parse_mesh("data=4,fsdp=4", 8)
 
 
+@pytest.mark.parametrize(
+    ("devices", "space", "process", "expected"),
+    [(4, 1, 1, (1, 4)), (4, 2, 3, (3, 4)), (2, 4, 0, (0, 2)), (2, 4, 3, (1, 2)), (2, 8, 2, (0, 1))],
+)
+def test_processes_whose_devices_share_images_load_the_same(monkeypatch, devices, space, process, expected):
+    assert own_share(mesh_of_four_processes(monkeypatch, devices, space, process)) == expected
+
+
+def test_a_process_that_shares_only_some_of_its_images(monkeypatch):
+    with pytest.raises(ValueError, match="space=2 must divide the 3 devices of a process, or be a multiple of them"):
+        own_share(mesh_of_four_processes(monkeypatch, 3, 2, 0))
+
+
+def mesh_of_four_processes(monkeypatch, devices, space, process):
+    counts = {"process_count": 4, "process_index": process, "local_device_count": devices}
+    for name, value in counts.items():
+        monkeypatch.setattr(jax, name, lambda value=value: value)
+    owners = np.repeat(np.arange(4), devices).reshape(-1, 1, space)
+    placed = np.vectorize(lambda owner: types.SimpleNamespace(process_index=owner))(owners)
+    return types.SimpleNamespace(devices=placed, shape={"data": len(owners), "fsdp": 1, "space": space})
+
+
+def test_what_cannot_be_split_along_the_height():
+    mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 1, "space": 4})
+    with pytest.raises(ValueError, match=r"of 4 x 32 = 128 rows; got 224: give --image-size 256"):
+        check_height(mesh, 224, natjax.NatConfig())
+    check_height(mesh, 256, natjax.NatConfig())
+    with pytest.raises(ValueError, match=r"space=4 does not go with detection"):
+        check_task(mesh, Detection)
+    with pytest.raises(ValueError, match=r"multiple of 2 groups of devices that share images; got 3"):
+        check_batch(mesh, 3)
+
+
 @pytest.fixture(scope="module")
 def reports():
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
@@ -41,17 +81,16 @@ def reports():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES[1:] if "accumulate" not in case])
+@pytest.mark.parametrize("case", CASES)
 def test_losses_agree(reports, case):
-    assert len(reports[case]["losses"]) == 20
-    assert reports[case]["losses"] == pytest.approx(reports["data=1"]["losses"], abs=1e-5)
-    losses = reports["data=1"]["losses"]
-    assert reports[ACCUMULATED]["losses"] == pytest.approx(reports["data=1,accumulate=2"]["losses"], abs=1e-5)
+    losses = reports["data=1,accumulate=2" if "accumulate" in case else "data=1"]["losses"]
+    assert len(losses) == 20
+    assert reports[case]["losses"] == pytest.approx(losses, abs=1e-5)
     assert sum(losses[10:]) < sum(losses[:10])  # single ones go up and down with the shares that are mixed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != SPATIAL])
 def test_collectives(reports, case):
     found, split = reports[case]["collectives"], reports[case]["split"]
     summed = reports[case]["parameters"] + 1  # gradients and the loss; one more would be a sum that nobody asked for
@@ -71,14 +110,30 @@ def test_collectives(reports, case):
 def test_attention_sums_the_gradients_of_its_biases_alone(reports, case):
     biases = reports[case]["biases"]
     assert biases == 2
-    assert reports[case]["in attention"] == ([] if case.startswith("data=1") else ["all-reduce"] * biases)
+    found = [kind for kind in reports[case]["in attention"] if kind != "collective-permute" or case != SPATIAL]
+    assert found == ([] if case.startswith("data=1") else ["all-reduce"] * biases)
 
 
 @pytest.mark.slow
 def test_micro_batches_do_not_sum_the_gradients_of_kernels(reports):
     found = reports[ACCUMULATED]["summed in loops"]
     assert len(found) == 1 + reports[ACCUMULATED]["others"]  # the loss, and what is no kernel
-    assert sum(found) < 0.05 * reports[ACCUMULATED]["elements"]
+    for case in (ACCUMULATED, SPATIAL):
+        assert sum(reports[case]["summed in loops"]) < 0.05 * reports[case]["elements"]
+
+
+@pytest.mark.slow
+def test_images_split_along_their_height_exchange_halos(reports):
+    found, split = reports[SPATIAL]["collectives"], reports[SPATIAL]["split"]
+    assert found.keys() == {"all-gather", "all-reduce", "collective-permute"}
+    assert found["all-gather"] == [1] * split  # of parameters alone
+
+
+@pytest.mark.slow
+def test_evaluation_of_a_height_that_levels_cannot_split(reports):
+    """24 rows over two devices, at 8 pixels per token of the last level."""
+    expected = reports["data=1"]["logits"]
+    np.testing.assert_allclose(reports["data=2,space=2"]["logits"], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -93,12 +148,9 @@ def main() -> None:
     import math
     import re
 
-    import jax
     import jax.numpy as jnp
-    import numpy as np
     from flax import nnx
 
-    import natjax
     from natjax_train import mesh as meshes
     from natjax_train import step
     from natjax_train.recipe import override
@@ -126,10 +178,13 @@ def main() -> None:
     def split(tree):
         return sum(any(leaf.sharding.spec) for leaf in jax.tree.leaves(tree))
 
-    reports = {}
+    reports = collections.defaultdict(dict)
     for case in CASES:
         text, _, accumulate = case.partition(",accumulate=")
-        recipe = override(base, {"mesh": text, "accumulate": accumulate or "1"})
+        # Affine warps take pixels from anywhere in an image.
+        recipe = override(
+            base, {"mesh": text, "accumulate": accumulate, "affine": "0"} if accumulate else {"mesh": text}
+        )
         mesh = meshes.make_mesh(text)
         meshes.check_batch(mesh, recipe.batch_size, recipe.accumulate)
         with jax.set_mesh(mesh):
@@ -169,6 +224,13 @@ def main() -> None:
             assert split(state.params) == report["split"]
             assert jnp.isfinite(metrics["grad_norms"]).all()
         reports[case] = report
+    for text in ("data=1", "data=2,space=2"):
+        mesh = meshes.make_mesh(text)
+        with jax.set_mesh(mesh):
+            _, graphdef, params = step.split_model(natjax.NatForImageClassification(config, rngs=nnx.Rngs(0)))
+            apply = step.make_eval_step(graphdef, Classification(None, range(4)))
+            placed = meshes.put_batch(mesh, {"image": images[0, :, :24] / np.float32(255)})["image"]
+            reports[text]["logits"] = np.asarray(apply(params, placed)).tolist()
     print(json.dumps(reports))
 
 

@@ -194,8 +194,9 @@ def test_a_full_disk_and_a_kill(start, options, data, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes(start, options, undisturbed, tmp_path):
-    arguments, settings = options
+@pytest.mark.parametrize("mesh", ["data=2", "space=2"])  # each with its images, and both with their rows of all images
+def test_two_processes(start, options, undisturbed, tmp_path, mesh):
+    arguments, settings = (*options[0], f"--mesh={mesh}"), options[1]
     for code, messages in map(finish, start_two(start, tmp_path / "run", *arguments, **settings)):
         assert code == 0, messages
     assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), abs=2e-5)

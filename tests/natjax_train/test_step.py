@@ -128,7 +128,7 @@ def test_batches_that_do_not_fit(mesh):
     with pytest.raises(ValueError, match=r"multiple of 1 device x 3 micro-batches \(accumulate\); got 8"):
         check_batch(mesh, 8, 3)
     with pytest.raises(ValueError, match=r"multiple of 2 devices; got 5"):  # of an evaluation
-        check_batch(types.SimpleNamespace(size=2), 5)
+        check_batch(types.SimpleNamespace(shape={"data": 2, "fsdp": 1}), 5)
 
 
 def test_half_an_address():

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from natjax_train.data import Source
-from natjax_train.mesh import put_batch
+from natjax_train.mesh import own_share, put_batch
 from natjax_train.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def measure(
         batch_size: images of a batch over all processes.
         mean: per channel, of pixels 0..1.
         std: per channel.
-        mesh: where the batches go, split over all its devices.
+        mesh: where the batches go, split over all its devices. Images whose height `space` does not divide into parts that a
+            model's last level can have are computed by all devices that share them.
         through: what batches pass before they are judged: a function from iterable to iterable.
         progress: called with the number of images that were judged so far.
         loading: of the task's `eval_loader`: workers, worker_kind, max_corrupt, advice, report.
@@ -61,12 +62,13 @@ def measure(
         ValueError: there are no images, or sizes do not fit.
         ImageError: too many images cannot be read.
     """
+    share, shares = own_share(mesh)
     batches = task.eval_loader(
         source,
         batch_size=batch_size,
         processor=processor,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
         **loading,
     )
     with contextlib.closing(batches):

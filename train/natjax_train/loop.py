@@ -35,7 +35,7 @@ from natjax_train.evaluate import measure
 from natjax_train.interruption import InterruptedEvaluationError, noted_signals
 from natjax_train.lock import sole_use
 from natjax_train.log import Log
-from natjax_train.mesh import check_batch, make_mesh, put_batch, state_shardings
+from natjax_train.mesh import check_batch, check_height, check_task, make_mesh, own_share, put_batch, state_shardings
 from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import IMAGE_FIELDS, Recipe, is_same_model
@@ -122,6 +122,7 @@ def train(
     eval_every = max(1, round(recipe.eval_every * epoch))
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, recipe.batch_size, recipe.accumulate)
+    check_task(mesh, task_type)
     task = task_type.of(recipe, train_source)
     image_size, mean, std = start.resolved(recipe)
     processor = task.processor(recipe, image_size)
@@ -133,18 +134,21 @@ def train(
         "advice": "Mend or remove them, or allow more by --max-corrupt.",
         "report": lambda message: report(message),  # looked up at the call: the log replaces it
     }
+    share, shares = own_share(mesh)
     loader = task.train_loader(
         train_source,
         image_size=image_size,
         num_channels=len(mean),
         augmentation=recipe,
         seed=recipe.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
         **loading,
     )
     with jax.set_mesh(mesh):
         initial = None if used else task.initial_model()  # before the folder is made, which a failed start leaves alone
+    if initial is not None:
+        check_height(mesh, image_size, initial.config)
     with (
         sole_use(out) if is_main_process else contextlib.nullcontext(),
         jax.set_mesh(mesh),

@@ -1,9 +1,10 @@
-"""Devices: "data=2,fsdp=4" as a mesh, and where parameters, optimiser state and batches lie on it.
+"""Devices: "data=2,fsdp=4,space=2" as a mesh, and where parameters, optimiser state and batches lie on it.
 
-Both axes split the batch. Along `fsdp` every large parameter (and its moments and average) is split too, in its largest
-dimension that divides; a step gathers it once for use and keeps the device's own part of its gradient, which is summed over both
-axes like all gradients (as a reduce-scatter where the compiler has that; on a CPU as an all-reduce). Along `data` all is
-replicated. Gradients of kernels are summed once per step, however many micro-batches it has.
+`data` and `fsdp` split the batch, `space` splits the height of images. Along `fsdp` every large parameter (and its moments and
+average) is split too, in its largest dimension that divides; a step gathers it once for use and keeps the device's own part of
+its gradient, which is summed over all axes like all gradients (as a reduce-scatter where the compiler has that; on a CPU as an
+all-reduce). Along `data` and `space` all is replicated. Gradients of kernels are summed once per step, however many
+micro-batches it has.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from natjax.text import counted
 if TYPE_CHECKING:
     import numpy as np
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp")  # that split the batch
+SPACE = "space"  # splits the height of images; of meshes where it has several devices
 BATCH = P(AXES)
 _SMALL = 2048  # elements; below this a parameter costs more to gather than to hold
 
@@ -32,13 +34,13 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     Raises:
         ValueError: the text names no axes of this design, or more devices than there are.
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes = dict.fromkeys((*AXES, SPACE), 1)
     if not text:
         return {**sizes, "data": device_count}
     for part in text.split(","):
         name, _, size = part.partition("=")
-        if name.strip() not in AXES or not size.strip().isdecimal() or int(size) < 1:
-            raise ValueError(f"mesh must look like data=8 or data=2,fsdp=4; got {text!r}.")
+        if name.strip() not in sizes or not size.strip().isdecimal() or int(size) < 1:
+            raise ValueError(f"mesh must look like data=8, data=2,fsdp=4 or data=2,space=4; got {text!r}.")
         sizes[name.strip()] = int(size)
     if math.prod(sizes.values()) > device_count:
         raise ValueError(
@@ -49,8 +51,8 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
 
 
 def make_mesh(text: str) -> Mesh:
-    """Returns the mesh, with axes `data` and `fsdp` of Explicit type: shardings are part of every array's type, so that a
-    gather nobody asked for is an error and no surprise in a profile.
+    """Returns the mesh, with axes `data`, `fsdp` and, where it has several devices, `space`, of Explicit type: shardings are part
+    of every array's type, so that a gather nobody asked for is an error and no surprise in a profile.
 
     Raises:
         ValueError: the text is no mesh, or leaves a process without devices.
@@ -60,7 +62,16 @@ def make_mesh(text: str) -> Mesh:
     count = math.prod(sizes.values())
     if count < len(devices) and jax.process_count() > 1:
         raise ValueError(f"mesh {text!r} must use all {len(devices)} devices of the {jax.process_count()} processes.")
-    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Explicit,) * 2, devices=devices[:count])
+    if sizes[SPACE] == 1:
+        del sizes[SPACE]
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), (AxisType.Explicit,) * len(sizes), devices=devices[:count]
+    )
+
+
+def images_spec() -> P:
+    """Returns where images, and maps of their height, lie on the mesh of `jax.set_mesh`: [B, H, ...]."""
+    return P(AXES, SPACE) if SPACE in jax.sharding.get_abstract_mesh().axis_names else BATCH
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
@@ -77,22 +88,86 @@ def _spec(shape: tuple[int, ...], parts: int) -> P:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-    """Checks that every device gets as many images of every micro-batch.
+    """Checks that all devices along `data` and `fsdp` get as many images of every micro-batch.
 
     Raises:
         ValueError: it does not.
     """
-    if batch_size % (mesh.size * accumulate):
+    parts = math.prod(mesh.shape[name] for name in AXES)
+    if batch_size % (parts * accumulate):
         micro_batches = f" x {accumulate} micro-batches (accumulate)" if accumulate > 1 else ""
+        devices = (
+            counted(parts, "group") + " of devices that share images"
+            if SPACE in mesh.shape
+            else counted(parts, "device")
+        )
+        raise ValueError(f"The batch size must be a multiple of {devices}{micro_batches}; got {batch_size}.")
+
+
+def check_task(mesh: Mesh, task: Any) -> None:
+    """Checks that a task's images may be split along their height, where the mesh does so.
+
+    Raises:
+        ValueError: they may not.
+    """
+    if SPACE in mesh.shape and not task.takes_space:
         raise ValueError(
-            f"The batch size must be a multiple of {counted(mesh.size, 'device')}{micro_batches}; got {batch_size}."
+            f"space={mesh.shape[SPACE]} does not go with {task.kind}, whose regions of interest lie anywhere in an image: split "
+            "batches, along data or fsdp."
         )
 
 
+def check_height(mesh: Mesh, height: int, config: Any) -> None:
+    """Checks that devices along `space` can have equal parts of images at every level of a model.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    parts, stride = mesh.shape.get(SPACE, 1), last_stride(config)
+    if parts > 1 and height % (unit := parts * stride):
+        raise ValueError(
+            f"Images whose height is split over {parts} devices (space) must have a multiple of {parts} x {stride} = {unit} "
+            f"rows; got {height}: give --image-size {-(-height // unit) * unit}, or another mesh."
+        )
+
+
+def last_stride(config: Any) -> int:
+    """Returns the pixels per token of a model's last level, along each side."""
+    trunk = config.trunk
+    return trunk.patch_size * 2 ** (trunk.num_levels - 1)
+
+
+def own_share(mesh: Mesh) -> tuple[int, int]:
+    """Returns which part of every batch this process loads, and how many parts there are.
+
+    Processes whose devices share images, along `space`, load the same ones.
+
+    Raises:
+        ValueError: a process would share some of its images, and others not or with other processes.
+    """
+    rows = mesh.devices.reshape(-1, mesh.shape.get(SPACE, 1))
+    sharing = list(dict.fromkeys(frozenset(device.process_index for device in row) for row in rows))
+    if sum(map(len, sharing)) > jax.process_count():
+        raise ValueError(
+            f"space={rows.shape[1]} must divide the {jax.local_device_count()} devices of a process, or be a multiple of them."
+        )
+    return next(i for i, processes in enumerate(sharing) if jax.process_index() in processes), len(sharing)
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Returns a batch on the devices, [global B, ...], of every process's part, [local B, ...]."""
-    sharding = NamedSharding(mesh, BATCH)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    """Returns a batch on the devices, [global B, ...], of every process's part, [local B, ...], see `own_share`.
+
+    Images and masks, [B, H, ...], are split along their height where `space` divides it.
+    """
+    shares, space = own_share(mesh)[1], mesh.shape.get(SPACE, 1)
+
+    def put(array: np.ndarray) -> jax.Array:
+        has_rows = space > 1 and array.ndim > 2 and array.shape[1] % space == 0
+        sharding = NamedSharding(mesh, P(AXES, SPACE) if has_rows else BATCH)
+        shape = (array.shape[0] * shares, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return {name: put(array) for name, array in batch.items()}
 
 
 def start_processes(coordinator: str | None, count: int | None, index: int | None) -> None:

@@ -126,7 +126,7 @@ class Recipe(HostSettings, DeviceSettings, EvalSettings, MaskSettings, BoxSettin
     drop_path_rate: float | None = setting("stochastic depth; none is the model's own", None, "fraction")
     dtype: str = setting("compute dtype; parameters are float32", "float32", choices=("float32", "bfloat16"))
     remat: bool = setting("whether activations are computed again in the backward pass, for memory", False)
-    mesh: str = setting('devices, as in "data=2,fsdp=4"; empty is all devices along data', "")
+    mesh: str = setting('devices, as in "data=2,fsdp=4" or "data=2,space=4"; empty is all devices along data', "")
     seed: int = setting("of weights, order, augmentation and dropouts", 0)
     workers: int = setting("workers of the input pipeline, per process; 0 reads in the main thread", 8)
     worker_kind: str = setting("what the workers are", "threads", choices=("threads", "processes"))

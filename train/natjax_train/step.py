@@ -28,9 +28,9 @@ from jax.sharding import auto_axes, reshard
 
 from natjax.configuration import NatConfig
 from natjax.nn.xla import compiler_options
-from natjax_kernels.sharding import reshape, spec_of
+from natjax_kernels.sharding import reshape, shards, spec_of
 from natjax_train import optim
-from natjax_train.mesh import AXES, BATCH
+from natjax_train.mesh import BATCH, images_spec, last_stride
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.base import Task
 
@@ -146,14 +146,14 @@ def make_train_step(
         recipe: the run's.
         steps_per_epoch: for the schedule.
     """
-    # Augmentations mix images of the whole batch, so how their indexing is sharded is left to the partitioner.
-    prepare = auto_axes(task.prepare, out_sharding=(BATCH, BATCH))
 
     def loss_fn(params: Any, stats: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Float[Array, ""], Any]:
         augmentation, dropout = jax.random.split(key)
         params = jax.tree.map(lambda p, factor: p if factor else jax.lax.stop_gradient(p), params, factors)
         with jax.named_scope("augment"):
-            pixel_values, targets = prepare(augmentation, batch)
+            # It mixes images of the whole batch, so how its indexing is sharded is left to the partitioner.
+            specs = images_spec(), images_spec() if task.targets_are_maps else BATCH
+            pixel_values, targets = auto_axes(task.prepare, out_sharding=specs)(augmentation, batch)
         model = nnx.merge(graphdef, params, stats)
         loss, parts = task.training_loss(model, pixel_values, targets, dropout)
         # Statistics of the global batch: the arrays are split over the devices, not the program.
@@ -214,9 +214,20 @@ def make_eval_step(graphdef: Any, task: Task) -> Callable[..., Any]:
 
     def eval_step(params: Any, inputs: Any, batch_stats: Any = None) -> Any:
         params, stats = jax.tree.map(lambda p: reshard(p, P()), (params, batch_stats or {}))
-        return task.predict(nnx.merge(graphdef, params, stats), inputs)
+        model = nnx.merge(graphdef, params, stats)
+        return task.predict(model, _in_equal_parts(inputs, last_stride(model.config)))
 
     return jax.jit(eval_step, compiler_options=compiler_options())
+
+
+def _in_equal_parts(inputs: Any, stride: int) -> Any:
+    """Returns evaluation inputs with images on all devices of a group where these cannot have equal parts at every level."""
+
+    def laid(x: jax.Array) -> jax.Array:
+        is_uneven = x.ndim == 4 and (x.shape[1] // shards(x, 1)) % stride
+        return reshard(x, BATCH) if is_uneven and shards(x, 1) > 1 else x
+
+    return jax.tree.map(laid, inputs)
 
 
 def _gathered(params: Any, factors: Any) -> Any:
@@ -226,7 +237,7 @@ def _gathered(params: Any, factors: Any) -> Any:
     """
 
     def gathered(path: Any, param: jax.Array, factor: float) -> jax.Array:
-        return reshard(param, P(reduced=set(AXES)) if _is_reduced_late(path, factor) else P())
+        return reshard(param, P(reduced=_all_axes()) if _is_reduced_late(path, factor) else P())
 
     return jax.tree.map_with_path(gathered, params, factors)
 
@@ -236,7 +247,7 @@ def _zero_gradients(params: Any, factors: Any) -> Any:
 
     def zeros(path: Any, param: jax.Array, factor: float) -> jax.Array:
         zeros = jnp.zeros(param.shape, param.dtype)
-        return reshard(zeros, P(unreduced=set(AXES)) if _is_reduced_late(path, factor) else P())
+        return reshard(zeros, P(unreduced=_all_axes()) if _is_reduced_late(path, factor) else P())
 
     return jax.tree.map_with_path(zeros, params, factors)
 
@@ -248,6 +259,10 @@ def _is_reduced_late(path: Any, factor: float) -> bool:
     to it (biases, norms, positional biases) JAX reduces at once. A frozen parameter has a gradient of zeros, on all devices.
     """
     return path[-1].key == "kernel" and factor > 0
+
+
+def _all_axes() -> set[str]:
+    return set(jax.sharding.get_abstract_mesh().axis_names)
 
 
 def _reduced(gradients: Any, params: Any) -> Any:

@@ -61,6 +61,7 @@ class Segmentation(DenseTask):
         {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy"},
     )
     kind = "segmentation"
+    targets_are_maps = True
     image_size = 512
     crop = True
 
