@@ -1,0 +1,123 @@
+"""Attention around a ring of devices, for windows whose halos would be more than all other parts (`natjax_kernels.split`).
+
+The devices pass keys and values on, and each attends to one part at a time; the results are merged by their log-sum-exps, as Ring
+Attention does (arXiv 2310.01889). The backward pass goes around once more, with the gradients of the parts, and keeps no part:
+memory does not grow with the map.
+
+Letters: B batch, N heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from natjax_kernels.merge import merge_attentions
+from natjax_kernels.problem import Problem
+
+_FLOATS = "query", "key", "value", "rpb", "additional_keys", "additional_values"
+_OTHERS = "key_mask", "sizes", "places"
+_PASSED_ON = "key", "value", "key_mask", "places"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """The devices along which one axis of a map is split.
+
+    Attributes:
+        axis: which spatial axis it is.
+        names: its axes of the mesh.
+        parts: devices.
+    """
+
+    axis: int
+    names: str | tuple[str, ...]
+    parts: int
+
+    def attend(self, attend: Callable, problem: Problem):
+        """Computes output and log-sum-exp; to be called within `jax.shard_map`.
+
+        Args:
+            attend: of an implementation.
+            problem: of the first step, with the device's own part.
+        """
+
+        @jax.custom_vjp
+        def around(floats, others):
+            out, lse = self._forward(attend, dataclasses.replace(problem, **floats, **others))
+            return out.astype(problem.dtype), lse
+
+        def forward(floats, others):
+            out, lse = self._forward(attend, dataclasses.replace(problem, **floats, **others))
+            return (out.astype(problem.dtype), lse), (floats, others, out, lse)
+
+        def backward(residuals, cotangents):
+            floats, others, *results = residuals
+            of_device = dataclasses.replace(problem, **floats, **others)
+            return self._backward(attend, of_device, *results, *cotangents), None
+
+        around.defvjp(forward, backward)
+        return around(_fields(problem, _FLOATS), _fields(problem, _OTHERS))
+
+    def _forward(self, attend: Callable, problem: Problem):
+        """Returns output and log-sum-exp in the accumulator's dtype."""
+        out, lse = attend(problem)
+
+        def step(carry, _):
+            out, lse, part = carry
+            part = self._next(part)
+            of_part, its_lse = attend(_at_part(problem, part))
+            return (*merge_attentions([out, of_part.astype(lse.dtype)], [lse, its_lse]), part), None
+
+        carry = out.astype(lse.dtype), lse, _fields(problem, _PASSED_ON)
+        return jax.lax.scan(step, carry, length=self.parts - 1)[0][:2]
+
+    def _backward(self, attend: Callable, problem: Problem, out, lse, d_out, d_lse) -> dict[str, Any]:
+        """Returns the gradients of `_FLOATS`."""
+
+        def gradients(problem: Problem):
+            def of_part(floats):
+                return attend(dataclasses.replace(problem, **floats))
+
+            (part, its_lse), pull = jax.vjp(of_part, _fields(problem, _FLOATS))
+            share = jnp.where(lse > -jnp.inf, jnp.exp(its_lse - lse), 0)  # of the part in the whole softmax
+            d_part = share[..., None] * d_out.astype(lse.dtype)
+            d_its_lse = jnp.sum(d_part * (part.astype(lse.dtype) - out), axis=-1) + share * d_lse
+            return jax.tree.map(lambda x: x.astype(lse.dtype), pull((d_part.astype(part.dtype), d_its_lse))[0])
+
+        def step(carry, _):
+            part, of_part, others = carry
+            part, of_part = self._next(part), self._pass_on(of_part)
+            found = gradients(_at_part(problem, part))
+            sums = (jax.tree.map(jnp.add, x, {k: found[k] for k in x}) for x in (of_part, others))
+            return (part, *sums), None
+
+        first = gradients(problem)
+        of_part, others = ({k: first[k] for k in names} for names in (("key", "value"), ("query", "rpb")))
+        carry = _fields(problem, _PASSED_ON), of_part, others
+        (_, of_part, others), _ = jax.lax.scan(step, carry, length=self.parts - 1)
+        found = first | self._pass_on(of_part) | others  # the gradients of the own part are home now
+        return jax.tree.map(lambda d, x: d.astype(x.dtype), found, _fields(problem, _FLOATS))
+
+    def _next(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Returns what is passed on of the next step."""
+        places = part["places"].at[self.axis].add(self.parts)
+        return self._pass_on({k: x for k, x in part.items() if k != "places"}) | {"places": places}
+
+    def _pass_on(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Gives arrays to the next device, and returns those of the one before."""
+        pairs = [(device, (device + 1) % self.parts) for device in range(self.parts)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.names, pairs), arrays)
+
+
+def _fields(problem: Problem, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(problem, name) for name in names}
+
+
+def _at_part(problem: Problem, part: dict[str, Any]) -> Problem:
+    """Returns the problem of a later step, which has no additional keys: the first one had them."""
+    return dataclasses.replace(problem, **part, additional_keys=None, additional_values=None)
