@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.harness import RESULTS, write
+from benchmarks.harness import RESULTS, read, write
 from benchmarks.provenance import provenance
 from benchmarks.scaling.__main__ import PASSES, markdown
 from natjax.models import NatForImageClassification
@@ -46,13 +47,13 @@ def compiled(side: int, devices: int, *, train: bool) -> jax.stages.Compiled:
     return jax.jit(jax.value_and_grad(loss) if train else loss).lower(state, pixels, labels).compile()
 
 
-def measure(side: int, devices: int, what: str) -> dict[str, Any]:
+def measure(what: str, side: int, devices: int) -> dict[str, Any]:
     """Returns the bytes that a device needs."""
     start = time.perf_counter()
     memory = compiled(side, devices, train=PASSES[what]).memory_analysis()
     return {
-        "side": side,
         "what": what,
+        "side": side,
         "devices": devices,
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
@@ -62,7 +63,7 @@ def measure(side: int, devices: int, what: str) -> dict[str, Any]:
 
 
 def per_device(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row for every image and pass: the megabytes of a device, by how many there are."""
+    """Returns a row for every pass and image: the megabytes of a device, by how many there are."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         megabytes = sum(row[f"{kind}_bytes"] for kind in ("argument", "output", "temporary")) / 1e6
@@ -82,14 +83,12 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     jax.config.update("jax_platforms", "cpu")
-    rows = []
-    for what in options.passes:
-        for side in options.sides:
-            for devices in DEVICES:
-                rows.append(measure(side, devices, what))
-                print(rows[-1], flush=True)
-                write(FILE, {"provenance": provenance(), "rows": rows})
-    print(markdown(per_device(rows)))
+    rows = {(row["what"], row["side"], row["devices"]): row for row in read(FILE).get("rows", [])}
+    for key in itertools.product(options.passes, options.sides, DEVICES):
+        rows[key] = measure(*key)
+        print(rows[key], flush=True)
+        write(FILE, {"provenance": provenance(), "rows": [rows[key] for key in sorted(rows)]})
+    print(markdown(per_device([rows[key] for key in sorted(rows)])))
 
 
 if __name__ == "__main__":
