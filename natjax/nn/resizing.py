@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natjax.nn.spatial import conv_over_parts, is_split, product_along
+from natjax.nn.spatial import conv_over_parts, is_split, over_parts, product_along
 from natjax.nn.xla import conv_general_dilated, flat_dot_general
 from natjax_kernels.sharding import laid_out, reshape, spec_of
 
@@ -48,6 +48,8 @@ def upsample_nearest(x: Float[Array, "B h w C"], size: Sequence[int]) -> Float[A
         x: maps.
         size: (H, W) of the result, each side twice that of x or one less.
     """
+    if is_split(x):
+        return over_parts(lambda parts: upsample_nearest(parts, size), x)
     height, width = size
     return jnp.repeat(jnp.repeat(x, 2, axis=1)[:, :height], 2, axis=2)[:, :, :width]
 

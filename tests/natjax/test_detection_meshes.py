@@ -1,4 +1,4 @@
-"""Detectors on a mesh of Explicit axes, which the batch is split along: the numbers of one device, and no images gathered."""
+"""Detectors on meshes of Explicit axes: the numbers of one device, and no images gathered where the batch alone is split."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ CONFIG = natjax.MaskRcnnConfig(
     box_batch_size=16,
 )
 IMAGES, OBJECTS, SIDE = 4, 3, 64
+MESHES = {"batch": ((4, 1), P("data")), "rows": ((2, 2), P("data", "rows"))}  # devices, and where images lie
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
@@ -82,12 +83,14 @@ def programs():
 
 def main(path: str) -> None:
     variables, step, detect = programs()
-    mesh = jax.make_mesh((4, 1), ("data", "fsdp"), (AxisType.Explicit,) * 2)
-    of_mesh = jax.device_put(
-        (variables, batch_of()), (NamedSharding(mesh, P()), NamedSharding(mesh, P(mesh.axis_names)))
-    )
+    placed = {"one": (variables, batch_of())}
+    for name, (shape, images) in MESHES.items():
+        mesh = jax.make_mesh(shape, ("data", "rows"), (AxisType.Explicit,) * 2)
+        batch = {key: jax.device_put(x, NamedSharding(mesh, P("data"))) for key, x in batch_of().items()}
+        batch["pixel_values"] = jax.device_put(batch["pixel_values"], NamedSharding(mesh, images))
+        placed[name] = jax.device_put(variables, NamedSharding(mesh, P())), batch
     found = {}
-    for name, (state, batch) in {"one": (variables, batch_of()), "mesh": of_mesh}.items():
+    for name, (state, batch) in placed.items():
         for function, arguments in ((step, (*state, batch, jax.random.key(1))), (detect, (*state, batch))):
             program = jax.jit(function).lower(*arguments).compile()
             arrays = {"collectives": np.array(COLLECTIVES.findall(program.as_text())), **program(*arguments)}
@@ -105,22 +108,23 @@ def found(tmp_path_factory):
     return dict(np.load(path))
 
 
+@pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("program", ["step", "detect"])
-def test_numbers_are_those_of_one_device(found, program):
+def test_numbers_are_those_of_one_device(found, program, mesh):
     names = [name for name in found if name.startswith(f"one/{program}/") and "collectives" not in name]
     assert len(names) > 4
     for name in names:
         expected, tolerance = found[name], 1e-5 * max(1, np.abs(found[name]).max())
         np.testing.assert_allclose(
-            found[name.replace("one", "mesh", 1)], expected, rtol=1e-4, atol=tolerance, err_msg=name
+            found[name.replace("one", mesh, 1)], expected, rtol=1e-4, atol=tolerance, err_msg=name
         )
     if program == "detect":
         assert found["one/detect/['valid']"].sum() > IMAGES
 
 
 def test_only_sums_go_between_devices(found):
-    assert set(found["mesh/step/['collectives']"]) == {"all-reduce"}
-    assert found["mesh/detect/['collectives']"].size == 0
+    assert set(found["batch/step/['collectives']"]) == {"all-reduce"}
+    assert found["batch/detect/['collectives']"].size == 0
 
 
 if __name__ == "__main__":

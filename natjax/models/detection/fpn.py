@@ -11,6 +11,7 @@ from natjax.configuration import MaskRcnnConfig
 from natjax.nn.initializers import glorot_uniform
 from natjax.nn.layers import conv
 from natjax.nn.resizing import upsample_nearest
+from natjax.nn.spatial import gathered
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -33,4 +34,4 @@ class FeaturePyramid(nnx.Module):
         for i in reversed(range(len(maps) - 1)):
             maps[i] += upsample_nearest(maps[i + 1], maps[i].shape[1:3])
         maps = [smooth(x) for smooth, x in zip(self.fpn_convs, maps, strict=True)]
-        return (*maps, maps[-1][:, ::2, ::2])
+        return (*maps, gathered(maps[-1], (1, 2))[:, ::2, ::2])

@@ -28,6 +28,7 @@ from natjax.models.detection.roi_heads import RoiHead
 from natjax.models.detection.rpn import Proposals, RpnHead, propose
 from natjax.models.detection.training import checked_targets, roi_losses, rpn_losses
 from natjax.nn.layers import as_rngs
+from natjax.nn.spatial import gathered
 from natjax.outputs import ObjectDetectionOutput
 from natjax_kernels.checks import as_array
 from natjax_kernels.sharding import over_batch
@@ -64,7 +65,8 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
 
         Args:
             pixel_values: normalised images, floating point, any height and width. Images of several sizes are at the top left of
-                their arrays, padded with zeros; as in mmdetection, attention sees the padding.
+                their arrays, padded with zeros; as in mmdetection, attention sees the padding. Images may be split over devices,
+                see `NatModel`; every device has whole maps of the pyramid then, and computes the heads of all their boxes.
             image_sizes: (height, width) in pixels without the padding, integers; None: the arrays' own. No box goes beyond.
             scale_factors: how many of these pixels one of the original image's has, along x, y, x, y; None: 1. Boxes are divided
                 by them, before those that overlap are dropped.
@@ -96,11 +98,12 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
         with jax.named_scope("rpn_head"):
             proposals = self.propose(pyramid, *self.rpn_head(pyramid), image_sizes)
         with jax.named_scope("roi_head"):
-            stages = self.roi_head.stages(pyramid[:-1], proposals.boxes, proposals.valid, image_sizes)
+            maps = [gathered(x, (1, 2)) for x in pyramid[:-1]]
+            stages = self.roi_head.stages(maps, proposals.boxes, proposals.valid, image_sizes)
             found = self.roi_head.detections(stages, proposals.valid, image_sizes, scale_factors)
             masks = None
             if output_masks:
-                masks = self.roi_head.masks(pyramid[:-1], found.boxes * scale_factors[:, None], found.labels)
+                masks = self.roi_head.masks(maps, found.boxes * scale_factors[:, None], found.labels)
         return ObjectDetectionOutput(
             **found._asdict(), masks=masks, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -152,9 +155,8 @@ class MaskRcnnForObjectDetection(DensePreTrainedModel):
             usable &= inside(anchors, image_sizes, border)
         logits, deltas = (jnp.concatenate(of_maps, axis=1) for of_maps in (logits, deltas))
         losses = rpn_losses(config, anchors, usable, logits, deltas, targets, of_anchors)
-        losses |= roi_losses(
-            self.roi_head, pyramid[:-1], proposals.boxes, proposals.valid, targets, image_sizes, of_proposals
-        )
+        maps = [gathered(x, (1, 2)) for x in pyramid[:-1]]
+        losses |= roi_losses(self.roi_head, maps, proposals.boxes, proposals.valid, targets, image_sizes, of_proposals)
         return {"loss": jnp.sum(jnp.stack(list(losses.values()))), **losses}
 
     def anchors(self, pyramid: Sequence[Float[Array, "B _ _ C"]]) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ from natjax.detection.boxes import decode
 from natjax.detection.nms import nms
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import conv
+from natjax.nn.spatial import gathered
 from natjax_kernels.sharding import reshape_batch
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class RpnHead(nnx.Module):
         logits, deltas = [], []
         for x in pyramid:
             x = jax.nn.relu(self.rpn_conv(x))
-            logit, delta = (layer(x).astype(jnp.float32) for layer in (self.rpn_cls, self.rpn_reg))
+            found = (layer(x).astype(jnp.float32) for layer in (self.rpn_cls, self.rpn_reg))
+            logit, delta = (gathered(y, (1, 2)) for y in found)  # the best are those of all the map
             anchors = math.prod(logit.shape[1:])
             logits.append(reshape_batch(logit, len(x), anchors))
             deltas.append(reshape_batch(delta, len(x), anchors, 4))
