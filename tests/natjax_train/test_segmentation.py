@@ -331,7 +331,10 @@ def test_mmcvs_schedule():
 
 @pytest.mark.slow
 def test_batch_normalisation_over_the_global_batch():
-    """A step of two micro-batches on four devices does what one does, in programs with all of XLA's optimisations."""
+    """A step of two micro-batches on eight devices, which split batch and height, does what one does.
+
+    In programs with all of XLA's optimisations.
+    """
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": ""}
     command = [sys.executable, __file__]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -365,7 +368,7 @@ def trace_wide_statistics():
 if __name__ == "__main__":
     trace_wide_statistics()
     reports = []
-    for name in ("data=1", "data=2,fsdp=2"):
+    for name in ("data=1", "data=2,fsdp=2,space=2"):
         _, after, metrics = steps(name, 1, accumulate=2)
         arrays = [*jax.tree.leaves(after.batch_stats), metrics["loss"], metrics["grad_norms"]]
         reports.append([np.asarray(array).tolist() for array in arrays])
