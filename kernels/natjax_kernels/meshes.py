@@ -11,10 +11,14 @@ d channels of queries and keys, e of values, s additional keys, o0 o1 o2 offsets
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from natjax_kernels.grids import repeat_heads_to_shard
@@ -24,7 +28,22 @@ from natjax_kernels.sharding import laid_alike, may_lie_anywhere, over_explicit_
 from natjax_kernels.spatial import attend_to_parts
 
 
-def over_devices(attend: Callable) -> Callable:
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """How an implementation keeps statistics of queries from its forward pass for its backward pass.
+
+    Attributes:
+        attend: takes a problem, and returns output, log-sum-exp and `count` statistics, [B, N, *spatial] float32 each.
+        again: takes a problem, its output and statistics; returns output and log-sum-exp, whose derivatives alone are computed.
+        count: of statistics.
+    """
+
+    attend: Callable
+    again: Callable
+    count: int
+
+
+def over_devices(attend: Callable, statistics: Statistics | None = None) -> Callable:
     """Gives maps that are split over devices to an implementation: whole ones to it, and problems of devices within calls."""
 
     @functools.wraps(attend)
@@ -32,7 +51,7 @@ def over_devices(attend: Callable) -> Callable:
         names = spec_of(problem.query)[1:-2]
         if not any(names):
             is_auto = may_lie_anywhere(problem.arrays) and isinstance(problem.batch, int)
-            return _over_auto_axes(attend, problem) if is_auto else attend(problem)
+            return _over_auto_axes(attend, statistics, problem) if is_auto else attend(problem)
         problem = laid_alike(repeat_heads_to_shard(problem))
         given = [x is not None for x in problem.arrays]
 
@@ -47,11 +66,12 @@ def over_devices(attend: Callable) -> Callable:
     return attend_over_devices
 
 
-def _over_auto_axes(attend: Callable, problem: Problem):
+def _over_auto_axes(attend: Callable, statistics: Statistics | None, problem: Problem):
     """Computes output and log-sum-exp; see `natjax_kernels.problem`.
 
     Args:
         attend: of an implementation; derivatives of second order are its own, on whole maps.
+        statistics: what it keeps for the backward pass, which else computes the forward pass again.
         problem: with arrays that may be sharded along Auto axes of a mesh.
     """
     rank, spacing = len(problem.spatial), problem.window.spacing
@@ -64,6 +84,9 @@ def _over_auto_axes(attend: Callable, problem: Problem):
     bias = f"{heads} {' '.join(f'o{a}' for a in range(rank))}"
     operands = f"b {queries} {heads} d", of_keys, of_values, bias, "b s n d", "b s n e", f"b {keys}", "b z"
     results = f"b {queries} {heads} e", f"b {queries} {heads}"
+    # Of additional keys, with which the output is that of the kernels no more, an implementation keeps nothing.
+    keeps = None if problem.additional_keys is not None else statistics
+    kept = (results[0], *(f"b {heads} {queries}",) * keeps.count) if keeps else ()
 
     def apart(query, key, value, rpb, more_keys, more_values, key_mask, sizes):
         """Splits axes, so that those which lie alike on the mesh have a letter."""
@@ -77,34 +100,53 @@ def _over_auto_axes(attend: Callable, problem: Problem):
         query, rpb = join_heads(query, 1 + rank, group), None if rpb is None else join_heads(rpb, 0, group)
         return query, key, value, rpb, more_keys, more_values, key_mask, sizes
 
-    def forward(*arrays, names):
+    def run(at_once, arrays, names):
         of_device = problem.with_arrays(*together(*arrays))
-        return [split_heads(x, 1 + rank, group) for x in attend_to_parts(attend, of_device, tuple(names.values()))]
+        out, lse, *more = attend_to_parts(attend, of_device, tuple(names.values()), at_once)
+        return [*(split_heads(x, 1 + rank, group) for x in (out, lse)), *(split_heads(x, 1, group) for x in more)]
+
+    def forward(*arrays, names):
+        """Returns output, log-sum-exp and statistics; around a ring these mean nothing."""
+        out, lse, *found = run(keeps and keeps.attend, arrays, names)
+        return out, lse, *(found or [jnp.moveaxis(lse, range(1, 1 + rank), range(-rank, 0))] * len(kept[1:]))
 
     def backward(*arrays, names):
         """Returns the gradients of the floating-point arrays that there are."""
-        *arrays, d_out, d_lse = arrays
-        *floats, key_mask, sizes = arrays
-        _, pull = jax.vjp(lambda *floats: forward(*floats, key_mask, sizes, names=names), *floats)
-        return [x for x in pull([d_out, d_lse]) if x is not None]
+        *floats, key_mask, sizes = arrays[:8]
+        *known, d_out, d_lse = arrays[8:]
+        known = [join_heads(x, axis, group) for x, axis in zip(known, (1 + rank, 1, 1), strict=False)]
+        at_once = keeps and (lambda problem: keeps.again(problem, *known))
+        given = [x is not None for x in (d_out, d_lse)]
+
+        def results_of(*floats):
+            return list(itertools.compress(run(at_once, (*floats, key_mask, sizes), names), given))
+
+        _, pull = jax.vjp(results_of, *floats)
+        return [x for x in pull(list(itertools.compress((d_out, d_lse), given))) if x is not None]
 
     whole = {"names": dict.fromkeys(letters)}
     call = functools.partial(Call, spatial=letters)
     floats = [axes for axes, x in zip(operands[:6], problem.arrays, strict=False) if x is not None]
     calls = (
-        call(forward, operands, results, derivative=functools.partial(forward, **whole)),
-        call(backward, (*operands, *results), tuple(floats), derivative=functools.partial(backward, **whole)),
+        call(forward, operands, results + kept[1:], derivative=functools.partial(forward, **whole)),
+        call(backward, (*operands, *kept, *results), tuple(floats), derivative=functools.partial(backward, **whole)),
     )
 
     @jax.custom_vjp
     def attend_apart(*arrays):
-        return tuple(calls[0](*arrays))
+        return tuple(calls[0](*arrays)[:2])
 
-    def attend_backward(arrays, cotangents):
-        gradients = iter(calls[1](*arrays, *cotangents))
-        return *(None if x is None else next(gradients) for x in arrays[:6]), None, None
+    def attend_forward(*arrays):
+        arrays = jax.tree.map(lambda x: x.value, arrays)
+        out, lse, *statistics = calls[0](*arrays)
+        return (out, lse), (*arrays, *((out, *statistics) if keeps else ()))
 
-    attend_apart.defvjp(lambda *arrays: (attend_apart(*arrays), arrays), attend_backward)
+    def attend_backward(known, cotangents):
+        cotangents = (None if isinstance(x, SymbolicZero) else x for x in cotangents)
+        gradients = iter(calls[1](*known, *cotangents))
+        return *(None if x is None else next(gradients) for x in known[:6]), None, None
+
+    attend_apart.defvjp(attend_forward, attend_backward, symbolic_zeros=True)
     return tuple(join_heads(x, 1 + rank, group) for x in attend_apart(*apart(*problem.arrays)))
 
 

@@ -11,6 +11,7 @@ queries share one of keys, n are those of keys, and queries have an axis more, o
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import itertools
@@ -27,6 +28,8 @@ from jax.sharding import PartitionSpec as P
 
 from natjax_kernels._compat import context_mesh, vary, varying_axes
 from natjax_kernels.sharding import mesh_of, reshape, spec_of
+
+_on_device: contextvars.ContextVar[bool] = contextvars.ContextVar("on_device", default=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Call:
 
     def __call__(self, *arrays):
         """Calls the function under whatever vmap and mesh there is; operands that are None are None to it."""
+        if _on_device.get():
+            return self._local({}, *arrays)
         if any(x is None for x in arrays):
             return self._of_those_given(*arrays)
         call = custom_vmap(self._on_mesh)
@@ -188,8 +193,14 @@ class Call:
         return {"b": None} | places
 
     def _local(self, places: dict[str, Any], *local):
-        """Calls the function on what a device has."""
-        return self.function(*local, **({"names": {a: places.get(a) for a in self.spatial}} if self.spatial else {}))
+        """Calls the function on what a device has; to calls within it there is no mesh."""
+        token = _on_device.set(True)
+        try:
+            return self.function(
+                *local, **({"names": {a: places.get(a) for a in self.spatial}} if self.spatial else {})
+            )
+        finally:
+            _on_device.reset(token)
 
     def _summed(self, places: dict[str, Any], *local):
         """Calls the function, and sums over the devices that share an entry of the batch or of the map those results without."""

@@ -21,17 +21,21 @@ from natjax_kernels.split import split_axis
 Names = str | tuple[str, ...]
 
 
-def attend_to_parts(attend: Callable, problem: Problem, names: tuple[Names | None, ...]):
+def attend_to_parts(
+    attend: Callable, problem: Problem, names: tuple[Names | None, ...], at_once: Callable | None = None
+):
     """Computes output and log-sum-exp of a device's own queries; to be called within `jax.shard_map`.
 
     Args:
         attend: of an implementation.
         problem: of what the device has: its parts of query, key, value and mask.
         names: of every spatial axis the axes of the mesh along which it is split, or None.
+        at_once: what is called instead where it has to be called only once, which it is not around a ring; returns what it may.
     """
     names = tuple(name if name and jax.lax.axis_size(name) > 1 else None for name in names)
+    at_once = at_once or attend
     if not any(names):
-        return attend(problem)
+        return at_once(problem)
     keys = {name: getattr(problem, name) for name in ("key", "value", "key_mask")}
     splits, places, rings = [], [], []
     for a, (name, axis) in enumerate(zip(names, problem.window.axes(), strict=True)):
@@ -50,6 +54,8 @@ def attend_to_parts(attend: Callable, problem: Problem, names: tuple[Names | Non
     window = dataclasses.replace(problem.window, split=tuple(splits))
     places = jnp.stack([jnp.asarray(place, jnp.int32) for place in places])
     problem = dataclasses.replace(problem, **keys, window=window, places=places)
+    if not rings:
+        return at_once(problem)
     for ring in rings:
         attend = functools.partial(ring.attend, attend)
     return attend(problem)

@@ -91,9 +91,15 @@ class Window:
         fields = (getattr(self, field.name) for field in dataclasses.fields(self))
         return [AxisWindow(*axis) for axis in zip(*fields, strict=True)]
 
+    @property
+    def blind(self) -> bool:
+        """Whether a query may see no key: of a part that a device has in a step around a ring."""
+        return any(split is not None and split.ring for split in self.split)
+
     def queries(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """Returns the sides of the map of queries, for keys of such sides."""
-        return tuple(n // spacing for n, spacing in zip(spatial, self.spacing, strict=True))
+        """Returns the sides of the map of queries, for keys of such sides; of split axes, those of a device."""
+        own = (n if split is None else split.own(n) for n, split in zip(spatial, self.split, strict=True))
+        return tuple(n // spacing for n, spacing in zip(own, self.spacing, strict=True))
 
 
 def windows(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:

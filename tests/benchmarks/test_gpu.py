@@ -138,7 +138,7 @@ found, shares = {}, Launch.shares
 
 def record(launch, batch, programs):
     runs, share = shares(launch, batch, programs)
-    found[name].append([share, int((runs[:, 1] - runs[:, 0]).max())])
+    found[name].append([share, int((runs[..., 1] - runs[..., 0]).max())])
     return runs, share
 
 

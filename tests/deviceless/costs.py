@@ -70,10 +70,10 @@ def predict(gpu: Gpu, shape_name: str) -> list[dict]:
         runs, share = launch.shares(BATCH, heads)
         chunks = launch.schedule.steps
         parts = chunks if flags.get("D_TABLE") and not config.resident else 1
-        programs = len(runs) * heads * parts * math.ceil(BATCH / share)
-        items = len(plan.tiles) * heads * BATCH * parts  # tiles of an image that are worked on
+        programs = runs.shape[1] * heads * parts * math.ceil(BATCH / share)
+        items = plan.tiles.shape[1] * heads * BATCH * parts  # tiles of an image that are worked on
         chunk_trips = items * chunks // parts
-        trips = [programs * len(plan.tiles) / len(runs), items, chunk_trips]
+        trips = [programs * plan.tiles.shape[1] / runs.shape[1], items, chunk_trips]
         warps = issued(code, trips)
         scores = chunk_trips * config.slots * config.chunk
         tokens = BATCH * plan.tokens * heads

@@ -118,14 +118,18 @@ def kernel_names(text):
     return [re.search(rb"\.entry (\w+)\(", call)[1].decode() for call in calls]
 
 
-def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=True):
-    """The op and all its gradients, at NAT-Tiny's first level unless another side is asked for."""
+def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=True, split=None):
+    """The op and all its gradients, at NAT-Tiny's first level unless another side is asked for.
+
+    The batch is split along the first axis of the mesh, "data", and heads along the second, "model", if there is one; or axes of
+    tokens as `split` says.
+    """
     import jax
 
     from natjax_kernels import neighborhood_attention
 
     names = ("data", "model")[: len(mesh_shape)]
-    tokens = Array((batch, side, side, 2, 32), "bfloat16", ("data", None, None, *names[1:]))
+    tokens = Array((batch, side, side, 2, 32), "bfloat16", split or ("data", None, None, *names[1:]))
     rpb = Array((2, 13, 13), "bfloat16")
 
     def run(q, k, v, rpb, d_out):
@@ -193,6 +197,12 @@ CHECKS = {
     "op": op,
     "op on 4 x 2, Auto": lambda kind: op(kind, "Auto", (4, 2)),
     "op on 4 x 2, Explicit": lambda kind: op(kind, "Explicit", (4, 2)),
+    **{
+        f"op on a map split by 4 x 2, {kind}": functools.partial(
+            op, axis_type=kind, mesh_shape=(4, 2), batch=1, side=224, split=(None, "data", "model")
+        )
+        for kind in ("Auto", "Explicit")
+    },
     **{f"op, batch 8, side {side}": functools.partial(op, batch=8, side=side) for side in (112, 224, 448)},
     "band": band,
     "band, forward": functools.partial(band, gradients=False),

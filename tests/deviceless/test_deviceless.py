@@ -35,6 +35,14 @@ def test_on_a_mesh_the_bias_is_reduced_and_nothing_else_travels(axes):
     assert found["collectives"] == ({"all-reduce": 1} if axes == "Auto" else {"all-reduce": 1, "all-gather": 1})
 
 
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_of_a_split_map_halos_travel_and_the_bias_is_reduced(axes):
+    found = check_apart(f"op on a map split by 4 x 2, {axes}")
+    assert found["kernels"] == {"fwd": 1, "bwd_dq": 1, "bwd_dkv": 1}
+    assert found["collectives"].keys() == {"collective-permute", "all-reduce"}
+    assert found["collectives"]["all-reduce"] == 1
+
+
 @pytest.mark.parametrize("kind", ["h200", "a100"])
 def test_the_band_kernel_takes_the_place_of_the_forward_one(kind):
     found = check_apart("band", kind)

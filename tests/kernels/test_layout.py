@@ -13,6 +13,7 @@ from natjax_kernels.bias import MASKED, bias_table
 from natjax_kernels.fused.configurations import KERNELS, Case, Config, halo
 from natjax_kernels.fused.layout import Sizes, furthest, layout, sizes
 from natjax_kernels.fused.schedule import Schedule
+from natjax_kernels.split import split_axis
 from natjax_kernels.window import Window
 
 pytestmark = pytest.mark.once  # all of it is static
@@ -33,6 +34,17 @@ LAYOUTS = {  # sides of the map of keys, kernel size, dilation, stride, causal, 
     "coarser queries on a ring": ((24,), (3,), (4,), (1,), (False,), (2,), None, (True,), (6,)),
 }
 
+SPLIT = {  # of the same, and devices along every axis
+    "1-D": (((24,), (5,), (2,), (1,), (False,), (4,), None), (3,)),
+    "groups that are cut": (((28, 8), (4, 3), (3, 1), (1, 1), (False, False), (2, 4), None), (2, 2)),
+    "halos longer than parts": (((32,), (7,), (2,), (1,), (False,), (4,), None), (8,)),
+    "strides, causal, in blocks": (((24, 16), (9, 5), (1, 1), (2, 3), (True, False), (4, 2), (4, 8)), (4, 2)),
+    "periodic": (((24, 10), (5, 3), (2, 1), (1, 1), (False, False), (4, 5), None, (True, True)), (4, 1)),
+    "coarser queries": (((24, 16), (5, 4), (3, 1), (1, 1), (False, False), (2, 4), None, (), (2, 4)), (2, 4)),
+    "around": (((24,), (12,), (2,), (1,), (False,), (3,), (2,)), (3,)),
+    "around, beside halos": (((8, 16), (8, 3), (1, 1), (1, 1), (True, False), (2, 4), None), (4, 2)),
+}
+
 
 def taken_apart(case):
     """Returns sides, window, tile and block."""
@@ -40,14 +52,31 @@ def taken_apart(case):
     return spatial, Window(kernel, dilation, stride, causal, *more), tile, block
 
 
-def seen_by(plan):
+def of_devices(case, parts):
+    """Returns sides, window, tile and block as devices have them."""
+    spatial, window, *cut = taken_apart(case)
+    splits = [
+        split_axis(n, p, axis) if p > 1 else None for n, p, axis in zip(spatial, parts, window.axes(), strict=True)
+    ]
+    at_hand = [
+        n if split is None else n // p + split.before + split.after
+        for n, p, split in zip(spatial, parts, splits, strict=True)
+    ]
+    return tuple(at_hand), dataclasses.replace(window, split=tuple(splits)), *cut
+
+
+ALL = {name: taken_apart(case) for name, case in LAYOUTS.items()}
+ALL |= {f"split: {name}": of_devices(*case) for name, case in SPLIT.items()}
+
+
+def seen_by(plan, kind=0):
     """Counts how often a layout has (token of tiles, token of halos) as neighbours, [L of tiles, L of halos]."""
     counts = np.zeros((plan.tokens, plan.halo_tokens), int)
     table = np.asarray(bias_table(plan.relative, None, jnp.float32))[:, 0] > MASKED / 2  # [rows, T, S]
     slots, near = np.indices(plan.tile).reshape(3, -1), np.indices(plan.block).reshape(3, -1)
     blocks = np.indices(plan.blocks).reshape(3, -1).T * plan.block
     length, apart, stride = (np.reshape(x, (3, 1)) for x in zip(*plan.rings, strict=True))
-    for query, key, tile_class, *rest in plan.tiles:
+    for query, key, tile_class, *rest in plan.tiles[kind]:
         owned = (slots < np.reshape(rest[:3], (3, 1))).all(axis=0)
         for first, row in zip(blocks, plan.rows[tile_class], strict=True):
             slot = first[:, None] + near
@@ -74,43 +103,74 @@ def test_layouts_hold_every_pair_once(case):
     assert (seen_by(layout(spatial, window, tile, block, transposed=True)) == expected.T).all()
 
 
+@pytest.mark.parametrize("case", SPLIT.values(), ids=SPLIT)
+def test_layouts_of_all_devices_hold_every_pair_once(case):
+    spatial, window, *cut = taken_apart(case[0])
+    expected = seen_by(layout(spatial, window, *cut))
+    at_hand, split, *_ = of_devices(*case)
+    ways = [layout(at_hand, split, *cut, transposed) for transposed in (False, True)]
+    found = np.zeros((2, *expected.shape), int)
+    for places in np.ndindex(ways[0].kinds.shape):
+        queries, keys = [], []
+        for n, whole, axis, place in zip(at_hand, spatial, split.axes(), places, strict=True):
+            query, key = (0, 0) if axis.split is None else np.stack(axis.split.origins(n))[:, place]
+            own = (n if axis.split is None else axis.split.own(n)) // axis.spacing
+            queries.append(query // axis.spacing + np.arange(own))
+            keys.append(
+                (key + np.arange(n)) % whole
+            )  # a halo beyond a border has keys of the other end, which none may see
+        tokens = [
+            np.ravel_multi_index(np.meshgrid(*x, indexing="ij"), sides).reshape(-1)
+            for x, sides in ((queries, window.queries(spatial)), (keys, spatial))
+        ]
+        for plan, counts, transposed in zip(ways, found, (False, True), strict=True):
+            pairs = seen_by(plan, plan.kinds[places])
+            np.add.at(counts, np.ix_(*tokens), pairs.T if transposed else pairs)
+    assert (found == expected).all()
+
+
 def test_blocks_that_look_alike_share_rows():
     plan = layout((256, 256), Window((80, 80), (1, 1), (1, 1), (False, False)), (8, 8), (8, 8))
-    assert len(plan.tiles) == 1024
+    assert plan.tiles.shape[1] == 1024
     assert math.prod(len(axis) for axis in plan.relative) < 2000  # of more than 100,000 blocks
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def test_sizes_are_those_of_the_layout(case, transposed):
-    arguments = *taken_apart(case), transposed
+    arguments = *case, transposed
     plan, found = layout(*arguments), sizes(*arguments)
     assert found.rows == math.prod(len(axis) for axis in plan.relative)
     assert (found.blocks, found.block) == (math.prod(plan.blocks), math.prod(plan.block))
-    assert sorted(found.class_tiles) == sorted(np.bincount(plan.tiles[:, 2]))
+    of_kinds = [np.bincount(tiles[:, 2], minlength=len(plan.rows)) for tiles in plan.tiles]
+    assert found.class_tiles == tuple(np.max(of_kinds, axis=0))
     for longest in (1, 3, 100):
-        assert sum(math.ceil(n / longest) for n in found.class_tiles) == len(plan.runs(longest))
+        assert sum(math.ceil(n / longest) for n in found.class_tiles) == plan.runs(longest).shape[1]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def test_halos_are_as_long_as_those_of_the_layout(case, kernel):
-    spatial, window, tile, _ = taken_apart(case)
+    spatial, window, tile, _ = case
     plan = layout(spatial, window, tile, None, kernel == "bwd_dkv")
-    assert tuple(halo(Case(kernel, spatial, window, 8, "float32", False, 90), tile)) == plan.block[3 - len(spatial) :]
+    found, sides = halo(Case(kernel, spatial, window, 8, "float32", False, 90), tile), plan.block[3 - len(spatial) :]
+    if any(window.split):  # that of the tiles of the whole map, which begin elsewhere
+        assert all(0 <= n - side <= 2 for n, side in zip(found, sides, strict=True))
+    else:
+        assert tuple(found) == sides
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("case", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def test_the_furthest_token_is_what_kernels_count_to(case, transposed):
-    arguments = *taken_apart(case), transposed
+    arguments = *case, transposed
     plan = layout(*arguments)
     slot = np.indices([n * side for n, side in zip(plan.blocks, plan.block, strict=True)]).reshape(3, -1)
-    tokens = plan.tiles[:, 1].max() + slot.T @ plan.halo_steps
-    if plan.tiles.shape[1] > 6:
+    tokens = plan.tiles[..., 1].max() + slot.T @ plan.halo_steps
+    if plan.tiles.shape[2] > 6:
         tokens = 0
         for axis, (length, apart, stride) in enumerate(plan.rings):
-            positions = plan.tiles[:, 6 + axis].max() + slot[axis] * apart
+            positions = plan.tiles[..., 6 + axis].max() + slot[axis] * apart
             tokens += stride * (length - 1 if length else positions.max())
     assert furthest(*arguments) == np.max(tokens)
 
@@ -157,9 +217,19 @@ def test_programs_that_start_less_often_are_as_many_as_run_at_a_time():
 @pytest.mark.parametrize("longest", [1, 3, 100])
 def test_runs_are_of_one_class(longest):
     plan = layout((56, 56), Window((7, 7), (1, 1), (1, 1), (False, False)), (8, 8), None)
-    runs = plan.runs(longest)
+    runs = plan.runs(longest)[0]
     assert runs[0, 0] == 0
-    assert runs[-1, 1] == len(plan.tiles)
+    assert runs[-1, 1] == plan.tiles.shape[1]
     assert (runs[1:, 0] == runs[:-1, 1]).all()
     assert (runs[:, 1] - runs[:, 0]).max() <= longest
-    assert all(len(set(plan.tiles[a:b, 2])) == 1 for a, b in runs)
+    assert all(len(set(plan.tiles[0, a:b, 2])) == 1 for a, b in runs)
+
+
+@pytest.mark.parametrize("longest", [1, 3, 100])
+@pytest.mark.parametrize("case", SPLIT.values(), ids=SPLIT)
+def test_runs_of_all_devices_are_of_the_same_classes(case, longest):
+    plan = layout(*of_devices(*case))
+    runs = plan.runs(longest)
+    for tiles, of_kind in zip(plan.tiles, runs, strict=True):
+        assert sorted(t for a, b in of_kind for t in range(a, b)) == list(range(len(tiles)))
+        assert all(set(tiles[a:b, 2]) <= {c} for (a, b), c in zip(of_kind, plan.classes(runs), strict=True))

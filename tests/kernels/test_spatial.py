@@ -3,6 +3,7 @@
 See spatial_oracle.py, which runs in a process of eight CPU devices.
 """
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -32,6 +33,23 @@ assert found == halos | {("all-reduce", (2, 13)): 1}, found
 @pytest.mark.parametrize("axis_type", ["Explicit", "Auto"])
 def test_results_are_those_of_one_device(axis_type):
     run_apart([str(ORACLE), "xla", axis_type], JAX_ENABLE_X64="1")
+
+
+INTERPRETED = {"TRITON_INTERPRET": "1", "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=300"}
+# Threads for devices that wait for each other, beside those that interpret.
+INTERPRETED["NPROC"] = "64"
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton's interpreter")
+def test_fused_kernels_give_results_of_one_device():
+    run_apart([str(ORACLE), "triton", "Explicit", "heads too", "a causal ring"], **INTERPRETED)
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton's interpreter")
+def test_the_backward_pass_gets_what_the_forward_pass_kept():
+    run_apart([str(ORACLE.with_name("spatial_kept.py")), "heads too", "several hops", "a ring"])
 
 
 def test_halos_are_all_that_travels():

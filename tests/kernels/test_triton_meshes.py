@@ -73,7 +73,7 @@ def main():
         """Joins the heads of queries, and repeats those of keys for all that share one."""
         return join_heads(q, 2, group), *(jnp.repeat(x, group, axis=2) for x in keys)
 
-    def forward(launch, group, q, k, v, table, hidden):
+    def forward(launch, group, q, k, v, table, hidden, places):
         q, k, v = shared(group, q, k, v)
         table = join_heads(table, 1, group)
         v = v if hidden is None else v + jnp.maximum(hidden, -1)[..., None, None]
@@ -81,7 +81,9 @@ def main():
         rows = (split_heads(jnp.sum(x, -1).swapaxes(1, 2), 1, group) for x in (q * k, q * v))
         return split_heads(q * k + v * bias, 2, group), *rows
 
-    def backward(queries, keys, group, bias, q, k, v, do, out, maximum, log, table, transposed_table, d_lse, hidden):
+    def backward(
+        queries, keys, group, bias, q, k, v, do, out, maximum, log, table, transposed_table, d_lse, hidden, places
+    ):
         q, k, v = shared(group, q, k, v)
         do, out = (join_heads(x, 2, group) for x in (do, out))
         table, *rows = (join_heads(x, 1, group) for x in (table, maximum, log))

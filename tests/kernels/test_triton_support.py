@@ -11,6 +11,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from natjax_kernels import default_implementation, explain, neighborhood_attention
 from natjax_kernels.fused.configurations import KERNELS, Case, override
@@ -132,6 +133,15 @@ def test_devices(monkeypatch, gpu, missing, version, reason):
     x = jax.ShapeDtypeStruct((1, 56, 56, 2, 32), "bfloat16")
     why = support.why_not(make_problem(x, x, x, kernel_size=7), named=False)
     assert why is None if reason is None else re.search(reason, why)
+
+
+def test_of_a_split_map_the_part_of_a_device_is_judged():
+    mesh = AbstractMesh((8,), ("space",), axis_types=(AxisType.Explicit,))
+    whole = jax.ShapeDtypeStruct((1, 2**16, 2**15, 1, 8), "bfloat16")
+    split = whole.update(sharding=NamedSharding(mesh, PartitionSpec(None, "space")))
+    assert support.why_not(make_problem(split, split, split, kernel_size=3), named=True) is None
+    reason = support.why_not(make_problem(whole, whole, whole, kernel_size=3), named=True)
+    assert "fewer than 2**31 tokens" in reason
 
 
 def test_a_gpu_that_is_not_here():

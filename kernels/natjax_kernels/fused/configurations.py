@@ -63,7 +63,7 @@ class Case:
         capability: compute capability of the device, times ten.
         value_dim: channels of a head of values; None for as many.
         group: heads of queries that share a head of keys.
-        masked: whether keys may be hidden.
+        masked: whether a query may see no key.
         capped: whether logits are softly capped.
     """
 
@@ -93,7 +93,7 @@ class Case:
             capability,
             None if values == channels else values,
             query.shape[-2] // key.shape[-2],
-            mask is not None,
+            mask is not None or window.blind,
             logits.soft_cap is not None,
         )
 
@@ -122,6 +122,7 @@ def _named(axis: AxisWindow) -> str:
         ("c", axis.causal),
         ("p", axis.periodic),
         (f"@{axis.spacing}", axis.spacing > 1),
+        (f" of {axis.split.parts}" if axis.split else "", axis.split is not None),
     )
     return f"{axis.kernel}x{axis.dilation}" + "".join(mark for mark, on in more if on)
 
@@ -152,21 +153,28 @@ def read(fields: Mapping[str, Any]) -> Config:
 
 def lengths(case: Case) -> list[int]:
     """Returns the longest dilation group of every axis of what tiles are of: queries, or in `bwd_dkv` keys."""
-    longest = [group_length(n, d) for n, d in zip(case.spatial, case.window.dilation, strict=True)]
+    axes = list(zip(case.spatial, case.window.axes(), strict=True))
     if case.kernel == "bwd_dkv":
-        return longest
+        return [group_length(n, axis.dilation) for n, axis in axes]
+    longest = [group_length(axis.split.own(n) if axis.split else n, axis.dilation) for n, axis in axes]
     return [math.ceil(n / axis.in_group().spacing) for n, axis in zip(longest, case.window.axes(), strict=True)]
 
 
 def halo(case: Case, tile: tuple[int, ...]) -> list[int]:
-    """Returns the longest sides of the halos of tiles."""
+    """Returns the longest sides of the halos of tiles; of a split map at most those of the whole one, or what a device has."""
     sides, transposed = [], case.kernel == "bwd_dkv"
     for n, axis, t in zip(case.spatial, case.window.axes(), tile, strict=True):
+        whole, most = n, math.inf
+        if axis.split is not None:
+            own, whole = axis.split.lengths(n)
+            most, axis = group_length(own if transposed else n, axis.dilation), dataclasses.replace(axis, split=None)
         if axis.spacing > 1:  # where a group's first query is differs from group to group
-            sides.append(plan_axis(n, axis, t, transposed).span)
-            continue
-        groups = {group_length(n, axis.dilation), n // axis.dilation}  # with strides the shorter one's may be longer
-        sides.append(max(longest_halo(length, axis, t, transposed) for length in groups))
+            longest = plan_axis(whole, axis, t, transposed).span
+        else:
+            groups = {group_length(whole, axis.dilation), whole // axis.dilation}
+            # With strides that of the shorter one may be longer.
+            longest = max(longest_halo(length, axis, t, transposed) for length in groups)
+        sides.append(min(longest, most))
     return sides
 
 

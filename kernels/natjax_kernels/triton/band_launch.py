@@ -61,7 +61,7 @@ class BandLaunch:
         sizes = Sizes(classes, 1, slots, tuple(np.bincount(self.layout.tiles[:, 2]).tolist()))
         return self.layout.tiles, Schedule(sizes, self.config, self.multiprocessors).shares(batch, programs)[1]
 
-    def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray):
+    def __call__(self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, places: None):
         """Runs the kernel, as `name` "fwd", on query, key and value [B, L, N, D] and None; returns arrays like `outputs`."""
         batch, _, heads, channels = arrays[0].shape
         plan = [jnp.asarray(x, jnp.int32) for x in (runs, self.layout.box_rows)]

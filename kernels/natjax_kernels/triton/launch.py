@@ -70,17 +70,27 @@ class Launch:
         return bias_table(self.layout.relative, rpb, dtype, masked=-math.inf, padded=self.schedule.table(1)[2:])
 
     def shares(self, batch: int, programs: int) -> tuple[np.ndarray, int]:
-        """Returns the runs of tiles and the entries of the batch that a program takes, with `programs` to each."""
+        """Returns the runs of tiles, [kinds, runs, 2], and the entries of the batch of a program, with `programs` to each."""
         longest, share = self.schedule.shares(batch, programs)
         return self.layout.runs(longest), share
 
     def __call__(
-        self, name: str, arrays: list, outputs: list, *, table, share: int, runs: np.ndarray, parts: int = 1, **static
+        self,
+        name: str,
+        arrays: list,
+        outputs: list,
+        *,
+        table,
+        share: int,
+        runs: np.ndarray,
+        places: Any,
+        parts: int = 1,
+        **static,
     ):
         """Runs the kernel `name` on `arrays`: query, key, value, hidden keys and others; returns arrays like `outputs`.
 
         Kernels have no parameter for arrays that are None: what is 1, as they are passed, is a constant to Triton.
-        `parts` is how many programs share a run: 1, or one for every chunk of its halos.
+        `parts` is how many programs share a run: 1, or one for every chunk of its halos. `places` are those of the problem.
         """
         (batch, _, heads, channels), (_, _, key_heads, _), (*_, values) = (x.shape for x in arrays[:3])
         static |= self.static(heads, table.shape[1], channels, key_heads, values)
@@ -88,11 +98,18 @@ class Launch:
         static["MASKED"] = arrays[3] is not None
         static["FENCED"] = not interpreted() and fenced(self.config, capability())
         tokens, others = arrays[:3], [1 if x is None else x for x in arrays[3:]]
-        plan = [jnp.asarray(x, jnp.int32) for x in (self.layout.tiles, runs, self.layout.rows)]
-        grid = (len(runs), (key_heads if self.transposed else heads) * parts, math.ceil(batch / share))
+        plan = [self._own(self.layout.tiles, places), self._own(runs, places), jnp.asarray(self.layout.rows, jnp.int32)]
+        grid = (runs.shape[1], (key_heads if self.transposed else heads) * parts, math.ceil(batch / share))
         run = _interpret if interpreted() else _compile
         steps = self.schedule.steps * (heads // key_heads if self.transposed else 1)
         return run(name, [*tokens, table, *plan, *others, batch, share, steps], outputs, grid, static, self.config)
+
+    def _own(self, of_kinds: np.ndarray, places: Any) -> jax.Array:
+        """Returns what a device has, of what every kind of device has."""
+        if len(of_kinds) == 1:
+            return jnp.asarray(of_kinds[0], jnp.int32)
+        kind = jnp.asarray(self.layout.kinds, jnp.int32)[tuple(places)]
+        return jax.lax.dynamic_index_in_dim(jnp.asarray(of_kinds, jnp.int32), kind, keepdims=False)
 
     def static(
         self, heads: int, bias_heads: int, channels: int, key_heads: int | None = None, values: int | None = None
@@ -117,7 +134,7 @@ class Launch:
             "STEPS": plan.steps,
             "HALO_STEPS": plan.halo_steps,
             "RINGS": sum(plan.rings, ()),
-            "FIELDS": plan.tiles.shape[1],
+            "FIELDS": plan.tiles.shape[2],
             "BIAS_HEADS": bias_heads,
             "T": self.config.slots,
             "K": self.config.chunk,

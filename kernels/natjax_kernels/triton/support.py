@@ -8,10 +8,15 @@ import importlib.metadata
 import importlib.util
 import re
 
+import jax
+import jax.numpy as jnp
+
 from natjax_kernels.fused.configurations import KERNELS, Case, Config
 from natjax_kernels.fused.layout import furthest, sizes
 from natjax_kernels.fused.schedule import Schedule
+from natjax_kernels.meshes import over_devices
 from natjax_kernels.problem import Problem
+from natjax_kernels.sharding import shards
 from natjax_kernels.triton import ptxas
 from natjax_kernels.triton.choice import choose
 from natjax_kernels.triton.launch import capability, device, device_kind, interpreted, multiprocessors
@@ -83,6 +88,7 @@ def _triton_version() -> str:
 
 def why_not_on(problem: Problem, gpu: GPU) -> str | None:
     """Returns why the kernels cannot compute this problem on a GPU that has all they need, or None where they can."""
+    problem = _of_device(problem)
     if gpu.capability < round(10 * _LEAST_CAPABILITY):
         return f"the fused kernels need compute capability {_LEAST_CAPABILITY} and this is {gpu.capability / 10}"
     channels = max(problem.head_dim, problem.value.shape[-1])
@@ -112,6 +118,22 @@ def why_not_on(problem: Problem, gpu: GPU) -> str | None:
         limit = _LARGEST / 2**30
         return f"the {what} of this window would take arrays of {size / 2**30:.1f} GiB, more than {limit:.0f}"
     return None
+
+
+def _of_device(problem: Problem) -> Problem:
+    """Returns the problem that a device gets of one that is split along Explicit axes; else the same."""
+    if all(shards(problem.query, 1 + a) == 1 for a in range(len(problem.spatial))):
+        return problem
+    found = []
+
+    def attend(part: Problem):
+        arrays = (None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in part.arrays)
+        found.append(dataclasses.replace(part.with_arrays(*arrays), places=None))
+        shape = *part.query.shape[:-1], part.value.shape[-1]
+        return jnp.zeros(shape, part.dtype), jnp.zeros(shape[:-1], part.accumulator)
+
+    jax.eval_shape(lambda arrays: over_devices(attend)(problem.with_arrays(*arrays)), problem.arrays)
+    return found[0]
 
 
 @functools.lru_cache(maxsize=512)
