@@ -68,6 +68,20 @@ def of_layers(spec: P):
     return program, (params, rng.normal(size=(2, 16, 8, 3)).astype(np.float32)), (P(), spec)
 
 
+def of_video(spec: P):
+    """A layer's output, and gradients of frames and parameters."""
+    layer = natjax.NeighborhoodAttention(
+        12, 2, kernel_size=3, num_spatial_dims=3, dilation=(1, 2, 1), rope=True, qk_norm="rms_norm", rngs=nnx.Rngs(0)
+    )
+    graph, params = nnx.split(layer)
+
+    def program(params, frames):
+        y, pull = jax.vjp(lambda params, frames: nnx.merge(graph, params)(frames), params, frames)
+        return y, pull(jnp.cos(y))
+
+    return program, (params, rng.normal(size=(1, 8, 8, 6, 12)).astype(np.float32)), (P(), spec)
+
+
 def of_classifier(config: natjax.NatConfig, spec: P, sizes=None, height=128, width=32):
     """Loss, logits and gradients, of the image's pixels too."""
     model = nnx.view(natjax.NatForImageClassification(config, rngs=nnx.Rngs(0)), deterministic=False)
@@ -115,6 +129,7 @@ CASES = {
     "layers by row": lambda: of_layers(BY_ROW),
     "layers by row and column": lambda: of_layers(BY_BOTH),
     "layers by row, all devices": lambda: of_layers(P(None, ("a", "b"))),
+    "video": lambda: of_video(BY_BOTH),
     "classifier": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW, height=1024),
     "classifier on Auto axes": lambda: of_classifier(natjax.NatConfig(**TINY, num_labels=5), BY_ROW, height=1024),
     "mixed sizes": lambda: of_classifier(WIDE_WINDOWS, BY_BOTH, [(101, 50), (37, 64)], width=64),
