@@ -112,7 +112,7 @@ def check_task(mesh: Mesh, task: Any) -> None:
     """
     if SPACE in mesh.shape and not task.takes_space:
         raise ValueError(
-            f"space={mesh.shape[SPACE]} does not go with {task.kind}, whose regions of interest lie anywhere in an image: split "
+            f"space={mesh.shape[SPACE]} does not go with {task.kind}, whose batches have images of many heights: split "
             "batches, along data or fsdp."
         )
 

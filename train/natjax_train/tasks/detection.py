@@ -61,7 +61,7 @@ class Detection(DenseTask):
 
     curves: tuple[str, Mapping[str, str]] = ("Validation images", {"box_ap": "AP of boxes", "mask_ap": "AP of masks"})
     kind = "detection"
-    takes_space = False  # regions of interest lie anywhere in an image
+    takes_space = False  # heights vary from batch to batch
     image_size = 800
     crop = False
 
