@@ -120,8 +120,8 @@ def neighborhood_attention(
     gradient of rpb and nothing else (with "triton", all tiles that load it: docs/kernels.md). Softmax is in float32 (float64 for
     float64 inputs).
 
-    The op works under jit, vmap, grad, remat, on sharded batches and heads, and in `jax.export` with a symbolic batch. What an
-    implementation has:
+    The op works under jit, vmap, grad, remat, on sharded batches, heads and maps, and in `jax.export` with a symbolic batch. What
+    an implementation has:
 
     ======================================  ======  ======  ============  =========
     ..                                      triton  xla     xla_autodiff  reference
@@ -132,6 +132,7 @@ def neighborhood_attention(
     coarser grids of queries                yes     yes     yes           yes
     additional keys, key_mask, soft cap     yes     yes     yes           yes
     sizes                                   no      yes     yes           yes
+    maps split over devices, by halos alone yes     yes     no            no
     gradients, also of the log-sum-exp      yes     yes     yes           yes
     second derivatives (reverse)            no      yes     yes           yes
     forward mode (jvp, linearize, hessian)  no      no      yes           no
