@@ -26,6 +26,7 @@ from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.layers import as_rngs, channel_dropout, conv
 from natjax.nn.resizing import adaptive_average_pool, resize_bilinear
+from natjax.nn.sizes import alike, cut, mask_of_size
 from natjax.outputs import SemanticSegmenterOutput
 from natjax_kernels.sharding import spec_of
 
@@ -50,21 +51,33 @@ class DecodeHead(nnx.Module):
         self.dropout = channel_dropout(config.head_dropout_prob)
         self.classifier = conv(dim, config.num_labels or 0, 1, **options)
 
-    def __call__(self, features: Sequence[Float[Array, "B _ _ _"]], *, rngs=None) -> Float[Array, "B h w L"]:
-        """Returns logits at the first feature map's size."""
+    def __call__(
+        self, features: Sequence[Float[Array, "B _ _ _"]], *, sizes: Sequence[Sequence[int]] | None = None, rngs=None
+    ) -> Float[Array, "B h w L"]:
+        """Returns logits at the first feature map's size.
+
+        Where maps are padded with zeros at their ends, sizes are those without; what is past them means nothing.
+        """
         *lower, last = features
-        pooled = [block(adaptive_average_pool(last, scale)) for scale, block in self._pyramid]
-        pooled = [resize_bilinear(x, last.shape[1:3], spec_of(last)[1:3]) for x in pooled]
+        own = [x.shape[1:3] for x in features] if sizes is None else sizes
+        pooled = [block(adaptive_average_pool(last, scale, own[-1])) for scale, block in self._pyramid]
+        pooled = [resize_bilinear(x, last.shape[1:3], spec_of(last)[1:3], (x.shape[1:3], own[-1])) for x in pooled]
         maps = [block(x) for block, x in zip(self.lateral_convs, lower, strict=True)]
         maps.append(self.bottleneck(jnp.concatenate([last, *pooled], axis=-1)))
         for i in reversed(range(len(lower))):
-            maps[i] += resize_bilinear(maps[i + 1], maps[i].shape[1:3])
-        maps = [*(block(x) for block, x in zip(self.fpn_convs, maps[:-1], strict=True)), maps[-1]]
-        return self.classifier(self.dropout(self.fpn_bottleneck.of_pyramid(maps), rngs=rngs))
+            maps[i] += resize_bilinear(maps[i + 1], maps[i].shape[1:3], own=(own[i + 1], own[i]))
+        maps = [*(block(x) for block, x in zip(self.fpn_convs, _cut(maps[:-1], sizes), strict=True)), maps[-1]]
+        maps[0], *_ = _cut(maps, sizes)
+        return self.classifier(self.dropout(self.fpn_bottleneck.of_pyramid(maps, sizes), rngs=rngs))
 
     @property
     def _pyramid(self):
         return zip(self.pool_scales, self.psp_modules, strict=True)
+
+
+def _cut(maps: Sequence[Array], sizes: Sequence[Sequence[int]] | None) -> Sequence[Array]:
+    """Makes maps 0 past such sizes, as they are beyond the border of an image alone."""
+    return maps if sizes is None else [cut(x, alike(size, len(x))) for x, size in zip(maps, sizes, strict=False)]
 
 
 class AuxiliaryHead(nnx.Module):
@@ -148,7 +161,11 @@ class UperNetForSemanticSegmentation(DensePreTrainedModel):
         )
 
     def decode(
-        self, pixel_values: Float[Array, "B H W C"], *, rngs: nnx.Rngs | Array | None = None
+        self,
+        pixel_values: Float[Array, "B H W C"],
+        *,
+        image_size: tuple[int, int] | None = None,
+        rngs: nnx.Rngs | Array | None = None,
     ) -> tuple[Float[Array, "B h w L"], Float[Array, "B _ _ L"] | None]:
         """Returns the logits of both heads before any resizing, None for an auxiliary head that the model does not have.
 
@@ -156,19 +173,26 @@ class UperNetForSemanticSegmentation(DensePreTrainedModel):
 
         Args:
             pixel_values: normalised images, floating point, any height and width.
+            image_size: (height, width) of the images where arrays are padded at the bottom and right. Logits of the decode head
+                are those of the images alone, what is past them means nothing, and there are none of the auxiliary head.
             rngs: see `__call__`.
 
         Raises:
             ValueError: pixel_values do not fit the model; or a training view's statistics would be of one value.
         """
-        return self._decode(pixel_values, rngs=rngs)[:2]
+        return self._decode(pixel_values, image_size=image_size, rngs=rngs)[:2]
 
-    def _decode(self, pixel_values, *, rngs, **wanted):
-        rngs = as_rngs(rngs)
+    def _decode(self, pixel_values, *, image_size=None, rngs, **wanted):
+        rngs, sizes = as_rngs(rngs), None
+        if image_size is not None:
+            wanted["pixel_mask"] = mask_of_size(image_size, pixel_values)
+            config = self.backbone.config
+            strides = [config.patch_size * 2 ** max(0, i - 1) for i in config.out_indices or ()]
+            sizes = [tuple(-(-side // stride) for side in image_size) for stride in strides]
         outputs = self.backbone(pixel_values, rngs=rngs, **wanted)
         with jax.named_scope("decode_head"):
-            logits = self.decode_head(outputs.feature_maps, rngs=rngs)
-        if self.auxiliary_head is None:
+            logits = self.decode_head(outputs.feature_maps, sizes=sizes, rngs=rngs)
+        if self.auxiliary_head is None or image_size is not None:
             return logits, None, outputs
         with jax.named_scope("auxiliary_head"):
             return logits, self.auxiliary_head(outputs.feature_maps, rngs=rngs), outputs

@@ -27,7 +27,12 @@ class ConvBlock(nnx.Module):
         """Keeps the map's size. For `counted` see `BatchNorm`."""
         return jax.nn.relu(self.batch_norm(self.conv(x), counted))
 
-    def of_pyramid(self, maps: Sequence[Float[Array, "B _ _ _"]]) -> Float[Array, "B h w D"]:
-        """Returns what it makes of all maps, resized to the first one's size and joined along their channels."""
+    def of_pyramid(
+        self, maps: Sequence[Float[Array, "B _ _ _"]], own: Sequence[Sequence[int]] | None = None
+    ) -> Float[Array, "B h w D"]:
+        """Returns what it makes of all maps, resized to the first one's size and joined along their channels.
+
+        For `own` see `conv3x3_of_pyramid`.
+        """
         *maps, kernel = self.conv.promote_dtype((*maps, self.conv.kernel[...]), dtype=self.conv.dtype)
-        return jax.nn.relu(self.batch_norm(conv3x3_of_pyramid(maps, kernel)))
+        return jax.nn.relu(self.batch_norm(conv3x3_of_pyramid(maps, kernel, own)))

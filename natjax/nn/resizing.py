@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
+Side = Sequence[int]  # (height, width)
+
+
 def resize_bilinear(
-    x: Float[Array, "B h w C"], size: Sequence[int], split: Sequence | None = None
+    x: Float[Array, "B h w C"],
+    size: Side,
+    split: Sequence | None = None,
+    own: tuple[Side, Side] | None = None,
 ) -> Float[Array, "B H W C"]:
     """Interpolates maps linearly, as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` does.
 
@@ -33,9 +39,13 @@ def resize_bilinear(
         x: maps of any float dtype; dtypes below float32 are computed in float32.
         size: (H, W) of the result.
         split: the mesh axes that the result's height and width lie along, where they divide them; those of x by default.
+        own: of maps that are padded with zeros at their ends, the sizes of x and of the result without padding.
     """
-    dtype = _compute_dtype(x)
-    matrices = (_interpolation(n, m, dtype) for n, m in zip(x.shape[1:3], size, strict=True))
+    before, after = own or (x.shape[1:3], size)
+    dtype, matrices = _compute_dtype(x), []
+    for n, m, side, new_side in zip(before, after, x.shape[1:3], size, strict=True):
+        kept = (n, side) == (m, new_side)
+        matrices.append(np.eye(side, dtype=dtype) if kept else _padded(_interpolation(n, m, dtype), (new_side, side)))
     return _apply(x, *matrices, split=spec_of(x)[1:3] if split is None else split)
 
 
@@ -54,7 +64,9 @@ def upsample_nearest(x: Float[Array, "B h w C"], size: Sequence[int]) -> Float[A
     return jnp.repeat(jnp.repeat(x, 2, axis=1)[:, :height], 2, axis=2)[:, :, :width]
 
 
-def adaptive_average_pool(x: Float[Array, "B h w C"], output_size: int) -> Float[Array, "B S S C"]:
+def adaptive_average_pool(
+    x: Float[Array, "B h w C"], output_size: int, own: Side | None = None
+) -> Float[Array, "B S S C"]:
     """Averages maps over S x S windows that cover them, as `torch.nn.functional.adaptive_avg_pool2d` does.
 
     Window i of an axis of n pixels goes from floor(i n / S) to ceil((i + 1) n / S); a map smaller than S repeats pixels.
@@ -62,13 +74,17 @@ def adaptive_average_pool(x: Float[Array, "B h w C"], output_size: int) -> Float
     Args:
         x: maps of any float dtype; dtypes below float32 are computed in float32.
         output_size: S.
+        own: size of the maps without padding at their ends, where they have some.
     """
-    dtype = _compute_dtype(x)
-    return _apply(x, *(_averages(n, output_size, dtype) for n in x.shape[1:3]), split=(None, None))
+    matrices = (
+        _padded(_averages(n, output_size, _compute_dtype(x)), (output_size, side))
+        for n, side in zip(own or x.shape[1:3], x.shape[1:3], strict=True)
+    )
+    return _apply(x, *matrices, split=(None, None))
 
 
 def conv3x3_of_pyramid(
-    maps: Sequence[Float[Array, "B _ _ C"]], kernel: Float[Array, "3 3 NC D"]
+    maps: Sequence[Float[Array, "B _ _ C"]], kernel: Float[Array, "3 3 NC D"], own: Sequence[Side] | None = None
 ) -> Float[Array, "B H W D"]:
     """Convolves maps that are interpolated to the size of the first one and joined along their channels.
 
@@ -78,10 +94,15 @@ def conv3x3_of_pyramid(
     Args:
         maps: N feature maps, all of C channels, the largest first.
         kernel: of the convolution.
+        own: sizes of the maps without padding, which is 0, where they have some.
     """
     height, width = maps[0].shape[1:3]
-    if jax.default_backend() != "cpu" or is_split(maps[0]):  # where it is not measured
-        resized = [resize_bilinear(x, (height, width), spec_of(maps[0])[1:3]) for x in maps]
+    if jax.default_backend() != "cpu" or is_split(maps[0]) or own:  # where it is not measured
+        pairs = [None] * len(maps) if own is None else [(size, own[0]) for size in own]
+        resized = [
+            resize_bilinear(x, (height, width), spec_of(maps[0])[1:3], pair)
+            for x, pair in zip(maps, pairs, strict=True)
+        ]
         return _conv3x3(jnp.concatenate(resized, axis=-1), kernel)
     kernels = jnp.split(kernel, len(maps), axis=2)
     first, *others = (_conv3x3_of_resized(*each, (height, width)) for each in zip(maps, kernels, strict=True))
@@ -164,6 +185,11 @@ def _interpolation(n: int, m: int, dtype: np.dtype) -> np.ndarray:
     weights[np.arange(m), index[:, 0]] = weight[:, 0]
     weights[np.arange(m), index[:, 1]] += weight[:, 1]
     return weights
+
+
+def _padded(matrix: np.ndarray, shape: Side) -> np.ndarray:
+    """Returns a matrix with zeros up to a shape."""
+    return np.pad(matrix, [(0, side - n) for side, n in zip(shape, matrix.shape, strict=True)])
 
 
 @functools.lru_cache(maxsize=64)

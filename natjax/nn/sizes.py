@@ -16,7 +16,9 @@ from natjax_kernels.checks import as_array
 from natjax_kernels.sizes import mask_of_sizes
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Int
+    from collections.abc import Sequence
+
+    from jaxtyping import Array, Bool, Int
 
 
 def sizes_of_mask(pixel_mask: Any, shape: tuple[int, ...]) -> Int[Array, "B 2"]:
@@ -54,6 +56,17 @@ def sizes_of_mask(pixel_mask: Any, shape: tuple[int, ...]) -> Int[Array, "B 2"]:
 
 def _sizes_of_rectangles(numpy: Any, mask: Any) -> Any:
     return numpy.stack([numpy.sum(numpy.any(mask, axis=axis), axis=1, dtype=np.int32) for axis in (2, 1)], axis=1)
+
+
+def alike(size: Sequence[int], batch: int) -> Int[Array, "B 2"]:
+    """Returns the sizes of images that all have one height and width."""
+    return jnp.broadcast_to(jnp.asarray(size, jnp.int32), (batch, 2))
+
+
+def mask_of_size(size: Sequence[int], pixel_values: Array) -> Bool[Array, "B H W"]:
+    """Returns the mask of images [B, H, W, C] that all have one height and width, which lies as they do."""
+    inside = mask_of_sizes(alike(size, len(pixel_values)), pixel_values.shape[1:3])
+    return inside & jnp.ones_like(pixel_values[..., 0], bool)
 
 
 def cut(x: Array, sizes: Array | None) -> Array:

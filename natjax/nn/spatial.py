@@ -153,8 +153,8 @@ def _bands(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, int, int]:
     rows, columns = (side // parts for side in matrix.shape)
     by_part = matrix.reshape(parts, rows, -1)
     used = [np.flatnonzero(part.any(axis=0)) for part in by_part]
-    before = max(0, *(i * columns - at[0] for i, at in enumerate(used)))
-    after = max(0, *(at[-1] + 1 - (i + 1) * columns for i, at in enumerate(used)))
+    before = max(0, *(i * columns - at[0] for i, at in enumerate(used) if at.size))
+    after = max(0, *(at[-1] + 1 - (i + 1) * columns for i, at in enumerate(used) if at.size))
     padded = np.pad(by_part, ((0, 0), (0, 0), (before, after)))
     own = [part[:, i * columns : (i + 1) * columns + before + after] for i, part in enumerate(padded)]
     return np.concatenate(own), before, after

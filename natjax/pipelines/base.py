@@ -19,6 +19,7 @@ from natjax.errors import ImageError
 from natjax.image_arrays import one_image, split_images
 from natjax.image_processing import NatImageProcessor
 from natjax.images import load_image
+from natjax.nn.sizes import mask_of_size
 from natjax.nn.xla import compiler_options
 from natjax.pipelines.spread import Spread
 from natjax.processors import check_channels
@@ -50,20 +51,26 @@ class ImagePipeline:
 
     @functools.cached_property
     def _apply(self) -> Callable[[np.ndarray], Any]:
-        return self._jitted(
-            lambda model, pixels, mask: self._select(model(pixels, **({} if mask is None else {"pixel_mask": mask})))
-        )
+        def select(model, pixels, image_size):
+            mask = {} if image_size is None else {"pixel_mask": mask_of_size(image_size, pixels)}
+            return self._select(model(pixels, **mask))
+
+        return self._jitted(select)
 
     def _jitted(self, function: Callable[[Any, Any, Any], Any]) -> Callable[[np.ndarray], Any]:
-        """Returns a compiled function of images [B, H, W, C], from one of the model, images and a mask of their pixels or None.
+        """Returns a compiled function of images [B, H, W, C].
 
         What it returns is on the host where images are split over devices.
+
+        Args:
+            function: of the model, images and, where these are padded, their own (height, width), or None.
         """
         graphdef, state = nnx.split(self.model)
-        forward = jax.jit(
-            lambda state, pixels, mask: function(nnx.merge(graphdef, state), pixels, mask),
-            compiler_options=compiler_options(),
-        )
+
+        @functools.partial(jax.jit, static_argnames="image_size", compiler_options=compiler_options())
+        def forward(state, pixels, image_size):
+            return function(nnx.merge(graphdef, state), pixels, image_size)
+
         if self._spread is None:
             return lambda pixels: forward(state, pixels, None)
         return functools.partial(self._spread, forward, jax.device_put(state, self._spread.parameters))

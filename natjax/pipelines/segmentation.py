@@ -13,7 +13,6 @@ from jax.sharding import NamedSharding
 from natjax import models
 from natjax.image_arrays import one_image, upright
 from natjax.image_processing import NatImageProcessor
-from natjax.images import image_name
 from natjax.pipelines.base import ImagePipeline, joined
 from natjax.segmentation.inference import MULTI_SCALE, checked_windows, segment
 
@@ -54,7 +53,7 @@ class ImageSegmentation(ImagePipeline):
                 1, 1.25, 1.5 and 1.75, as in mmsegmentation. By default (1.0,).
             flip: whether to average with mirror images as well.
             report: receives warnings; by default they are Python's.
-            sharding: see `pipeline`; images are taken whole, and those whose sides, as prepared, do not divide are refused.
+            sharding: see `pipeline`; images are taken whole.
 
         Raises:
             CheckpointError: the processor makes another number of channels.
@@ -76,7 +75,7 @@ class ImageSegmentation(ImagePipeline):
             )
         super().__init__(model, processor, batch_size=batch_size, report=report, sharding=sharding)
         self._processors = [_scaled(processor, ratio) for ratio in self.scales]
-        self._segmenter = self._jitted(lambda model, pixels, _: model.decode(pixels)[0])
+        self._segmenter = self._jitted(lambda model, pixels, image_size: model.decode(pixels, image_size=image_size)[0])
 
     def class_maps(self, images: Any, *, skip_unreadable: bool = False) -> Any:
         """Returns the class map of an image, [H, W], or a list or an iterator of those of several; see `__call__`.
@@ -95,13 +94,8 @@ class ImageSegmentation(ImagePipeline):
 
     def _prepare(self, image: Any) -> tuple[list[np.ndarray], tuple[int, int]]:
         """Returns an image at all scales, each [1, H, W, C], and (height, width) of the upright original."""
-        name = image_name(image)
         image, size = upright(image, self.processor.mode)
-        views = [one_image(processor(image)) for processor in self._processors]
-        if self._spread is not None:
-            for view in views:
-                self._spread.check_divides(name, view)
-        return views, size
+        return [one_image(processor(image)) for processor in self._processors], size
 
     def _shape(self, prepared: Any) -> Any:
         views, size = prepared

@@ -1,8 +1,7 @@
-"""Images that are split over devices: padded to what divides, with a mask of their own pixels, and outputs cut back."""
+"""Images that are split over devices: padded to what divides, and outputs cut back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from natjax.configuration import NatConfig
-from natjax.errors import ImageError
 from natjax.image_sizes import multiple_of
 
 
@@ -37,39 +35,23 @@ class Spread:
         stride = config.patch_size * 2 ** (config.num_levels - 1)
         self.multiples = tuple(stride * parts if parts > 1 else 1 for parts in (height, width))
 
-    def __call__(self, forward: Callable, state: Any, pixels: np.ndarray) -> Any:
+    def __call__(self, forward: Any, state: Any, pixels: np.ndarray) -> Any:
         """Returns a model's outputs, [B, ...] each, on the host.
 
         Args:
-            forward: of the model's state, images and a mask of their pixels, [B, H, W] or None; jitted.
+            forward: of the model's state, images and, where these are padded, their own (height, width), or None; jitted, the
+                last one static.
             state: lies as `parameters` says.
             pixels: [B, H, W, C] on the host.
         """
-        shape = self._padded(pixels.shape)
+        batch, *sides, channels = pixels.shape
+        shape = (batch, *map(multiple_of, self.multiples, sides), channels)
         if shape == pixels.shape:
             return jax.device_get(forward(state, self._placed(pixels, shape), None))
-        mask = self._placed(np.broadcast_to(np.True_, pixels.shape[:3]), shape[:3])
-        outputs = jax.device_get(forward(state, self._placed(pixels, shape), mask))
+        outputs = jax.device_get(forward(state, self._placed(pixels, shape), tuple(sides)))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
-        alone = jax.eval_shape(forward, *abstract, None)
+        alone = forward.eval_shape(*abstract, None)
         return jax.tree.map(lambda output, like: output[tuple(map(slice, like.shape))], outputs, alone)
-
-    def check_divides(self, name: str, pixels: np.ndarray) -> None:
-        """Checks that an image [1, H, W, C] of this name needs no padding, for models that take none.
-
-        Raises:
-            ImageError: it does.
-        """
-        if self._padded(pixels.shape) != pixels.shape:
-            (_, height, width, _), (rows, columns) = pixels.shape, self.multiples
-            raise ImageError(
-                f"{name}: {height} x {width} pixels (height x width), as it is prepared; split over these devices, it must have "
-                f"multiples of {rows} and {columns}. Crop it, or split it over fewer devices."
-            )
-
-    def _padded(self, shape: Sequence[int]) -> tuple[int, ...]:
-        batch, *sides, channels = shape
-        return (batch, *map(multiple_of, self.multiples, sides), channels)
 
     def _placed(self, array: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
         """Returns an array with zeros up to a shape, each part of which is made where it is put on its device."""
@@ -79,5 +61,4 @@ class Spread:
             sides = [len(range(*s.indices(side))) for s, side in zip(index, shape, strict=True)]
             return np.pad(own, [(0, side - have) for side, have in zip(sides, own.shape, strict=True)])
 
-        spec = PartitionSpec(*self.images.spec[: len(shape)])
-        return jax.make_array_from_callback(shape, NamedSharding(self.images.mesh, spec), part)
+        return jax.make_array_from_callback(shape, self.images, part)

@@ -97,6 +97,16 @@ def test_shapes_at_any_size():
     assert len(out["attentions"]) == 3
 
 
+def test_padded_images_give_what_they_give_alone():
+    model = natjax.UperNetForSemanticSegmentation(CONFIG, rngs=nnx.Rngs(0))
+    decode = nnx.jit(lambda model, pixels, size: model.decode(pixels, image_size=size), static_argnums=2)
+    pixels = images(2, 53, 38)
+    alone, _ = decode(model, pixels, None)
+    padded, auxiliary = decode(model, jnp.pad(pixels, ((0, 0), (0, 27), (0, 10), (0, 0))), (53, 38))
+    assert auxiliary is None
+    np.testing.assert_allclose(padded[:, :14, :10], alone, rtol=1e-5, atol=1e-5)
+
+
 def test_heads_may_be_of_another_kind():
     config = CONFIG.replace(auxiliary_num_convs=0, auxiliary_channels=16, auxiliary_concat_input=True, pool_scales=(2,))
     assert shapes(config, (1, 16, 16), "decode")[1].shape == (1, 1, 1, 7)
