@@ -68,7 +68,7 @@ def per_device(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         megabytes = sum(row[f"{kind}_bytes"] for kind in ("argument", "output", "temporary")) / 1e6
         line = found.setdefault((row["what"], row["side"]), {"pass": row["what"], "image": [row["side"]] * 2})
-        line[f"{row['devices']} devices: MB"] = f"{megabytes:,.0f}"
+        line[f"on {row['devices']}: MB"] = f"{megabytes:,.0f}"
     return list(found.values())
 
 
