@@ -1,8 +1,9 @@
-"""What XLA's GPU compiler makes of natjax, on a machine without a GPU: `python tests/deviceless/deviceless.py` (minutes).
+"""What XLA's compilers for GPUs and TPUs make of natjax, without one: `python tests/deviceless/deviceless.py` (minutes).
 
-Compiles the op, NAT-Tiny's forward pass and a training step for GPUs that are not here and reports custom calls, collectives and
-memory as JSON. Needs the packages of requirements/deviceless.txt in an environment of their own (`make test-deviceless` makes
-it): JAX's CUDA plugin, which cannot start without a GPU but compiles for one that is described to it.
+Compiles the op, NAT-Tiny's forward pass and a training step for devices that are not here and reports custom calls, collectives
+and memory as JSON. Needs the packages of requirements/deviceless.txt in an environment of their own (`make test-deviceless` makes
+it): JAX's CUDA plugin, which cannot start without a GPU but compiles for one that is described to it, and libtpu, which knows
+its TPUs by name.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import zlib
 from unittest import mock
 
+import traffic
+
 # Name, compute capability, shared memory of a multiprocessor and of a block, multiprocessors, bytes/s, L2 bytes, memory, GHz:
 # from the vendor's data sheets and programming guide.
 KINDS = {
@@ -26,6 +29,8 @@ KINDS = {
     "h200": ("NVIDIA H200", (9, 0), 233472, 232448, 132, 4.8e12, 62914560, 150e9, 1.98),
     "b200": ("NVIDIA B200", (10, 0), 233472, 232448, 148, 8e12, 132644864, 190e9, 1.965),
 }
+# Slices of TPUs, of eight devices each, by the names that libtpu has for them.
+TPUS = {"v5e": "v5e:2x4", "v6e": "v6e:2x4", "v5p": "v5p:2x2x2", "7x": "tpu7x:2x2x1"}
 _DESCRIPTION = """
 gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor} }}
@@ -47,6 +52,8 @@ def devices(kind: str, count: int = 1):
     """Returns `count` devices that are not here."""
     from jax.experimental import topologies
 
+    if kind in TPUS:
+        return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[kind]).devices[:count]
     name, (major, minor), shared, shared_of_block, cores, bandwidth, cache, memory, clock = KINDS[kind]
     description = _DESCRIPTION.format(
         major=major, minor=minor, shared=shared, shared_of_block=shared_of_block, cores=cores, bandwidth=bandwidth,
@@ -55,6 +62,11 @@ def devices(kind: str, count: int = 1):
     return topologies.get_topology_desc(
         platform="cuda", topology_name="", topology=f"1x1x{count}", target_config=description
     ).devices
+
+
+def platform(kind):
+    """Returns JAX's name for a kind's platform."""
+    return "tpu" if kind in TPUS else "gpu"
 
 
 def compile_for(kind, function, *shapes, mesh=((1,), ("data",), "Auto")):
@@ -72,7 +84,11 @@ def compile_for(kind, function, *shapes, mesh=((1,), ("data",), "Auto")):
         is_leaf=lambda x: isinstance(x, Array),
     )
     # natjax.nn.xla and natjax_kernels.xla.tiling choose by JAX's default backend, which here is not what is compiled for.
-    with jax.default_device(here[0]), jax.set_mesh(made), mock.patch("jax.default_backend", return_value="gpu"):
+    with (
+        jax.default_device(here[0]),
+        jax.set_mesh(made),
+        mock.patch("jax.default_backend", return_value=platform(kind)),
+    ):
         return jax.jit(function).trace(*arguments).lower().compile()
 
 
@@ -92,7 +108,7 @@ def arrays(tree):
     return jax.tree.map(lambda x: Array(x.shape, x.dtype), tree)
 
 
-def report(executable):
+def report(kind, executable):
     """Returns what is worth knowing of a compiled program."""
     text = executable.as_text()
     memory = executable.memory_analysis()
@@ -108,6 +124,8 @@ def report(executable):
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
+        "float64": "f64[" in text,
+        "hbm_bytes": traffic.hbm_bytes(text) if kind in TPUS else None,
     }
 
 
@@ -118,7 +136,7 @@ def kernel_names(text):
     return [re.search(rb"\.entry (\w+)\(", call)[1].decode() for call in calls]
 
 
-def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=True, split=None):
+def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=True, heads=2, split=None):
     """The op and all its gradients, at NAT-Tiny's first level unless another side is asked for.
 
     The batch is split along the first axis of the mesh, "data", and heads along the second, "model", if there is one; or axes of
@@ -129,14 +147,16 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=Tr
     from natjax_kernels import neighborhood_attention
 
     names = ("data", "model")[: len(mesh_shape)]
-    tokens = Array((batch, side, side, 2, 32), "bfloat16", split or ("data", None, None, *names[1:]))
-    rpb = Array((2, 13, 13), "bfloat16")
+    tokens = Array((batch, side, side, heads, 32), "bfloat16", split or ("data", None, None, *names[1:]))
+    rpb = Array((heads, 13, 13), "bfloat16")
 
     def run(q, k, v, rpb, d_out):
         out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, kernel_size=7), q, k, v, rpb)
         return out, pull(d_out) if gradients else None
 
-    return report(compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type)))
+    return report(
+        kind, compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type))
+    )
 
 
 def band(kind, **options):
@@ -171,14 +191,16 @@ def forward(kind, name="nat_tiny", batch=128, side=224):
 
     _, graphdef, params = _model(name, {})
     pixels = Array((batch, side, side, 3), "bfloat16")
-    return report(compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, arrays(params), pixels))
+    return report(
+        kind, compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, arrays(params), pixels)
+    )
 
 
-def step(kind, name="nat_tiny", batch=128, side=224, **changes):
+def step(kind, name="nat_tiny", batch=128, side=224, mesh_shape=(1, 1), **changes):
     """The training step of the model's recipe, its augmentations included; of fewer layers, say, where `changes` ask for them."""
     import jax
 
-    from natjax_train.mesh import AXES
+    from natjax_train.mesh import AXES, SPACE
     from natjax_train.recipes import RECIPES
     from natjax_train.step import make_training
     from natjax_train.tasks.classification import Classification
@@ -186,11 +208,13 @@ def step(kind, name="nat_tiny", batch=128, side=224, **changes):
     config, graphdef, params = _model(name, changes, deterministic=False)
     recipe = RECIPES[name]
     task = Classification(recipe, range(config.num_labels))
-    with mock.patch("jax.default_backend", return_value="gpu"):  # the step's compiler options are a GPU's
+    with mock.patch("jax.default_backend", return_value=platform(kind)):  # the step's compiler options are its own
         training = make_training(config, graphdef, params, task, recipe, steps_per_epoch=1000)
     state = arrays(jax.eval_shape(training.init, params))
-    images = {"image": Array((batch, side, side, 3), "uint8", [AXES]), "label": Array((batch,), "int32", [AXES])}
-    return report(compile_for(kind, training.step, state, images, mesh=((1, 1), AXES, "Explicit")))
+    names = (*AXES, SPACE)[: len(mesh_shape)]
+    pixels = Array((batch, side, side, 3), "uint8", [AXES, *names[len(AXES) :]])
+    images = {"image": pixels, "label": Array((batch,), "int32", [AXES])}
+    return report(kind, compile_for(kind, training.step, state, images, mesh=(mesh_shape, names, "Explicit")))
 
 
 CHECKS = {
@@ -204,6 +228,12 @@ CHECKS = {
         for kind in ("Auto", "Explicit")
     },
     **{f"op, batch 8, side {side}": functools.partial(op, batch=8, side=side) for side in (112, 224, 448)},
+    "op on 2 x 2, rows": lambda kind: op(kind, "Explicit", (2, 2), split=("data", "model")),
+    **{f"op, level {n + 1}": functools.partial(op, side=56 >> n, heads=2 << n) for n in range(4)},
+    **{
+        f"op, forward, level {n + 1}": functools.partial(op, side=56 >> n, heads=2 << n, gradients=False)
+        for n in range(4)
+    },
     "band": band,
     "band, forward": functools.partial(band, gradients=False),
     "band on 4 x 2, Auto": functools.partial(band, axis_type="Auto", mesh_shape=(4, 2)),
@@ -214,12 +244,16 @@ CHECKS = {
     **{f"forward, batch 8, {side} pixels": functools.partial(forward, batch=8, side=side) for side in (224, 448, 896)},
     "step": step,
     "step of 5 layers": functools.partial(step, depths=(1, 1, 2, 1)),
+    "step of 4 layers on 2 x 2, rows": functools.partial(
+        step, depths=(1, 1, 1, 1), batch=8, side=128, mesh_shape=(2, 1, 2)
+    ),
 }
 
 
 def check_apart(name, kind="h200"):
     """Returns the report of one check, compiled in a process of its own: what is wrong for a GPU can abort the compiler."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "XLA_FLAGS")}
+    environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     environment |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, __file__, "--kind", kind, "--check", name]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -230,13 +264,15 @@ def check_apart(name, kind="h200"):
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kind", choices=KINDS, default="h200")
+    parser.add_argument("--kind", choices=[*KINDS, *TPUS], default="h200")
     parser.add_argument("--check", choices=CHECKS, help="one check, in this process")
     args = parser.parse_args()
     if args.check:
         print(json.dumps(CHECKS[args.check](args.kind)))
         return
     for name in CHECKS:
+        if args.kind in TPUS and "band" in name:  # a kernel of GPUs
+            continue
         print(f"{args.kind}, {name}: {json.dumps(check_apart(name, args.kind))}", flush=True)
 
 

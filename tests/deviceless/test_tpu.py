@@ -1,0 +1,67 @@
+"""What XLA's compiler for TPUs makes of natjax, without a TPU: bytes, collectives, dtypes.
+
+Needs an environment of its own, which `make test-deviceless` makes; skipped elsewhere.
+"""
+
+import importlib.util
+
+import pytest
+import tpu
+import traffic
+from deviceless import check_apart
+
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="libtpu is not here: make test-deviceless"
+)
+# Times the floor that the op may move; docs/scaling.md has figures. Gathers and heads in lanes of their own took 77 on v5e.
+FLOORS = {"v5e": 4, "v6e": 12, "v5p": 40}
+
+
+@pytest.mark.parametrize("kind", FLOORS)
+def test_bytes_of_the_op(kind):
+    """Of level 2, with gradients."""
+    found = check_apart("op, level 2", kind)
+    assert found["hbm_bytes"] < FLOORS[kind] * tpu.floor_bytes(2, 12)
+    assert found["collectives"] == {}
+    assert not found["float64"]
+
+
+def test_halos_are_all_that_travels():
+    """Keys and values to both neighbours, and their gradients back; the bias's gradient is summed."""
+    found = check_apart("op on 2 x 2, rows", "v5e")
+    assert found["collectives"] == {"collective-permute": 8, "all-reduce": 1}
+
+
+HLO = """
+HloModule test
+
+%body (p: (s32[], f32[8,100])) -> (s32[], f32[8,100]) {
+  %p = (s32[]{:T(128)}, f32[8,100]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = f32[8,100]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %near = f32[8,100]{1,0:T(8,128)S(1)} negate(%x)
+  %y = f32[8,100]{1,0:T(8,128)} negate(%near)
+  ROOT %t = (s32[]{:T(128)}, f32[8,100]{1,0:T(8,128)}) tuple(%i, %y)
+}
+
+%condition (p: (s32[], f32[8,100])) -> pred[] {
+  %p = (s32[]{:T(128)}, f32[8,100]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(5)
+  ROOT %c = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: f32[8,100]) -> f32[2,100] {
+  %a = f32[8,100]{1,0:T(8,128)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %t = (s32[]{:T(128)}, f32[8,100]{1,0:T(8,128)}) tuple(%zero, %a)
+  %w = (s32[]{:T(128)}, f32[8,100]{1,0:T(8,128)}) while(%t), condition=%condition, body=%body
+  %b = f32[8,100]{1,0:T(8,128)} get-tuple-element(%w), index=1
+  ROOT %s = f32[2,100]{1,0:T(2,128)} slice(%b), slice={[0:2], [0:100]}
+}
+"""
+
+
+def test_traffic_of_a_program():
+    """Five turns that read and write a tile of 8 x 128 once each, and a slice of two rows."""
+    assert traffic.hbm_bytes(HLO) == 5 * 2 * 8 * 128 * 4 + 2 * 2 * 128 * 4
