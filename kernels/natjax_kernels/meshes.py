@@ -61,7 +61,8 @@ def over_devices(attend: Callable, statistics: Statistics | None = None) -> Call
 
         arrays = [x for x in problem.arrays if x is not None]
         *tokens, _ = spec_of(problem.query)
-        return over_explicit_axes(of_device, arrays, (PartitionSpec(*tokens, None), PartitionSpec(*tokens)))
+        specs = PartitionSpec(*tokens, None), PartitionSpec(*tokens)
+        return over_explicit_axes(of_device, arrays, specs, all_axes=statistics is not None)
 
     return attend_over_devices
 

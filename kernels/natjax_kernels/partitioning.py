@@ -15,7 +15,6 @@ import contextvars
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -159,24 +158,38 @@ class Call:
 
         def partition(mesh, operands, results):
             places = self._places([x.sharding.spec for x in operands])
-            for axes, x in zip(self.operands, operands, strict=True):
-                for axis, length in zip(axes.split(), x.shape, strict=True):
-                    if axis in self.spatial and length % _parts(mesh, places.get(axis)):
-                        places[axis] = None  # parts of different sizes
             inputs, outputs = (
                 tuple(NamedSharding(mesh, _spec(axes, places)) for axes in many)
                 for many in (self.operands, self.results)
             )
             return mesh, lambda *local: self._summed(places, *local), outputs, inputs
 
-        call = custom_partitioning(
-            jax.jit(lambda *arrays: tuple(self._local({}, *arrays)))
-        )  # jit, as it holds constants
+        # Jitted, as it holds constants.
+        call = custom_partitioning(jax.jit(lambda *arrays: tuple(self._local({}, *arrays))))
         rule = f"{', '.join(self.operands)} -> {', '.join(self.results)}"
         others = dict.fromkeys(axis for axes in self.operands + self.results for axis in axes.split())
-        others = tuple(axis for axis in others if not self._may_be_sharded(axis))
-        call.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=others)
-        return list(call(*arrays))
+        whole = tuple(axis for axis in others if not self._may_be_sharded(axis) or self._may_be_uneven(axis, arrays))
+        call.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=whole)
+        mesh = mesh_of(arrays)
+
+        def not_split(x, axes: str):  # the factors alone do not keep parts of different sizes from coming here
+            places = P(*(None if axis in whole else P.UNCONSTRAINED for axis in axes.split()))
+            return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, places))
+
+        results = call(*map(not_split, arrays, self.operands))
+        return list(map(not_split, results, self.results))
+
+    def _may_be_uneven(self, axis: str, arrays: Sequence[Any]) -> bool:
+        """Whether devices might have parts of different sizes of an axis, for which JAX has no partitioning of one's own.
+
+        Maps of a model's levels, and heads, may be split as larger arrays were that they come from; batches lie as they were put.
+        Heads are where some axis of the mesh divides them: along another one that does not, the partitioner raises.
+        """
+        operand = next(i for i, axes in enumerate(self.operands) if axis in axes.split())
+        length, mesh = arrays[operand].shape[self.operands[operand].split().index(axis)], mesh_of(arrays)
+        if axis in self.spatial:
+            return length % mesh.size != 0
+        return axis == "n" and all(length % devices for devices in mesh.shape.values() if devices > 1)
 
     def _may_be_sharded(self, axis: str) -> bool:
         return axis in ("b", "n", *self.spatial) or axis.startswith("v")
@@ -213,10 +226,6 @@ class Call:
 
 def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return names if isinstance(names, tuple) else (names,)
-
-
-def _parts(mesh, names: Any) -> int:
-    return math.prod(mesh.shape[name] for name in _as_tuple(names or ()))
 
 
 def split_heads(x, axis: int, group: int):

@@ -65,16 +65,16 @@ class Ring:
 
     def _forward(self, attend: Callable, problem: Problem):
         """Returns output and log-sum-exp in the accumulator's dtype."""
+        coming = self._next(_fields(problem, _PASSED_ON))
         out, lse = attend(problem)
 
-        def step(carry, _):
+        def step(carry, is_last):
             out, lse, part = carry
-            part = self._next(part)
+            coming = None if is_last else self._next(part)  # on its way while the device attends to the part at hand
             of_part, its_lse = attend(_at_part(problem, part))
-            return (*merge_attentions([out, of_part.astype(lse.dtype)], [lse, its_lse]), part), None
+            return *merge_attentions([out, of_part.astype(lse.dtype)], [lse, its_lse]), coming
 
-        carry = out.astype(lse.dtype), lse, _fields(problem, _PASSED_ON)
-        return jax.lax.scan(step, carry, length=self.parts - 1)[0][:2]
+        return self._around(step, (out.astype(lse.dtype), lse, coming))[:2]
 
     def _backward(self, attend: Callable, problem: Problem, out, lse, d_out, d_lse) -> dict[str, Any]:
         """Returns the gradients of `_FLOATS`."""
@@ -89,19 +89,24 @@ class Ring:
             d_its_lse = jnp.sum(d_part * (part.astype(lse.dtype) - out), axis=-1) + share * d_lse
             return jax.tree.map(lambda x: x.astype(lse.dtype), pull((d_part.astype(part.dtype), d_its_lse))[0])
 
-        def step(carry, _):
+        def step(carry, is_last):
             part, of_part, others = carry
-            part, of_part = self._next(part), self._pass_on(of_part)
+            coming, of_part = None if is_last else self._next(part), self._pass_on(of_part)
             found = gradients(_at_part(problem, part))
             sums = (jax.tree.map(jnp.add, x, {k: found[k] for k in x}) for x in (of_part, others))
-            return (part, *sums), None
+            return coming, *sums
 
+        coming = self._next(_fields(problem, _PASSED_ON))
         first = gradients(problem)
         of_part, others = ({k: first[k] for k in names} for names in (("key", "value"), ("query", "rpb")))
-        carry = _fields(problem, _PASSED_ON), of_part, others
-        (_, of_part, others), _ = jax.lax.scan(step, carry, length=self.parts - 1)
+        _, of_part, others = self._around(step, (coming, of_part, others))
         found = first | self._pass_on(of_part) | others  # the gradients of the own part are home now
         return jax.tree.map(lambda d, x: d.astype(x.dtype), found, _fields(problem, _FLOATS))
+
+    def _around(self, step: Callable, carry: Any) -> Any:
+        """Runs `step(carry, is_last) -> carry` for all parts but the own one."""
+        carry, _ = jax.lax.scan(lambda carry, _: (step(carry, False), None), carry, length=self.parts - 2)
+        return step(carry, True)
 
     def _next(self, part: dict[str, Any]) -> dict[str, Any]:
         """Returns what is passed on of the next step."""

@@ -1,6 +1,6 @@
 """Arrays whose shardings are part of their types, as on meshes with Explicit axes, which is what `jax.make_mesh` makes.
 
-Shardings name their mesh: it is that of the arrays, and need not be the one of `jax.set_mesh`.
+Shardings name their mesh: it is that of the arrays. Where maps are split, `jax.set_mesh` may name no other one.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def over_batch(function: Callable, arrays: tuple, shared: tuple = ()) -> Any:
     return jax.shard_map(of_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(arrays, copies)
 
 
-def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results: Any) -> Any:
+def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results: Any, *, all_axes: bool = False) -> Any:
     """Returns `function(*arrays)`, which every device computes of its own parts: `jax.shard_map` of arrays as they lie.
 
     Gradients of arrays of which several devices have the same part are summed over these.
@@ -202,10 +202,13 @@ def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results:
         function: of a device's parts, with collectives where it needs others'.
         arrays: along Explicit axes of a mesh.
         results: partition specs of what it returns.
+        all_axes: whether it is to be within all axes of the mesh, as calls of kernels are, and not only those that arrays lie
+            along. `jax.vmap` cannot map an array along any of them then.
     """
-    mesh = _explicit_mesh(arrays)
     specs = tuple(PartitionSpec(*spec_of(x)) for x in arrays)
-    names = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    mesh = _explicit_mesh(arrays)
+    explicit = (name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    names = set(explicit if all_axes else itertools.chain(*map(_names, arrays)))
     call = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, axis_names=names, check_vma=False)
     return jax.jit(call)(*arrays)  # called by itself, `jax.shard_map` has no rule for some derivatives
 

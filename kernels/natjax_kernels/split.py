@@ -58,7 +58,10 @@ class Split:
 
 
 def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
-    """Returns how to split an axis of `length` keys, in the way that sends fewer bytes.
+    """Returns how to split an axis of `length` keys: in the way in which devices get fewer keys, around a ring if both are alike.
+
+    Not around a ring go periodic axes, where a window may have two runs of keys in one part, and parts that the dilation does not
+    divide.
 
     Args:
         length: L.
@@ -71,8 +74,7 @@ def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
     before = int(np.max(np.arange(parts)[:, None] * own - first.reshape(parts, -1)))
     after = int(np.max(last.reshape(parts, -1) - np.arange(1, parts + 1)[:, None] * own)) + 1
     before, after = max(before, 0), max(after, 0)
-    # On a periodic axis the keys that a window has of a part need not be one run.
-    if before + after > length - own and own % axis.dilation == 0 and not axis.periodic:
+    if before + after >= length - own and own % axis.dilation == 0 and not axis.periodic:
         return Split(parts, ring=True)
     return Split(parts, before, after)
 
@@ -105,7 +107,8 @@ def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndar
         start = np.clip(start, 0, length // axis.dilation)
         end = np.clip(end, start, length // axis.dilation)
     shift = (queries - keys - split.before) // axis.dilation
-    kinds, kind = np.unique(np.concatenate([start, end, shift[:, None]], axis=1), axis=0, return_inverse=True)
+    looks = np.concatenate([start, end, shift[:, None]], axis=1, dtype=np.int32)
+    kinds, kind = np.unique(looks, axis=0, return_inverse=True)
     start, end = np.split(kinds[:, :-1], 2, axis=1)
     return start, end, kinds[:, -1], kind.reshape(-1)
 

@@ -30,6 +30,40 @@ assert found == halos | {("all-reduce", (2, 13)): 1}, found
 """
 
 
+# Along Auto axes an array may come from one that was split differently: into parts of different sizes.
+UNEVEN = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from natjax_kernels import neighborhood_attention
+mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+columns = NamedSharding(jax.make_mesh((8,), ("c",), axis_types=(AxisType.Auto,)), P(None, None, "c"))
+def attend(*arrays):
+    return neighborhood_attention(*arrays, kernel_size=3, implementation="xla")
+def rows_of_more(x):
+    return attend(*(x[:, :10],) * 3)
+def heads_of_columns(x):
+    kernels = jax.lax.with_sharding_constraint(jax.random.normal(jax.random.key(1), (3, 16, 16)), columns)
+    return attend(*((x.reshape(2, 24, 16) @ kernel).reshape(2, 24, 2, 8) for kernel in kernels))
+def finer_queries(x):
+    return attend(x, x[:, :6], x[:, :6])
+x = jax.random.normal(jax.random.key(0), (2, 24, 2, 8))
+rows = NamedSharding(mesh, P(None, "b"))
+for function, place in ((rows_of_more, rows), (heads_of_columns, columns.update(spec=P())), (finer_queries, rows)):
+    got = jax.jit(function)(jax.device_put(x, place))
+    np.testing.assert_allclose(got, jax.jit(function)(x), atol=1e-12, err_msg=function.__name__)
+"""
+
+VMAP = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from natjax_kernels import neighborhood_attention
+mesh = jax.make_mesh((2, 4), ("a", "b"))
+x = jax.random.normal(jax.random.key(0), (2, 1, 24, 2, 8))
+attend = jax.jit(jax.vmap(lambda x: neighborhood_attention(x, x, x, kernel_size=3, implementation="xla")))
+np.testing.assert_allclose(attend(jax.device_put(x, NamedSharding(mesh, P("a", None, "b")))), attend(x), atol=1e-12)
+"""
+
+
 @pytest.mark.parametrize("axis_type", ["Explicit", "Auto"])
 def test_results_are_those_of_one_device(axis_type):
     run_apart([str(ORACLE), "xla", axis_type], JAX_ENABLE_X64="1")
@@ -50,6 +84,15 @@ def test_fused_kernels_give_results_of_one_device():
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton's interpreter")
 def test_the_backward_pass_gets_what_the_forward_pass_kept():
     run_apart([str(ORACLE.with_name("spatial_kept.py")), "heads too", "several hops", "a ring"])
+
+
+def test_results_in_float32():
+    run_apart([str(ORACLE), "xla", "Explicit", "one axis", "a ring"])
+
+
+@pytest.mark.parametrize("script", [UNEVEN, VMAP], ids=["parts of different sizes", "vmap"])
+def test_what_jax_gives_by_itself(script):
+    run_apart(["-c", script], JAX_ENABLE_X64="1", JAX_NUM_CPU_DEVICES="8")
 
 
 def test_halos_are_all_that_travels():

@@ -64,7 +64,11 @@ def test_halos_are_as_long_as_windows_reach():
     # Parts of two tokens: windows at the borders shift inward, far beyond them.
     assert split_axis(64, 32, AxisWindow(7)) == Split(32, 5, 5)
     assert split_axis(64, 8, AxisWindow(64)) == Split(8, ring=True)  # halos would be all other parts, twice
+    assert split_axis(64, 8, AxisWindow(64, causal=True)) == Split(
+        8, ring=True
+    )  # halos would be as many, all of them in memory
     assert split_axis(64, 8, AxisWindow(64, periodic=True)) == Split(8, 32, 31)
+    assert split_axis(64, 8, AxisWindow(21, dilation=3)) == Split(8, 55, 55)  # the dilation does not divide a part
 
 
 @pytest.mark.parametrize(
