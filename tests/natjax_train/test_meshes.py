@@ -63,7 +63,9 @@ def mesh_of_four_processes(monkeypatch, devices, space, process):
 
 def test_what_cannot_be_split_along_the_height():
     mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 1, "space": 4})
-    with pytest.raises(ValueError, match=r"of 4 x 32 = 128 rows; got 224: give --image-size 256"):
+    with pytest.raises(
+        ValueError, match=r"of 4 x 32 = 128 rows; got 224: give another --mesh, or a new run --image-size 256"
+    ):
         check_height(mesh, 224, natjax.NatConfig())
     check_height(mesh, 256, natjax.NatConfig())
     with pytest.raises(ValueError, match=r"space=4 does not go with detection"):

@@ -224,6 +224,13 @@ def test_another_mesh(start, undisturbed, tmp_path):
     assert losses(out) == pytest.approx(losses(undisturbed), abs=2e-5)
 
 
+def test_another_mesh_that_does_not_divide_the_height(start, undisturbed):
+    code, messages = finish(start(undisturbed, "--resume", devices=8, mesh="space=8"))
+    assert code == 1
+    assert "of 8 x 8 = 64 rows; got 32: give another --mesh" in messages
+    assert "Traceback" not in messages
+
+
 def test_nan(run, tmp_path):
     settings = {"learning_rate": 1e30, "warmup_learning_rate": 1e30, "clip_norm": "none"}
     code, messages = run(tmp_path / "run", save_every=1, **settings)

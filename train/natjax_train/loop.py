@@ -162,6 +162,7 @@ def train(
         resumed = read_config(out / CONFIG_NAME) if checkpoints.steps else None
         model = task.resumed_model(resumed) if resumed else initial or task.initial_model()
         initial, config = None, model.config
+        check_height(mesh, image_size, config)  # of a resumed run
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
         stats = batch_stats(model)
         training = make_training(config, graphdef, params, task, recipe, epoch)

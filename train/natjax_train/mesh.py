@@ -127,7 +127,7 @@ def check_height(mesh: Mesh, height: int, config: Any) -> None:
     if parts > 1 and height % (unit := parts * stride):
         raise ValueError(
             f"Images whose height is split over {parts} devices (space) must have a multiple of {parts} x {stride} = {unit} "
-            f"rows; got {height}: give --image-size {-(-height // unit) * unit}, or another mesh."
+            f"rows; got {height}: give another --mesh, or a new run --image-size {-(-height // unit) * unit}."
         )
 
 
