@@ -151,7 +151,7 @@ def test_runs_go_on_with_other_workers_and_processes(source):
         states.append(json.loads(json.dumps(batches.get_state())))
         batches.close()
     assert states == states[:1] * len(WORKERS)
-    parts = [loader(source, process_index=i, process_count=2) for i in range(2)]
+    parts = [loader(source, share=i, shares=2) for i in range(2)]
     for part in parts:
         part.set_state(states[0])
     for want in whole[6:]:
@@ -251,10 +251,7 @@ def test_evaluation_sees_what_detect_sees(source, divisor):
             assert tuple(batch["size"][i].tolist()) == want.image_size
             seen.append(index)
     assert sorted(seen) == list(range(14))
-    parts = [
-        list(box_eval_loader(source, batch_size=4, processor=processor, process_index=i, process_count=2))
-        for i in (0, 1)
-    ]
+    parts = [list(box_eval_loader(source, batch_size=4, processor=processor, share=i, shares=2)) for i in (0, 1)]
     whole = list(box_eval_loader(source, batch_size=4, processor=processor, workers=1, worker_kind="processes"))
     for *found, want in zip(*parts, whole, strict=True):
         assert_same({name: np.concatenate([one[name] for one in found]) for name in want}, want)

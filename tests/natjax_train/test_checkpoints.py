@@ -89,6 +89,12 @@ def test_round_trip(saved):
     assert json.loads((saved / "5" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"] == {"model": "nat_mini"}
 
 
+def test_positions_are_joined_also_of_as_many_processes(saved, monkeypatch):
+    """Which images a process loads is not decided by their number alone."""
+    monkeypatch.setattr(Counter, "join_states", lambda self, states: {"position": ["joined", *states]})
+    assert restore(saved)[1] == ["joined", {"position": 50}]
+
+
 def test_kept(saved):
     checkpoints = Checkpoints(saved, 2, print)
     assert (checkpoints.steps, checkpoints.best) == ([2, 4, 5], 2)

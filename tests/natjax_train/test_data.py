@@ -367,11 +367,11 @@ def test_runs_go_on_where_they_were(folder, workers, kind):
 
 def test_processes_share_the_batches_of_one(folder):
     source = open_source(folder, "train")
-    parts = [take(loader(source, CROPS, 6, process_index=i, process_count=3), 4) for i in range(3)]
+    parts = [take(loader(source, CROPS, 6, share=i, shares=3), 4) for i in range(3)]
     joined = [{k: np.concatenate([p[step][k] for p in parts]) for k in parts[0][step]} for step in range(4)]
     assert_same(joined, take(loader(source, CROPS, 6), 4))
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the 4 processes; got 6"):
-        loader(source, CROPS, 6, process_index=0, process_count=4)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 4 shares it is loaded in; got 6"):
+        loader(source, CROPS, 6, share=0, shares=4)
     with pytest.raises(ValueError, match="batch_size 18 is more than the 17 training images"):
         loader(source, CROPS, 18)
 
@@ -401,8 +401,8 @@ def test_too_many_unreadable_images_end_the_run(folder):
 def test_evaluation_sees_every_image_once(folder, count):
     source = open_source(folder, "val")
     processor = eval_processor(CROPS, 16)
-    options = {"batch_size": 4, "processor": processor, "process_count": count}
-    parts = [list(eval_loader(source, **options, process_index=i)) for i in range(count)]
+    options = {"batch_size": 4, "processor": processor, "shares": count}
+    parts = [list(eval_loader(source, **options, share=i)) for i in range(count)]
     assert [len(part) for part in parts] == [2] * count
     images = [
         (image, label)

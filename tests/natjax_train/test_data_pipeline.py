@@ -73,18 +73,39 @@ def test_runs_go_on_with_other_processes(tmp_path):
     whole, batches = [], loader(source)
     for _ in range(8):
         whole.append(next(batches)["image"])
-    parts = [loader(source, process_index=i, process_count=3) for i in range(3)]
+    parts = [loader(source, share=i, shares=3) for i in range(3)]
     for part in parts:
         for _ in range(4):  # an epoch, in which both unreadable images turn up
             next(part)
     state = parts[0].join_states([part.get_state() for part in parts])
     assert state["unreadable"] == sorted(batches.unreadable)
     for count in (1, 2):
-        parts = [loader(source, process_index=i, process_count=count) for i in range(count)]
+        parts = [loader(source, share=i, shares=count) for i in range(count)]
         for part in parts:
             part.set_state(state)
         for want in whole[4:]:
             np.testing.assert_array_equal(np.concatenate([next(part)["image"] for part in parts]), want)
+
+
+def test_images_that_were_mended_do_not_end_a_run_that_may_skip_none(tmp_path):
+    source = folder(tmp_path, unreadable=[3])
+    batches = loader(source)
+    while not batches.unreadable:
+        next(batches)
+    strict = {"max_corrupt": 0, "advice": "Mend them."}
+    again = loader(source, **strict)
+    again.set_state(batches.get_state())
+    with pytest.raises(ImageError, match=r"^Images cannot be read: .*03.png \(not an image .*\)\. Mend them\."):
+        take_two_epochs(again)
+    (tmp_path / "class 0" / "03.png").write_bytes(png(3))
+    again = loader(source, **strict)
+    again.set_state(batches.get_state())
+    take_two_epochs(again)
+
+
+def take_two_epochs(batches):
+    for _ in range(8):
+        next(batches)
 
 
 def test_decoding_in_threads_leaves_warnings_alone():

@@ -21,14 +21,14 @@ CLASSES, IMAGES = 7, 45
 WEIGHTS = np.random.default_rng(1).standard_normal((12, CLASSES)).astype(np.float32)
 
 
-def loader(batch_size, count=IMAGES, process_index=0, process_count=1):
+def loader(batch_size, count=IMAGES, share=0, shares=1):
     """Batches of uint8 images [B, 2, 2, 3], the last one padded."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 2, 2, 3), np.uint8)
     labels = rng.integers(0, CLASSES, count).astype(np.int32)
-    local = batch_size // process_count
+    local = batch_size // shares
     for start in range(0, count, batch_size):
-        index = start + process_index * local + np.arange(local)
+        index = start + share * local + np.arange(local)
         inside = np.minimum(index, count - 1)
         yield {"image": images[inside], "label": labels[inside], "mask": index < count}
 
@@ -142,7 +142,7 @@ def main() -> None:
     if count > 1:
         start_processes(f"localhost:{port}", count, index)
     share, shares = own_share(make_mesh(mesh))
-    metrics = measure(loader(16, process_index=share, process_count=shares), mesh=mesh)
+    metrics = measure(loader(16, share=share, shares=shares), mesh=mesh)
     found = {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5}
     print(json.dumps(found | {"confusion": metrics.confusion.tolist()}))
 

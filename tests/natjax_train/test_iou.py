@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from natjax.errors import ImageError
 from natjax.image_processing import NatImageProcessor
 from natjax.segmentation import segment
 from natjax_train.data.mask_batches import mask_eval_loader, prepared_size
@@ -177,10 +178,21 @@ def test_batches_have_one_size(data):
     assert len(set(shapes)) == 3  # of five sizes
     indices = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
     assert sorted(indices.tolist()) == list(range(10))
-    halves = [mask_eval_loader(source, batch_size=4, processor=PROCESSOR, divisor=16, process_index=i, process_count=2)
+    halves = [mask_eval_loader(source, batch_size=4, processor=PROCESSOR, divisor=16, share=i, shares=2)
               for i in range(2)]  # fmt: skip
     for batch, *parts in zip(batches, *halves, strict=True):
         np.testing.assert_array_equal(batch["label"], np.concatenate([part["label"] for part in parts]))
+
+
+def test_images_that_inspection_could_not_read_count_as_unreadable(data):
+    source = open_masks(data, "val")
+    source.inspect()
+    source.sizes[3] = 0
+    options = {"batch_size": 4, "processor": PROCESSOR, "divisor": 16}
+    with pytest.raises(ImageError, match=r"^Images cannot be read: .*3\.png\. Mend it\.$"):
+        mask_eval_loader(source, advice="Mend it.", **options)
+    batches = list(mask_eval_loader(source, max_corrupt=1, **options))
+    assert sum(batch["mask"].sum() for batch in batches) == len(source)  # it can be read by now
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import natjax
-from natjax_train.mesh import check_batch, check_height, check_task, own_share, parse_mesh
+from natjax_train.mesh import check_batch, check_height, check_task, own_loading, own_share, parse_mesh
 from natjax_train.tasks.detection import Detection
 
 # Micro-batches draw random numbers of their own.
@@ -50,6 +50,17 @@ def test_processes_whose_devices_share_images_load_the_same(monkeypatch, devices
 def test_a_process_that_shares_only_some_of_its_images(monkeypatch):
     with pytest.raises(ValueError, match="space=2 must divide the 3 devices of a process, or be a multiple of them"):
         own_share(mesh_of_four_processes(monkeypatch, 3, 2, 0))
+
+
+@pytest.mark.parametrize(("space", "allowed", "part"), [(2, 5, (1, 4)), (4, 0, (0, 2))])
+def test_processes_that_share_images_skip_none(monkeypatch, space, allowed, part):
+    mesh = mesh_of_four_processes(monkeypatch, 2, space, 1)
+    found = own_loading(mesh, max_corrupt=5, advice="Mend or remove them.", workers=3)
+    assert (found.pop("share"), found.pop("shares")) == part
+    assert found.pop("advice").startswith(
+        "Mend or remove" if allowed else "Processes that share images (space) must have the same"
+    )
+    assert found == {"max_corrupt": allowed, "workers": 3}
 
 
 def mesh_of_four_processes(monkeypatch, devices, space, process):

@@ -390,6 +390,18 @@ def test_an_error_in_one_process_ends_all(start, tmp_path):
     assert "Traceback" not in message
 
 
+def test_processes_that_share_images_skip_none(start, tmp_path):
+    write_images(tmp_path / "data")
+    for path in (tmp_path / "data" / "train" / "cat").iterdir():
+        path.write_bytes(b"")
+    hosts = start_two(start, tmp_path / "run", f"--data={tmp_path / 'data'}", "--mesh=space=2", max_corrupt=100)
+    ends = [finish(host, seconds=110) for host in hosts]
+    assert all(code != 0 for code, _ in ends)
+    messages = [message for _, message in ends if "Images cannot be read: " in message]
+    assert messages
+    assert all("Processes that share images (space) must have the same ones" in message for message in messages)
+
+
 def test_images_that_cannot_be_read(run, tmp_path):
     write_images(tmp_path / "data")
     (tmp_path / "data" / "train" / "cat" / "07.png").write_bytes(b"")

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from natjax_train.data import Source
-from natjax_train.mesh import own_share, put_batch
+from natjax_train.mesh import own_loading, put_batch
 from natjax_train.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -62,15 +62,8 @@ def measure(
         ValueError: there are no images, or sizes do not fit.
         ImageError: too many images cannot be read.
     """
-    share, shares = own_share(mesh)
-    batches = task.eval_loader(
-        source,
-        batch_size=batch_size,
-        processor=processor,
-        process_index=share,
-        process_count=shares,
-        **loading,
-    )
+    own = own_loading(mesh, batch_size=batch_size, **loading)
+    batches = task.eval_loader(source, processor=processor, **own)
     with contextlib.closing(batches):
         return evaluate(task, apply, through(batches), source, mean=mean, std=std, mesh=mesh, progress=progress)
 

@@ -35,7 +35,7 @@ from natjax_train.evaluate import measure
 from natjax_train.interruption import InterruptedEvaluationError, noted_signals
 from natjax_train.lock import sole_use
 from natjax_train.log import Log
-from natjax_train.mesh import check_batch, check_height, check_task, make_mesh, own_share, put_batch, state_shardings
+from natjax_train.mesh import check_batch, check_height, check_task, make_mesh, own_loading, put_batch, state_shardings
 from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import IMAGE_FIELDS, Recipe, is_same_model
@@ -134,16 +134,13 @@ def train(
         "advice": "Mend or remove them, or allow more by --max-corrupt.",
         "report": lambda message: report(message),  # looked up at the call: the log replaces it
     }
-    share, shares = own_share(mesh)
     loader = task.train_loader(
         train_source,
         image_size=image_size,
         num_channels=len(mean),
         augmentation=recipe,
         seed=recipe.seed,
-        process_index=share,
-        process_count=shares,
-        **loading,
+        **own_loading(mesh, **loading),
     )
     with jax.set_mesh(mesh):
         initial = None if used else task.initial_model()  # before the folder is made, which a failed start leaves alone

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 AXES = ("data", "fsdp")  # that split the batch
 SPACE = "space"  # splits the height of images; of meshes where it has several devices
 BATCH = P(AXES)
+_SKIP_NONE = (
+    "Processes that share images (space) must have the same ones, and skip none: mend or replace these and start again, a run "
+    "with --resume."
+)
 _SMALL = 2048  # elements; below this a parameter costs more to gather than to hold
 
 
@@ -152,6 +156,20 @@ def own_share(mesh: Mesh) -> tuple[int, int]:
             f"space={rows.shape[1]} must divide the {jax.local_device_count()} devices of a process, or be a multiple of them."
         )
     return next(i for i, processes in enumerate(sharing) if jax.process_index() in processes), len(sharing)
+
+
+def own_loading(mesh: Mesh, **loading: Any) -> dict[str, Any]:
+    """Returns arguments of a loader of this process's part of every batch, see `own_share`.
+
+    Processes that share images skip none that cannot be read: if one of them alone did, rows of two images would be joined.
+
+    Args:
+        mesh: where the batches go.
+        loading: further arguments of the loader.
+    """
+    share, shares = own_share(mesh)
+    strict = {"max_corrupt": 0, "advice": _SKIP_NONE} if shares < jax.process_count() else {}
+    return loading | strict | {"share": share, "shares": shares}
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

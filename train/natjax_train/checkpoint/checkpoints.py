@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from natjax.errors import CheckpointError
 from natjax_train.checkpoint.checksums import digests
-from natjax_train.checkpoint.orbax_items import DataIterator, SmallFiles, own_position, position_name
+from natjax_train.checkpoint.orbax_items import DataIterator, SmallFiles, position_name
 from natjax_train.checkpoint.quiet import quiet_threads
 from natjax_train.checkpoint.reading import GOOD, MISFIT, named, placed, read
 from natjax_train.checkpoint.scores import SCORE, Scores
@@ -159,7 +159,7 @@ class Checkpoints:
         """
         arrays, positions, problems = self._first_good(reversed(self.steps), like)
         if arrays is not None:
-            data.set_state(own_position(positions, data))  # first, as it may refuse
+            data.set_state(data.join_states(positions))  # first, as it may refuse
             self._set_aside(problems)
             return placed(arrays, like)
         if problems:

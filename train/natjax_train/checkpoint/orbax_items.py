@@ -7,8 +7,6 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-
 from natjax_train.checkpoint.checksums import sealed, unsealed
 
 
@@ -22,7 +20,7 @@ class DataIterator(Protocol):
         """Goes to a position."""
 
     def join_states(self, states: list[Any]) -> Any:
-        """Returns one position of those of all processes, for a run that resumes with another number of them."""
+        """Returns one position of those of all processes, which any process of a resumed run can go on from."""
 
 
 class SmallFiles:
@@ -55,9 +53,3 @@ def read_positions(directory: Path) -> list[Any]:
     """Returns the positions of all processes that there were."""
     count = max((int(path.stem.rpartition("-")[2]) for path in directory.glob(position_name("*", "*"))), default=1)
     return [unsealed(directory / position_name(index, count), "position in the data") for index in range(count)]
-
-
-def own_position(positions: list[Any], data: DataIterator) -> Any:
-    """Returns this process's position; where there were other processes than now, the one that all of theirs make."""
-    same = len(positions) == jax.process_count()
-    return positions[jax.process_index()] if same else data.join_states(positions)

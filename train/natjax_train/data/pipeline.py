@@ -39,7 +39,7 @@ class _TrainBatches:
         batch_size: int,
         settings: HostSettings,
         seed: int,
-        share: slice,
+        part: slice,
         prepare: Callable[..., dict[str, Any]],
         image_size: int,
         num_channels: int,
@@ -47,7 +47,7 @@ class _TrainBatches:
         advice: str,
     ):
         self._source, self._batch_size, self._settings, self._seed = source, batch_size, settings, seed
-        self._share, self._prepare, self._image_size, self._num_channels = share, prepare, image_size, num_channels
+        self._part, self._prepare, self._image_size, self._num_channels = part, prepare, image_size, num_channels
         self._max_corrupt, self._advice = max_corrupt, advice
         self._groups, self._steps_per_epoch = _groups(source), steps_per_epoch(source, batch_size)
 
@@ -57,7 +57,7 @@ class _TrainBatches:
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         epoch, place = divmod(operator.index(number), self._steps_per_epoch)
         order = _order(len(self._source), self._groups, self._batch_size, self._seed, epoch)
-        images = order[place * self._batch_size : (place + 1) * self._batch_size][self._share]
+        images = order[place * self._batch_size : (place + 1) * self._batch_size][self._part]
         unreadable: dict[int, str] = {}
         items = []
         for index, repeat in images.tolist():
@@ -75,7 +75,7 @@ class _TrainBatches:
                 return self._prepare(item, rng, self._settings, self._image_size, self._num_channels)
             except (ImageError, OSError) as error:
                 unreadable[candidate] = reason(error)
-        raise ImageError(_too_many(self._source, unreadable, self._max_corrupt, self._advice))
+        raise ImageError(too_many(self._source, unreadable, self._max_corrupt, self._advice))
 
     def _from(self, index: int) -> Iterator[int]:
         """Returns an image and all others of its group, from there on."""
@@ -86,15 +86,15 @@ class _TrainBatches:
 class _EvalBatches:
     """A process's part of every batch of one pass, the last of them filled up; `mask` is False where there is no image."""
 
-    def __init__(self, source: Source, batch_size: int, processor: NatImageProcessor, share: slice):
-        self._source, self._batch_size, self._processor, self._share = source, batch_size, processor, share
+    def __init__(self, source: Source, batch_size: int, processor: NatImageProcessor, part: slice):
+        self._source, self._batch_size, self._processor, self._part = source, batch_size, processor, part
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._batch_size)
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         first = operator.index(number) * self._batch_size
-        places = np.arange(first, first + self._batch_size)[self._share]
+        places = np.arange(first, first + self._batch_size)[self._part]
         images: list[np.ndarray | None] = []
         labels: list[int] = []
         unreadable: dict[int, str] = {}
@@ -175,14 +175,17 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             self._iterator = self._start()
         batch = dict(next(self._iterator))
         self._position += 1
-        for index, reason in zip(batch.pop("unreadable").tolist(), batch.pop("reasons").tolist(), strict=True):
-            self._reasons[index] = reason
+        found = dict(zip(batch.pop("unreadable").tolist(), batch.pop("reasons").tolist(), strict=True))
+        for index, reason in found.items():
             if self._report and index not in self.unreadable:
                 self._report(f"{self._source.name(index)} cannot be read, skipped: {reason}.")
             self.unreadable.add(index)
-        if len(self.unreadable) > self._max_corrupt:
+        self._reasons |= found
+        if (
+            found and len(self.unreadable) > self._max_corrupt
+        ):  # those of before a resumption alone may have been mended
             found = {index: self._reasons.get(index, "") for index in self.unreadable}
-            raise ImageError(_too_many(self._source, found, self._max_corrupt, self._advice))
+            raise ImageError(too_many(self._source, found, self._max_corrupt, self._advice))
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -203,7 +206,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._position, self.unreadable = state["position"], set(state["unreadable"])
 
     def join_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns one position of those of all processes, for a run that resumes with another number of them."""
+        """Returns one position of those of all processes, which any process of a resumed run can go on from."""
         return states[0] | {"unreadable": sorted({i for state in states for i in state["unreadable"]})}
 
     def close(self) -> None:
@@ -247,7 +250,8 @@ class _From:
         return self._batches[self._first + operator.index(index)]
 
 
-def _too_many(source: Source, unreadable: Mapping[int, str], allowed: int, advice: str) -> str:
+def too_many(source: Source, unreadable: Mapping[int, str], allowed: int, advice: str) -> str:
+    """Returns that more images cannot be read than may be: which, why where that is known, and what to do."""
     names = [source.name(index) + (f" ({reason})" if reason else "") for index, reason in sorted(unreadable.items())]
     images = f"More than {counted(allowed, 'image')}" if allowed else "Images"
     return f"{images} cannot be read: {first_few(names)}. {advice}"
@@ -262,8 +266,8 @@ def train_loader(
     augmentation: HostSettings,
     seed: int,
     prepare: Callable[..., dict[str, Any]] = labelled_image,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: int = 0,
+    shares: int = 1,
     workers: int = 0,
     worker_kind: str = "threads",
     ahead: int = 2,
@@ -280,15 +284,15 @@ def train_loader(
 
     Args:
         source: the training images.
-        batch_size: images of a batch over all processes.
+        batch_size: images of a batch over all shares.
         image_size: side of the images.
         num_channels: 1 or 3.
         augmentation: what happens to an image.
         seed: of order and augmentation.
         prepare: makes the arrays of an image, by name, of an item, a generator, and `augmentation`, `image_size` and
             `num_channels`; workers take it along.
-        process_index: which process this is.
-        process_count: how many there are; must divide `batch_size`.
+        share: which part of every batch this process loads.
+        shares: how many parts there are; must divide `batch_size`.
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
         ahead: batches that a thread reads ahead.
@@ -300,11 +304,11 @@ def train_loader(
         ValueError: sizes do not fit.
         ImageError: while iterating, if more than `max_corrupt` images cannot be read.
     """
-    share = share_of(batch_size, process_index, process_count)
+    part = part_of(batch_size, share, shares)
     if len(source) < batch_size:
         raise ValueError(f"batch_size {batch_size} is more than the {len(source)} training images.")
     batches = _TrainBatches(
-        source, batch_size, augmentation, seed, share, prepare, image_size, num_channels, max_corrupt, advice
+        source, batch_size, augmentation, seed, part, prepare, image_size, num_channels, max_corrupt, advice
     )
     return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report, ahead)
 
@@ -314,8 +318,8 @@ def eval_loader(
     *,
     batch_size: int,
     processor: NatImageProcessor,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: int = 0,
+    shares: int = 1,
     workers: int = 0,
     worker_kind: str = "threads",
     max_corrupt: int = 0,
@@ -328,10 +332,10 @@ def eval_loader(
 
     Args:
         source: the images.
-        batch_size: images of a batch over all processes.
+        batch_size: images of a batch over all shares.
         processor: how images are prepared; scaling and normalising is left to the device.
-        process_index: which process this is.
-        process_count: how many there are; must divide `batch_size`.
+        share: which part of every batch this process loads.
+        shares: how many parts there are; must divide `batch_size`.
         workers: that read ahead; 0 reads when asked.
         worker_kind: "threads" or "processes".
         max_corrupt: images that may be unreadable.
@@ -342,16 +346,16 @@ def eval_loader(
         ValueError: sizes do not fit.
         ImageError: while iterating, if more than `max_corrupt` images cannot be read.
     """
-    batches = _EvalBatches(source, batch_size, processor, share_of(batch_size, process_index, process_count))
+    batches = _EvalBatches(source, batch_size, processor, part_of(batch_size, share, shares))
     return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
 
 
-def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Returns which images of a batch are a process's."""
-    if batch_size % process_count:
-        raise ValueError(f"batch_size must be a multiple of the {process_count} processes; got {batch_size}.")
-    part = batch_size // process_count
-    return slice(process_index * part, (process_index + 1) * part)
+def part_of(batch_size: int, share: int, shares: int) -> slice:
+    """Returns which images of a batch are in a share."""
+    if batch_size % shares:
+        raise ValueError(f"batch_size must be a multiple of the {shares} shares it is loaded in; got {batch_size}.")
+    size = batch_size // shares
+    return slice(share * size, (share + 1) * size)
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from natjax.errors import ImageError
-from natjax_train.data.pipeline import Batches, as_arrays, reason, share_of
+from natjax_train.data.pipeline import Batches, as_arrays, part_of, reason, too_many
 
 
 def sized_loader(
@@ -20,8 +20,8 @@ def sized_loader(
     prepare: Callable[[Any, dict[str, Any]], dict[str, Any]],
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: int = 0,
+    shares: int = 1,
     workers: int = 0,
     worker_kind: str = "threads",
     max_corrupt: int = 0,
@@ -32,29 +32,33 @@ def sized_loader(
 
     Args:
         source: the images.
-        sizes: of the images, None where one may be in any batch.
+        sizes: of the images, None where one could not be read, which may be in any batch.
         blank: makes a batch's arrays, by name, of its size and number of images; workers take it along.
         prepare: makes an image's arrays of its batch's size and the item, which go to the beginning of their place in the
             batch's; workers take it along.
-        batch_size: images of a batch over all processes; further arguments and errors are those of `data.eval_loader`.
+        batch_size: images of a batch over all shares; further arguments and errors are those of `data.eval_loader`.
     """
-    share = share_of(batch_size, process_index, process_count)
-    batches = _SizedBatches(source, _batches_by_key(sizes, batch_size), share, blank, prepare)
+    part = part_of(batch_size, share, shares)
+    # Where one process alone could not read an image, its batches are not those of the others.
+    unreadable = {index: "" for index, size in enumerate(sizes) if size is None}
+    if len(unreadable) > max_corrupt:
+        raise ImageError(too_many(source, unreadable, max_corrupt, advice))
+    batches = _SizedBatches(source, _batches_by_key(sizes, batch_size), part, blank, prepare)
     return Batches(batches, source, workers, worker_kind, max_corrupt, advice, report)
 
 
 class _SizedBatches:
     """A process's part of every batch; `mask` is False where there is no image."""
 
-    def __init__(self, source: Any, batches: list[tuple[Any, np.ndarray]], share: slice, blank: Any, prepare: Any):
-        self._source, self._batches, self._share, self._blank, self._prepare = source, batches, share, blank, prepare
+    def __init__(self, source: Any, batches: list[tuple[Any, np.ndarray]], part: slice, blank: Any, prepare: Any):
+        self._source, self._batches, self._part, self._blank, self._prepare = source, batches, part, blank, prepare
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         size, indices = self._batches[operator.index(number)]
-        indices = indices[self._share]
+        indices = indices[self._part]
         batch, mask, unreadable = self._blank(size, len(indices)), np.zeros(len(indices), bool), {}
         for place in np.flatnonzero(indices >= 0).tolist():
             index = int(indices[place])
