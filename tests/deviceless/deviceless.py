@@ -121,12 +121,24 @@ def report(kind, executable):
         "kernels": dict(collections.Counter(kernel_names(text))),
         "other_calls": dict(collections.Counter(call for call in calls if "triton_kernel_call" not in call)),
         "collectives": dict(collections.Counter(collectives)),
+        "during_exchanges": during_exchanges(text),
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "float64": "f64[" in text,
         "hbm_bytes": traffic.hbm_bytes(text) if kind in TPUS else None,
     }
+
+
+def during_exchanges(text):
+    """Returns what a program does, by names of instructions in their order, while halos are on their way between devices."""
+    entry, found, open_exchanges = text[text.index("\nENTRY ") :], [], 0
+    for name, operation in re.findall(r"^\s+(?:ROOT )?%?([\w.-]+) = .*?[\]})] ([a-z-]+)\(", entry, re.M):
+        if operation in ("collective-permute-start", "collective-permute-done"):
+            open_exchanges += 1 if operation.endswith("start") else -1
+        elif open_exchanges and operation in ("fusion", "custom-call", "dot", "while", "copy"):
+            found.append(name)
+    return found
 
 
 def kernel_names(text):

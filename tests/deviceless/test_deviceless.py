@@ -41,6 +41,7 @@ def test_of_a_split_map_halos_travel_and_the_bias_is_reduced(axes):
     assert found["kernels"] == {"fwd": 1, "bwd_dq": 1, "bwd_dkv": 1}
     assert found["collectives"].keys() == {"collective-permute", "all-reduce"}
     assert found["collectives"]["all-reduce"] == 1
+    assert any("transpose" in name for name in found["during_exchanges"])  # the table of the bias
 
 
 @pytest.mark.parametrize("kind", ["h200", "a100"])
