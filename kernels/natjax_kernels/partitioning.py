@@ -26,7 +26,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from natjax_kernels._compat import context_mesh, vary, varying_axes
-from natjax_kernels.sharding import mesh_of, reshape, spec_of
+from natjax_kernels.sharding import mesh_names, mesh_of, reshape, spec_of
 
 _on_device: contextvars.ContextVar[bool] = contextvars.ContextVar("on_device", default=False)
 
@@ -220,12 +220,8 @@ class Call:
         results = []
         for x, axes in zip(self._local(places, *local), self.results, strict=True):
             over = [places[axis] for axis in ("b", *self.spatial) if places.get(axis) and axis not in axes.split()]
-            results.append(jax.lax.psum(x, sum(map(_as_tuple, over), ())) if over else x)
+            results.append(jax.lax.psum(x, tuple(itertools.chain(*map(mesh_names, over)))) if over else x)
         return tuple(results)
-
-
-def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return names if isinstance(names, tuple) else (names,)
 
 
 def split_heads(x, axis: int, group: int):

@@ -44,11 +44,15 @@ def reshape_batch(x: jax.Array, *shape: int) -> jax.Array:
     return reshape(x, shape, (spec_of(x)[0], *(None,) * (len(shape) - 1)))
 
 
+def mesh_names(place: Any) -> tuple[str, ...]:
+    """Returns the axes of the mesh that an entry of a `PartitionSpec` names: none, one or several."""
+    return place if isinstance(place, tuple) else (place,) if place else ()
+
+
 def shards(x: jax.Array, axis: int) -> int:
     """Returns into how many parts an axis of an array is cut along Explicit axes of the mesh."""
     sharding = jax.typeof(x).sharding
-    names = sharding.spec[axis] or ()
-    return math.prod(sharding.mesh.shape[name] for name in (names if isinstance(names, tuple) else (names,)))
+    return math.prod(sharding.mesh.shape[name] for name in mesh_names(sharding.spec[axis]))
 
 
 def shared_along(parameter: jax.Array, x: jax.Array) -> jax.Array:
@@ -77,11 +81,11 @@ def own_copies(parameter: jax.Array, x: jax.Array) -> jax.Array:
 
 def _names(x: jax.Array) -> tuple[str, ...]:
     """Returns the axes of the mesh that x is split along."""
-    return tuple(itertools.chain(*(place if isinstance(place, tuple) else (place,) for place in spec_of(x) if place)))
+    return tuple(itertools.chain(*map(mesh_names, spec_of(x))))
 
 
-def is_split(x: jax.Array, axis: int) -> bool:
-    """Returns whether an axis of an array is split over devices, as far as its type does not say that it is not."""
+def may_be_split(x: jax.Array, axis: int) -> bool:
+    """Returns whether an axis of an array may be split over devices: whether its type does not say that it is not."""
     mesh = jax.typeof(x).sharding.mesh
     if mesh.empty:
         return jax.device_count() > 1

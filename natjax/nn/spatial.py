@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from natjax_kernels.halo import exchange
-from natjax_kernels.sharding import over_explicit_axes, shards, spec_of
+from natjax_kernels.sharding import mesh_names, over_explicit_axes, shards, spec_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -37,8 +37,13 @@ def check_sides(pixel_values: Float[Array, "B H W C"], stride: int) -> None:
         stride: pixels per token of the last level.
 
     Raises:
-        ValueError: along a side that is split, the devices' parts are no multiple of the stride.
+        ValueError: along a side that is split, the devices' parts are no multiple of the stride; or channels are split.
     """
+    if shards(pixel_values, 3) > 1:
+        raise ValueError(
+            f"images may be split over devices by batch, height and width; got {PartitionSpec(*spec_of(pixel_values))}, which "
+            "splits their channels."
+        )
     for side, axis in (("height", 1), ("width", 2)):
         size, parts = pixel_values.shape[axis], shards(pixel_values, axis)
         if parts > 1 and size % (parts * stride):
@@ -87,7 +92,7 @@ def over_parts(
             part = exchange(part, axis, before, after, spec[axis])
         return part
 
-    along = tuple(name for names in spec for name in _names(names))
+    along = tuple(name for names in spec for name in mesh_names(names))
     parts = over_explicit_axes(with_halos, [x], PartitionSpec(along, *(None,) * (len(spec) - 1), channels))
     result = function(parts)
     return over_explicit_axes(lambda part: part, [result], PartitionSpec(*spec, spec_of(result)[-1]))
@@ -130,7 +135,7 @@ def product_along(
     equation = {1: "ph,bhwc->bpwc", 2: "qw,bhwc->bhqc"}[axis]
     product = functools.partial(jnp.einsum, equation, precision=jax.lax.Precision.HIGHEST)
     spec, mesh = spec_of(x), jax.typeof(x).sharding.mesh
-    parts = math.prod(mesh.shape[name] for name in _names(names))
+    parts = math.prod(mesh.shape[name] for name in mesh_names(names))
     names = names if len(matrix) % parts == 0 else None
     if not (spec[axis] or names):
         return product(matrix, x)
@@ -143,7 +148,7 @@ def product_along(
     placed = jax.sharding.reshard(bands, _on_mesh_of(x, (names,)))
 
     def of_part(band, part):
-        return product(band, exchange(part, axis, before, after, _names(names)))
+        return product(band, exchange(part, axis, before, after, mesh_names(names)))
 
     return over_explicit_axes(of_part, [placed, x], PartitionSpec(*spec))
 
@@ -162,8 +167,3 @@ def _bands(matrix: np.ndarray, parts: int) -> tuple[np.ndarray, int, int]:
 
 def _on_mesh_of(x: Array, spec: Sequence) -> NamedSharding:
     return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec))
-
-
-def _names(names: Any) -> tuple[str, ...]:
-    """Returns the mesh axes that an axis of an array lies along."""
-    return names if isinstance(names, tuple) else (names,) if names else ()

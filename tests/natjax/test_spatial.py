@@ -162,11 +162,19 @@ def test_numbers_are_those_of_one_device(case):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_side_that_does_not_divide():
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (P(None, "rows"), r"multiple of 4 x 32 = 128 pixels, .* got 96\. .* to 128 pixels"),
+        (P(None, None, None, "rows"), "by batch, height and width; got .* splits their channels"),
+    ],
+    ids=["a side that does not divide", "channels"],
+)
+def test_images_that_cannot_be_split(spec, message):
     mesh = AbstractMesh((4,), ("rows",), (AxisType.Explicit,))
-    images = jax.ShapeDtypeStruct((1, 96, 64, 3), np.float32, sharding=NamedSharding(mesh, P(None, "rows")))
-    model = natjax.NatModel(natjax.NatConfig(**TINY), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"multiple of 4 x 32 = 128 pixels, .* got 96\. .* to 128 pixels"):
+    images = jax.ShapeDtypeStruct((1, 96, 64, 4), np.float32, sharding=NamedSharding(mesh, spec))
+    model = natjax.NatModel(natjax.NatConfig(**TINY, num_channels=4), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda images: model(images).last_hidden_state, images)
 
 

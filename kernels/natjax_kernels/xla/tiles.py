@@ -23,7 +23,7 @@ from natjax_kernels.axis import AxisPlan, is_large
 from natjax_kernels.bias import numpy_of
 from natjax_kernels.grids import join_group
 from natjax_kernels.plan import plan_axis, plan_split_axis
-from natjax_kernels.sharding import is_split, reshape, spec_of
+from natjax_kernels.sharding import may_be_split, reshape, spec_of
 from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.window import Window
 from natjax_kernels.xla.halos import add_halos, keys_of, no_halos, shared_by_many, sum_halos
@@ -234,7 +234,7 @@ def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...], *, backward: bool) ->
     """
     batch, known = arrays[0].shape[0], _known_batch(arrays[0])
     scores = _scores_per_row(arrays[0], axes) * axes[0].tiles // max(known, 1)
-    entries = entries_per_step(scores, backward=backward, split=is_split(arrays[0], 0))
+    entries = entries_per_step(scores, backward=backward, split=may_be_split(arrays[0], 0))
     if isinstance(batch, int):
         parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
     else:
