@@ -74,7 +74,9 @@ def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
     before = int(np.max(np.arange(parts)[:, None] * own - first.reshape(parts, -1)))
     after = int(np.max(last.reshape(parts, -1) - np.arange(1, parts + 1)[:, None] * own)) + 1
     before, after = max(before, 0), max(after, 0)
-    if before + after >= length - own and own % axis.dilation == 0 and not axis.periodic:
+    in_front = np.arange(parts) * own  # keys of other devices; beyond the borders nothing is sent
+    most = np.max(np.minimum(before, in_front) + np.minimum(after, in_front[::-1]))
+    if most >= length - own and own % axis.dilation == 0 and not axis.periodic:
         return Split(parts, ring=True)
     return Split(parts, before, after)
 

@@ -44,6 +44,13 @@ def test_of_a_split_map_halos_travel_and_the_bias_is_reduced(axes):
     assert any("transpose" in name for name in found["during_exchanges"])  # the table of the bias
 
 
+def test_a_training_step_whose_images_are_split_by_rows_gathers_nothing():
+    found = check_apart("step of 4 layers on 2 x 2, rows")
+    assert (found["kernels"]["fwd"], found["kernels"]["bwd_dkv"]) == (4, 4)
+    assert found["collectives"].keys() == {"collective-permute", "all-reduce"}
+    assert any("triton" in name for name in found["during_exchanges"])  # gradients of halos travel while kernels run
+
+
 @pytest.mark.parametrize("kind", ["h200", "a100"])
 def test_the_band_kernel_takes_the_place_of_the_forward_one(kind):
     found = check_apart("band", kind)

@@ -41,7 +41,7 @@ CASES = {
     "a ring": ((1, 32, 2, 4), (None, ("a", "b")), {"kernel_size": -1, "additional": 2, "mask": 0.6}),
     "a causal ring": ((1, 16, 2, 4), (None, "b"), {"kernel_size": -1, "dilation": 2, "is_causal": True}),
     "a ring beside halos": ((1, 16, 16, 2, 4), (None, "b", "a"), {"kernel_size": (-1, 3)}),
-    "rings along both axes": ((1, 8, 8, 1, 4), (None, "b", "a"), {"kernel_size": (-1, 6), "rpb": False}),
+    "rings along both axes": ((1, 8, 8, 1, 4), (None, "b", "a"), {"kernel_size": (-1, 8), "rpb": False}),
 }  # fmt: skip
 # Of the largest value of an array: sums of a device are in another order.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}

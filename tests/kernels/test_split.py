@@ -63,6 +63,7 @@ def test_halos_are_as_long_as_windows_reach():
     assert split_axis(64, 8, AxisWindow(4, periodic=True)) == Split(8, 2, 1)
     # Parts of two tokens: windows at the borders shift inward, far beyond them.
     assert split_axis(64, 32, AxisWindow(7)) == Split(32, 5, 5)
+    assert split_axis(8, 2, AxisWindow(7)) == Split(2, 3, 3)  # each device gets one of them
     assert split_axis(64, 8, AxisWindow(64)) == Split(8, ring=True)  # halos would be all other parts, twice
     assert split_axis(64, 8, AxisWindow(64, causal=True)) == Split(
         8, ring=True
