@@ -52,9 +52,10 @@ def flat_dot_general(
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
     if is_split(x):
         return over_parts(lambda parts: flat_dot_general(parts, kernel, dimension_numbers, **options), x)
-    kernel = shared_along(kernel, x)
-    rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
-    return reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*spec_of(x)[:-1], *spec_of(rows)[1:]))
+    kernel, (*places, channels) = shared_along(kernel, x), spec_of(x)
+    rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]), (places[0] if places else None, channels))
+    rows = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
+    return reshape(rows, (*x.shape[:-1], kernel.shape[-1]), (*places, *spec_of(rows)[1:]))
 
 
 def as_matrix(kernel: Float[Array, "*window C D"]) -> Float[Array, "_ D"]:
