@@ -44,7 +44,15 @@ class Statistics:
 
 
 def over_devices(attend: Callable, statistics: Statistics | None = None) -> Callable:
-    """Gives maps that are split over devices to an implementation: whole ones to it, and problems of devices within calls."""
+    """Lets an implementation compute maps that are split over devices, each device its own part.
+
+    Args:
+        attend: takes a problem, whole or of a device (`Problem.places`); returns output and log-sum-exp.
+        statistics: what it keeps for its backward pass, if anything.
+
+    Returns:
+        The same function for problems whose arrays lie along any axes of a mesh.
+    """
 
     @functools.wraps(attend)
     def attend_over_devices(problem: Problem):

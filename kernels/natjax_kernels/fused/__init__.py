@@ -1,1 +1,1 @@
-"""What fused GPU kernels share, whatever language they are written in: layout, schedule, configurations, partitioning."""
+"""What fused GPU kernels share, whatever language they are written in: layout, schedule, configurations."""
