@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding
@@ -157,7 +158,7 @@ class Call:
         """By a rule for XLA's partitioner, which alone knows the shardings of Auto axes."""
 
         def partition(mesh, operands, results):
-            places = self._places([x.sharding.spec for x in operands])
+            places = self._places([_spec_on(mesh, x) for x in operands])
             inputs, outputs = (
                 tuple(NamedSharding(mesh, _spec(axes, places)) for axes in many)
                 for many in (self.operands, self.results)
@@ -167,29 +168,12 @@ class Call:
         # Jitted, as it holds constants.
         call = custom_partitioning(jax.jit(lambda *arrays: tuple(self._local({}, *arrays))))
         rule = f"{', '.join(self.operands)} -> {', '.join(self.results)}"
-        others = dict.fromkeys(axis for axes in self.operands + self.results for axis in axes.split())
-        whole = tuple(axis for axis in others if not self._may_be_sharded(axis) or self._may_be_uneven(axis, arrays))
-        call.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=whole)
-        mesh = mesh_of(arrays)
-
-        def not_split(x, axes: str):  # the factors alone do not keep parts of different sizes from coming here
-            places = P(*(None if axis in whole else P.UNCONSTRAINED for axis in axes.split()))
-            return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, places))
-
-        results = call(*map(not_split, arrays, self.operands))
-        return list(map(not_split, results, self.results))
-
-    def _may_be_uneven(self, axis: str, arrays: Sequence[Any]) -> bool:
-        """Whether devices might have parts of different sizes of an axis, for which JAX has no partitioning of one's own.
-
-        Maps of a model's levels, and heads, may be split as larger arrays were that they come from; batches lie as they were put.
-        Heads are where some axis of the mesh divides them: along another one that does not, the partitioner raises.
-        """
-        operand = next(i for i, axes in enumerate(self.operands) if axis in axes.split())
-        length, mesh = arrays[operand].shape[self.operands[operand].split().index(axis)], mesh_of(arrays)
-        if axis in self.spatial:
-            return length % mesh.size != 0
-        return axis == "n" and all(length % devices for devices in mesh.shape.values() if devices > 1)
+        letters = dict.fromkeys(axis for axes in self.operands + self.results for axis in axes.split())
+        whole = tuple(axis for axis in letters if not self._may_be_sharded(axis))
+        call.def_partition(
+            partition=partition, sharding_rule=rule, need_replication_factors=whole, decode_shardings=False
+        )
+        return list(call(*arrays))
 
     def _may_be_sharded(self, axis: str) -> bool:
         return axis in ("b", "n", *self.spatial) or axis.startswith("v")
@@ -249,3 +233,24 @@ def join_heads(x, axis: int, group: int):
 
 def _spec(axes: str, places: dict[str, Any]) -> P:
     return P(*(places.get(axis) for axis in axes.split()))
+
+
+def _spec_on(mesh: Any, x: jax.ShapeDtypeStruct) -> P:
+    """Returns where an operand lies, of what the partitioner says in numbers of devices.
+
+    It splits an axis in further ways, where arrays come from others by reshapes and slices: into parts of different sizes, or
+    along a part of a mesh axis. None of these have names, and the axis is taken as whole.
+    """
+    sides = mesh.devices.shape
+    index = x.sharding.devices_indices_map((mesh.size,) * x.ndim)  # of a shape that every splitting divides
+    starts = np.array([[part.start or 0 for part in index[device]] for device in mesh.devices.flat])
+    places = []
+    for length, start in zip(x.shape, starts.T, strict=True):
+        start, parts = start.reshape(sides), len(set(start))
+        steps = [start.take(min(1, n - 1), axis).flat[0] for axis, n in enumerate(sides)]
+        along = sorted(np.flatnonzero(steps), key=lambda axis: -steps[axis])
+        strides = mesh.size // np.cumprod([sides[axis] for axis in along], dtype=int)
+        split = sum(np.indices(sides)[axis] * stride for axis, stride in zip(along, strides, strict=True))
+        named = length % parts == 0 and (split == start).all()
+        places.append(tuple(mesh.axis_names[axis] for axis in along) if named and along else None)
+    return P(*places)

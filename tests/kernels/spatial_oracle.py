@@ -20,7 +20,7 @@ from natjax_kernels import neighborhood_attention
 
 # Shape of queries, where their axes lie on the mesh (a: 2 devices, b: 4), and the call; `keys` is the keys' map and heads.
 CASES = {
-    "one axis": ((1, 24, 10, 2, 4), (None, "b"), {"kernel_size": 3}),
+    "one axis": ((1, 20, 10, 2, 4), (None, "b"), {"kernel_size": 3}),
     "even, dilated, of parts that dilation does not divide": (
         (2, 40, 10, 2, 4), ("a", "b"), {"kernel_size": (4, 5), "dilation": (3, 2)},
     ),

@@ -30,27 +30,33 @@ assert found == halos | {("all-reduce", (2, 13)): 1}, found
 """
 
 
-# Along Auto axes an array may come from one that was split differently: into parts of different sizes.
-UNEVEN = """
+# Along Auto axes an array may come from one that was split differently: into parts of different sizes, or along a part of an axis
+# of the mesh.
+UNNAMED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from natjax_kernels import neighborhood_attention
 mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-columns = NamedSharding(jax.make_mesh((8,), ("c",), axis_types=(AxisType.Auto,)), P(None, None, "c"))
+def split(x, *spec):
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 def attend(*arrays):
     return neighborhood_attention(*arrays, kernel_size=3, implementation="xla")
 def rows_of_more(x):
-    return attend(*(x[:, :10],) * 3)
-def heads_of_columns(x):
-    kernels = jax.lax.with_sharding_constraint(jax.random.normal(jax.random.key(1), (3, 16, 16)), columns)
-    return attend(*((x.reshape(2, 24, 16) @ kernel).reshape(2, 24, 2, 8) for kernel in kernels))
+    return attend(*(split(x, None, "b")[:, :10],) * 3)
+def heads_of_columns(names):
+    def function(x):
+        kernels = split(jax.random.normal(jax.random.key(1), (3, 16, 16)), None, None, names)
+        return attend(*((x.reshape(2, 24, 16) @ kernel).reshape(2, 24, 2, 8) for kernel in kernels))
+    return function
+def rows_of_all_entries(x):
+    return attend(*(split(x.reshape(48, 2, 8), "b").reshape(x.shape),) * 3)
 def finer_queries(x):
+    x = split(x, None, "b")
     return attend(x, x[:, :6], x[:, :6])
 x = jax.random.normal(jax.random.key(0), (2, 24, 2, 8))
-rows = NamedSharding(mesh, P(None, "b"))
-for function, place in ((rows_of_more, rows), (heads_of_columns, columns.update(spec=P())), (finer_queries, rows)):
-    got = jax.jit(function)(jax.device_put(x, place))
-    np.testing.assert_allclose(got, jax.jit(function)(x), atol=1e-12, err_msg=function.__name__)
+whole = jax.device_put(x, NamedSharding(mesh, P()))
+for function in (rows_of_more, heads_of_columns("b"), heads_of_columns(("a", "b")), rows_of_all_entries, finer_queries):
+    np.testing.assert_allclose(jax.jit(function)(whole), jax.jit(function)(x), atol=1e-12, err_msg=str(function))
 """
 
 VMAP = """
@@ -90,7 +96,7 @@ def test_results_in_float32():
     run_apart([str(ORACLE), "xla", "Explicit", "one axis", "a ring"])
 
 
-@pytest.mark.parametrize("script", [UNEVEN, VMAP], ids=["parts of different sizes", "vmap"])
+@pytest.mark.parametrize("script", [UNNAMED, VMAP], ids=["parts without a name", "vmap"])
 def test_what_jax_gives_by_itself(script):
     run_apart(["-c", script], JAX_ENABLE_X64="1", JAX_NUM_CPU_DEVICES="8")
 
