@@ -111,12 +111,12 @@ class AxisPlan:
         """Keys per tile, S."""
         return self.pairs.span
 
-    @property
+    @functools.cached_property
     def tiles_per_key(self) -> float:
         """How many tiles a key is visible in, on average."""
         return float(np.sum(self.visible[:, 1] - self.visible[:, 0])) / self.length
 
-    @property
+    @functools.cached_property
     def last_first_key(self) -> int:
         """The last position of all in `first_key`."""
         return int(self.first_key.max())

@@ -89,6 +89,7 @@ def _runs(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
     return start * axis.dilation + centers % axis.dilation, end - start
 
 
+@functools.lru_cache(maxsize=512)
 def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns the windows of a device's queries among the `length` keys that it has, for every kind of device.
 
@@ -100,19 +101,22 @@ def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndar
         start, end = (x[None, axis.centers(length)] for x in windows(length, axis))
         return start, end, np.zeros(1, int), np.zeros(1, int)
     split, (own, whole) = axis.split, axis.split.lengths(length)
-    first, count = _runs(whole, axis)
-    queries, keys = split.origins(length)
-    first, count = (x.reshape(split.parts, -1)[queries // own] for x in (first, count))
-    start = (first - keys[:, None]) // axis.dilation
-    end = start + count
-    if split.ring:
-        start = np.clip(start, 0, length // axis.dilation)
-        end = np.clip(end, start, length // axis.dilation)
-    shift = (queries - keys - split.before) // axis.dilation
-    looks = np.concatenate([start, end, shift[:, None]], axis=1, dtype=np.int32)
-    kinds, kind = np.unique(looks, axis=0, return_inverse=True)
-    start, end = np.split(kinds[:, :-1], 2, axis=1)
-    return start, end, kinds[:, -1], kind.reshape(-1)
+    first, count = (x.reshape(split.parts, -1) for x in _runs(whole, axis))
+    kinds: dict[bytes, int] = {}  # numbered as they come: sorting long rows, as np.unique does, takes seconds
+    looks, kind = [], []
+    for queries, keys in zip(*split.origins(length), strict=True):
+        start = (first[queries // own] - keys) // axis.dilation
+        end = start + count[queries // own]
+        if split.ring:
+            start = np.clip(start, 0, length // axis.dilation)
+            end = np.clip(end, start, length // axis.dilation)
+        shift = (queries - keys - split.before) // axis.dilation
+        look = np.concatenate([start, end, [shift]], dtype=np.int32)
+        kind.append(kinds.setdefault(look.tobytes(), len(kinds)))
+        if len(looks) < len(kinds):
+            looks.append(look)
+    start, end, shift = np.split(np.stack(looks), [first.shape[1], -1], axis=1)
+    return start, end, shift[:, 0], np.array(kind)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,11 +160,9 @@ class DevicePlan(AxisPlan):
     xp: Any = np
 
     def taken(self, name: str):
-        """Returns an attribute of the device's kind."""
-        arrays = [getattr(plan, name) for plan in self.kinds]
-        widest = max(x.shape[-1] for x in arrays)
-        arrays = [np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, widest - x.shape[-1])], constant_values=-1) for x in arrays]
-        return self.xp.take(self.xp.asarray(np.stack(arrays), np.int32), self.kind, axis=0)
+        """Returns an attribute of the device's kind; NumPy's where all kinds have the same."""
+        of_kinds = _of_kinds(self.kinds, name)
+        return of_kinds[0] if len(of_kinds) == 1 else self.xp.take(self.xp.asarray(of_kinds), self.kind, axis=0)
 
     @property
     def tiles_per_key(self) -> float:
@@ -181,3 +183,16 @@ class DevicePlan(AxisPlan):
     def key_slots(self):
         """As `AxisPlan.key_slots`."""
         return self.taken("key_slots")
+
+
+@functools.lru_cache(maxsize=512)
+def _of_kinds(kinds: tuple[AxisPlan, ...], name: str) -> np.ndarray:
+    """Returns an attribute of all kinds, [kinds, ...] int32, or [1, ...] where all have the same; -1 pads the last axis."""
+    arrays = [getattr(plan, name) for plan in kinds]
+    if all(np.array_equal(x, arrays[0]) for x in arrays):
+        return arrays[0][None].astype(np.int32)
+    widest = max(x.shape[-1] for x in arrays)
+    padding = [(0, 0)] * (arrays[0].ndim - 1)
+    return np.stack(
+        [np.pad(x, [*padding, (0, widest - x.shape[-1])], constant_values=-1) for x in arrays], dtype=np.int32
+    )

@@ -1,5 +1,6 @@
 """Plans of axes that are split over devices: together they have every pair of query and key once, with its entry of the bias."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,6 +55,15 @@ def test_devices_have_every_pair_once(seed, transposed):
         found = [(query, key % length, entry) for key, query, entry in found]
     whole = [(int(q), int(k), int(e)) for q, k, e in pairs_of(plan_axis(length, axis, tile), 0, 0, length)]
     assert sorted((int(q), int(k), int(e)) for q, k, e in found) == sorted(whole)
+
+
+def test_what_all_devices_have_alike_is_known_when_a_program_is_traced():
+    split = split_axis(256, 64, AxisWindow(256))
+    plan = plan_split_axis(4, AxisWindow(256, split=split), 4)
+    assert (len(plan.kind), len(plan.kinds)) == (64 * 64, 127)  # as many as distances between queries and keys
+    of_device = plan.at(jnp.int32(5), jnp)
+    static = {name: isinstance(getattr(of_device, name), np.ndarray) for name in ("first_key", "keys", "classes")}
+    assert static == {"first_key": True, "keys": True, "classes": False}
 
 
 def test_halos_are_as_long_as_windows_reach():
