@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
 
-from natjax_kernels.axis import AxisPlan
+from natjax_kernels.axis import AxisPlan, distinct
 from natjax_kernels.window import AxisWindow, windows
 
 
@@ -102,21 +103,19 @@ def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndar
         return start, end, np.zeros(1, int), np.zeros(1, int)
     split, (own, whole) = axis.split, axis.split.lengths(length)
     first, count = (x.reshape(split.parts, -1) for x in _runs(whole, axis))
-    kinds: dict[bytes, int] = {}  # numbered as they come: sorting long rows, as np.unique does, takes seconds
-    looks, kind = [], []
-    for queries, keys in zip(*split.origins(length), strict=True):
+
+    def look(queries: int, keys: int) -> np.ndarray:
         start = (first[queries // own] - keys) // axis.dilation
         end = start + count[queries // own]
         if split.ring:
             start = np.clip(start, 0, length // axis.dilation)
             end = np.clip(end, start, length // axis.dilation)
         shift = (queries - keys - split.before) // axis.dilation
-        look = np.concatenate([start, end, [shift]], dtype=np.int32)
-        kind.append(kinds.setdefault(look.tobytes(), len(kinds)))
-        if len(looks) < len(kinds):
-            looks.append(look)
+        return np.concatenate([start, end, [shift]], dtype=np.int32)
+
+    looks, _, kind = distinct(itertools.starmap(look, zip(*split.origins(length), strict=True)))
     start, end, shift = np.split(np.stack(looks), [first.shape[1], -1], axis=1)
-    return start, end, shift[:, 0], np.array(kind)
+    return start, end, shift[:, 0], kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from natjax_kernels.axis import AxisPlan, Pairs
+from natjax_kernels.axis import AxisPlan, Pairs, distinct
 from natjax_kernels.plan import plan_axis, plan_split_axis
 from natjax_kernels.split import SplitPlan
 from natjax_kernels.window import Window
@@ -254,6 +254,7 @@ def _blocks(axes: Sequence[AxisPlan], block: tuple[int, ...] | None) -> tuple[tu
     return block, [-(-s // b) for s, b in zip(spans, block, strict=True)]
 
 
+@functools.lru_cache(maxsize=256)
 def _distinct_blocks(pairs: Pairs, blocks: int, side: int) -> tuple[Pairs, np.ndarray]:
     """Cuts the slots of keys into blocks of a side: the pairs of distinct ones, and which each is, [classes, blocks]."""
     first_slot = side * np.arange(blocks, dtype=np.int32)[:, None]  # of a block
@@ -265,7 +266,7 @@ def _distinct_blocks(pairs: Pairs, blocks: int, side: int) -> tuple[Pairs, np.nd
     # Few of them differ: those are compared pair by pair.
     empty = first >= end
     looks = np.stack([np.where(empty, 0, x) for x in (first, end, np.where(real, entry, 0), real)], axis=1)
-    _, some, inverse = np.unique(looks, axis=0, return_index=True, return_inverse=True)
+    _, some, which = distinct(looks)
     found = found.take(some)
-    _, some, among = np.unique(found.relative().reshape(len(found), -1), axis=0, return_index=True, return_inverse=True)
-    return found.take(some), among.reshape(-1)[inverse.reshape(-1)].reshape(-1, blocks)
+    _, some, among = distinct(found.relative())
+    return found.take(some), among[which].reshape(-1, blocks)
