@@ -101,20 +101,21 @@ def plan_split_axis(
     """Plans, for every device, an axis that is split; as `plan_axis`, of the `length` keys that a device has."""
     assert axis.split is not None
     kinds = _plan_kinds(length, axis, tile, transposed, biased, multiple)
-    return SplitPlan(kinds, windows_of_kinds(length, axis)[-1], np.stack(axis.split.origins(length)))
+    return SplitPlan(
+        kinds, windows_of_kinds(length, axis)[-1], np.stack(axis.split.origins(length, periodic=axis.periodic))
+    )
 
 
 def _plan_kinds(
     length: int, axis: AxisWindow, tile: int, transposed: bool, biased: bool, multiple: int
 ) -> tuple[AxisPlan, ...]:
     """Plans an axis for every kind of device: all plans have the same tiles, classes and spans."""
-    centers, (start, end, shift, _) = axis.centers(length), windows_of_kinds(length, axis)
+    centers, (start, end, offset, _) = axis.centers(length), windows_of_kinds(length, axis)
     queries, keys = _Groups.of(centers, axis, axis.spacing), _Groups.of(np.arange(length), axis, 1)
     own, other = (keys, queries) if transposed else (queries, keys)
     if transposed:
-        edges = [_transposed(*of_kind, centers, length, axis) for of_kind in zip(start, end, strict=True)]
-        start, end = np.stack(edges, axis=1)
-        shift = -shift
+        kinds = zip(start, end, centers + offset[:, None], strict=True)
+        start, end = np.stack([_transposed(*of_kind, length, axis) for of_kind in kinds], axis=1)
 
     group, number = np.nonzero(np.arange(0, own.sizes.max(), tile) < own.sizes[:, None])  # of every tile
     group = group[:, None]
@@ -124,19 +125,21 @@ def _plan_kinds(
     members = own.start[group] + own.apart * np.where(owned, place, place[:, :1])
 
     # Below, arrays are [kinds of devices, tiles, T or 1].
-    start, end = start[:, members], end[:, members]
+    start, end, offset = start[:, members], end[:, members], offset[:, None, None]
+    other_group = (group - offset if transposed else group + offset) % axis.dilation
     lo, hi = start.min(axis=2, keepdims=True), end.max(axis=2, keepdims=True)
-    span, others, positions = int((hi - lo).max()), other.sizes[group], int(other.sizes.sum())
+    span, others, positions = int((hi - lo).max()), other.sizes[other_group], int(other.sizes.sum())
     span = math.ceil(span / multiple) * multiple
     # A halo that would run past the end of its group starts earlier, so that tiles there share classes.
     ring = axis.periodic and axis.split is None
     halo = lo if ring else np.maximum(np.minimum(lo, others - span), 0)
-    first_key = other.start[group] + other.apart * halo
+    first_key = other.start[other_group] + other.apart * halo
     first_key = np.where(others > 0, first_key % positions if ring else first_key, -1)
 
     # A tile's class follows from where the window of each of its queries begins and ends and where the query itself is, counted
     # from the first key.
-    ahead = own.first[group] + own.step * place + shift[:, None, None] - (other.first[group] + other.step * halo)
+    ahead = own.first[group] + own.step * place - (other.first[other_group] + other.step * halo)
+    ahead = ahead - (offset + other_group) // axis.dilation if transposed else ahead + (offset + group) // axis.dilation
     looks = np.broadcast_arrays(start - halo, end - halo, ahead * biased, owned)
     looks = np.where(owned[:, None], np.stack(looks, axis=2), 0)  # [kinds, tiles, 4, T]
     looks, classes = np.unique(looks.reshape(-1, 4, tile).astype(np.int32), axis=0, return_inverse=True)

@@ -21,7 +21,8 @@ from natjax_kernels.problem import Problem
 
 _FLOATS = "query", "key", "value", "rpb", "additional_keys", "additional_values"
 _OTHERS = "key_mask", "sizes", "places"
-_PASSED_ON = "key", "value", "key_mask", "places"
+_ARRAYS = "key", "value", "key_mask"
+_PASSED_ON = *_ARRAYS, "places"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +33,20 @@ class Ring:
         axis: which spatial axis it is.
         names: its axes of the mesh.
         parts: devices.
+        behind: how many parts behind a device's own that of every step is, one less in each.
     """
 
     axis: int
     names: str | tuple[str, ...]
     parts: int
+    behind: range
 
     def attend(self, attend: Callable, problem: Problem):
         """Computes output and log-sum-exp; to be called within `jax.shard_map`.
 
         Args:
             attend: of an implementation.
-            problem: of the first step, with the device's own part.
+            problem: with the device's own part, and the place of the first step.
         """
 
         @jax.custom_vjp
@@ -65,6 +68,7 @@ class Ring:
 
     def _forward(self, attend: Callable, problem: Problem):
         """Returns output and log-sum-exp in the accumulator's dtype."""
+        problem = self._first(problem)
         coming = self._next(_fields(problem, _PASSED_ON))
         out, lse = attend(problem)
 
@@ -91,31 +95,38 @@ class Ring:
 
         def step(carry, is_last):
             part, of_part, others = carry
-            coming, of_part = None if is_last else self._next(part), self._pass_on(of_part)
+            coming, of_part = None if is_last else self._next(part), self._get(of_part, -1)
             found = gradients(_at_part(problem, part))
             sums = (jax.tree.map(jnp.add, x, {k: found[k] for k in x}) for x in (of_part, others))
             return coming, *sums
 
+        problem = self._first(problem)
         coming = self._next(_fields(problem, _PASSED_ON))
         first = gradients(problem)
         of_part, others = ({k: first[k] for k in names} for names in (("key", "value"), ("query", "rpb")))
         _, of_part, others = self._around(step, (coming, of_part, others))
-        found = first | self._pass_on(of_part) | others  # the gradients of the own part are home now
+        found = first | self._get(of_part, -self.behind[-1]) | others  # the gradients of the own part are home now
         return jax.tree.map(lambda d, x: d.astype(x.dtype), found, _fields(problem, _FLOATS))
 
     def _around(self, step: Callable, carry: Any) -> Any:
-        """Runs `step(carry, is_last) -> carry` for all parts but the own one."""
-        carry, _ = jax.lax.scan(lambda carry, _: (step(carry, False), None), carry, length=self.parts - 2)
+        """Runs `step(carry, is_last) -> carry` for all parts but the first one."""
+        carry, _ = jax.lax.scan(lambda carry, _: (step(carry, False), None), carry, length=len(self.behind) - 2)
         return step(carry, True)
+
+    def _first(self, problem: Problem) -> Problem:
+        """Returns the problem of the first step."""
+        return dataclasses.replace(problem, **self._get(_fields(problem, _ARRAYS), self.behind[0]))
 
     def _next(self, part: dict[str, Any]) -> dict[str, Any]:
         """Returns what is passed on of the next step."""
         places = part["places"].at[self.axis].add(self.parts)
-        return self._pass_on({k: x for k, x in part.items() if k != "places"}) | {"places": places}
+        return self._get({name: part[name] for name in _ARRAYS}, -1) | {"places": places}
 
-    def _pass_on(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Gives arrays to the next device, and returns those of the one before."""
-        pairs = [(device, (device + 1) % self.parts) for device in range(self.parts)]
+    def _get(self, arrays: dict[str, Any], behind: int) -> dict[str, Any]:
+        """Returns the arrays of the device that is so many behind."""
+        pairs = [((device + behind) % self.parts, device) for device in range(self.parts)]
+        if behind % self.parts == 0:
+            return arrays
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.names, pairs), arrays)
 
 

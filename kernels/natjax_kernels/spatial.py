@@ -48,7 +48,7 @@ def attend_to_parts(
         splits.append(split)
         places.append(jax.lax.axis_index(name))
         if split.ring:
-            rings.append(Ring(a, name, parts))
+            rings.append(Ring(a, name, parts, split.ring))
         get = functools.partial(exchange, axis=1 + a, before=split.before, after=split.after, names=name)
         keys = {kind: None if x is None else get(x, periodic=axis.periodic) for kind, x in keys.items()}
     window = dataclasses.replace(problem.window, split=tuple(splits))

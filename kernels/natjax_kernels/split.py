@@ -2,7 +2,8 @@
 
 Every device has an equal part of the queries and of the keys, in their order, and gets the further keys that its queries see in
 one of two ways. As halos: tokens of its neighbours before and after its own. Or around a ring, where windows are so long that
-halos would be more than all the other parts: the devices pass their keys on, and in every step a device attends to one part.
+halos would be more than all the other parts: the devices pass their keys on, and in every step a device attends to one part. On
+a periodic axis a part may be before and behind the queries of a device, which then attends to it twice.
 
 All devices run one program, whose plan has a place for every device (and step); places that look alike are of one kind.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,13 @@ class Split:
         parts: devices.
         before: keys that a device has in front of its own ones.
         after: keys that it has behind them.
-        ring: whether it has one part at a time instead, and not always its own: that of device (own - step) modulo parts.
+        ring: where it has one part at a time instead, how many parts behind its own that of every step is, modulo `parts`.
     """
 
     parts: int
     before: int = 0
     after: int = 0
-    ring: bool = False
+    ring: range | None = None
 
     def own(self, length: int) -> int:
         """Returns how many of `length` keys are a device's own."""
@@ -46,23 +48,21 @@ class Split:
         """Returns how many keys are a device's own, of `length` that it has, and how many the whole axis has."""
         return self.own(length), self.own(length) * self.parts
 
-    def origins(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def origins(self, length: int, *, periodic: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the own part and the keys at hand begin along the whole axis, [places] each.
 
-        A place is a device; around a ring it is step * parts + device.
+        A place is a device; around a ring it is step * parts + device. Positions on a periodic axis count on beyond its ends.
         """
         device = np.arange(self.parts)
-        if not self.ring:
+        if self.ring is None:
             return device * self.own(length), device * self.own(length) - self.before
-        step, device = (x.reshape(-1) for x in np.meshgrid(device, device, indexing="ij"))
-        return device * length, (device - step) % self.parts * length
+        behind, device = (x.reshape(-1) for x in np.meshgrid(self.ring, device, indexing="ij"))
+        part = device + behind if periodic else (device + behind) % self.parts
+        return device * length, part * length
 
 
 def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
     """Returns how to split an axis of `length` keys: in the way in which devices get fewer keys, around a ring if both are alike.
-
-    Not around a ring go periodic axes, where a window may have two runs of keys in one part, and parts that the dilation does not
-    divide.
 
     Args:
         length: L.
@@ -75,11 +75,13 @@ def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
     before = int(np.max(np.arange(parts)[:, None] * own - first.reshape(parts, -1)))
     after = int(np.max(last.reshape(parts, -1) - np.arange(1, parts + 1)[:, None] * own)) + 1
     before, after = max(before, 0), max(after, 0)
-    in_front = np.arange(parts) * own  # keys of other devices; beyond the borders nothing is sent
+    # Keys of other devices: beyond the borders of an axis nothing is sent.
+    in_front = np.full(parts, length) if axis.periodic else np.arange(parts) * own
     most = np.max(np.minimum(before, in_front) + np.minimum(after, in_front[::-1]))
-    if most >= length - own and own % axis.dilation == 0 and not axis.periodic:
-        return Split(parts, ring=True)
-    return Split(parts, before, after)
+    if most < length - own:
+        return Split(parts, before, after)
+    behind = range(math.ceil(after / own), -math.ceil(before / own) - 1, -1) if axis.periodic else range(0, -parts, -1)
+    return Split(parts, ring=behind)
 
 
 def _runs(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:
@@ -95,27 +97,30 @@ def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndar
     """Returns the windows of a device's queries among the `length` keys that it has, for every kind of device.
 
     Returns:
-        start and end, [kinds, Q] each: a query sees keys start to end - 1 of its dilation group. shift, [kinds]: how far the
-        queries are from `axis.centers`, in keys of a group; 0 but around a ring. kind, [places]: that of every place.
+        start and end, [kinds, Q] each: a query sees keys start to end - 1 of its dilation group. offset, [kinds]:
+        positions from `axis.centers` to the queries; 0 but around a ring. kind, [places]: that of every place.
     """
     if axis.split is None:
         start, end = (x[None, axis.centers(length)] for x in windows(length, axis))
         return start, end, np.zeros(1, int), np.zeros(1, int)
     split, (own, whole) = axis.split, axis.split.lengths(length)
     first, count = (x.reshape(split.parts, -1) for x in _runs(whole, axis))
+    centers = axis.centers(length)
 
     def look(queries: int, keys: int) -> np.ndarray:
+        offset = queries - keys - split.before
         start = (first[queries // own] - keys) // axis.dilation
         end = start + count[queries // own]
         if split.ring:
-            start = np.clip(start, 0, length // axis.dilation)
-            end = np.clip(end, start, length // axis.dilation)
-        shift = (queries - keys - split.before) // axis.dilation
-        return np.concatenate([start, end, [shift]], dtype=np.int32)
+            in_group = -(((centers + offset) % axis.dilation - length) // axis.dilation)  # keys of a query's group
+            start = np.clip(start, 0, in_group)
+            end = np.clip(end, start, in_group)
+        return np.concatenate([start, end, [offset]], dtype=np.int32)
 
-    looks, _, kind = distinct(itertools.starmap(look, zip(*split.origins(length), strict=True)))
-    start, end, shift = np.split(np.stack(looks), [first.shape[1], -1], axis=1)
-    return start, end, shift[:, 0], kind
+    places = zip(*split.origins(length, periodic=axis.periodic), strict=True)
+    looks, _, kind = distinct(itertools.starmap(look, places))
+    start, end, offset = np.split(np.stack(looks), [len(centers), -1], axis=1)
+    return start, end, offset[:, 0], kind
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

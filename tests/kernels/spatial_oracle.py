@@ -39,8 +39,10 @@ CASES = {
     "finer and coarser queries": ((1, 16, 8, 2, 4), (None, "b", "a"), {"kernel_size": 3, "keys": (8, 16, 1)}),
     "video": ((1, 8, 8, 6, 1, 4), (None, "b", "a"), {"kernel_size": (3, 5, 4), "is_causal": (True, False, False)}),
     "a ring": ((1, 32, 2, 4), (None, ("a", "b")), {"kernel_size": -1, "additional": 2, "mask": 0.6}),
-    "a causal ring": ((1, 16, 2, 4), (None, "b"), {"kernel_size": -1, "dilation": 2, "is_causal": True}),
-    "a ring beside halos": ((1, 16, 16, 2, 4), (None, "b", "a"), {"kernel_size": (-1, 3)}),
+    "a causal ring, dilated": ((1, 12, 2, 4), (None, "b"), {"kernel_size": -1, "dilation": 2, "is_causal": True}),
+    "a periodic ring beside halos": (
+        (1, 16, 16, 2, 4), (None, "b", "a"), {"kernel_size": (-1, 3), "periodic": (True, False)},
+    ),
     "rings along both axes": ((1, 8, 8, 1, 4), (None, "b", "a"), {"kernel_size": (-1, 8), "rpb": False}),
 }  # fmt: skip
 # Of the largest value of an array: sums of a device are in another order.

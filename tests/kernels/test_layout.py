@@ -42,6 +42,7 @@ SPLIT = {  # of the same, and devices along every axis
     "periodic": (((24, 10), (5, 3), (2, 1), (1, 1), (False, False), (4, 5), None, (True, True)), (4, 1)),
     "coarser queries": (((24, 16), (5, 4), (3, 1), (1, 1), (False, False), (2, 4), None, (), (2, 4)), (2, 4)),
     "around": (((24,), (12,), (2,), (1,), (False,), (3,), (2,)), (3,)),
+    "around a periodic axis": (((24,), (6,), (4,), (1,), (False,), (2,), None, (True,)), (4,)),
     "around, beside halos": (((8, 16), (8, 3), (1, 1), (1, 1), (True, False), (2, 4), None), (4, 2)),
 }
 
@@ -113,7 +114,9 @@ def test_layouts_of_all_devices_hold_every_pair_once(case):
     for places in np.ndindex(ways[0].kinds.shape):
         queries, keys = [], []
         for n, whole, axis, place in zip(at_hand, spatial, split.axes(), places, strict=True):
-            query, key = (0, 0) if axis.split is None else np.stack(axis.split.origins(n))[:, place]
+            query, key = (
+                (0, 0) if axis.split is None else np.stack(axis.split.origins(n, periodic=axis.periodic))[:, place]
+            )
             own = (n if axis.split is None else axis.split.own(n)) // axis.spacing
             queries.append(query // axis.spacing + np.arange(own))
             keys.append(

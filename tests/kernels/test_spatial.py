@@ -83,7 +83,7 @@ INTERPRETED["NPROC"] = "64"
 @pytest.mark.once
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton's interpreter")
 def test_fused_kernels_give_results_of_one_device():
-    run_apart([str(ORACLE), "triton", "Explicit", "heads too", "a causal ring"], **INTERPRETED)
+    run_apart([str(ORACLE), "triton", "Explicit", "heads too", "a causal ring, dilated"], **INTERPRETED)
 
 
 @pytest.mark.once

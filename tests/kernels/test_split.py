@@ -74,12 +74,12 @@ def test_halos_are_as_long_as_windows_reach():
     # Parts of two tokens: windows at the borders shift inward, far beyond them.
     assert split_axis(64, 32, AxisWindow(7)) == Split(32, 5, 5)
     assert split_axis(8, 2, AxisWindow(7)) == Split(2, 3, 3)  # each device gets one of them
-    assert split_axis(64, 8, AxisWindow(64)) == Split(8, ring=True)  # halos would be all other parts, twice
-    assert split_axis(64, 8, AxisWindow(64, causal=True)) == Split(
-        8, ring=True
-    )  # halos would be as many, all of them in memory
-    assert split_axis(64, 8, AxisWindow(64, periodic=True)) == Split(8, 32, 31)
-    assert split_axis(64, 8, AxisWindow(21, dilation=3)) == Split(8, 55, 55)  # the dilation does not divide a part
+    assert split_axis(64, 8, AxisWindow(64)) == Split(8, ring=range(0, -8, -1))  # halos would be all other parts, twice
+    # Halos would be as many, all of them in memory.
+    assert split_axis(64, 8, AxisWindow(64, causal=True)) == Split(8, ring=range(0, -8, -1))
+    # The part on the other side is both before and behind.
+    assert split_axis(64, 8, AxisWindow(64, periodic=True)) == Split(8, ring=range(4, -5, -1))
+    assert split_axis(64, 8, AxisWindow(21, dilation=3)) == Split(8, ring=range(0, -8, -1))
 
 
 @pytest.mark.parametrize(
