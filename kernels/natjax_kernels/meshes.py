@@ -24,7 +24,14 @@ from jax.sharding import PartitionSpec
 from natjax_kernels.grids import repeat_heads_to_shard
 from natjax_kernels.partitioning import Call, join_heads, split_heads
 from natjax_kernels.problem import Problem
-from natjax_kernels.sharding import laid_alike, may_lie_anywhere, over_explicit_axes, spec_of
+from natjax_kernels.sharding import (
+    is_summed_later,
+    laid_alike,
+    may_lie_anywhere,
+    over_explicit_axes,
+    shared_along,
+    spec_of,
+)
 from natjax_kernels.spatial import attend_to_parts
 
 
@@ -56,8 +63,10 @@ def over_devices(attend: Callable, statistics: Statistics | None = None) -> Call
 
     @functools.wraps(attend)
     def attend_over_devices(problem: Problem):
-        names = spec_of(problem.query)[1:-2]
-        if not any(names):
+        names, bias = spec_of(problem.query)[1:-2], problem.rpb
+        if bias is not None:
+            problem = dataclasses.replace(problem, rpb=shared_along(bias, problem.query))
+        if not (any(names) or is_summed_later(problem.rpb)):
             is_auto = may_lie_anywhere(problem.arrays) and isinstance(problem.batch, int)
             return _over_auto_axes(attend, statistics, problem) if is_auto else attend(problem)
         problem = laid_alike(repeat_heads_to_shard(problem))

@@ -55,28 +55,60 @@ def shards(x: jax.Array, axis: int) -> int:
     return math.prod(sharding.mesh.shape[name] for name in mesh_names(sharding.spec[axis]))
 
 
-def shared_along(parameter: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns a parameter as an op takes it beside x, if its gradient is to be summed over devices later.
+def is_summed_later(parameter: jax.Array | None) -> bool:
+    """Returns whether a parameter's gradient is to be summed over devices later: its `PartitionSpec` has `reduced` axes."""
+    return parameter is not None and bool(jax.typeof(parameter).sharding.spec.reduced)
 
-    Its `PartitionSpec` has `reduced` axes then. The op's gradient is to be summed over the axes that x is split along, and over
-    these alone. Other parameters stay as they are.
+
+def shared_along(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a parameter as an op takes it beside x, if its gradient is summed later; other parameters stay as they are.
+
+    The op's gradient is to be summed over the axes that x is split along, and over these alone.
     """
-    sharding = jax.typeof(parameter).sharding
-    if not sharding.spec.reduced:
+    if not is_summed_later(parameter):
         return parameter
-    spec = PartitionSpec(*sharding.spec.partitions, reduced=set(_names(x)))
+    sharding = jax.typeof(parameter).sharding
+    spec = PartitionSpec(*sharding.spec.partitions, reduced=set(_names(x)) - set(_names(parameter)))
     return jax.sharding.reshard(parameter, NamedSharding(sharding.mesh, spec))
+
+
+def beside(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a parameter of x's last axes as what is added to x, or multiplied with it: [1, ..., C] of [C].
+
+    If its gradient is summed later, it is as long as x along the axes that x is split along: JAX has no sums of a parameter that
+    all devices have and an array that is split whose gradient would be summed later.
+    """
+    lead = x.ndim - parameter.ndim
+    if not is_summed_later(parameter):
+        return jax.lax.expand_dims(parameter, range(lead))
+    shape = tuple(side if names else 1 for side, names in zip(x.shape[:lead], spec_of(x), strict=False))
+    return _broadcast(shared_along(parameter, x), shape, spec_of(x)[:lead])
 
 
 def own_copies(parameter: jax.Array, x: jax.Array) -> jax.Array:
     """Returns a parameter [...] as `jax.shard_map` takes it beside x: [devices that x is split over, ...], on each its own copy.
 
-    The gradient is summed over devices afterwards, or later, see `shared_along`.
+    The gradient is summed over devices afterwards, or later, see `is_summed_later`. Devices along axes of the mesh that the
+    parameter itself is split along have their parts.
     """
-    names, mesh = _names(x), jax.typeof(x).sharding.mesh
-    shape = (math.prod(mesh.shape[name] for name in names), *parameter.shape)
-    copies = NamedSharding(mesh, PartitionSpec(names))
-    return jax.lax.broadcast_in_dim(shared_along(parameter, x), shape, range(1, len(shape)), out_sharding=copies)
+    names = tuple(name for name in _names(x) if name not in _names(parameter))
+    mesh = jax.typeof(x).sharding.mesh
+    return _broadcast(shared_along(parameter, x), (math.prod(mesh.shape[name] for name in names),), (names,))
+
+
+def _summed_at_once(parameter: jax.Array | None) -> jax.Array | None:
+    """Returns a parameter whose gradient is not summed later."""
+    if parameter is None or not is_summed_later(parameter):
+        return parameter
+    sharding = jax.typeof(parameter).sharding
+    return jax.sharding.reshard(parameter, NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec.partitions)))
+
+
+def _broadcast(x: jax.Array, shape: tuple[int, ...], spec: tuple) -> jax.Array:
+    """Returns copies of x, along axes in front of its own that lie where `spec` says."""
+    sharding = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec, *spec_of(x)))
+    axes = range(len(shape), len(shape) + x.ndim)
+    return jax.lax.broadcast_in_dim(x, (*shape, *x.shape), axes, out_sharding=sharding)
 
 
 def _names(x: jax.Array) -> tuple[str, ...]:
@@ -103,7 +135,7 @@ def sharded_as(x: jax.Array, primal: jax.Array) -> jax.Array:
 def laid_out(x: jax.Array, spec: tuple) -> NamedSharding | None:
     """Returns the sharding of axes that lie where `spec` says on the mesh of x; None where none is sharded."""
     sharding = jax.typeof(x).sharding
-    reduced = sharding.spec.reduced  # of a parameter, see `shared_along`
+    reduced = sharding.spec.reduced  # of a parameter, see `is_summed_later`
     return NamedSharding(sharding.mesh, PartitionSpec(*spec, reduced=reduced)) if any(spec) or reduced else None
 
 
@@ -155,8 +187,10 @@ def laid_alike(problem: Any) -> Any:
 def within_auto_axes(attend: Callable, problem: Any, *more: Any, specs: tuple) -> Any:
     """Returns `attend(problem, *more)`, whose results lie as `specs` say; XLA lays out what is between: axes are Auto inside.
 
-    For derivatives of JAX's own: those of its gathers need `jax.set_mesh` where axes are Explicit (jax 0.12).
+    For derivatives of JAX's own: those of its gathers need `jax.set_mesh` where axes are Explicit (jax 0.12). They sum
+    gradients over devices at once.
     """
+    problem = problem.with_arrays(*map(_summed_at_once, problem.arrays))
     mesh = _explicit_mesh(problem.arrays)
     if mesh is None or AxisType.Manual in mesh.axis_types:  # within `jax.shard_map` they know the mesh
         return attend(problem, *more)
@@ -179,7 +213,7 @@ def over_batch(function: Callable, arrays: tuple, shared: tuple = ()) -> Any:
             arrays of the mesh.
         arrays: its first arguments. Those that are not split along the batch are.
         shared: its further arguments, pytrees of arrays of which every device has all. Their gradients are summed over devices,
-            but those that are to be summed later, see `shared_along`.
+            or later, see `is_summed_later`.
     """
     leaves = tuple(jax.tree.leaves(arrays))
     mesh = _explicit_mesh(leaves)
@@ -200,20 +234,26 @@ def over_batch(function: Callable, arrays: tuple, shared: tuple = ()) -> Any:
 def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results: Any, *, all_axes: bool = False) -> Any:
     """Returns `function(*arrays)`, which every device computes of its own parts: `jax.shard_map` of arrays as they lie.
 
-    Gradients of arrays of which several devices have the same part are summed over these.
+    Gradients of arrays of which several devices have the same part are summed over these, or later, see `is_summed_later`.
 
     Args:
         function: of a device's parts, with collectives where it needs others'.
-        arrays: along Explicit axes of a mesh.
+        arrays: along Explicit axes of a mesh. What is summed later comes beside the first one.
         results: partition specs of what it returns.
         all_axes: whether it is to be within all axes of the mesh, as calls of kernels are, and not only those that arrays lie
             along. `jax.vmap` cannot map an array along any of them then.
     """
+    later = [is_summed_later(x) for x in arrays]
+    arrays = [own_copies(x, arrays[0]) if own else x for x, own in zip(arrays, later, strict=True)]
+
+    def of_device(*parts):
+        return function(*(x[0] if own else x for x, own in zip(parts, later, strict=True)))
+
     specs = tuple(PartitionSpec(*spec_of(x)) for x in arrays)
     mesh = _explicit_mesh(arrays)
     explicit = (name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     names = set(explicit if all_axes else itertools.chain(*map(_names, arrays)))
-    call = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, axis_names=names, check_vma=False)
+    call = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=results, axis_names=names, check_vma=False)
     return jax.jit(call)(*arrays)  # called by itself, `jax.shard_map` has no rule for some derivatives
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from natjax.nn.initializers import truncated_normal
 from natjax.nn.inputs import check_inputs, cut_to_sizes, pad_maps
-from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, project_columns, rms_norm
+from natjax.nn.layers import as_rngs, dropout, layer_norm, linear, rms_norm
 from natjax.nn.rotary import check_rotary, rotate
 from natjax.nn.spatial import laid_as
 from natjax_kernels import neighborhood_attention, neighborhood_attention_with_weights
@@ -250,7 +250,7 @@ class NeighborhoodAttention(nnx.Module):
             # Split rather than sliced: a split's gradient is one concatenation, those of slices are padded and summed.
             query, key, value = map(self._heads, jax.lax.split(self.qkv(x), widths, axis=rank + 1))
         else:
-            query, (key, value) = self._heads(project_columns(self.qkv, x, 0, self.dim)), self._key_value(kv)
+            query, (key, value) = self._heads(self.qkv.columns(x, 0, self.dim)), self._key_value(kv)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rope:
@@ -277,7 +277,7 @@ class NeighborhoodAttention(nnx.Module):
 
     def _key_value(self, x):
         """Returns keys and values, [..., N, D] each, by the part of the fused projection that makes no queries."""
-        key, value = jnp.split(project_columns(self.qkv, x, self.dim), 2, axis=-1)
+        key, value = jnp.split(self.qkv.columns(x, self.dim), 2, axis=-1)
         return self._heads(key), self._heads(value)
 
     def _attend(self, query, key, value, more: dict[str, Any], rngs: nnx.Rngs | None, output_attentions: bool):

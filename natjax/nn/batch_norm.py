@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from natjax_kernels.sharding import beside
+
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
     from jaxtyping import Array, Bool, Float
@@ -68,7 +70,7 @@ class BatchNorm(nnx.Module):
         mean, var = (
             (self.mean[...], self.var[...]) if self.use_running_average else self._batch_statistics(wide, counted)
         )
-        scale, bias = (jnp.asarray(p[...], wide.dtype) for p in (self.scale, self.bias))
+        scale, bias = (beside(p[...].astype(wide.dtype), x) for p in (self.scale, self.bias))
         y = (wide - mean.astype(wide.dtype)) * (jax.lax.rsqrt(var.astype(wide.dtype) + EPSILON) * scale) + bias
         return y.astype(self.dtype or jnp.promote_types(x.dtype, self.scale[...].dtype))
 

@@ -25,6 +25,7 @@ from natjax.nn.layers import downsampling_conv, drop_path, dropout, layer_norm, 
 from natjax.nn.patches import PatchMerging, PatchProjection
 from natjax.nn.sizes import cut, halved
 from natjax.nn.xla import gelu, split_residual
+from natjax_kernels.sharding import beside
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -118,7 +119,8 @@ class NatLayer(nnx.Module):
 
     def _residual(self, x, branch, index, rngs):
         if self.layer_scale_parameters is not None:
-            branch = self.layer_scale_parameters[index].astype(branch.dtype) * branch
+            scale = jax.lax.index_in_dim(self.layer_scale_parameters[...], index, keepdims=False)
+            branch = beside(scale.astype(branch.dtype), branch) * branch
         return x + self.drop_path(branch, rngs=rngs)
 
     def __call__(

@@ -10,11 +10,70 @@ from flax import nnx
 
 from natjax.nn.spatial import conv_over_parts
 from natjax.nn.xla import conv1x1, conv3x3_s2, conv_general_dilated, flat_dot_general
+from natjax_kernels.sharding import beside
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
 EPSILON = 1e-5  # PyTorch's default, which stem, downsampler and backbone norms keep, whatever `layer_norm_eps` says
+
+
+class Linear(nnx.Linear):
+    """A linear layer over channels; the gradient of its bias may be summed over devices later, see `beside`."""
+
+    def __call__(self, inputs: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
+        """Applies the layer to any tokens: [..., C] to [..., D]."""
+        return self.columns(inputs, 0)
+
+    def columns(self, x: Any, start: int, stop: int | None = None) -> jax.Array:
+        """Applies those output channels of the layer that go from `start` to `stop`."""
+        kernel, bias = self.kernel[...][:, start:stop], None if self.bias is None else self.bias[...][start:stop]
+        x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
+        y = self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=self.precision)
+        return y if bias is None else y + beside(bias, y)
+
+
+class Conv(nnx.Conv):
+    """A convolution of maps; the gradient of its bias may be summed over devices later, see `beside`."""
+
+    def __call__(self, inputs: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
+        """Applies the layer to maps: [B, H, W, C] to [B, h, w, D]."""
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        strides, ends = (self.strides,) * 2, ((self.padding, self.padding),) * 2
+        more: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": self.precision}
+        y = self.conv_general_dilated(x, kernel, strides, ends, **more)
+        return y if bias is None else y + beside(bias, y)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """A LayerNorm (arXiv 1607.06450) over channels, with the two-pass variance of PyTorch's.
+
+    The gradients of its weights may be summed over devices later, see `beside`.
+    """
+
+    def __call__(self, x: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
+        """Normalises tokens [..., C], in float32 at least."""
+        weights = self.scale[...], self.bias[...]  # ty: ignore[not-subscriptable]
+        x, scale, bias = self.promote_dtype((x, *weights), dtype=self.dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        return (_scaled(y, scale, self.epsilon) + beside(bias, y)).astype(x.dtype)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """An RMSNorm (arXiv 1910.07467) over channels; the gradient of its scale may be summed over devices later, see `beside`."""
+
+    def __call__(self, x: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
+        """Normalises tokens [..., C], in float32 at least."""
+        x, scale = self.promote_dtype((x, self.scale[...]), dtype=self.dtype)  # ty: ignore[not-subscriptable]
+        return _scaled(x.astype(jnp.promote_types(x.dtype, jnp.float32)), scale, self.epsilon).astype(x.dtype)
+
+
+def _scaled(y: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Returns tokens [..., C] that are divided by the root of their mean square and multiplied by a scale [C]."""
+    mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
+    return y * (jax.lax.rsqrt(mean_square + epsilon) * beside(scale, y))
 
 
 def linear(
@@ -26,9 +85,9 @@ def linear(
     dtype: DTypeLike | None,
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Linear:
     """Returns a linear layer over channels."""
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=use_bias,
@@ -40,14 +99,6 @@ def linear(
     )
 
 
-def project_columns(layer: nnx.Linear, x: jax.Array, start: int, stop: int | None = None) -> jax.Array:
-    """Applies those output channels of a linear layer that go from `start` to `stop`."""
-    kernel, bias = layer.kernel[...][:, start:stop], None if layer.bias is None else layer.bias[...][start:stop]
-    x, kernel, bias = layer.promote_dtype((x, kernel, bias), dtype=layer.dtype)
-    y = flat_dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=layer.precision)
-    return y if bias is None else y + bias
-
-
 def downsampling_conv(
     in_features: int,
     out_features: int,
@@ -57,9 +108,9 @@ def downsampling_conv(
     dtype: DTypeLike | None,
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> Conv:
     """Returns the 3 x 3 convolution of stride 2, which halves height and width, rounding up."""
-    return nnx.Conv(
+    return Conv(
         in_features,
         out_features,
         kernel_size=(3, 3),
@@ -84,9 +135,9 @@ def conv(
     dtype: DTypeLike | None,
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> Conv:
     """Returns a convolution that keeps height and width, with a kernel of 1 x 1 or another odd side."""
-    return nnx.Conv(
+    return Conv(
         in_features,
         out_features,
         kernel_size=(kernel_size, kernel_size),
@@ -102,18 +153,16 @@ def conv(
 
 def layer_norm(
     features: int, *, epsilon: float = EPSILON, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.LayerNorm:
-    """Returns a LayerNorm over channels, with the two-pass variance of PyTorch's."""
-    return nnx.LayerNorm(
-        features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-    )
+) -> LayerNorm:
+    """Returns a LayerNorm over channels."""
+    return LayerNorm(features, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 def rms_norm(
     features: int, *, epsilon: float, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.RMSNorm:
-    """Returns an RMSNorm (arXiv 1910.07467) over channels."""
-    return nnx.RMSNorm(features, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+) -> RMSNorm:
+    """Returns an RMSNorm over channels."""
+    return RMSNorm(features, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 def dropout(rate: float) -> nnx.Dropout:

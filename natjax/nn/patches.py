@@ -15,7 +15,7 @@ from flax import nnx
 
 from natjax.configuration import NatConfig
 from natjax.nn.initializers import truncated_normal
-from natjax.nn.layers import layer_norm, linear
+from natjax.nn.layers import Conv, layer_norm, linear
 from natjax.nn.sizes import cut
 from natjax.nn.spatial import gathered_unless
 from natjax.nn.xla import as_matrix, flat_dot_general
@@ -30,12 +30,12 @@ class PatchProjection(nnx.Module):
     """A linear layer on patches of the image, written as a convolution whose stride is its size."""
 
     def __init__(self, config: NatConfig, *, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.projection = nnx.Conv(
+        self.projection = Conv(
             config.num_channels,
             config.embed_dim,
             kernel_size=(config.patch_size,) * 2,
             strides=config.patch_size,
-            padding="VALID",
+            padding=0,
             kernel_init=truncated_normal(config.initializer_range),
             conv_general_dilated=_conv_of_patches,
             dtype=dtype,

@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from natjax.nn.spatial import is_split, over_parts
-from natjax_kernels.sharding import may_lie_anywhere, over_batch, reshape, shared_along, spec_of
+from natjax_kernels.sharding import is_summed_later, may_lie_anywhere, over_batch, reshape, shared_along, spec_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -72,8 +72,7 @@ def conv_general_dilated(x: Float[Array, "B H W C"], kernel: Float[Array, "..."]
     def convolve(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(x, kernel, *args, **options)
 
-    is_summed_later = jax.typeof(kernel).sharding.spec.reduced
-    return over_batch(convolve, (x,), (kernel,)) if is_summed_later else convolve(x, kernel)
+    return over_batch(convolve, (x,), (kernel,)) if is_summed_later(kernel) else convolve(x, kernel)
 
 
 def conv1x1(

@@ -56,6 +56,11 @@ def with_dropout(x, rpb):
     return with_weights(x, rpb, dropout_rate=0.5, dropout_key=jax.random.split(jax.random.key(0))[0])
 def reference(x, rpb):
     return neighborhood_attention(x, x + 1, x, kernel_size=3, dilation=(2, 1), rpb=rpb, implementation="reference")
+def summed_later(function, x, rpb):
+    rpb = jax.sharding.reshard(rpb, NamedSharding(mesh, P(reduced={"data", "heads"})))
+    out, dx, d_rpb = both(function)(x, rpb)
+    assert jax.typeof(d_rpb).sharding.spec.unreduced == {"data", "heads"}
+    return out, dx, jax.sharding.reshard(d_rpb, NamedSharding(mesh, P()))
 everywhere = ((("data",), ()), ((None, None, None, "heads"), ("heads",)), (("data", None, None, "heads"), ()), ((), ("heads",)))
 for function in (op, with_weights, reference, with_dropout):
     expected = both(function)(x, rpb)
@@ -64,6 +69,10 @@ for function in (op, with_weights, reference, with_dropout):
         got = both(function)(*placed)
         for a, b in zip(got[1:], placed):
             assert a.sharding.is_equivalent_to(b.sharding, a.ndim), (function, spec, a.sharding)
+        for a, b in zip(got, expected):
+            np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5, err_msg=str((function, spec)))
+    for spec in (("data",), ("data", None, None, "heads")):
+        got = jax.jit(summed_later, static_argnums=0)(function, put(x, *spec), put(rpb))
         for a, b in zip(got, expected):
             np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5, err_msg=str((function, spec)))
     for spec in ((None, "data"), ("data",)):

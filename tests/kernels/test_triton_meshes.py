@@ -16,6 +16,7 @@ CASES = [
     "auto with the mesh set",
     "explicit",
     "explicit with the bias sharded",
+    "explicit, batch alone, the bias's gradient summed later",
     "auto, nothing placed",
     "explicit, nothing placed",
     "shard_map",
@@ -127,6 +128,12 @@ def main():
         shardings = (tokens, tokens, tokens, NamedSharding(mesh, rpb_spec), tokens)
         return [jax.device_put(x, s) for x, s in zip(arguments, shardings, strict=True)]
 
+    def summed_later(query, key, value, rpb, d_out):
+        rpb = jax.sharding.reshard(rpb, P(reduced={"data", "model"}))
+        *results, d_rpb = gradients(query, key, value, rpb, d_out)
+        assert jax.typeof(d_rpb).sharding.spec.unreduced == {"data", "model"}
+        return *results, jax.sharding.reshard(d_rpb, P())
+
     auto, explicit = (
         jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2) for kind in (AxisType.Auto, AxisType.Explicit)
     )
@@ -136,6 +143,9 @@ def main():
     with jax.set_mesh(explicit):
         reports["explicit"] = report(attend, gradients, on(explicit, P()))
         reports["explicit with the bias sharded"] = report(attend, gradients, on(explicit, P("model")))
+        images = P(("data", "model"))
+        placed = [jax.device_put(x, P() if x is rpb else images) for x in arguments]
+        reports["explicit, batch alone, the bias's gradient summed later"] = report(attend, summed_later, placed)
     for kind, mesh in (("auto", auto), ("explicit", explicit)):
         with jax.set_mesh(mesh):
             reports[f"{kind}, nothing placed"] = report(attend, gradients, arguments)

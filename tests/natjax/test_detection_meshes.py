@@ -39,6 +39,7 @@ CONFIG = natjax.MaskRcnnConfig(
 )
 IMAGES, OBJECTS, SIDE = 4, 3, 64
 MESHES = {"batch": ((4, 1), P("data")), "rows": ((2, 2), P("data", "rows"))}  # devices, and where images lie
+LATER = {"rows"}  # where gradients are summed over devices by themselves, as training sums them once per step
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
@@ -74,15 +75,21 @@ def programs():
         (_, (found, stats)), gradients = jax.value_and_grad(losses, has_aux=True)(params, stats, batch, key)
         return {"losses": found, "statistics": stats, "gradients": nnx.to_pure_dict(gradients)}
 
+    def step_summing_later(params, stats, batch, key):
+        mesh = jax.typeof(batch["pixel_values"]).sharding.mesh
+        params = jax.sharding.reshard(params, NamedSharding(mesh, P(reduced=set(mesh.axis_names))))
+        found = step(params, stats, batch, key)
+        return found | {"gradients": jax.sharding.reshard(found["gradients"], NamedSharding(mesh, P()))}
+
     def detect(params, stats, batch):
         found = nnx.merge(detecting, params, stats, copy=True)(batch["pixel_values"], batch["image_sizes"])
         return {name: getattr(found, name) for name in ("boxes", "scores", "labels", "valid", "masks")}
 
-    return (params, stats), step, detect
+    return (params, stats), step, step_summing_later, detect
 
 
 def main(path: str) -> None:
-    variables, step, detect = programs()
+    variables, step, step_summing_later, detect = programs()
     placed = {"one": (variables, batch_of())}
     for name, (shape, images) in MESHES.items():
         mesh = jax.make_mesh(shape, ("data", "rows"), (AxisType.Explicit,) * 2)
@@ -91,11 +98,13 @@ def main(path: str) -> None:
         placed[name] = jax.device_put(variables, NamedSharding(mesh, P())), batch
     found = {}
     for name, (state, batch) in placed.items():
-        for function, arguments in ((step, (*state, batch, jax.random.key(1))), (detect, (*state, batch))):
+        stepping = step_summing_later if name in LATER else step
+        calls = {"step": (stepping, (*state, batch, jax.random.key(1))), "detect": (detect, (*state, batch))}
+        for kind, (function, arguments) in calls.items():
             program = jax.jit(function).lower(*arguments).compile()
             arrays = {"collectives": np.array(COLLECTIVES.findall(program.as_text())), **program(*arguments)}
             for keys, array in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-                found["/".join((name, function.__name__, jax.tree_util.keystr(keys)))] = np.asarray(array)
+                found["/".join((name, kind, jax.tree_util.keystr(keys)))] = np.asarray(array)
     np.savez(path, **found)
 
 

@@ -233,36 +233,24 @@ def _in_equal_parts(inputs: Any, stride: int) -> Any:
 def _gathered(params: Any, factors: Any) -> Any:
     """Returns parameters as a forward pass takes them, all of them on every device.
 
-    Those of `_is_reduced_late` have gradients that each device has of its own images, until `_reduced` sums them.
+    Their gradients are those that each device has of its own images, until `_reduced` sums them. A frozen parameter has a
+    gradient of zeros, on all devices.
     """
-
-    def gathered(path: Any, param: jax.Array, factor: float) -> jax.Array:
-        return reshard(param, P(reduced=_all_axes()) if _is_reduced_late(path, factor) else P())
-
-    return jax.tree.map_with_path(gathered, params, factors)
+    return jax.tree.map(lambda p, factor: reshard(p, P(reduced=_devices()) if factor else P()), params, factors)
 
 
 def _zero_gradients(params: Any, factors: Any) -> Any:
     """Returns zeros that lie as the gradients of `_gathered` parameters."""
 
-    def zeros(path: Any, param: jax.Array, factor: float) -> jax.Array:
-        zeros = jnp.zeros(param.shape, param.dtype)
-        return reshard(zeros, P(unreduced=_all_axes()) if _is_reduced_late(path, factor) else P())
+    def zeros(param: jax.Array, factor: float) -> jax.Array:
+        return reshard(jnp.zeros(param.shape, param.dtype), P(unreduced=_devices()) if factor else P())
 
-    return jax.tree.map_with_path(zeros, params, factors)
-
-
-def _is_reduced_late(path: Any, factor: float) -> bool:
-    """Returns whether a parameter's gradient is summed over devices once per step, and not in every micro-batch.
-
-    Kernels, nearly all of the parameters, are: they are multiplied by what is split, which JAX can leave unreduced. What is added
-    to it (biases, norms, positional biases) JAX reduces at once. A frozen parameter has a gradient of zeros, on all devices.
-    """
-    return path[-1].key == "kernel" and factor > 0
+    return jax.tree.map(zeros, params, factors)
 
 
-def _all_axes() -> set[str]:
-    return set(jax.sharding.get_abstract_mesh().axis_names)
+def _devices() -> set[str]:
+    """Returns the axes of the mesh along which there are several devices."""
+    return {name for name, size in jax.sharding.get_abstract_mesh().shape.items() if size > 1}
 
 
 def _reduced(gradients: Any, params: Any) -> Any:

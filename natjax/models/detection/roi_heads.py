@@ -23,7 +23,7 @@ from natjax.detection.roi_align import product, roi_align
 from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import glorot_uniform, he_normal, truncated_normal
 from natjax.nn.layers import conv, linear
-from natjax_kernels.sharding import over_batch, reshape_batch
+from natjax_kernels.sharding import beside, over_batch, reshape_batch, shared_along
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -119,8 +119,9 @@ class Upsample(nnx.Module):
         """Returns maps of M = 2 S points a side."""
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel[...].dtype)
         x, kernel, bias = (jnp.asarray(value, dtype) for value in (x, self.kernel[...], self.bias[...]))
-        y = jnp.einsum("nhwc,yxdc->nhywxd", x, kernel)
-        return reshape_batch(y, len(x), 2 * x.shape[1], 2 * x.shape[2], len(bias)) + bias
+        y = jnp.einsum("nhwc,yxdc->nhywxd", x, shared_along(kernel, x))
+        y = reshape_batch(y, len(x), 2 * x.shape[1], 2 * x.shape[2], len(bias))
+        return y + beside(bias, y)
 
 
 class MaskHead(nnx.Module):
@@ -145,6 +146,7 @@ class MaskHead(nnx.Module):
         x = jax.nn.relu(self.upsample(x))
         kernel, bias = self.conv_logits.kernel[...][0, 0], self.conv_logits.bias[...]  # ty: ignore[not-subscriptable]
         x, kernel, bias = self.conv_logits.promote_dtype((x, kernel, bias), dtype=self.conv_logits.dtype)
+        kernel, bias = (shared_along(weight, x) for weight in (kernel, bias))
         # Picked by a product, as the gradient of a gather would be a scatter to what all devices have.
         is_class = (_flat(labels)[:, None] == jnp.arange(len(bias))).astype(x.dtype)
         logits = jnp.einsum("nyxc,nc->nyx", x, product(is_class, kernel.T)) + product(is_class, bias)[:, None, None]
