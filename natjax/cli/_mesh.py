@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from natjax.meshes import SPACE, check_device_count, parse_sizes
+
 if TYPE_CHECKING:
     from jax.sharding import NamedSharding
 
@@ -33,17 +35,13 @@ def image_sharding(devices: int | None) -> NamedSharding | None:
 
     if devices is None:
         return None
-    if devices > jax.device_count():
-        raise ValueError(
-            f"--mesh space={devices} needs {devices} devices; there are {jax.device_count()}. "
-            f"On a CPU, JAX_NUM_CPU_DEVICES={devices} makes as many, for trials."
-        )
-    mesh = jax.make_mesh((devices,), ("space",), devices=jax.devices()[:devices])
-    return NamedSharding(mesh, PartitionSpec(None, "space"))
+    check_device_count({SPACE: devices}, jax.device_count())
+    mesh = jax.make_mesh((devices,), (SPACE,), devices=jax.devices()[:devices])
+    return NamedSharding(mesh, PartitionSpec(None, SPACE))
 
 
 def _space(text: str) -> int:
-    name, _, devices = text.partition("=")
-    if name.strip() != "space" or not devices.strip().isdecimal() or int(devices) < 1:
-        raise argparse.ArgumentTypeError(f"must be space=N, N devices that an image is split over; got {text!r}")
-    return int(devices)
+    try:
+        return parse_sizes(text, [SPACE], "space=N, N devices that an image is split over")[SPACE]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -3,8 +3,7 @@
 `data` and `fsdp` split the batch, `space` splits the height of images. Along `fsdp` every large parameter (and its moments and
 average) is split too, in its largest dimension that divides; a step gathers it once for use and keeps the device's own part of
 its gradient, which is summed over all axes like all gradients (as a reduce-scatter where the compiler has that; on a CPU as an
-all-reduce). Along `data` and `space` all is replicated. Gradients of kernels are summed once per step, however many
-micro-batches it has.
+all-reduce). Along `data` and `space` all is replicated. Gradients are summed once per step, however many micro-batches it has.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from natjax.meshes import SPACE, check_device_count, parse_sizes
 from natjax.text import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
-AXES = ("data", "fsdp")  # that split the batch
-SPACE = "space"  # splits the height of images; of meshes where it has several devices
+AXES = ("data", "fsdp")  # that split the batch; `SPACE` is one of meshes where it has several devices
 BATCH = P(AXES)
 _SKIP_NONE = (
     "Processes that share images (space) must have the same ones, and skip none: mend or replace these and start again, a run "
@@ -38,19 +37,11 @@ def parse_mesh(text: str, device_count: int) -> dict[str, int]:
     Raises:
         ValueError: the text names no axes of this design, or more devices than there are.
     """
-    sizes = dict.fromkeys((*AXES, SPACE), 1)
+    axes = *AXES, SPACE
     if not text:
-        return {**sizes, "data": device_count}
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        if name.strip() not in sizes or not size.strip().isdecimal() or int(size) < 1:
-            raise ValueError(f"mesh must look like data=8, data=2,fsdp=4 or data=2,space=4; got {text!r}.")
-        sizes[name.strip()] = int(size)
-    if math.prod(sizes.values()) > device_count:
-        raise ValueError(
-            f"mesh {text!r} needs {math.prod(sizes.values())} devices; there are {device_count}. On a CPU, "
-            "JAX_NUM_CPU_DEVICES=8 makes eight."
-        )
+        return dict.fromkeys(axes, 1) | {"data": device_count}
+    sizes = parse_sizes(text, axes, "data=8, data=2,fsdp=4 or data=2,space=4")
+    check_device_count(sizes, device_count)
     return sizes
 
 
