@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import natjax
 
-BACKBONE = natjax.NatConfig(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), kernel_size=3, drop_path_rate=0.0)
+BACKBONE = natjax.NatConfig(embed_dim=4, depths=(1, 1), num_heads=(1, 1), kernel_size=3, drop_path_rate=0.0)
 CONFIG = natjax.MaskRcnnConfig(
     backbone_config=BACKBONE,
     num_labels=3,

@@ -152,7 +152,7 @@ def test_training_step_of_cascade_mask_rcnn(mode, monkeypatch):
         check_tensors(step, "mmdet_cascade_mask_rcnn", golden, "batch", count=148)
 
 
-BACKBONE = natjax.NatConfig(embed_dim=4, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), kernel_size=3, drop_path_rate=0.0)
+BACKBONE = natjax.NatConfig(embed_dim=4, depths=(1, 1), num_heads=(1, 1), kernel_size=3, drop_path_rate=0.0)
 SMALL = natjax.MaskRcnnConfig(
     backbone_config=BACKBONE,
     num_labels=3,
