@@ -419,7 +419,7 @@ from natjax_kernels.cases import Case
 from natjax_kernels.triton import launch
 from natjax_kernels.triton.choice import estimate
 
-case = Case("", 2, (8, 9), 2, 16, 3)
+case = Case("", 2, (6, 7), 2, 16, 3)
 call, launched, found = alone.Alone(case, "float32"), [], {}
 launch_one = launch._interpret
 launch._interpret = lambda name, *rest: launched.append((name, rest[-1].chunk)) or launch_one(name, *rest)
