@@ -9,17 +9,14 @@ its TPUs by name.
 from __future__ import annotations
 
 import argparse
-import collections
 import functools
 import json
 import os
-import re
 import subprocess
 import sys
-import zlib
 from unittest import mock
 
-import traffic
+import reports
 
 # Name, compute capability, shared memory of a multiprocessor and of a block, multiprocessors, bytes/s, L2 bytes, memory, GHz:
 # from the vendor's data sheets and programming guide.
@@ -69,8 +66,14 @@ def platform(kind):
     return "tpu" if kind in TPUS else "gpu"
 
 
-def compile_for(kind, function, *shapes, mesh=((1,), ("data",), "Auto")):
-    """Compiles `function` of arrays of the given shapes, trees of `Array`, on a mesh (shape, names, type of its axes)."""
+ONE_DEVICE = ((1,), ("data",), "Auto")
+
+
+def report_for(kind, function, *shapes, mesh=ONE_DEVICE):
+    """Compiles `function` of arrays of the given shapes, trees of `Array`, on a mesh (shape, names, type of its axes).
+
+    Returns `reports.report` of the program.
+    """
     import jax
     import numpy as np
     from jax.sharding import AxisType, Mesh, NamedSharding
@@ -89,7 +92,7 @@ def compile_for(kind, function, *shapes, mesh=((1,), ("data",), "Auto")):
         jax.set_mesh(made),
         mock.patch("jax.default_backend", return_value=platform(kind)),
     ):
-        return jax.jit(function).trace(*arguments).lower().compile()
+        return reports.report(jax.jit(function).trace(*arguments).lower().compile(), platform(kind))
 
 
 class Array:
@@ -106,46 +109,6 @@ def arrays(tree):
     import jax
 
     return jax.tree.map(lambda x: Array(x.shape, x.dtype), tree)
-
-
-def report(kind, executable):
-    """Returns what is worth knowing of a compiled program."""
-    text = executable.as_text()
-    memory = executable.memory_analysis()
-    calls = re.findall(r'custom_call_target="([^"]*)"', text)
-    collectives = re.findall(
-        r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text
-    )
-    return {
-        "fused_kernels": sum("triton_kernel_call" in call for call in calls),
-        "kernels": dict(collections.Counter(kernel_names(text))),
-        "other_calls": dict(collections.Counter(call for call in calls if "triton_kernel_call" not in call)),
-        "collectives": dict(collections.Counter(collectives)),
-        "during_exchanges": during_exchanges(text),
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes,
-        "float64": "f64[" in text,
-        "hbm_bytes": traffic.hbm_bytes(text) if kind in TPUS else None,
-    }
-
-
-def during_exchanges(text):
-    """Returns what a program does, by names of instructions in their order, while halos are on their way between devices."""
-    entry, found, open_exchanges = text[text.index("\nENTRY ") :], [], 0
-    for name, operation in re.findall(r"^\s+(?:ROOT )?%?([\w.-]+) = .*?[\]})] ([a-z-]+)\(", entry, re.M):
-        if operation in ("collective-permute-start", "collective-permute-done"):
-            open_exchanges += 1 if operation.endswith("start") else -1
-        elif open_exchanges and operation in ("fusion", "custom-call", "dot", "while", "copy"):
-            found.append(name)
-    return found
-
-
-def kernel_names(text):
-    """Returns the names of the fused kernels that a program calls, by their PTX: calls carry it compressed, in escaped bytes."""
-    configs = re.findall(r'custom_call_target="triton_kernel_call".*backend_config="((?:[^"\\]|\\.)*)"', text)
-    calls = (zlib.decompress(config.encode("latin1").decode("unicode_escape").encode("latin1")) for config in configs)
-    return [re.search(rb"\.entry (\w+)\(", call)[1].decode() for call in calls]
 
 
 def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=True, heads=2, split=None):
@@ -166,9 +129,7 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=Tr
         out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, kernel_size=7), q, k, v, rpb)
         return out, pull(d_out) if gradients else None
 
-    return report(
-        kind, compile_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type))
-    )
+    return report_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type))
 
 
 def band(kind, **options):
@@ -197,15 +158,17 @@ def _model(name, changes, **view):
     return model.config, graphdef, params
 
 
-def forward(kind, name="nat_tiny", batch=128, side=224):
-    """A model's logits."""
+def forward(kind, name="nat_tiny", batch=128, side=224, mesh=ONE_DEVICE, split=()):
+    """A model's logits, of images that are split along axes of the mesh."""
     from flax import nnx
 
     _, graphdef, params = _model(name, {})
-    pixels = Array((batch, side, side, 3), "bfloat16")
-    return report(
-        kind, compile_for(kind, lambda params, x: nnx.merge(graphdef, params)(x).logits, arrays(params), pixels)
-    )
+    pixels = Array((batch, side, side, 3), "bfloat16", split)
+
+    def run(params, pixels):
+        return nnx.merge(graphdef, params)(pixels).logits
+
+    return report_for(kind, run, arrays(params), pixels, mesh=mesh)
 
 
 def step(kind, name="nat_tiny", batch=128, side=224, mesh_shape=(1, 1), **changes):
@@ -226,7 +189,7 @@ def step(kind, name="nat_tiny", batch=128, side=224, mesh_shape=(1, 1), **change
     names = (*AXES, SPACE)[: len(mesh_shape)]
     pixels = Array((batch, side, side, 3), "uint8", [AXES, *names[len(AXES) :]])
     images = {"image": pixels, "label": Array((batch,), "int32", [AXES])}
-    return report(kind, compile_for(kind, training.step, state, images, mesh=(mesh_shape, names, "Explicit")))
+    return report_for(kind, training.step, state, images, mesh=(mesh_shape, names, "Explicit"))
 
 
 CHECKS = {
@@ -254,19 +217,27 @@ CHECKS = {
     "forward": forward,
     "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
     **{f"forward, batch 8, {side} pixels": functools.partial(forward, batch=8, side=side) for side in (224, 448, 896)},
+    "forward on 2 x 2, rows": functools.partial(
+        forward, side=256, mesh=((2, 2), ("data", "space"), "Explicit"), split=("data", "space")
+    ),
     "step": step,
     "step of 5 layers": functools.partial(step, depths=(1, 1, 2, 1)),
-    "step of 4 layers on 2 x 2, rows": lambda kind: step(  # XLA takes ten times as long for a TPU
-        kind, depths=(1, 1, 1, 1), batch=8, side=128 if kind in TPUS else 256, mesh_shape=(2, 1, 2)
-    ),
+    **{
+        f"step{of_layers} on 2 x 2, rows": functools.partial(step, batch=8, side=256, mesh_shape=(2, 1, 2), **changes)
+        for of_layers, changes in (("", {}), (" of 4 layers", {"depths": (1, 1, 1, 1)}))
+    },
 }
 
 
-def check_apart(name, kind="h200"):
-    """Returns the report of one check, compiled in a process of its own: what is wrong for a GPU can abort the compiler."""
+def check_apart(name, kind="h200", **variables):
+    """Returns the report of one check, compiled in a process of its own: what is wrong for a GPU can abort the compiler.
+
+    `variables` are of the process's environment, besides those of this one.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "XLA_FLAGS")}
     environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     environment |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment |= variables
     command = [sys.executable, __file__, "--kind", kind, "--check", name]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

@@ -16,6 +16,11 @@ pytestmark = pytest.mark.skipif(
 # Times the floor that the op may move; docs/scaling.md has figures. Gathers and heads in lanes of their own took 77 on v5e.
 FLOORS = {"v5e": 4, "v6e": 12, "v5p": 40}
 
+MODELS = ("v5e", "v6e", "v5p")
+QUICK = {
+    "JAX_OPTIMIZATION_LEVEL": "O0"
+}  # with the default, models take ten times as long to compile: see docs/scaling.md
+
 
 @pytest.mark.parametrize("kind", FLOORS)
 def test_bytes_of_the_op(kind):
@@ -30,6 +35,23 @@ def test_halos_are_all_that_travels():
     """Keys and values to both neighbours, and their gradients back; the bias's gradient is summed."""
     found = check_apart("op on 2 x 2, rows", "v5e")
     assert found["collectives"] == {"collective-permute": 8, "all-reduce": 1}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_whose_images_are_split_by_rows(kind):
+    """Every layer of NAT-Tiny takes keys and values of both neighbours, every convolution a row; pooling is summed."""
+    found = check_apart("forward on 2 x 2, rows", kind, **QUICK)
+    assert found["collectives"] == {"collective-permute": 4 * 30 + 5, "all-reduce": 1}
+    assert not found["float64"]
+
+
+def test_a_training_step_whose_images_are_split_by_rows():
+    """Gradients of halos go back, but to pixels; gradients of parameters are summed."""
+    found = check_apart("step of 4 layers on 2 x 2, rows", "v5e", **QUICK)
+    assert found["collectives"].pop("collective-permute") == 8 * 4 + 5 + 4
+    assert found["collectives"].keys() <= {"all-reduce", "all-gather"}
+    assert found["gathered_bytes"] <= 2048  # what random numbers of a row are made of
+    assert not found["float64"]
 
 
 HLO = """
@@ -60,6 +82,10 @@ ENTRY %main (a: f32[8,100]) -> f32[2,100] {
   ROOT %s = f32[2,100]{1,0:T(2,128)} slice(%b), slice={[0:2], [0:100]}
 }
 """
+
+
+def test_bytes_of_results():
+    assert traffic.bytes_of_results(HLO, "negate") == 2 * 8 * 128 * 4
 
 
 def test_traffic_of_a_program():

@@ -43,6 +43,12 @@ def hbm_bytes(text: str) -> int:
     return _moved(computations, entry)
 
 
+def bytes_of_results(text: str, op: str) -> int:
+    """Returns the bytes that a program's instructions of one operation return, their padding included."""
+    found = [x for of_program in _parse(text)[0].values() for x in of_program.values()]
+    return sum(n for x in found if x.op.removesuffix("-start") == op for n, _ in _sizes(x.type))
+
+
 def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
     computations: dict[str, dict[str, Instruction]] = {}
     current, entry = {}, ""
