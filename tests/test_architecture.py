@@ -33,7 +33,7 @@ AREAS = {
     "natjax.linen": ("natjax", "natjax.models"),
     "natjax.pretrained": ("natjax", "natjax.nn", "natjax_convert"),
     "natjax.flops": ("natjax", "natjax_convert"),
-    "natjax.segmentation": ("natjax", "natjax.nn"),
+    "natjax.segmentation": ("natjax", "natjax.nn", "natjax_kernels"),
     "natjax.pipelines": (
         "natjax",
         "natjax.detection",

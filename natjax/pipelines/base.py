@@ -57,13 +57,14 @@ class ImagePipeline:
 
         return self._jitted(select)
 
-    def _jitted(self, function: Callable[[Any, Any, Any], Any]) -> Callable[[np.ndarray], Any]:
+    def _jitted(self, function: Callable[[Any, Any, Any], Any], *, stays: bool = False) -> Callable[[np.ndarray], Any]:
         """Returns a compiled function of images [B, H, W, C].
 
         What it returns is on the host where images are split over devices.
 
         Args:
             function: of the model, images and, where these are padded, their own (height, width), or None.
+            stays: whether what is split over devices stays there: the function returns what `Spread.on_devices` does.
         """
         graphdef, state = nnx.split(self.model)
 
@@ -73,7 +74,8 @@ class ImagePipeline:
 
         if self._spread is None:
             return lambda pixels: forward(state, pixels, None)
-        return functools.partial(self._spread, forward, jax.device_put(state, self._spread.parameters))
+        run = self._spread.on_devices if stays else self._spread
+        return functools.partial(run, forward, jax.device_put(state, self._spread.parameters))
 
     def __call__(self, images: Any, *, skip_unreadable: bool = False) -> Any:
         """Returns the result of an image, or a list of those of several, or an iterator of those of an iterator.

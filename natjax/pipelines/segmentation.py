@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 from jax.sharding import NamedSharding
@@ -15,6 +16,8 @@ from natjax.image_arrays import one_image, upright
 from natjax.image_processing import NatImageProcessor
 from natjax.pipelines.base import ImagePipeline, joined
 from natjax.segmentation.inference import MULTI_SCALE, checked_windows, segment
+from natjax.segmentation.parts import Padded
+from natjax_kernels.sharding import shards
 
 DEFAULT_CROP = 512  # pixels: mmsegmentation's crop of ADE20K
 
@@ -75,7 +78,10 @@ class ImageSegmentation(ImagePipeline):
             )
         super().__init__(model, processor, batch_size=batch_size, report=report, sharding=sharding)
         self._processors = [_scaled(processor, ratio) for ratio in self.scales]
-        self._segmenter = self._jitted(lambda model, pixels, image_size: model.decode(pixels, image_size=image_size)[0])
+        logits_of = self._jitted(
+            lambda model, pixels, image_size: model.decode(pixels, image_size=image_size)[0], stays=True
+        )
+        self._segmenter = logits_of if sharding is None else lambda pixels: _padded(*logits_of(pixels))
 
     def class_maps(self, images: Any, *, skip_unreadable: bool = False) -> Any:
         """Returns the class map of an image, [H, W], or a list or an iterator of those of several; see `__call__`.
@@ -124,6 +130,11 @@ class ImageSegmentation(ImagePipeline):
             }
             for i in np.unique(output).tolist()
         ]
+
+
+def _padded(logits: jax.Array, alone: Any) -> Padded:
+    """Returns logits that stay on the devices if these have parts of their rows."""
+    return Padded(logits if shards(logits, 1) > 1 else jax.device_get(logits), alone.shape[1:3])
 
 
 def checked_mode(

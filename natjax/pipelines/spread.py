@@ -36,7 +36,12 @@ class Spread:
         self.multiples = tuple(stride * parts if parts > 1 else 1 for parts in (height, width))
 
     def __call__(self, forward: Any, state: Any, pixels: np.ndarray) -> Any:
-        """Returns a model's outputs, [B, ...] each, on the host.
+        """Returns a model's outputs, [B, ...] each, on the host; for arguments see `on_devices`."""
+        outputs, alone = self.on_devices(forward, state, pixels)
+        return jax.tree.map(lambda x, own: x[tuple(map(slice, own.shape))], jax.device_get(outputs), alone)
+
+    def on_devices(self, forward: Any, state: Any, pixels: np.ndarray) -> tuple[Any, Any]:
+        """Returns a model's outputs, [B, ...] each, of images that may be padded, and arrays with the shapes of images alone.
 
         Args:
             forward: of the model's state, images and, where these are padded, their own (height, width), or None; jitted, the
@@ -47,11 +52,10 @@ class Spread:
         batch, *sides, channels = pixels.shape
         shape = (batch, *map(multiple_of, self.multiples, sides), channels)
         if shape == pixels.shape:
-            return jax.device_get(forward(state, self._placed(pixels, shape), None))
-        outputs = jax.device_get(forward(state, self._placed(pixels, shape), tuple(sides)))
+            outputs = forward(state, self._placed(pixels, shape), None)
+            return outputs, outputs
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, pixels))
-        alone = forward.eval_shape(*abstract, None)
-        return jax.tree.map(lambda output, like: output[tuple(map(slice, like.shape))], outputs, alone)
+        return forward(state, self._placed(pixels, shape), tuple(sides)), forward.eval_shape(*abstract, None)
 
     def _placed(self, array: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
         """Returns an array with zeros up to a shape, each part of which is made where it is put on its device."""

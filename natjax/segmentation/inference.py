@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from natjax.segmentation.axes import Chunks, Taps, chunked, taps_of_windows, window_starts
+from natjax.segmentation.parts import Padded, classes_by_part
+from natjax_kernels.sharding import shards
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt
 
     Images = Array | np.ndarray  # [B, H, W, C]
-    Segmenter = Callable[[Any], Float[Array, "B h w L"]]
+    Segmenter = Callable[[Any], Float[Array, "B h w L"] | Padded]
 
 MULTI_SCALE = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # mmseg's ratios of sizes
 _CHUNK = 2**23  # logits of a chunk of rows: 32 MiB in float32
@@ -43,7 +45,8 @@ def segment(
     once for images of all sizes. Without windows `segment` may itself be compiled.
 
     Args:
-        segmenter: from normalised images to logits of any size, in any float dtype: `lambda x: model.decode(x)[0]`.
+        segmenter: from normalised images to logits of any size, in any float dtype: `lambda x: model.decode(x)[0]`. Without
+            windows they may be `Padded`.
         views: the images [B, H, W, C], prepared at one scale, or a sequence of them at several.
         size: (height, width) of the original images, which the maps have.
         flip: whether to average with the mirror images as well.
@@ -66,16 +69,21 @@ def segment(
     ]
     height, width = size
     batch, labels = arrays[0].shape[0], made[0].labels
-    bands = max(len(view.starts[0]) for view in made)
-    rows = max(1, min(_CHUNK // (batch * width * labels), -(-height // bands)))
-    rows_per_band = -(-height // (bands * rows)) * rows
+    bands, parts = max(len(view.starts[0]) for view in made), made[0].parts
+    tall = max(view.padded(height) for view in made)
+    rows = max(1, min(_CHUNK // (batch * width * labels), -(-tall // (bands * parts))))
+    rows_per_band = -(-tall // (bands * parts * rows)) * parts * rows
     dtype = np.uint8 if labels <= 256 else np.uint16
     maps = []
     for view in made:
         view.plan(rows_per_band, rows)
     for band in range(-(-height // rows_per_band)):
         logits, chunks = zip(*(view.band(band) for view in made), strict=True)
-        maps.append(_classes(logits, chunks, tuple(view.columns for view in made), dtype))
+        columns = tuple(view.columns for view in made)
+        if parts > 1:
+            maps.append(jax.device_get(classes_by_part(_classes, logits, chunks, columns, dtype)))
+        else:
+            maps.append(_classes(logits, chunks, columns, dtype))
     return jnp.concatenate(maps, 1)[:, :height] if len(maps) > 1 else maps[0][:, :height]
 
 
@@ -118,6 +126,7 @@ class _View:
 
     Attributes:
         starts: of windows along height and width.
+        parts: of the rows of logits, on as many devices.
         labels: L.
         columns: taps of the columns of the original images.
     """
@@ -128,14 +137,21 @@ class _View:
         crop = tuple(min(pair) for pair in zip(extent, crop_size or extent, strict=True))
         self.starts = [window_starts(*axis) for axis in zip(extent, crop, stride or crop, strict=True)]
         self._blocks = _blocks(segmenter, pixels, self.starts, crop, batch_size if crop_size else None)
-        self._kept = [next(self._blocks)]  # [B, h, windows * w, L], rows of windows from self._first on
+        block = next(self._blocks)
+        logits, own = block if isinstance(block, Padded) else (block, block.shape[1:3])
+        self._kept = [logits]  # [B, h, windows * w, L], rows of windows from self._first on
         self._first = 0
-        _, self._height, across, self.labels = self._kept[0].shape
+        self._height, across = own
+        self.parts, self.labels = shards(logits, 1), logits.shape[-1]
         sides = (self._height, across // len(self.starts[1]))
         self._rows, columns = (
             taps_of_windows(*axis) for axis in zip(sides, crop, self.starts, extent, size, strict=True)
         )
         self.columns = columns.reversed() if flipped else columns
+
+    def padded(self, height: int) -> int:
+        """Returns the rows of original images of such a height that are padded as the logits are."""
+        return -(-height * self._kept[0].shape[1] // self._height)
 
     def plan(self, rows_per_band: int, rows: int) -> None:
         """Prepares for bands of rows of the original images, each in chunks of as many rows."""
@@ -143,7 +159,7 @@ class _View:
             Taps(*(part[start : start + rows_per_band] for part in self._rows))
             for start in range(0, len(self._rows.index), rows_per_band)
         ]
-        fill = rows_per_band - len(bands[-1].index) if len(bands) > 1 else 0
+        fill = rows_per_band - len(bands[-1].index)
         bands[-1] = Taps(*(np.pad(part, ((0, fill), (0, 0)), "edge") for part in bands[-1]))
         needed = [taps.index[taps.weight != 0] // self._height for taps in bands]
         self._most = max(windows.max() - windows.min() + 1 for windows in needed)

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec as P
 import natjax
 from natjax import pipelines
+from natjax.segmentation import inference
 from natjax.cli import main
 
 config = natjax.NatConfig(embed_dim=16, depths=(1, 1), num_heads=(1, 2), kernel_size=3, mlp_ratio=1.0, num_labels=3)
@@ -65,6 +66,19 @@ for name in ("odd", "even"):
     maps = [np.asarray(PIL.Image.open(f"{out}/{name}.png")) for out in ("alone", "split")]
     assert len(np.unique(maps[0])) > 1
     np.testing.assert_array_equal(*maps)
+
+lying, by_part = [], inference.classes_by_part
+def classes_by_part(*arguments):
+    found = by_part(*arguments)
+    lying.append([shard.data.shape[1] for shard in found.addressable_shards])
+    return found
+inference.classes_by_part = classes_by_part
+maps = [
+    natjax.pipeline("image-segmentation", "segmenter", full_size=True, sharding=s, flip=True).class_maps("odd.tif")
+    for s in (None, sharding)
+]
+np.testing.assert_array_equal(*maps)
+assert lying == [[32] * 8]  # 4 x 32 rows, of which the image has 99
 
 with pytest.raises(ValueError, match="may be split by height and width"):
     natjax.pipeline("image-classification", "classifier", sharding=NamedSharding(sharding.mesh, P("rows")))
