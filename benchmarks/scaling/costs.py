@@ -49,23 +49,26 @@ def cost(works: Sequence[Work], parts: Sequence[int], machine: Machine, *, train
     """
     devices, gathered, total = math.prod(parts), False, Cost()
     for work in works:
-        received = exchanging = copied = 0.0
+        received = exchanging = added = 0.0
         split = not gathered and all(n >= p for n, p in zip(work.sides, parts, strict=True))
         if split and devices > 1:
             received, fuller, messages = exchange(work, parts)
             exchanging = machine.send(messages, fuller, devices)
-            if work.windows[0] != CONVOLUTION:  # keys and values are copied, with their halos beside them
-                copied = 2 * work.tokens * work.halo
+            if (
+                work.windows[0] != CONVOLUTION
+            ):  # gradients of halos that come back are added to those of keys and values
+                added = 2 * work.tokens * work.halo
         elif not split and not gathered:
             gathered = True
             received = work.tokens * work.halo / 2 * (1 - 1 / devices)
             exchanging = machine.send(1, received / 2, devices)  # along a ring in both directions
         share = devices if split else 1
         flops = 2 * work.macs / share
-        moved = (work.traffic + copied) / share + work.parameters * BYTES
+        moved = work.traffic / share + work.parameters * BYTES
         computing = max(flops / machine.flops, moved / machine.memory)
         if train:  # gradients of inputs and of weights are two more such products; gradients of halos travel back
             received, exchanging, flops, computing = 2 * received, 2 * exchanging, 3 * flops, 3 * computing
+            computing += added / share / machine.memory
         total.received += received
         total.flops += flops
         total.computing += computing

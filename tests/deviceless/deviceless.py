@@ -132,6 +132,23 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=Tr
     return report_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type))
 
 
+def layer(kind, devices=1):
+    """An attention layer, of which every device has 256 rows of 256 tokens."""
+    import jax
+    from flax import nnx
+
+    import natjax
+
+    shapes = nnx.eval_shape(
+        lambda: natjax.NeighborhoodAttention(128, 4, kernel_size=7, dtype="bfloat16", rngs=nnx.Rngs(0))
+    )
+    graphdef, state = nnx.split(shapes)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+    tokens = Array((1, 256 * devices, 256, 128), "bfloat16", (None, "rows"))
+    mesh = (devices,), ("rows",), "Explicit"
+    return report_for(kind, lambda p, x: nnx.merge(graphdef, p)(x), arrays(params), tokens, mesh=mesh)
+
+
 def band(kind, **options):
     """The op, with the band design named for its forward kernel."""
     from natjax_kernels.fused.band import configurations
@@ -209,6 +226,8 @@ CHECKS = {
         f"op, forward, level {n + 1}": functools.partial(op, side=56 >> n, heads=2 << n, gradients=False)
         for n in range(4)
     },
+    "layer": layer,
+    "layer on 8, rows": functools.partial(layer, devices=8),
     "band": band,
     "band, forward": functools.partial(band, gradients=False),
     "band on 4 x 2, Auto": functools.partial(band, axis_type="Auto", mesh_shape=(4, 2)),

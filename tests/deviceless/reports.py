@@ -29,6 +29,7 @@ def report(executable, platform):
         "output_bytes": memory.output_size_in_bytes,
         "float64": "f64[" in text,
         "hbm_bytes": traffic.hbm_bytes(text) if platform == "tpu" else None,
+        "written_bytes": traffic.written_bytes(text) if platform == "gpu" else None,
     }
 
 

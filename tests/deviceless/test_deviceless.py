@@ -44,6 +44,13 @@ def test_of_a_split_map_halos_travel_and_the_bias_is_reduced(axes):
     assert any("transpose" in name for name in found["during_exchanges"])  # the table of the bias
 
 
+def test_keys_and_values_of_a_layer_are_not_copied_to_have_halos_beside_them():
+    """XLA joins them where it takes them out of the product that has queries, too; what is more are the halos."""
+    whole, split = (check_apart(check)["written_bytes"] for check in ("layer", "layer on 8, rows"))
+    halos = 2 * 6 * 256 * 128 * 2  # rows of keys and of values, bfloat16
+    assert split - whole < 4 * halos < 0.2 * whole
+
+
 def test_a_training_step_whose_images_are_split_by_rows_gathers_nothing():
     found = check_apart("step of 4 layers on 2 x 2, rows")
     assert (found["kernels"]["fwd"], found["kernels"]["bwd_dkv"]) == (4, 4)

@@ -49,6 +49,13 @@ def bytes_of_results(text: str, op: str) -> int:
     return sum(n for x in found if x.op.removesuffix("-start") == op for n, _ in _sizes(x.type))
 
 
+def written_bytes(text: str) -> int:
+    """Returns the bytes that fusions, kernels and copies of a program without loops write."""
+    computations, entry = _parse(text)
+    wrote = (x for x in computations[entry].values() if x.op in ("fusion", "custom-call", "copy"))
+    return sum(_written(computations, computations[entry], x) for x in wrote)
+
+
 def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
     computations: dict[str, dict[str, Instruction]] = {}
     current, entry = {}, ""
