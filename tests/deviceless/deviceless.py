@@ -175,11 +175,11 @@ def _model(name, changes, **view):
     return model.config, graphdef, params
 
 
-def forward(kind, name="nat_tiny", batch=128, side=224, mesh=ONE_DEVICE, split=()):
-    """A model's logits, of images that are split along axes of the mesh."""
+def forward(kind, name="nat_tiny", batch=128, side=224, mesh=ONE_DEVICE, split=(), **changes):
+    """A model's logits, of images that are split along axes of the mesh; of fewer layers, say, where `changes` ask for them."""
     from flax import nnx
 
-    _, graphdef, params = _model(name, {})
+    _, graphdef, params = _model(name, changes)
     pixels = Array((batch, side, side, 3), "bfloat16", split)
 
     def run(params, pixels):
@@ -235,7 +235,12 @@ CHECKS = {
     "band, forward, on 4 x 2, Auto": functools.partial(band, axis_type="Auto", mesh_shape=(4, 2), gradients=False),
     "forward": forward,
     "forward of dinat_tiny": lambda kind: forward(kind, "dinat_tiny"),
-    **{f"forward, batch 8, {side} pixels": functools.partial(forward, batch=8, side=side) for side in (224, 448, 896)},
+    **{
+        f"forward of 5 layers, batch 8, {side} pixels": functools.partial(
+            forward, batch=8, side=side, depths=(1, 1, 2, 1)
+        )
+        for side in (224, 448, 896)
+    },
     "forward on 2 x 2, rows": functools.partial(
         forward, side=256, mesh=((2, 2), ("data", "space"), "Explicit"), split=("data", "space")
     ),
