@@ -94,7 +94,6 @@ def measured(
     mean, std = start.normalisation(processor)
     devices = mesh.make_mesh(args.mesh)
     mesh.check_batch(devices, args.batch_size)
-    mesh.check_task(devices, task)
     too_large = f"{args.batch_size} images at once do not fit into a device's memory; give a smaller --batch-size."
     with explain_out_of_memory(too_large), jax.set_mesh(devices):
         _, graphdef, params = step.split_model(net)

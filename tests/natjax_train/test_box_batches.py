@@ -135,7 +135,17 @@ def test_images_that_fill_up_a_batch_are_seen_in_other_ways(tmp_path):
     assert {next(alone)["image"].tobytes() for _ in range(4)} < views
 
 
-def marked(item, rng, settings, image_size, num_channels, *, canvases, max_objects):
+def test_images_that_devices_split_are_the_same_with_more_rows_of_zeros(source):
+    whole, split = loader(source), loader(source, parts=5)
+    for batch, padded in ((next(whole), next(split)) for _ in range(4)):
+        rows = batch["image"].shape[1]
+        assert padded["image"].shape[1] == 160 > rows
+        more = ((0, 0), (0, 160 - rows), (0, 0), (0, 0))
+        masks = np.pad(batch["masks"], ((0, 0), *more[:3]))
+        assert_same(padded, batch | {"image": np.pad(batch["image"], more), "masks": masks})
+
+
+def marked(item, rng, settings, image_size, num_channels, *, canvases, max_objects, divisor):
     """Says which image it is by what is in the file."""
     return {"number": next(i for i in range(14) if item["image"] == png(i, item["size"]))}
 

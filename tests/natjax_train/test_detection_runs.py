@@ -180,11 +180,13 @@ def test_a_data_set_without_validation_images(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_with_half_of_the_parameters_each(start, data, undisturbed, tmp_path, capsys):
+def test_two_processes_with_half_of_the_parameters_each_whose_devices_share_images(
+    start, data, undisturbed, tmp_path, capsys
+):
     (tmp_path / "recipe.json").write_text(RECIPE.to_json())
-    arguments = (f"--data={data}", f"--recipe={tmp_path / 'recipe.json'}", "--mesh=fsdp=2")
+    arguments = (f"--data={data}", f"--recipe={tmp_path / 'recipe.json'}", "--mesh=fsdp=2,space=2")
     settings = {name: json.dumps(getattr(RECIPE, name)) for name in test_runs.SETTINGS}
-    for code, messages in map(finish, start_two(start, tmp_path / "run", *arguments, **settings)):
+    for code, messages in map(finish, start_two(start, tmp_path / "run", *arguments, devices=2, **settings)):
         assert code == 0, messages
     assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-3)
     assert_eval_agrees(tmp_path / "run", data, capsys)

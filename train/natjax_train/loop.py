@@ -35,7 +35,7 @@ from natjax_train.evaluate import measure
 from natjax_train.interruption import InterruptedEvaluationError, noted_signals
 from natjax_train.lock import sole_use
 from natjax_train.log import Log
-from natjax_train.mesh import check_batch, check_height, check_task, make_mesh, own_loading, put_batch, state_shardings
+from natjax_train.mesh import check_batch, check_height, make_mesh, own_loading, put_batch, state_shardings
 from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import IMAGE_FIELDS, Recipe, is_same_model
@@ -122,7 +122,6 @@ def train(
     eval_every = max(1, round(recipe.eval_every * epoch))
     mesh = make_mesh(recipe.mesh)
     check_batch(mesh, recipe.batch_size, recipe.accumulate)
-    check_task(mesh, task_type)
     task = task_type.of(recipe, train_source)
     image_size, mean, std = start.resolved(recipe)
     processor = task.processor(recipe, image_size)
@@ -145,7 +144,7 @@ def train(
     with jax.set_mesh(mesh):
         initial = None if used else task.initial_model()  # before the folder is made, which a failed start leaves alone
     if initial is not None:
-        check_height(mesh, image_size, initial.config)
+        check_height(mesh, task, image_size, initial.config)
     with (
         sole_use(out) if is_main_process else contextlib.nullcontext(),
         jax.set_mesh(mesh),
@@ -159,7 +158,7 @@ def train(
         resumed = read_config(out / CONFIG_NAME) if checkpoints.steps else None
         model = task.resumed_model(resumed) if resumed else initial or task.initial_model()
         initial, config = None, model.config
-        check_height(mesh, image_size, config)  # of a resumed run
+        check_height(mesh, task, image_size, config)  # of a resumed run
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
         stats = batch_stats(model)
         training = make_training(config, graphdef, params, task, recipe, epoch)

@@ -28,6 +28,7 @@ _SKIP_NONE = (
     "Processes that share images (space) must have the same ones, and skip none: mend or replace these and start again, a run "
     "with --resume."
 )
+_MAPS = ("image", "label")  # of a batch, what has the images' height
 _SMALL = 2048  # elements; below this a parameter costs more to gather than to hold
 
 
@@ -99,27 +100,14 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         raise ValueError(f"The batch size must be a multiple of {devices}{micro_batches}; got {batch_size}.")
 
 
-def check_task(mesh: Mesh, task: Any) -> None:
-    """Checks that a task's images may be split along their height, where the mesh does so.
-
-    Raises:
-        ValueError: they may not.
-    """
-    if SPACE in mesh.shape and not task.takes_space:
-        raise ValueError(
-            f"space={mesh.shape[SPACE]} does not go with {task.kind}, whose batches have images of many heights: split "
-            "batches, along data or fsdp."
-        )
-
-
-def check_height(mesh: Mesh, height: int, config: Any) -> None:
-    """Checks that devices along `space` can have equal parts of images at every level of a model.
+def check_height(mesh: Mesh, task: Any, height: int, config: Any) -> None:
+    """Checks that devices along `space` can have equal parts of a task's training images at every level of a model.
 
     Raises:
         ValueError: they cannot.
     """
     parts, stride = mesh.shape.get(SPACE, 1), last_stride(config)
-    if parts > 1 and height % (unit := parts * stride):
+    if parts > 1 and task.fixed_height and height % (unit := parts * stride):
         raise ValueError(
             f"Images whose height is split over {parts} devices (space) must have a multiple of {parts} x {stride} = {unit} "
             f"rows; got {height}: give another --mesh, or a new run --image-size {-(-height // unit) * unit}."
@@ -170,13 +158,13 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """
     shares, space = own_share(mesh)[1], mesh.shape.get(SPACE, 1)
 
-    def put(array: np.ndarray) -> jax.Array:
-        has_rows = space > 1 and array.ndim > 2 and array.shape[1] % space == 0
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        has_rows = space > 1 and name in _MAPS and array.ndim > 2 and array.shape[1] % space == 0
         sharding = NamedSharding(mesh, P(AXES, SPACE) if has_rows else BATCH)
         shape = (array.shape[0] * shares, *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    return {name: put(array) for name, array in batch.items()}
+    return {name: put(name, array) for name, array in batch.items()}
 
 
 def start_processes(coordinator: str | None, count: int | None, index: int | None) -> None:

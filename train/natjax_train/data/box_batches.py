@@ -39,6 +39,7 @@ def boxed_image(
     *,
     canvases: dict[bool, tuple[int, int]],
     max_objects: int,
+    divisor: int,
 ) -> dict[str, Any]:
     """Returns an image and its objects as training sees them.
 
@@ -51,8 +52,9 @@ def boxed_image(
         settings: those of `augment.boxes.draw`.
         image_size: shorter side of the images at a scale of 1.
         num_channels: 1 or 3.
-        canvases: H and W of images that are wide (False) or upright (True).
+        canvases: most rows and columns of images that are wide (False) or upright (True): H, but for the divisor, and W.
         max_objects: G. Of more objects a random part is taken.
+        divisor: of H.
 
     Raises:
         ImageError: the image cannot be read, or has another size than its annotations say.
@@ -67,13 +69,14 @@ def boxed_image(
     if len(kept) > max_objects:
         kept = np.sort(rng.choice(kept, max_objects, replace=False))
     count, (rows, columns) = len(kept), geometry.size
+    sides = multiple_of(divisor, canvas[0]), canvas[1]
     found = {
-        "image": np.zeros((*canvas, num_channels), np.uint8),
+        "image": np.zeros((*sides, num_channels), np.uint8),
         "size": np.array(geometry.size, np.int32),
         "boxes": np.zeros((max_objects, 4), np.float32),
         "class_labels": np.zeros(max_objects, np.int32),
         "valid": np.arange(max_objects) < count,
-        "masks": np.zeros((max_objects, canvas[0], canvas[1] // 8), np.uint8),
+        "masks": np.zeros((max_objects, sides[0], sides[1] // 8), np.uint8),
     }
     found["image"][:rows, :columns] = pixels
     found["boxes"][:count], found["class_labels"][:count] = boxes[kept], item["class_labels"][kept]
@@ -82,9 +85,12 @@ def boxed_image(
     return found
 
 
-def box_train_loader(source: CocoImages, *, augmentation: Any, image_size: int, **options: Any) -> Batches:
+def box_train_loader(
+    source: CocoImages, *, augmentation: Any, image_size: int, parts: int = 1, **options: Any
+) -> Batches:
     """Returns an endless run's batches of images with objects, see `boxed_image`; arguments are those of `train_loader`.
 
+    Heights are a multiple of `parts` times `DIVISOR`, so that as many devices can have a part of an image each.
     A batch has as many places for objects as the image with the most of them needs, up to the settings' `max_objects`. Masks
     make it large: a thread reads no more than one ahead.
     """
@@ -95,7 +101,7 @@ def box_train_loader(source: CocoImages, *, augmentation: Any, image_size: int, 
         needed = [largest((height, width), augmentation, image_size) for height, width in sizes]
         height, width = np.max(needed, axis=0).tolist()
         canvases[bool(group)] = multiple_of(DIVISOR, height), multiple_of(DIVISOR, width)
-    prepare = functools.partial(boxed_image, canvases=canvases, max_objects=objects)
+    prepare = functools.partial(boxed_image, canvases=canvases, max_objects=objects, divisor=parts * DIVISOR)
     return train_loader(source, prepare=prepare, augmentation=augmentation, image_size=image_size, ahead=1, **options)
 
 

@@ -53,7 +53,7 @@ class Task(Protocol):
     curves: tuple[str, Mapping[str, str]]  # title of a panel of curves.png, and label by name in metrics.jsonl
     kind: Any = "classifier"  # of the task's models and checkpoints, see `natjax_convert.shapes`
     targets_are_maps: bool = False  # whether targets are [B, H, W] of the images' height, and split as images are
-    takes_space: bool = True  # whether images may be split along their height, see `natjax_train.mesh`
+    fixed_height: bool = True  # whether training images are as high as the recipe says, and not as `space` needs them
     backbone: str = "nat"  # the first key of the parameters that `freeze_backbone` freezes
 
     _recipe: Recipe | None

@@ -35,6 +35,7 @@ from natjax_train.data.coco_images import CocoImages, decode_annotated
 from natjax_train.data.split import split_images
 from natjax_train.evaluate import EXAMPLES
 from natjax_train.examples import Example, Objects, draw_objects
+from natjax_train.mesh import SPACE, parse_mesh
 from natjax_train.model_card import Card
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.average_precision import Metrics, evaluate, gathered, numbered, results_of
@@ -61,7 +62,7 @@ class Detection(DenseTask):
 
     curves: tuple[str, Mapping[str, str]] = ("Validation images", {"box_ap": "AP of boxes", "mask_ap": "AP of masks"})
     kind = "detection"
-    takes_space = False  # heights vary from batch to batch
+    fixed_height = False
     image_size = 800
     crop = False
 
@@ -113,7 +114,8 @@ class Detection(DenseTask):
 
     def train_loader(self, source: Any, **options: Any) -> Batches:
         """Returns an endless run's batches, see `data.box_batches.boxed_image`."""
-        return box_train_loader(source, **options)
+        parts = parse_mesh(self.recipe.mesh, jax.device_count())[SPACE]
+        return box_train_loader(source, parts=parts, **options)
 
     def eval_loader(self, source: Any, **options: Any) -> Batches:
         """Returns the batches of one pass over a source, by size of the images."""
