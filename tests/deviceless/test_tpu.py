@@ -73,12 +73,26 @@ HloModule test
   ROOT %c = pred[]{:T(512)} compare(%i, %n), direction=LT
 }
 
-ENTRY %main (a: f32[8,100]) -> f32[2,100] {
+%updates (p: f32[80,100], q: bf16[80,100], x: f32[8,100], n: s32[]) -> (f32[80,100], bf16[80,100]) {
+  %p = f32[80,100]{1,0:T(8,128)} parameter(0)
+  %q = bf16[80,100]{1,0:T(8,128)} parameter(1)
+  %x = f32[8,100]{1,0:T(8,128)} parameter(2)
+  %n = s32[]{:T(128)} parameter(3)
+  %one = f32[80,100]{1,0:T(8,128)} dynamic-update-slice(%p, %x, %n, %n)
+  %two = bf16[80,100]{1,0:T(8,128)} dynamic-update-slice(%q, %x, %n, %n)
+  ROOT %t = (f32[80,100]{1,0:T(8,128)}, bf16[80,100]{1,0:T(8,128)}) tuple(%one, %two)
+}
+
+ENTRY %main (a: f32[8,100], p: f32[80,100], q: bf16[80,100]) -> f32[2,100] {
+  %p = f32[80,100]{1,0:T(8,128)} parameter(1)
+  %q = bf16[80,100]{1,0:T(8,128)} parameter(2)
   %a = f32[8,100]{1,0:T(8,128)} parameter(0)
   %zero = s32[]{:T(128)} constant(0)
   %t = (s32[]{:T(128)}, f32[8,100]{1,0:T(8,128)}) tuple(%zero, %a)
   %w = (s32[]{:T(128)}, f32[8,100]{1,0:T(8,128)}) while(%t), condition=%condition, body=%body
   %b = f32[8,100]{1,0:T(8,128)} get-tuple-element(%w), index=1
+  %at = s32[]{:T(128)S(6)} constant(0)
+  %both = (f32[80,100]{1,0:T(8,128)}, bf16[80,100]{1,0:T(8,128)}) fusion(%p, %q, %b, %at), kind=kLoop, calls=%updates
   ROOT %s = f32[2,100]{1,0:T(2,128)} slice(%b), slice={[0:2], [0:100]}
 }
 """
@@ -89,5 +103,6 @@ def test_bytes_of_results():
 
 
 def test_traffic_of_a_program():
-    """Five turns that read and write a tile of 8 x 128 once each, and a slice of two rows."""
-    assert traffic.hbm_bytes(HLO) == 5 * 2 * 8 * 128 * 4 + 2 * 2 * 128 * 4
+    """Five turns that read and write 8 x 128, one read that is written in float32 and in bfloat16, and a slice of two rows."""
+    tile = 8 * 128 * 4
+    assert traffic.hbm_bytes(HLO) == 5 * 2 * tile + (tile + tile + tile // 2) + 2 * tile // 4

@@ -129,22 +129,44 @@ def _used(fused: dict, name: str, whole: str) -> int:
 def _written(computations: dict, computation: dict, x: Instruction) -> int:
     if x.op.endswith("-start"):  # of an operand, its copy and a flag
         return _bytes(x.type) - _bytes(computation[x.operands[0]].type) if x.op == "copy-start" else 0
-    whole = _bytes(x.type)
+    if x.op not in ("fusion", "dynamic-update-slice"):
+        return _bytes(x.type)
+    parts = [x]
     if x.op == "fusion":
         computation = computations[x.called("calls")]
-        x = next(of_fused for of_fused in computation.values() if of_fused.is_root)
-        while x.op == "bitcast":
-            x = computation[x.operands[0]]
-    return min(whole, _largest(computation[x.operands[1]].type)) if x.op == "dynamic-update-slice" else whole
+        root = next(of_fused for of_fused in computation.values() if of_fused.is_root)
+        parts = [computation[name] for name in root.operands] if root.op == "tuple" else [root]
+    return sum(_of_result(computation, part, n) for part, n in zip(parts, _in_hbm(x.type), strict=True))
+
+
+def _of_result(computation: dict, x: Instruction, whole: int) -> int:
+    """Returns how much of a result of so many bytes an instruction writes: of one that it updates, the update in its dtype."""
+    while x.op == "bitcast":
+        x = computation[x.operands[0]]
+    if x.op != "dynamic-update-slice":
+        return whole
+    update = computation[x.operands[1]].type
+    return min(whole, _largest(update) * _bits(x.type) // _bits(update))
 
 
 def _bytes(of_type: str) -> int:
     """Returns the bytes in HBM of an array or a tuple."""
-    return sum(n for n, layout in _sizes(of_type) if not re.search(r"S<[1-9]", layout))
+    return sum(_in_hbm(of_type))
+
+
+def _in_hbm(of_type: str) -> list[int]:
+    """Returns the bytes in HBM of every array of a type."""
+    return [0 if re.search(r"S<[1-9]", layout) else n for n, layout in _sizes(of_type)]
 
 
 def _largest(of_type: str) -> int:
     return max(n for n, _ in _sizes(of_type))
+
+
+def _bits(of_type: str) -> int:
+    """Returns the bits of an element of an array."""
+    dtype = of_type.partition("[")[0]
+    return 8 if dtype == "pred" else int(re.sub(r"^\D+", "", dtype))
 
 
 def _sizes(of_type: str) -> list[tuple[int, str]]:
@@ -156,7 +178,6 @@ def _sizes(of_type: str) -> list[tuple[int, str]]:
         tile = [int(n) for n in re.findall(r"T<([\d,]*)>", layout)[0].split(",")] if "T<" in layout else []
         sides = [1] * (len(tile) - len(sides)) + sides
         tile = [1] * (len(sides) - len(tile)) + tile
-        bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
         padded = math.prod(-(-n // of_tile) * of_tile for n, of_tile in zip(sides, tile, strict=True))
-        found.append((padded * bits // 8, layout))
+        found.append((padded * _bits(dtype) // 8, layout))
     return found
