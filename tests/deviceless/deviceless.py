@@ -115,18 +115,24 @@ def op(kind, axis_type="Auto", mesh_shape=(1,), batch=128, side=56, gradients=Tr
     """The op and all its gradients, at NAT-Tiny's first level unless another side is asked for.
 
     The batch is split along the first axis of the mesh, "data", and heads along the second, "model", if there is one; or axes of
-    tokens as `split` says.
+    tokens as `split` says. A TPU gets heads and channels as one axis, as linear layers do: it lays out arrays by their axes.
     """
     import jax
 
     from natjax_kernels import neighborhood_attention
 
     names = ("data", "model")[: len(mesh_shape)]
-    tokens = Array((batch, side, side, heads, 32), "bfloat16", split or ("data", None, None, *names[1:]))
+    last = (32 * heads,) if kind in TPUS else (heads, 32)
+    tokens = Array((batch, side, side, *last), "bfloat16", split or ("data", None, None, *names[1:]))
     rpb = Array((heads, 13, 13), "bfloat16")
 
+    def attend(q, k, v, rpb):
+        q, k, v = (x.reshape(batch, side, side, heads, 32) for x in (q, k, v))
+        out = neighborhood_attention(q, k, v, rpb=rpb, kernel_size=7)
+        return out.reshape(batch, side, side, *last)
+
     def run(q, k, v, rpb, d_out):
-        out, pull = jax.vjp(lambda q, k, v, rpb: neighborhood_attention(q, k, v, rpb=rpb, kernel_size=7), q, k, v, rpb)
+        out, pull = jax.vjp(attend, q, k, v, rpb)
         return out, pull(d_out) if gradients else None
 
     return report_for(kind, run, tokens, tokens, tokens, rpb, tokens, mesh=(mesh_shape, names, axis_type))

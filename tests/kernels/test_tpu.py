@@ -36,7 +36,7 @@ def test_results_are_the_reference_s(name):
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops_change_nothing(name, monkeypatch):
     """One row of tiles of one entry at a time, whose places are known at run time only, and many tiles along the others."""
-    monkeypatch.setattr(natjax_kernels.xla.tiles, "tile_shape", lambda spatial, window: (2,) * len(spatial))
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "tile_shape", lambda spatial, *_: (2,) * len(spatial))
     monkeypatch.setattr(natjax_kernels.xla.tiles, "scores_per_step", lambda: 1)
     monkeypatch.setattr(natjax_kernels.xla.tiles, "entries_per_step", lambda scores, **_: 1)
     monkeypatch.setattr(natjax_kernels.xla.runs, "_FEW", 1)

@@ -95,7 +95,7 @@ def test_large_calls_compute_what_small_ones_do(call, small_calls_as_large, monk
     small_calls_as_large()
     jax.tree.map(close, run_all(), expected)
     jax.clear_caches()
-    monkeypatch.setattr(natjax_kernels.xla.tiles, "_scores_per_row", lambda query, axes: 10)
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "_scores_per_row", lambda query, axes, together: 10)
     monkeypatch.setattr(natjax_kernels.xla.tiles, "scores_per_step", lambda: 20)
     jax.tree.map(close, run("xla", **call), expected[0])
 

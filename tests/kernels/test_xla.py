@@ -54,10 +54,8 @@ def test_steps_change_nothing(call, rows_per_step, monkeypatch):
     """Rows of tiles in bounded steps, the last one padded, compute what all of them at once do."""
     run, arguments = program(call)
     _, expected = compiled(call)
-    monkeypatch.setattr(
-        natjax_kernels.xla.tiles, "tile_shape", lambda spatial, window: (2,) * len(spatial)
-    )  # many rows
-    monkeypatch.setattr(natjax_kernels.xla.tiles, "_scores_per_row", lambda query, axes: 10)
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "tile_shape", lambda spatial, *_: (2,) * len(spatial))  # many rows
+    monkeypatch.setattr(natjax_kernels.xla.tiles, "_scores_per_row", lambda query, axes, together: 10)
     monkeypatch.setattr(natjax_kernels.xla.tiles, "scores_per_step", lambda: 10 * rows_per_step)
     lowered = jax.jit(lambda *args: run(*args)).lower(*arguments)
     assert "while" in lowered.as_text()

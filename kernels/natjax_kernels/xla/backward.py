@@ -65,7 +65,7 @@ def backward_tiles(
     def part(d_bias, tokens):
         carry = d_bias, *(halo_sums(x, axes) for x in tokens[1:3])
         (d_bias, *sums), (d_query, *halos, of_all) = by_steps(
-            functools.partial(step, *tokens), row_steps(tokens[0], axes), carry
+            functools.partial(step, *tokens), row_steps(tokens[0], axes, n), carry
         )
         of_keys = (from_halos(*x, axes) for x in zip(sums, halos, strict=True))
         return d_bias, [untile_columns(d_query, axes), *of_keys, *(jnp.sum(x, axis=0) for x in of_all)]
@@ -114,6 +114,6 @@ def backward_tiles(
         return (d_bias, *sums), (d_query, *halos, of_all)
 
     d_bias = no_gradient(table, axes, groups, accumulator(query)) if biased else None
-    d_bias, gradients = by_steps(part, batch_parts(arrays, axes, backward=True), d_bias)
+    d_bias, gradients = by_steps(part, batch_parts(arrays, axes, n, backward=True), d_bias)
     gradients = [joined(x.astype(like.dtype), like, like.shape[-1]) for x, like in zip(gradients, likes, strict=False)]
     return *gradients, d_bias

@@ -39,7 +39,7 @@ def attend_tiles(
         def steps(_, rows):  # JAX's own derivatives would keep all weights; a closure, as positions may be static
             return None, jax.checkpoint(functools.partial(step, *tokens, rows), prevent_cse=False)()
 
-        _, results = by_steps(steps, row_steps(tokens[0], axes))
+        _, results = by_steps(steps, row_steps(tokens[0], axes, n))
         return None, [untile_columns(x, axes) for x in results]
 
     def step(query, key, value, more_keys, more_values, key_mask, sizes, rows):
@@ -59,5 +59,5 @@ def attend_tiles(
         out = (out / total).astype(v.dtype)
         return [untile_rows(x, rows, axes) for x in (tiles_of(out, groups, n), split_group(lse, groups))]
 
-    _, (out, lse) = by_steps(part, batch_parts(arrays, axes, backward=False))
+    _, (out, lse) = by_steps(part, batch_parts(arrays, axes, n, backward=False))
     return joined(out, query, value.shape[-1]), joined(lse, query, 1)

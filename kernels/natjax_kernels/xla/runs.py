@@ -90,24 +90,28 @@ def no_sums(like, runs: Runs, axis: int):
     return vary(jnp.broadcast_to(zeros, shape), varying_axes(like))
 
 
-def lay(sums, x, runs: Runs, axis: int):
-    """Adds runs where they come from, [tiles, ..., S, ...], to sums [..., L, ...]; `axis` is that of L."""
+def lay(sums, x, runs: Runs, axis: int, tiles: int = 0):
+    """Adds runs where they come from, [tiles, ..., S, ...], to sums [..., L, ...].
+
+    `axis` is that of L; `tiles` is the one of x that its tiles are along, which need not be the first.
+    """
     spread = [(0, 0, runs.apart - 1 if a == axis else 0) for a in range(sums.ndim)]
     if runs.unrolled:
         laid = [sums]
-        for of_run, first in zip(x, runs.first, strict=True):
+        for tile, first in enumerate(runs.first):
+            of_run = jax.lax.index_in_dim(x, tile, tiles, keepdims=False)
             spread[axis] = int(first), sums.shape[axis] - int(first) - runs.reach, runs.apart - 1
             laid.append(jax.lax.pad(of_run.astype(sums.dtype), np.zeros((), sums.dtype), spread))
         return functools.reduce(operator.add, laid)
     first = jnp.asarray(runs.first, jnp.int32)
 
     def add(tile, sums):
-        of_run = jax.lax.dynamic_index_in_dim(x, tile, keepdims=False).astype(sums.dtype)
+        of_run = jax.lax.dynamic_index_in_dim(x, tile, tiles, keepdims=False).astype(sums.dtype)
         of_run = jax.lax.pad(of_run, np.zeros((), sums.dtype), spread)
         held = jax.lax.dynamic_slice_in_dim(sums, first[tile], runs.reach, axis)
         return jax.lax.dynamic_update_slice_in_dim(sums, held + of_run, first[tile], axis)
 
-    return jax.lax.fori_loop(0, len(x), add, sums)
+    return jax.lax.fori_loop(0, x.shape[tiles], add, sums)
 
 
 def within(sums, runs: Runs, axis: int):

@@ -24,6 +24,7 @@ from natjax_kernels.plan import tile_classes
 from natjax_kernels.sharding import laid_out, spec_of
 from natjax_kernels.window import Window
 from natjax_kernels.xla.tiles import take
+from natjax_kernels.xla.tiling import on_tpu
 
 _LARGEST_TABLE = 2**21  # pairs of all classes, for one head
 
@@ -51,13 +52,18 @@ def neighbours_of(axes: tuple[AxisPlan, ...], groups: int) -> Callable:
 
 def _of_tiles(make: Callable, axes: tuple[AxisPlan, ...], groups: int) -> Callable:
     made = made_by_steps(axes)
-    table = None if made else join_group(make(_pairs(axes)), groups)
+    table = None if made else by_keys(join_group(make(_pairs(axes)), groups))
 
     def of_tiles(rows: dict, rank: int):
-        own = join_group(make(_at_hand(rows, axes)), groups) if made else take(table, _classes(rows, axes), 0)
+        own = join_group(make(_at_hand(rows, axes)), groups) if made else by_keys(take(table, _classes(rows, axes), 0))
         return own if rank == 4 else own[:, None]
 
     return of_tiles
+
+
+def by_keys(x):
+    """Exchanges queries and keys on a TPU, where scores lie so: a table of all classes is brought there once, not in steps."""
+    return x.swapaxes(-1, -2) if on_tpu() else x
 
 
 def no_gradient(table, axes: tuple[AxisPlan, ...], groups: int, dtype):

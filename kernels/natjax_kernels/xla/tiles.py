@@ -27,6 +27,7 @@ from natjax_kernels.sharding import may_be_split, reshape, spec_of
 from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.window import Window
 from natjax_kernels.xla.halos import add_halos, keys_of, no_halos, shared_by_many, sum_halos
+from natjax_kernels.xla.lanes import heads_together
 from natjax_kernels.xla.runs import Runs, cut, interleaved, lay, no_sums, within
 from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, on_tpu, row_multiples, scores_per_step, tile_shape
 
@@ -37,7 +38,8 @@ def plan_of(key, window: Window, biased: bool, places: Any = None) -> tuple[Axis
     Of axes that are split over devices it is the plan of a device; `places`, [rank], says of which (`natjax_kernels.split`).
     """
     spatial = key.shape[1:-2]
-    axes = zip(spatial, window.axes(), tile_shape(spatial, window), row_multiples(len(spatial)), strict=True)
+    tiles = tile_shape(spatial, window, heads_together(key, key, key))
+    axes = zip(spatial, window.axes(), tiles, row_multiples(len(spatial)), strict=True)
     return tuple(
         plan_axis(n, axis, tile, biased=biased, multiple=multiple)
         if axis.split is None
@@ -151,8 +153,8 @@ def _lay_tiles(sums, x, index: list[Runs]):
     x = x.reshape(*x.shape[: rank + 2], *(runs.shape[1] for runs in index), x.shape[-1])
     x = jnp.moveaxis(x, rank + 1, -2)
     for a in range(rank - 1, 0, -1):  # [tiles of axes up to a, B, slots of axes up to a, sides of the others, N, D]
-        x, axis = jnp.moveaxis(x, a, 0), 2 * a + 1
-        x = within(lay(no_sums(x[0], index[a], axis), x, index[a], axis), index[a], axis).astype(x.dtype)
+        axis, like = 2 * a + 1, jax.lax.index_in_dim(x, 0, a, keepdims=False)
+        x = within(lay(no_sums(like, index[a], axis), x, index[a], axis, a), index[a], axis).astype(x.dtype)
     return lay(sums, x, index[0], 1)
 
 
@@ -196,14 +198,14 @@ def take(x, positions, axis: int):
     return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
 
 
-def row_steps(query, axes: tuple[AxisPlan, ...]) -> dict[str, Any]:
+def row_steps(query, axes: tuple[AxisPlan, ...], together: int = 1) -> dict[str, Any]:
     """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
 
     Temporaries are those of one step, of at least one row: they grow with windows, and with a map's other axes, but not with its
-    first. The last step is padded with rows that own no query.
+    first. The last step is padded with rows that own no query. `together` is how many heads one of the query stands for.
     """
     first = axes[0]
-    rows = max(1, scores_per_step() // max(_scores_per_row(query, axes), 1))
+    rows = max(1, scores_per_step() // max(_scores_per_row(query, axes, together), 1))
     rows = math.ceil(first.tiles / math.ceil(first.tiles / rows))  # the same number in every step, as far as possible
     steps = math.ceil(first.tiles / rows)
     known = {"queries": first.queries, "classes": first.classes}
@@ -227,13 +229,13 @@ def by_steps(step, known, carry=None):
     return jax.lax.scan(step, carry, jax.tree.map(jnp.asarray, known))
 
 
-def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...], *, backward: bool) -> tuple:
-    """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...].
+def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...], together: int, *, backward: bool) -> tuple:
+    """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...]; see `row_steps`.
 
     A symbolic batch (`jax.export`) is one part where a part can be of any size, and else cut into its entries.
     """
     batch, known = arrays[0].shape[0], _known_batch(arrays[0])
-    scores = _scores_per_row(arrays[0], axes) * axes[0].tiles // max(known, 1)
+    scores = _scores_per_row(arrays[0], axes, together) * axes[0].tiles // max(known, 1)
     entries = entries_per_step(scores, backward=backward, split=may_be_split(arrays[0], 0))
     if isinstance(batch, int):
         parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
@@ -247,10 +249,10 @@ def joined(x, like, channels: int):
     return reshape(x, (*like.shape[:-1], channels), spec_of(like))
 
 
-def _scores_per_row(query, axes: tuple[AxisPlan, ...]) -> int:
+def _scores_per_row(query, axes: tuple[AxisPlan, ...], together: int) -> int:
     others = math.prod(axis.tiles for axis in axes[1:])
     per_tile = math.prod(axis.queries.shape[1] * axis.span for axis in axes)
-    return _known_batch(query) * query.shape[-2] * others * per_tile
+    return _known_batch(query) * query.shape[-2] * together * others * per_tile
 
 
 def _known_batch(query) -> int:

@@ -33,19 +33,19 @@ def row_multiples(rank: int) -> tuple[int, ...]:
     return (*(1,) * (rank - 1), 8 if on_tpu() else 1)
 
 
-def tile_shape(spatial: tuple[int, ...], window: Window) -> tuple[int, ...]:
+def tile_shape(spatial: tuple[int, ...], window: Window, together: int = 1) -> tuple[int, ...]:
     """Returns the queries per tile along every axis for the XLA implementation: those of least estimated work.
 
     Small tiles gather every key many times, large ones compute many scores that the window masks. A tile of T queries and S
     keys costs S * (T + 12), with the constant fitted to times on CPU (1-D to 3-D, kernels of 3 to 63 tokens). Only sides that
-    cut an axis most evenly are tried, so that little of the last tile is padding. On a TPU keys cost as much as 64 scores, and
-    come in rows of 8, as do queries, and in columns of 128.
+    cut an axis most evenly are tried, so that little of the last tile is padding. On a TPU queries of the heads that share
+    lanes, `together`, are columns of scores, which come 128 at a time, and a key costs as much as one more time.
     """
-    return _tile_shape(spatial, window, row_multiples(len(spatial)), on_tpu())
+    return _tile_shape(spatial, window, row_multiples(len(spatial)), together if on_tpu() else None)
 
 
 @functools.lru_cache(maxsize=512)
-def _tile_shape(spatial: tuple[int, ...], window: Window, multiples: tuple[int, ...], tpu: bool) -> tuple[int, ...]:
+def _tile_shape(spatial, window: Window, multiples: tuple[int, ...], together: int | None) -> tuple[int, ...]:
     axes = []  # of every axis: what a side of a tile makes of it, as (side, tiles, keys of a tile)
     for length, axis, multiple in zip(spatial, window.axes(), multiples, strict=True):
         own, whole = (length, length) if axis.split is None else axis.split.lengths(length)
@@ -59,8 +59,8 @@ def _tile_shape(spatial: tuple[int, ...], window: Window, multiples: tuple[int, 
         queries, tiles, keys = (math.prod(numbers) for numbers in zip(*choice, strict=True))
         if queries > _MOST_QUERIES:
             return math.inf
-        if tpu:
-            return tiles * _rounded(keys, 128) * (queries + 64)
+        if together is not None:
+            return tiles * _rounded(keys, 16) * (_rounded(queries * together, 128) + 128)
         row = tiles // choice[0][1] * queries * keys  # scores of the smallest step
         return tiles * keys * (queries + 12) * (1 + row / _LARGE_ROW)
 
@@ -75,12 +75,12 @@ def scores_per_step() -> int:
     """Returns how many scores (query, key pairs) of all batch entries and heads are worked on at a time.
 
     On CPU 2 MiB of them in float32 per core: they stay in its caches, which is up to three times as fast as 64 MiB and makes
-    the time per token independent of the size of the map. On a TPU as many as stay in the memory of a core. Other accelerators
-    want fewer, larger steps.
+    the time per token independent of the size of the map. On a TPU 20 MiB of them: the few such arrays that there are at a time
+    stay in the memory of a core, and those of twice as many do not. Other accelerators want fewer, larger steps.
     """
     if jax.default_backend() == "cpu":
         return 2**19 * _cores()
-    return 2**21 if on_tpu() else 2**24
+    return 5 * 2**20 if on_tpu() else 2**24
 
 
 def entries_per_step(scores: int, *, backward: bool, split: bool) -> int:
