@@ -54,10 +54,8 @@ def cost(works: Sequence[Work], parts: Sequence[int], machine: Machine, *, train
         if split and devices > 1:
             received, fuller, messages = exchange(work, parts)
             exchanging = machine.send(messages, fuller, devices)
-            if (
-                work.windows[0] != CONVOLUTION
-            ):  # gradients of halos that come back are added to those of keys and values
-                added = 2 * work.tokens * work.halo
+            if work.windows[0] != CONVOLUTION:
+                added = 2 * work.tokens * work.halo  # gradients of halos that come back, to those of keys and values
         elif not split and not gathered:
             gathered = True
             received = work.tokens * work.halo / 2 * (1 - 1 / devices)
