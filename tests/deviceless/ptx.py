@@ -7,6 +7,7 @@ depends on which warp is faster (`ptx_memory`); products of matrices are in `ptx
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import re
@@ -84,6 +85,7 @@ class _Block(Memory, Matrices):
             self.at[self.active] = here + 1
             if guard:
                 self.active = self.active & (self.get(guard.lstrip("!"), "pred") ^ guard.startswith("!"))
+            self.all_active = self.active.all()
             try:
                 getattr(self, f"op_{opcode[0]}")(opcode[1:], *operands)
             except Exception as error:
@@ -101,7 +103,7 @@ class _Block(Memory, Matrices):
             if name.startswith("0f"):
                 value = np.full(self.threads, int(name[2:], 16), np.uint32)
             elif number := _NUMBER.fullmatch(name):
-                return np.full(self.threads, int("".join(number.groups()), 0)).astype(dtype)
+                return _constant("".join(number.groups()), dtype, self.threads)
             else:
                 value = self.special.get(name)
                 value = self._undefined(dtype) if value is None else value
@@ -112,7 +114,7 @@ class _Block(Memory, Matrices):
         self.hold(name)
         value = np.asarray(value)
         value = value if value.dtype == bool else value.view(f"u{value.nbytes // self.threads}")
-        if not self.active.all():
+        if not self.all_active:
             value = np.where(self.active, value, self.registers.get(name, self._undefined(value.dtype)))
         self.registers[name] = value
 
@@ -214,8 +216,9 @@ class _Block(Memory, Matrices):
         self.at[self.active] = len(self.program)
 
     def op_bar(self, kind, *operands):
-        assert self.active.all()
-        self.barriers += kind == ["sync"]
+        assert self.all_active
+        if kind == ["sync"]:
+            self.pass_barrier()
 
     def op_shfl(self, kind, out, a, lane, *rest):
         assert kind[0] == "sync"
@@ -225,6 +228,14 @@ class _Block(Memory, Matrices):
         else:
             assert kind[1] == "idx"
             self.set(out, value[threads // 32 * 32 + self.get(lane, "u32") % 32])
+
+
+@functools.cache
+def _constant(number, dtype, threads):
+    """Returns a number, of every thread."""
+    constant = np.full(threads, int(number, 0)).astype(dtype)
+    constant.flags.writeable = False
+    return constant
 
 
 def _widened(x, wide):

@@ -38,7 +38,7 @@ class Matrices:
         Compilers copy what a product reads and sets, right before and after it.
         """
         if self.held.get(old) is None:
-            if old in self.changed or not self.active.all() or old not in self.registers:
+            if old in self.changed or not self.all_active or old not in self.registers:
                 return False
             self.hold(new)
             self.registers[new] = self.registers[old]
@@ -55,7 +55,7 @@ class Matrices:
         Lane i says where row i % 8 of matrix i // 8 is.
         """
         assert kind[:3] == ["sync", "aligned", "m8n8"]
-        assert self.active.all()
+        assert self.all_active
         count = int(kind[3][1:])
         places = (self.address(operand)[:, None] + np.arange(16)).reshape(-1, 32, 16)[:, : 8 * count]
         self.touch(access, places, self.warp[::32, None, None])
@@ -89,7 +89,7 @@ class Matrices:
         """[16, 16 or 8] times [16 or 8, 8] of every warp, into float32."""
         assert kind[2] in ("m16n8k16", "m16n8k8")
         assert kind[3:5] == ["row", "col"]
-        assert self.active.all()
+        assert self.all_active
         left, right = (
             self._rows(a, kind[-2]),
             np.concatenate(self._blocks(b, kind[-2]), 2),
@@ -99,7 +99,7 @@ class Matrices:
             self.set(register, value + start)
 
     def op_wgmma(self, kind, *operands):
-        assert self.active.all()
+        assert self.all_active
         if kind[0] == "fence":
             self.changed.clear()
         elif kind[0] == "commit_group":

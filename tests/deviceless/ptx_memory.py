@@ -13,7 +13,11 @@ import re
 import numpy as np
 
 REGION = 40  # bits of an address within an array
-_SEVERAL = -1  # warps
+_NOBODY, _SEVERAL, _COPY = (
+    0,
+    -1,
+    -2,
+)  # instead of one warp, which count from 1; a copy is one that is not waited for yet
 
 
 class Race(Exception):  # noqa: N818
@@ -25,9 +29,9 @@ class Memory:
 
     def __init__(self, threads, shared_bytes):
         self.shared = np.full(shared_bytes, 255, np.uint8)  # NaNs
-        # For every byte of shared memory, after which barrier it was last written and read, and by which warp.
-        self.barriers, self.warp = 1, np.arange(threads) // 32
-        self.touched = {kind: np.zeros((2, shared_bytes), int) for kind in ("write", "read")}
+        # For every byte of shared memory, by whom it was written and read since the last barrier.
+        self.warp = (np.arange(threads) // 32 + 1).astype(np.int8)
+        self.touched = {kind: np.full(shared_bytes, _NOBODY, np.int8) for kind in ("write", "read")}
         self.unfenced = np.zeros(shared_bytes, bool)  # written since the last fence
         self.in_use = np.zeros(shared_bytes, int)  # by how many asynchronous products
         self.copies = [[]]
@@ -51,21 +55,22 @@ class Memory:
 
     def touch(self, kind, places, warp):
         """Notes that warps read or write bytes of shared memory."""
-        warp = np.broadcast_to(warp, places.shape)
         for other in ("write", "read") if kind == "write" else ("write",):
-            when, whose = self.touched[other][:, places]
-            if ((when >= self.barriers) & (whose != warp)).any():
+            whose = self.touched[other][places]
+            if ((whose != _NOBODY) & (whose != warp)).any():
                 raise Race(f"a warp {kind}s what another one {other}s, with no barrier in between")
         if kind == "write":
             if self.in_use[places].any():
                 raise Race("a warp writes what a product may still read")
             self.unfenced[places] = True
-        when, whose = self.touched[kind][:, places]
-        others = (when >= self.barriers) & (whose != warp)  # other readers
-        self._touched_by(kind, places, self.barriers, np.where(others, _SEVERAL, warp))
+        whose = self.touched[kind][places]
+        others = (whose != _NOBODY) & (whose != warp)  # other readers
+        self.touched[kind][places] = np.where(others, _SEVERAL, warp)
 
-    def _touched_by(self, kind, places, when, whose):
-        self.touched[kind][0, places], self.touched[kind][1, places] = when, whose
+    def pass_barrier(self):
+        """Notes that all warps met, so that none of them is still at what it did before; copies may be."""
+        for whose in self.touched.values():
+            whose[whose != _COPY] = _NOBODY
 
     def begin_reading(self, places):
         """Notes that an asynchronous product of all warps reads bytes from now on."""
@@ -77,11 +82,11 @@ class Memory:
     def end_reading(self, places):
         """Notes that it does so no longer."""
         self.in_use[places] -= 1
-        self._touched_by("read", places, self.barriers, _SEVERAL)
+        self.touched["read"][places] = _SEVERAL
 
     def op_fence(self, kind):
         assert kind == ["proxy", "async", "shared"]
-        assert self.active.all()
+        assert self.all_active
         self.unfenced[:] = False
 
     def op_ld(self, kind, out, operand):
@@ -109,7 +114,7 @@ class Memory:
             done = max(0, len(groups) - int(operands[0]))
             for target, values, warp in itertools.chain.from_iterable(groups[:done]):
                 self.shared[target] = values
-                self._touched_by("write", target, self.barriers, warp)
+                self.touched["write"][target] = warp
                 self.unfenced[target] = True
             self.copies = [*groups[done:], open_group]
         else:
@@ -122,5 +127,5 @@ class Memory:
             values[self.active[every]] = memory[places]
             self.active = every
             values = np.where(np.arange(int(size, 16)) < some[every, None], values, 0)
-            self._touched_by("write", target, np.iinfo(int).max, _SEVERAL)  # for nobody to read until it is waited for
+            self.touched["write"][target] = _COPY
             self.copies[-1].append((target, values, self.warp[self.active, None]))
