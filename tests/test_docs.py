@@ -41,7 +41,7 @@ PAGES = (
     *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
 )
 TOOLS = ("natjax", "pip", "python", "make", "srun", "ssh")
-TINY = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "kernel_size": 3, "mlp_ratio": 1.0}
+TINY = {"embed_dim": 32, "depths": (1, 1, 1), "num_heads": (1, 2, 4), "kernel_size": 3, "mlp_ratio": 1.0}
 # What makes a command short. The last of several equal flags counts.
 SHORT = {
     "train": "--epochs 1 --batch-size 8 --image-size 32 --workers 0 --warmup-epochs 0 --cooldown-epochs 0 --mesh data=1",
@@ -293,7 +293,7 @@ def world(tmp_path, monkeypatch):
     for name, preset in presets.PRESETS.items():
         if type(preset.config) is not natjax.NatConfig:
             continue
-        dilations = None if preset.config.dilations is None else ((1,),) * 4
+        dilations = None if preset.config.dilations is None else ((1,),) * 3
         config = preset.config.replace(**TINY, dilations=dilations)
         monkeypatch.setitem(presets.PRESETS, name, dataclasses.replace(preset, config=config))
     mini = natjax.create_model("nat_mini")
