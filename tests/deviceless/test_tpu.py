@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 # Times the floor that the op may move; docs/scaling.md has figures. Gathers and heads in lanes of their own took 77 on v5e.
 FLOORS = {"v5e": 3, "v6e": 4, "v5p": 20}
 
-MODELS = ("v5e", "v6e", "v5p")
+MODELS = ("v5e", "v6e", "v5p", "7x")
 QUICK = {
     "JAX_OPTIMIZATION_LEVEL": "O0"
 }  # with the default, models take ten times as long to compile: see docs/scaling.md
