@@ -1,5 +1,9 @@
 """The way of XLA's implementation on TPUs, run on a CPU: tiles by slices, and heads that share lanes."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +45,38 @@ def test_loops_change_nothing(name, monkeypatch):
     monkeypatch.setattr(natjax_kernels.xla.tiles, "entries_per_step", lambda scores, **_: 1)
     monkeypatch.setattr(natjax_kernels.xla.runs, "_FEW", 1)
     check(CASES[name])
+
+
+SPLIT_BATCH = """
+import jax, jax.numpy as jnp, numpy as np, natjax_kernels.xla.tiles
+from jax.sharding import NamedSharding, PartitionSpec as P
+from natjax_kernels import neighborhood_attention
+natjax_kernels.xla.tiles.scores_per_step = natjax_kernels.xla.tiling.scores_per_step = lambda: 3000  # an entry or two
+jax.default_backend = lambda: "tpu"
+x = jax.random.normal(jax.random.key(0), (12, 10, 2, 4))
+@jax.jit
+def run(x):
+    out, pull = jax.vjp(lambda x: neighborhood_attention(x, x + 1, x, kernel_size=3, implementation="xla"), x)
+    return out, *pull(2 * out)
+expected = run(x)
+placed = jax.device_put(x, NamedSharding(jax.make_mesh((2, 1), ("data", "other")), P("data")))
+program = run.lower(placed)
+assert program.as_text().count("stablehlo.while") == 2
+text = program.compile().as_text()
+assert not [name for name in ("all-", "collective", "reduce-scatter") if name in text]
+for got, of_one in zip(run(placed), expected, strict=True):
+    assert got.sharding.is_equivalent_to(placed.sharding, got.ndim)
+    np.testing.assert_allclose(got, of_one, rtol=5e-5, atol=5e-5)
+"""
+
+
+def test_devices_take_their_entries_of_a_split_batch_in_steps():
+    """They send nothing."""
+    more = {"JAX_NUM_CPU_DEVICES": "2", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    done = subprocess.run(
+        [sys.executable, "-c", SPLIT_BATCH], env=os.environ | more, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_nothing_gathers_tokens():

@@ -23,7 +23,7 @@ from natjax_kernels.axis import AxisPlan, is_large
 from natjax_kernels.bias import numpy_of
 from natjax_kernels.grids import join_group
 from natjax_kernels.plan import plan_axis, plan_split_axis
-from natjax_kernels.sharding import may_be_split, reshape, spec_of
+from natjax_kernels.sharding import may_be_split, reshape, shards, spec_of
 from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.window import Window
 from natjax_kernels.xla.halos import add_halos, keys_of, no_halos, shared_by_many, sum_halos
@@ -232,20 +232,33 @@ def by_steps(step, known, carry=None):
 def batch_parts(arrays: tuple, axes: tuple[AxisPlan, ...], together: int, *, backward: bool) -> tuple:
     """Cuts the batch into parts that are worked on one after another: [B, ...] -> [parts, B / parts, ...]; see `row_steps`.
 
-    A symbolic batch (`jax.export`) is one part where a part can be of any size, and else cut into its entries.
+    Of a batch that is split along Explicit axes every device has the same number of entries in every part. A symbolic batch
+    (`jax.export`) is one part where a part can be of any size, and else cut into its entries.
     """
-    batch, known = arrays[0].shape[0], _known_batch(arrays[0])
-    scores = _scores_per_row(arrays[0], axes, together) * axes[0].tiles // max(known, 1)
-    entries = entries_per_step(scores, backward=backward, split=may_be_split(arrays[0], 0))
-    if isinstance(batch, int):
-        parts = next((n for n in range(math.ceil(batch / entries), batch) if n and batch % n == 0), max(batch, 1))
+    query, devices = arrays[0], shards(arrays[0], 0)
+    scores = _scores_per_row(query, axes, together) * axes[0].tiles // max(_known_batch(query), 1)
+    split = devices == 1 and may_be_split(query, 0)
+    entries, own = entries_per_step(scores, backward=backward, split=split), query.shape[0] // devices
+    if isinstance(own, int):
+        parts = next((n for n in range(math.ceil(own / entries), own) if n and own % n == 0), max(own, 1))
     else:
-        parts = 1 if entries == ALL_ENTRIES else batch
-    return jax.tree.map(lambda x: reshape(x, (parts, batch // parts, *x.shape[1:]), (None, *spec_of(x))), arrays)
+        parts = 1 if entries == ALL_ENTRIES else own
+
+    def cut_batch(x):
+        batch, shape, (place, *others) = x.shape[0] // parts, x.shape[1:], spec_of(x)
+        if devices > 1:
+            x = reshape(x, (devices, parts, batch // devices, *shape), (place, None, None, *others)).swapaxes(0, 1)
+        return reshape(x, (parts, batch, *shape), (None, place, *others))
+
+    return jax.tree.map(cut_batch, arrays)
 
 
 def joined(x, like, channels: int):
     """Undoes `batch_parts`, with the heads and the sharding of `like`: a split batch of 1 has lost its own."""
+    devices, (place, *others) = shards(like, 0), spec_of(like)
+    if devices > 1:
+        x = reshape(x, (x.shape[0], devices, x.shape[1] // devices, *x.shape[2:]), (None, place, None, *others))
+        x = x.swapaxes(0, 1)
     return reshape(x, (*like.shape[:-1], channels), spec_of(like))
 
 
@@ -256,8 +269,8 @@ def _scores_per_row(query, axes: tuple[AxisPlan, ...], together: int) -> int:
 
 
 def _known_batch(query) -> int:
-    """The entries of a batch; 1 where the number is symbolic, so that steps are cut as for one entry."""
-    return query.shape[0] if isinstance(query.shape[0], int) else 1
+    """The entries of a batch on a device; 1 where the number is symbolic, so that steps are cut as for one entry."""
+    return query.shape[0] // shards(query, 0) if isinstance(query.shape[0], int) else 1
 
 
 def owned_queries(rows: dict, axes: tuple[AxisPlan, ...], rank: int, groups: int):

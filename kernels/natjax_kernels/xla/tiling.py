@@ -84,10 +84,10 @@ def scores_per_step() -> int:
 
 
 def entries_per_step(scores: int, *, backward: bool, split: bool) -> int:
-    """Returns how many batch entries, each of so many scores, are worked on at a time; `split` says if over devices.
+    """Returns how many batch entries, each of so many scores, a device works on at a time; `split` says if it may have others.
 
     On one CPU as many as stay in its caches, mostly one: the backward pass takes 0.45 to 0.9 of the time that all at once take.
-    On a TPU as many as are in a step. Elsewhere all: a batch that is split over devices has to stay whole.
+    On a TPU as many as are in a step. Elsewhere all: a batch that is split over devices in an unknown way has to stay whole.
     """
     if on_tpu():
         return ALL_ENTRIES if split else max(1, scores_per_step() // max(scores, 1))
