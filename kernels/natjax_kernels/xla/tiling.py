@@ -75,12 +75,12 @@ def scores_per_step() -> int:
     """Returns how many scores (query, key pairs) of all batch entries and heads are worked on at a time.
 
     On CPU 2 MiB of them in float32 per core: they stay in its caches, which is up to three times as fast as 64 MiB and makes
-    the time per token independent of the size of the map. On a TPU 20 MiB of them: the few such arrays that there are at a time
+    the time per token independent of the size of the map. On a TPU 24 MiB of them: the few such arrays that there are at a time
     stay in the memory of a core, and those of twice as many do not. Other accelerators want fewer, larger steps.
     """
     if jax.default_backend() == "cpu":
         return 2**19 * _cores()
-    return 5 * 2**20 if on_tpu() else 2**24
+    return 6 * 2**20 if on_tpu() else 2**24
 
 
 def entries_per_step(scores: int, *, backward: bool, split: bool) -> int:
