@@ -114,11 +114,9 @@ def exchange(work: Work, parts: Sequence[int]) -> tuple[float, float, int]:
         if count > 1:
             part, found = sides[a], split(work.sides[a], count, work.windows[a])
             token = math.prod(sides) / part * work.halo
-            # Around a ring: a part in every step, but in the first one if that is its own.
-            ring = found.ring and len(found.ring) - (found.ring[0] == 0)
-            halo = (part * ring, 0) if ring else (found.before, found.after)
+            halo = (part * found.passed, 0) if found.ring else (found.before, found.after)
             received += sum(halo) * token
             fuller += max(halo) * token
             messages += -(-max(halo) // part)  # to several neighbours where halos are longer than a part
-            sides[a] += 0 if ring else sum(halo)
+            sides[a] += 0 if found.ring else sum(halo)
     return received, fuller, messages

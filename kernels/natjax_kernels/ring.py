@@ -33,13 +33,13 @@ class Ring:
         axis: which spatial axis it is.
         names: its axes of the mesh.
         parts: devices.
-        behind: how many parts behind a device's own that of every step is, one less in each.
+        offsets: of every step's part from a device's own, in parts; one less in each.
     """
 
     axis: int
     names: str | tuple[str, ...]
     parts: int
-    behind: range
+    offsets: range
 
     def attend(self, attend: Callable, problem: Problem):
         """Computes output and log-sum-exp; to be called within `jax.shard_map`.
@@ -105,27 +105,27 @@ class Ring:
         first = gradients(problem)
         of_part, others = ({k: first[k] for k in names} for names in (("key", "value"), ("query", "rpb")))
         _, of_part, others = self._around(step, (coming, of_part, others))
-        found = first | self._get(of_part, -self.behind[-1]) | others  # the gradients of the own part are home now
+        found = first | self._get(of_part, -self.offsets[-1]) | others  # the gradients of the own part are home now
         return jax.tree.map(lambda d, x: d.astype(x.dtype), found, _fields(problem, _FLOATS))
 
     def _around(self, step: Callable, carry: Any) -> Any:
         """Runs `step(carry, is_last) -> carry` for all parts but the first one."""
-        carry, _ = jax.lax.scan(lambda carry, _: (step(carry, False), None), carry, length=len(self.behind) - 2)
+        carry, _ = jax.lax.scan(lambda carry, _: (step(carry, False), None), carry, length=len(self.offsets) - 2)
         return step(carry, True)
 
     def _first(self, problem: Problem) -> Problem:
         """Returns the problem of the first step."""
-        return dataclasses.replace(problem, **self._get(_fields(problem, _ARRAYS), self.behind[0]))
+        return dataclasses.replace(problem, **self._get(_fields(problem, _ARRAYS), self.offsets[0]))
 
     def _next(self, part: dict[str, Any]) -> dict[str, Any]:
         """Returns what is passed on of the next step."""
         places = part["places"].at[self.axis].add(self.parts)
         return self._get({name: part[name] for name in _ARRAYS}, -1) | {"places": places}
 
-    def _get(self, arrays: dict[str, Any], behind: int) -> dict[str, Any]:
-        """Returns the arrays of the device that is so many behind."""
-        pairs = [((device + behind) % self.parts, device) for device in range(self.parts)]
-        if behind % self.parts == 0:
+    def _get(self, arrays: dict[str, Any], offset: int) -> dict[str, Any]:
+        """Returns the arrays of the device at an offset from this one."""
+        pairs = [((device + offset) % self.parts, device) for device in range(self.parts)]
+        if offset % self.parts == 0:
             return arrays
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.names, pairs), arrays)
 

@@ -2,8 +2,10 @@
 
 Every device has an equal part of the queries and of the keys, in their order, and gets the further keys that its queries see in
 one of two ways. As halos: tokens of its neighbours before and after its own. Or around a ring, where windows are so long that
-halos would be more than all the other parts: the devices pass their keys on, and in every step a device attends to one part. On
-a periodic axis a part may be before and behind the queries of a device, which then attends to it twice.
+halos would be at least as many as all the other parts: the devices pass their keys on, and in every step a device attends to one
+part, the next one on its way. On a periodic axis a part may be before and behind the queries of a device, which then gets it
+twice and attends to it twice: a ring moves more keys there than halos do, for the memory of two parts instead of all. Two or
+three devices, for whom that is not half as much, have halos.
 
 All devices run one program, whose plan has a place for every device (and step); places that look alike are of one kind.
 
@@ -32,7 +34,7 @@ class Split:
         parts: devices.
         before: keys that a device has in front of its own ones.
         after: keys that it has behind them.
-        ring: where it has one part at a time instead, how many parts behind its own that of every step is, modulo `parts`.
+        ring: where it has one part at a time instead, the offset of every step's part from its own, in parts, modulo `parts`.
     """
 
     parts: int
@@ -48,21 +50,26 @@ class Split:
         """Returns how many keys are a device's own, of `length` that it has, and how many the whole axis has."""
         return self.own(length), self.own(length) * self.parts
 
+    @property
+    def passed(self) -> int:
+        """How many parts every device gets around the ring: of all steps, but of the first one if its part is the own one."""
+        return len(self.ring) - (self.ring[0] == 0) if self.ring else 0
+
     def origins(self, length: int, *, periodic: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the own part and the keys at hand begin along the whole axis, [places] each.
 
         A place is a device; around a ring it is step * parts + device. Positions on a periodic axis count on beyond its ends.
         """
         device = np.arange(self.parts)
-        if self.ring is None:
+        if not self.ring:
             return device * self.own(length), device * self.own(length) - self.before
-        behind, device = (x.reshape(-1) for x in np.meshgrid(self.ring, device, indexing="ij"))
-        part = device + behind if periodic else (device + behind) % self.parts
+        offset, device = (x.reshape(-1) for x in np.meshgrid(self.ring, device, indexing="ij"))
+        part = device + offset if periodic else (device + offset) % self.parts
         return device * length, part * length
 
 
 def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
-    """Returns how to split an axis of `length` keys: in the way in which devices get fewer keys, around a ring if both are alike.
+    """Returns how to split an axis of `length` keys: around a ring where halos would be at least as many as all other parts.
 
     Args:
         length: L.
@@ -78,10 +85,10 @@ def split_axis(length: int, parts: int, axis: AxisWindow) -> Split:
     # Keys of other devices: beyond the borders of an axis nothing is sent.
     in_front = np.full(parts, length) if axis.periodic else np.arange(parts) * own
     most = np.max(np.minimum(before, in_front) + np.minimum(after, in_front[::-1]))
-    if most < length - own:
+    if most < length - own or (axis.periodic and parts < 4):
         return Split(parts, before, after)
-    behind = range(math.ceil(after / own), -math.ceil(before / own) - 1, -1) if axis.periodic else range(0, -parts, -1)
-    return Split(parts, ring=behind)
+    ring = range(math.ceil(after / own), -math.ceil(before / own) - 1, -1) if axis.periodic else range(0, -parts, -1)
+    return Split(parts, ring=ring)
 
 
 def _runs(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,19 @@ def test_halos_are_as_long_as_windows_reach():
     assert split_axis(64, 8, AxisWindow(21, dilation=3)) == Split(8, ring=range(0, -8, -1))
 
 
+def test_few_devices_of_a_periodic_axis_have_halos():
+    """Around a ring more travels there than halos, which is worth it where a device then holds half as many keys at most."""
+    assert split_axis(16, 2, AxisWindow(9, periodic=True)) == Split(2, 4, 4)
+    assert split_axis(24, 3, AxisWindow(24, periodic=True)) == Split(3, 12, 11)
+    assert split_axis(32, 4, AxisWindow(25, periodic=True)) == Split(4, ring=range(2, -3, -1))
+
+
+def test_parts_that_a_ring_moves():
+    """The own part is nobody else's: only on a periodic axis it may come again."""
+    splits = Split(4), split_axis(32, 4, AxisWindow(32)), split_axis(32, 4, AxisWindow(25, periodic=True))
+    assert [split.passed for split in splits] == [0, 3, 5]
+
+
 @pytest.mark.parametrize(
     "axis", [AxisWindow(5), AxisWindow(4, dilation=3), AxisWindow(8, stride=3, causal=True)], ids=str
 )
