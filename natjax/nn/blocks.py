@@ -21,11 +21,10 @@ from flax import nnx
 from natjax.configuration import NatConfig
 from natjax.nn.attention import NeighborhoodAttention
 from natjax.nn.initializers import truncated_normal
-from natjax.nn.layers import downsampling_conv, drop_path, dropout, layer_norm, linear
+from natjax.nn.layers import downsampling_conv, drop_path, dropout, layer_norm, linear, multiply
 from natjax.nn.patches import PatchMerging, PatchProjection
 from natjax.nn.sizes import cut, halved
 from natjax.nn.xla import gelu, split_residual
-from natjax_kernels.sharding import beside
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -120,7 +119,7 @@ class NatLayer(nnx.Module):
     def _residual(self, x, branch, index, rngs):
         if self.layer_scale_parameters is not None:
             scale = jax.lax.index_in_dim(self.layer_scale_parameters[...], index, keepdims=False)
-            branch = beside(scale.astype(branch.dtype), branch) * branch
+            branch = multiply(branch, scale)
         return x + self.drop_path(branch, rngs=rngs)
 
     def __call__(

@@ -10,6 +10,7 @@ from flax import nnx
 
 from natjax.nn.spatial import conv_over_parts
 from natjax.nn.xla import conv1x1, conv3x3_s2, conv_general_dilated, flat_dot_general
+from natjax_kernels.problem import accumulator
 from natjax_kernels.sharding import beside
 
 if TYPE_CHECKING:
@@ -19,22 +20,25 @@ EPSILON = 1e-5  # PyTorch's default, which stem, downsampler and backbone norms 
 
 
 class Linear(nnx.Linear):
-    """A linear layer over channels; the gradient of its bias may be summed over devices later, see `beside`."""
+    """A linear layer over channels; the gradient of its bias may be summed over devices later, see `is_summed_later`."""
 
     def __call__(self, inputs: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
         """Applies the layer to any tokens: [..., C] to [..., D]."""
         return self.columns(inputs, 0)
 
     def columns(self, x: Any, start: int, stop: int | None = None) -> jax.Array:
-        """Applies those output channels of the layer that go from `start` to `stop`."""
+        """Returns those output channels of tokens [..., C] that go from `start` to `stop`: [..., stop - start]."""
         kernel, bias = self.kernel[...][:, start:stop], None if self.bias is None else self.bias[...][start:stop]
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
         y = self.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=self.precision)
-        return y if bias is None else y + beside(bias, y)
+        return y if bias is None else add_bias(y, bias)
 
 
 class Conv(nnx.Conv):
-    """A convolution of maps; the gradient of its bias may be summed over devices later, see `beside`."""
+    """A convolution of maps with square strides and padding, as `conv` and `downsampling_conv` make it.
+
+    The gradient of its bias may be summed over devices later, see `is_summed_later`.
+    """
 
     def __call__(self, inputs: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
         """Applies the layer to maps: [B, H, W, C] to [B, h, w, D]."""
@@ -43,37 +47,52 @@ class Conv(nnx.Conv):
         strides, ends = (self.strides,) * 2, ((self.padding, self.padding),) * 2
         more: dict[str, Any] = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": self.precision}
         y = self.conv_general_dilated(x, kernel, strides, ends, **more)
-        return y if bias is None else y + beside(bias, y)
+        return y if bias is None else add_bias(y, bias)
 
 
 class LayerNorm(nnx.LayerNorm):
     """A LayerNorm (arXiv 1607.06450) over channels, with the two-pass variance of PyTorch's.
 
-    The gradients of its weights may be summed over devices later, see `beside`.
+    It has both weights, whose gradients may be summed over devices later, see `is_summed_later`.
     """
 
     def __call__(self, x: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
         """Normalises tokens [..., C], in float32 at least."""
         weights = self.scale[...], self.bias[...]  # ty: ignore[not-subscriptable]
         x, scale, bias = self.promote_dtype((x, *weights), dtype=self.dtype)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(accumulator(x))
         y = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        return (_scaled(y, scale, self.epsilon) + beside(bias, y)).astype(x.dtype)
+        return add_bias(_normalised(y, scale, self.epsilon), bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.RMSNorm):
-    """An RMSNorm (arXiv 1910.07467) over channels; the gradient of its scale may be summed over devices later, see `beside`."""
+    """An RMSNorm (arXiv 1910.07467) over channels.
+
+    The gradient of its scale may be summed over devices later, see `is_summed_later`.
+    """
 
     def __call__(self, x: Any) -> jax.Array:  # ty: ignore[incompatible-method-override]
         """Normalises tokens [..., C], in float32 at least."""
         x, scale = self.promote_dtype((x, self.scale[...]), dtype=self.dtype)  # ty: ignore[not-subscriptable]
-        return _scaled(x.astype(jnp.promote_types(x.dtype, jnp.float32)), scale, self.epsilon).astype(x.dtype)
+        return _normalised(x.astype(accumulator(x)), scale, self.epsilon).astype(x.dtype)
 
 
-def _scaled(y: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+def _normalised(y: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """Returns tokens [..., C] that are divided by the root of their mean square and multiplied by a scale [C]."""
     mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
-    return y * (jax.lax.rsqrt(mean_square + epsilon) * beside(scale, y))
+    return y * (jax.lax.rsqrt(mean_square + epsilon) * beside(scale.astype(y.dtype), y))
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a bias [C] to tokens [..., C], in float32 at least: 16 bits do not hold its gradient, a sum over all tokens."""
+    wide = accumulator(x)
+    return (x.astype(wide) + beside(bias.astype(wide), x)).astype(x.dtype)
+
+
+def multiply(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Multiplies tokens [..., C] with a scale [C], in float32 at least: see `add_bias`."""
+    wide = accumulator(x)
+    return (x.astype(wide) * beside(scale.astype(wide), x)).astype(x.dtype)
 
 
 def linear(

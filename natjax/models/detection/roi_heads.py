@@ -22,8 +22,8 @@ from natjax.detection.nms import classwise_nms
 from natjax.detection.roi_align import product, roi_align
 from natjax.nn.conv_block import ConvBlock
 from natjax.nn.initializers import glorot_uniform, he_normal, truncated_normal
-from natjax.nn.layers import conv, linear
-from natjax_kernels.sharding import beside, over_batch, reshape_batch, shared_along
+from natjax.nn.layers import add_bias, conv, linear
+from natjax_kernels.sharding import over_batch, reshape_batch, shared_along
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -121,7 +121,7 @@ class Upsample(nnx.Module):
         x, kernel, bias = (jnp.asarray(value, dtype) for value in (x, self.kernel[...], self.bias[...]))
         y = jnp.einsum("nhwc,yxdc->nhywxd", x, shared_along(kernel, x))
         y = reshape_batch(y, len(x), 2 * x.shape[1], 2 * x.shape[2], len(bias))
-        return y + beside(bias, y)
+        return add_bias(y, bias)
 
 
 class MaskHead(nnx.Module):
@@ -149,8 +149,10 @@ class MaskHead(nnx.Module):
         kernel, bias = (shared_along(weight, x) for weight in (kernel, bias))
         # Picked by a product, as the gradient of a gather would be a scatter to what all devices have.
         is_class = (_flat(labels)[:, None] == jnp.arange(len(bias))).astype(x.dtype)
-        logits = jnp.einsum("nyxc,nc->nyx", x, product(is_class, kernel.T)) + product(is_class, bias)[:, None, None]
-        return reshape_batch(logits.astype(jnp.float32), *labels.shape, *x.shape[1:3])
+        of_kernel, of_bias = (product(is_class, weight) for weight in (kernel.T, bias))
+        logits = jnp.einsum("nyxc,nc->nyx", x, of_kernel).astype(jnp.float32)
+        logits = logits + of_bias.astype(jnp.float32)[:, None, None]
+        return reshape_batch(logits, *labels.shape, *x.shape[1:3])
 
 
 def _flat(x: Array) -> Array:
