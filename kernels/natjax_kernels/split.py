@@ -105,11 +105,12 @@ def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndar
 
     Returns:
         start and end, [kinds, Q] each: a query sees keys start to end - 1 of its dilation group. offset, [kinds]:
-        positions from `axis.centers` to the queries; 0 but around a ring. kind, [places]: that of every place.
+        positions from `axis.centers` to the queries; 0 but around a ring. kind, [places]: that of every place. All are read-only.
     """
     if axis.split is None:
         start, end = (x[None, axis.centers(length)] for x in windows(length, axis))
-        return start, end, np.zeros(1, int), np.zeros(1, int)
+        none = _read_only(np.zeros(1, int))
+        return _read_only(start), _read_only(end), none, none
     split, (own, whole) = axis.split, axis.split.lengths(length)
     first, count = (x.reshape(split.parts, -1) for x in _runs(whole, axis))
     centers = axis.centers(length)
@@ -127,7 +128,13 @@ def windows_of_kinds(length: int, axis: AxisWindow) -> tuple[np.ndarray, np.ndar
     places = zip(*split.origins(length, periodic=axis.periodic), strict=True)
     looks, _, kind = distinct(itertools.starmap(look, places))
     start, end, offset = np.split(np.stack(looks), [len(centers), -1], axis=1)
-    return start, end, offset[:, 0], kind
+    return _read_only(start), _read_only(end), _read_only(offset[:, 0]), _read_only(kind)
+
+
+def _read_only(x: np.ndarray) -> np.ndarray:
+    """Returns an array that lies in a cache: nobody may write to it."""
+    x.flags.writeable = False
+    return x
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,12 +205,14 @@ class DevicePlan(AxisPlan):
 
 @functools.lru_cache(maxsize=512)
 def _of_kinds(kinds: tuple[AxisPlan, ...], name: str) -> np.ndarray:
-    """Returns an attribute of all kinds, [kinds, ...] int32, or [1, ...] where all have the same; -1 pads the last axis."""
+    """Returns an attribute of all kinds, [kinds, ...] int32, or [1, ...] where all have the same; -1 pads the last axis.
+
+    It is read-only.
+    """
     arrays = [getattr(plan, name) for plan in kinds]
     if all(np.array_equal(x, arrays[0]) for x in arrays):
-        return arrays[0][None].astype(np.int32)
+        arrays = arrays[:1]
     widest = max(x.shape[-1] for x in arrays)
     padding = [(0, 0)] * (arrays[0].ndim - 1)
-    return np.stack(
-        [np.pad(x, [*padding, (0, widest - x.shape[-1])], constant_values=-1) for x in arrays], dtype=np.int32
-    )
+    padded = [np.pad(x, [*padding, (0, widest - x.shape[-1])], constant_values=-1) for x in arrays]
+    return _read_only(np.stack(padded, dtype=np.int32))

@@ -93,7 +93,7 @@ def xla_tiles(problem: Problem) -> dict[str, Any]:
         "tile": tile,
         "halo": keys,
         "tiles": tiles,
-        "steps": len(row_steps(problem.query, axes)["queries"]),
+        "steps": len(row_steps(problem.query, axes, 1)["queries"]),
         "useful_share": window_scores(problem) / (tiles * math.prod(tile) * math.prod(keys)),
     }
 
@@ -168,4 +168,4 @@ def _neighbours(axis: AxisPlan) -> int:
 
 
 def _xla_plan(problem: Problem) -> tuple[AxisPlan, ...]:
-    return plan(problem.spatial, problem.window, tile_shape(problem.spatial, problem.window))
+    return plan(problem.spatial, problem.window, tile_shape(problem.spatial, problem.window, 1))

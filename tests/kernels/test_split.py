@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from natjax_kernels.plan import plan_axis, plan_split_axis
-from natjax_kernels.split import Split, split_axis
+from natjax_kernels.split import Split, split_axis, windows_of_kinds
 from natjax_kernels.window import AxisWindow, windows
 
 
@@ -80,6 +80,14 @@ def test_halos_are_as_long_as_windows_reach():
     # The part on the other side is both before and behind.
     assert split_axis(64, 8, AxisWindow(64, periodic=True)) == Split(8, ring=range(4, -5, -1))
     assert split_axis(64, 8, AxisWindow(21, dilation=3)) == Split(8, ring=range(0, -8, -1))
+
+
+def test_nobody_writes_to_what_is_cached():
+    split = split_axis(32, 4, AxisWindow(32))
+    axes = AxisWindow(32), AxisWindow(32, split=split)
+    of_device = plan_split_axis(8, axes[1], 4).at(0, np)
+    arrays = *windows_of_kinds(8, axes[0]), *windows_of_kinds(8, axes[1]), of_device.first_key
+    assert not any(x.flags.writeable for x in arrays)
 
 
 def test_few_devices_of_a_periodic_axis_have_halos():

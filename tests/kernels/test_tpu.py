@@ -14,7 +14,10 @@ import natjax_kernels.xla.runs
 import natjax_kernels.xla.tiles
 from natjax_kernels import neighborhood_attention
 from natjax_kernels.cases import FEATURES
+from natjax_kernels.window import Window
 from natjax_kernels.xla.lanes import heads_together
+from natjax_kernels.xla.steps import lay_out
+from natjax_kernels.xla.tiling import tile_shape
 
 pytestmark = pytest.mark.once
 CASES = {case.name: case for case in FEATURES}
@@ -106,6 +109,21 @@ def test_heads_fill_lanes():
     assert [together(4, channels) for channels in (16, 64, 128, 256)] == [4, 2, 1, 1]
     assert together(4, 32, key_heads=2) == 1
     assert together(4, 32, value_channels=64) == 2
+
+
+def test_tiles_are_those_of_the_heads_that_share_lanes():
+    """Two heads of queries that share a key head share no lanes."""
+    window, few, many = (
+        Window((7, 7), (1, 1), (1, 1), (False, False)),
+        jnp.zeros((1, 28, 28, 4, 16)),
+        jnp.zeros((1, 28, 28, 8, 16)),
+    )
+    sides = {}
+    for query in (few, many):
+        axes, together, _ = lay_out(query, few, few, window, False, None)
+        sides[together] = tuple(axis.queries.shape[1] for axis in axes)
+    assert sides == {n: tile_shape((28, 28), window, n) for n in (4, 1)}
+    assert sides[1] != sides[4]
 
 
 def test_what_is_not_finite_stays_within_windows():

@@ -29,7 +29,6 @@ from natjax_kernels.xla.contained import contained
 from natjax_kernels.xla.forward import attend_tiles
 from natjax_kernels.xla.steps import lay_out
 from natjax_kernels.xla.tables import gradient_of_bias, table_of
-from natjax_kernels.xla.tiles import plan_of
 
 
 @over_devices
@@ -43,7 +42,8 @@ def attend_plainly(problem: Problem):
     """As `attend`, with JAX's own derivatives; NaNs and infinities spread over tiles."""
     query, key, value, rpb, *rest = problem.arrays
     window, biased = problem.window, rpb is not None
-    table = table_of(plan_of(key, window, biased, problem.places), rpb, problem.accumulator)
+    axes, *_ = lay_out(query, key, value, window, biased, problem.places)
+    table = table_of(axes, rpb, problem.accumulator)
     out, lse = attend_tiles(False, window, problem.logits, biased, query, key, value, table, *rest, problem.places)
     return out, jnp.squeeze(lse, -1)
 
@@ -51,7 +51,8 @@ def attend_plainly(problem: Problem):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(window, to_logits, query, key, value, rpb, *rest):
     biased = rpb is not None
-    table = table_of(plan_of(key, window, biased, rest[-1]), rpb, accumulator(query))
+    axes, *_ = lay_out(query, key, value, window, biased, rest[-1])
+    table = table_of(axes, rpb, accumulator(query))
     out, lse = contained(attend_tiles, 1, (window, to_logits, biased), query, key, value, table, *rest)
     return out, jnp.squeeze(lse, -1)
 

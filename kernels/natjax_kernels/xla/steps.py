@@ -21,7 +21,7 @@ from natjax_kernels.xla.tiles import owned_queries, plan_of, visible_keys
 def lay_out(query, key, value, window, biased, places):
     """Returns the plan, how many heads share lanes, and how many heads of queries share a row of keys."""
     n = heads_together(query, key, value)
-    return plan_of(key, window, biased, places), n, query.shape[-2] // key.shape[-2] * n
+    return plan_of(key, window, biased, places, n), n, query.shape[-2] // key.shape[-2] * n
 
 
 def weigh(logits, more, visible, axes: tuple[AxisPlan, ...]):

@@ -27,18 +27,18 @@ from natjax_kernels.sharding import may_be_split, reshape, shards, spec_of
 from natjax_kernels.sizes import seen_at_sizes
 from natjax_kernels.window import Window
 from natjax_kernels.xla.halos import add_halos, keys_of, no_halos, shared_by_many, sum_halos
-from natjax_kernels.xla.lanes import heads_together
 from natjax_kernels.xla.runs import Runs, cut, interleaved, lay, no_sums, within
 from natjax_kernels.xla.tiling import ALL_ENTRIES, entries_per_step, on_tpu, row_multiples, scores_per_step, tile_shape
 
 
-def plan_of(key, window: Window, biased: bool, places: Any = None) -> tuple[AxisPlan, ...]:
+def plan_of(key, window: Window, biased: bool, places: Any, together: int) -> tuple[AxisPlan, ...]:
     """Plans a map of keys, [B, *spatial, N, D], in tiles; see `natjax_kernels.plan.plan_axis`.
 
     Of axes that are split over devices it is the plan of a device; `places`, [rank], says of which (`natjax_kernels.split`).
+    `together` is how many heads share lanes.
     """
     spatial = key.shape[1:-2]
-    tiles = tile_shape(spatial, window, heads_together(key, key, key))
+    tiles = tile_shape(spatial, window, together)
     axes = zip(spatial, window.axes(), tiles, row_multiples(len(spatial)), strict=True)
     return tuple(
         plan_axis(n, axis, tile, biased=biased, multiple=multiple)
@@ -198,7 +198,7 @@ def take(x, positions, axis: int):
     return jnp.take(x, jnp.asarray(positions, jnp.int32), axis=axis, mode="clip")
 
 
-def row_steps(query, axes: tuple[AxisPlan, ...], together: int = 1) -> dict[str, Any]:
+def row_steps(query, axes: tuple[AxisPlan, ...], together: int) -> dict[str, Any]:
     """Cuts the rows of tiles (all that share a tile of the first axis) into steps: arrays of the plan, [steps, rows, ...].
 
     Temporaries are those of one step, of at least one row: they grow with windows, and with a map's other axes, but not with its

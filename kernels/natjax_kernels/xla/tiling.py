@@ -33,19 +33,21 @@ def row_multiples(rank: int) -> tuple[int, ...]:
     return (*(1,) * (rank - 1), 8 if on_tpu() else 1)
 
 
-def tile_shape(spatial: tuple[int, ...], window: Window, together: int = 1) -> tuple[int, ...]:
+def tile_shape(spatial: tuple[int, ...], window: Window, together: int) -> tuple[int, ...]:
     """Returns the queries per tile along every axis for the XLA implementation: those of least estimated work.
 
     Small tiles gather every key many times, large ones compute many scores that the window masks. A tile of T queries and S
     keys costs S * (T + 12), with the constant fitted to times on CPU (1-D to 3-D, kernels of 3 to 63 tokens). Only sides that
-    cut an axis most evenly are tried, so that little of the last tile is padding. On a TPU queries of the heads that share
-    lanes, `together`, are columns of scores, which come 128 at a time, and a key costs as much as one more time.
+    cut an axis most evenly are tried, so that little of the last tile is padding. On a TPU queries of all heads that share lanes,
+    `together`, are columns of scores, which are computed 128 at a time; to fetch a key costs as much as 128 columns.
     """
     return _tile_shape(spatial, window, row_multiples(len(spatial)), together if on_tpu() else None)
 
 
 @functools.lru_cache(maxsize=512)
-def _tile_shape(spatial, window: Window, multiples: tuple[int, ...], together: int | None) -> tuple[int, ...]:
+def _tile_shape(
+    spatial: tuple[int, ...], window: Window, multiples: tuple[int, ...], together: int | None
+) -> tuple[int, ...]:
     axes = []  # of every axis: what a side of a tile makes of it, as (side, tiles, keys of a tile)
     for length, axis, multiple in zip(spatial, window.axes(), multiples, strict=True):
         own, whole = (length, length) if axis.split is None else axis.split.lengths(length)

@@ -43,7 +43,7 @@ def attend_with_weights(problem: Problem, *, dropout_rate: float, dropout_key):
 
 def _attend(dropout_rate: float, problem: Problem, dropout_key):
     """Returns the output and the weights [B, *spatial, N, K + S]."""
-    axes = plan_of(problem.key, problem.window, problem.rpb is not None)
+    axes = plan_of(problem.key, problem.window, problem.rpb is not None, None, 1)
     accumulate, repeats = problem.accumulator, problem.heads // problem.key_heads
     q = to_tiles(problem.query, query_index(axes))  # [M, B, N, T, D]
     keys = key_index(axes)
