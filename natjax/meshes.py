@@ -19,13 +19,15 @@ def parse_sizes(text: str, axes: Sequence[str], like: str) -> dict[str, int]:
     Raises:
         ValueError: it is no such text.
     """
-    sizes = dict.fromkeys(axes, 1)
+    sizes: dict[str, int] = {}
     for part in text.split(","):
-        name, _, size = part.partition("=")
-        if name.strip() not in sizes or not size.strip().isdecimal() or int(size) < 1:
-            raise ValueError(f"mesh must look like {like}; got {text!r}")
-        sizes[name.strip()] = int(size)
-    return sizes
+        name, size = (word.strip() for word in part.partition("=")[::2])
+        if name not in axes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(f"mesh must look like {like}; got {text!r}.")
+        if name in sizes:
+            raise ValueError(f"mesh must give the devices along {name} once; got {text!r}.")
+        sizes[name] = int(size)
+    return dict.fromkeys(axes, 1) | sizes
 
 
 def check_device_count(sizes: Mapping[str, int], count: int) -> None:

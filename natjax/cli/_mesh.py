@@ -42,6 +42,6 @@ def image_sharding(devices: int | None) -> NamedSharding | None:
 
 def _space(text: str) -> int:
     try:
-        return parse_sizes(text, [SPACE], "space=N, N devices that an image is split over")[SPACE]
+        return parse_sizes(text, [SPACE], "space=4 (every image is split over 4 devices)")[SPACE]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

@@ -85,7 +85,7 @@ def test_images_keep_their_size_where_it_is_asked_for(fake, capsys):
 def test_a_mesh_that_is_none(fake, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["classify", "images", "--model", "model", "--mesh", "data=2"])
-    assert "mesh must look like space=N, N devices that an image is split over; got 'data=2'" in capsys.readouterr().err
+    assert "mesh must look like space=4 (every image is split over 4 devices); got 'data=2'." in capsys.readouterr().err
     assert main(["classify", "images", "--model", "model", "--mesh", "space=99"]) == 1
     assert "mesh space=99 needs 99 devices; there " in capsys.readouterr().err
 

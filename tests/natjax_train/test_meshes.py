@@ -35,6 +35,11 @@ def test_bad_meshes(text):
         parse_mesh(text, 8)
 
 
+def test_an_axis_that_is_given_twice():
+    with pytest.raises(ValueError, match=r"mesh must give the devices along data once; got 'data=2,data=4'\."):
+        parse_mesh("data=2,data=4", 8)
+
+
 def test_too_many_devices():
     with pytest.raises(ValueError, match="needs 16 devices; there are 8"):
         parse_mesh("data=4,fsdp=4", 8)
