@@ -71,8 +71,10 @@ def segment(
     batch, labels = arrays[0].shape[0], made[0].labels
     bands, parts = max(len(view.starts[0]) for view in made), made[0].parts
     tall = max(view.padded(height) for view in made)
-    rows = max(1, min(_CHUNK // (batch * width * labels), -(-tall // (bands * parts))))
-    rows_per_band = -(-tall // (bands * parts * rows)) * parts * rows
+    each = -(-tall // (bands * parts))  # rows of a band that a device settles, in chunks of as many
+    count = -(-each // max(1, _CHUNK // (batch * width * labels)))
+    rows = -(-each // count)
+    rows_per_band = parts * count * rows
     dtype = np.uint8 if labels <= 256 else np.uint16
     maps = []
     for view in made:
@@ -150,7 +152,7 @@ class _View:
         self.columns = columns.reversed() if flipped else columns
 
     def padded(self, height: int) -> int:
-        """Returns the rows of original images of such a height that are padded as the logits are."""
+        """Returns the height of original images if they were padded in the same proportion as the logits."""
         return -(-height * self._kept[0].shape[1] // self._height)
 
     def plan(self, rows_per_band: int, rows: int) -> None:

@@ -133,6 +133,18 @@ def test_nothing_of_full_size_and_all_classes_is_ever_made():
     assert compiled.memory_analysis().temp_size_in_bytes < 80e6
 
 
+def test_devices_settle_equally_many_rows(monkeypatch):
+    """128 rows on each of 8 devices, where memory is for 54 at a time, are 3 chunks of 43."""
+    seen = []
+    monkeypatch.setattr(inference, "_CHUNK", 54 * 64 * 7)
+    monkeypatch.setattr(inference, "shards", lambda *_: 8)
+    monkeypatch.setattr(
+        inference, "classes_by_part", lambda _, logits, chunks, *__: seen.extend(chunks) or np.zeros((1, 1032, 64))
+    )
+    segment(segmenter, np.zeros((1, 1024, 64, 3), np.float32), (1024, 64))
+    assert [chunks.matrix.shape[:2] for chunks in seen] == [(8 * 3, 43)]
+
+
 def test_logits_of_any_float_dtype_are_computed_in_float32():
     def rounded(pixels):
         return segmenter(pixels).astype(jnp.bfloat16)
