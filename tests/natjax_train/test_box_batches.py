@@ -136,7 +136,7 @@ def test_images_that_fill_up_a_batch_are_seen_in_other_ways(tmp_path):
 
 
 def test_images_that_devices_split_are_the_same_with_more_rows_of_zeros(source):
-    whole, split = loader(source), loader(source, parts=5)
+    whole, split = loader(source), loader(source, height_divisor=160)
     for batch, padded in ((next(whole), next(split)) for _ in range(4)):
         rows = batch["image"].shape[1]
         assert padded["image"].shape[1] == 160 > rows
@@ -145,7 +145,7 @@ def test_images_that_devices_split_are_the_same_with_more_rows_of_zeros(source):
         assert_same(padded, batch | {"image": np.pad(batch["image"], more), "masks": masks})
 
 
-def marked(item, rng, settings, image_size, num_channels, *, canvases, max_objects, divisor):
+def marked(item, rng, settings, image_size, num_channels, *, canvases, max_objects, height_divisor):
     """Says which image it is by what is in the file."""
     return {"number": next(i for i in range(14) if item["image"] == png(i, item["size"]))}
 

@@ -16,6 +16,7 @@ import pytest
 import natjax
 from natjax.cli import main
 from natjax_train.loop import train
+from natjax_train.mesh import last_stride
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.detection import Detection
 
@@ -177,6 +178,24 @@ def test_a_data_set_without_validation_images(data, tmp_path):
         Detection.open_splits(recipe, str(data), print)
     with pytest.raises(natjax.ImageError, match=r"has no annotations for val"):
         Detection.open_splits(RECIPE, str(folder), print)
+
+
+@pytest.mark.once
+def test_batches_are_as_high_as_devices_that_share_images_need(data, tmp_path, monkeypatch):
+    """Images of 64 rows for devices that take multiples of 80."""
+
+    class LoadedError(Exception):
+        pass
+
+    def load(self, *arguments, **options):
+        raise LoadedError(next(original(self, *arguments, **options))["image"].shape)
+
+    original = Detection.train_loader
+    monkeypatch.setattr(Detection, "train_loader", load)
+    monkeypatch.setattr("natjax_train.loop.height_divisor", lambda mesh, config: 5 * last_stride(config))
+    with pytest.raises(LoadedError, match=r"\(4, 80, 96, 3\)"):
+        train(RECIPE, str(data), tmp_path / "run", report=lambda message: None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import natjax
-from natjax_train.mesh import check_batch, check_height, own_loading, own_share, parse_mesh
+from natjax_train.mesh import check_batch, check_height, height_divisor, own_loading, own_share, parse_mesh
 from natjax_train.tasks.classification import Classification
 from natjax_train.tasks.detection import Detection
 
@@ -85,7 +85,9 @@ def test_what_cannot_be_split_along_the_height():
     ):
         check_height(mesh, Classification, 224, natjax.NatConfig())
     check_height(mesh, Classification, 256, natjax.NatConfig())
-    check_height(mesh, Detection, 800, natjax.NatConfig())  # whose batches are padded
+    check_height(mesh, Detection, 800, natjax.NatConfig())  # whose batches are padded:
+    assert height_divisor(mesh, natjax.NatConfig(depths=(1,) * 5, num_heads=(1,) * 5)) == 4 * 64
+    assert height_divisor(types.SimpleNamespace(shape={"data": 2, "fsdp": 1}), natjax.NatConfig()) == 1
     with pytest.raises(ValueError, match=r"multiple of 2 groups of devices that share images; got 3"):
         check_batch(mesh, 3)
 

@@ -35,7 +35,15 @@ from natjax_train.evaluate import measure
 from natjax_train.interruption import InterruptedEvaluationError, noted_signals
 from natjax_train.lock import sole_use
 from natjax_train.log import Log
-from natjax_train.mesh import check_batch, check_height, make_mesh, own_loading, put_batch, state_shardings
+from natjax_train.mesh import (
+    check_batch,
+    check_height,
+    height_divisor,
+    make_mesh,
+    own_loading,
+    put_batch,
+    state_shardings,
+)
 from natjax_train.model_card import model_card
 from natjax_train.monitor import NonFiniteError, StepMonitor
 from natjax_train.recipe import IMAGE_FIELDS, Recipe, is_same_model
@@ -133,18 +141,19 @@ def train(
         "advice": "Mend or remove them, or allow more by --max-corrupt.",
         "report": lambda message: report(message),  # looked up at the call: the log replaces it
     }
+    with jax.set_mesh(mesh):
+        initial = None if used else task.initial_model()  # before the folder is made, which a failed start leaves alone
+    config = initial.config if initial else read_config(out / CONFIG_NAME)
+    check_height(mesh, task, image_size, config)
     loader = task.train_loader(
         train_source,
+        height_divisor=height_divisor(mesh, config),
         image_size=image_size,
         num_channels=len(mean),
         augmentation=recipe,
         seed=recipe.seed,
         **own_loading(mesh, **loading),
     )
-    with jax.set_mesh(mesh):
-        initial = None if used else task.initial_model()  # before the folder is made, which a failed start leaves alone
-    if initial is not None:
-        check_height(mesh, task, image_size, initial.config)
     with (
         sole_use(out) if is_main_process else contextlib.nullcontext(),
         jax.set_mesh(mesh),
@@ -155,10 +164,8 @@ def train(
     ):
         if is_main_process and not used and run_files.has_checkpoints(out):  # between the first look and the lock
             raise ValueError(f"{out}: another run has begun there meanwhile; choose another folder.")
-        resumed = read_config(out / CONFIG_NAME) if checkpoints.steps else None
-        model = task.resumed_model(resumed) if resumed else initial or task.initial_model()
+        model = task.resumed_model(config) if checkpoints.steps else initial or task.initial_model()
         initial, config = None, model.config
-        check_height(mesh, task, image_size, config)  # of a resumed run
         graphdef, eval_graphdef, params = split_model(model, remat=recipe.remat)
         stats = batch_stats(model)
         training = make_training(config, graphdef, params, task, recipe, epoch)

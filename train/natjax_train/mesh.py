@@ -3,7 +3,8 @@
 `data` and `fsdp` split the batch, `space` splits the height of images. Along `fsdp` every large parameter (and its moments and
 average) is split too, in its largest dimension that divides; a step gathers it once for use and keeps the device's own part of
 its gradient, which is summed over all axes like all gradients (as a reduce-scatter where the compiler has that; on a CPU as an
-all-reduce). Along `data` and `space` all is replicated. Gradients are summed once per step, however many micro-batches it has.
+all-reduce). Along `data` and `space` all is replicated. Gradients are summed once per step, however many micro-batches it has
+(with dropout of attention weights, those of positional biases in every one).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from natjax.image_sizes import multiple_of
 from natjax.meshes import SPACE, check_device_count, parse_sizes
 from natjax.text import counted
 
@@ -106,12 +108,22 @@ def check_height(mesh: Mesh, task: Any, height: int, config: Any) -> None:
     Raises:
         ValueError: they cannot.
     """
-    parts, stride = mesh.shape.get(SPACE, 1), last_stride(config)
-    if parts > 1 and task.fixed_height and height % (unit := parts * stride):
+    unit = height_divisor(mesh, config)
+    if task.fixed_height and height % unit:
+        parts, stride = mesh.shape[SPACE], last_stride(config)
         raise ValueError(
             f"Images whose height is split over {parts} devices (space) must have a multiple of {parts} x {stride} = {unit} "
-            f"rows; got {height}: give another --mesh, or a new run --image-size {-(-height // unit) * unit}."
+            f"rows; got {height}: give another --mesh, or a new run --image-size {multiple_of(unit, height)}."
         )
+
+
+def height_divisor(mesh: Mesh, config: Any) -> int:
+    """Returns what divides the height of images of which devices along `space` have equal parts at every level of a model.
+
+    It is 1 without `space`: models then take images of any height.
+    """
+    parts = mesh.shape.get(SPACE, 1)
+    return parts * last_stride(config) if parts > 1 else 1
 
 
 def last_stride(config: Any) -> int:

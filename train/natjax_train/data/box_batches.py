@@ -39,7 +39,7 @@ def boxed_image(
     *,
     canvases: dict[bool, tuple[int, int]],
     max_objects: int,
-    divisor: int,
+    height_divisor: int,
 ) -> dict[str, Any]:
     """Returns an image and its objects as training sees them.
 
@@ -52,9 +52,10 @@ def boxed_image(
         settings: those of `augment.boxes.draw`.
         image_size: shorter side of the images at a scale of 1.
         num_channels: 1 or 3.
-        canvases: most rows and columns of images that are wide (False) or upright (True): H, but for the divisor, and W.
+        canvases: size that images are drawn within, of those that are wide (False) and upright (True): W, and H before it is
+            rounded up.
         max_objects: G. Of more objects a random part is taken.
-        divisor: of H.
+        height_divisor: H is rounded up to a multiple of it.
 
     Raises:
         ImageError: the image cannot be read, or has another size than its annotations say.
@@ -69,7 +70,7 @@ def boxed_image(
     if len(kept) > max_objects:
         kept = np.sort(rng.choice(kept, max_objects, replace=False))
     count, (rows, columns) = len(kept), geometry.size
-    sides = multiple_of(divisor, canvas[0]), canvas[1]
+    sides = multiple_of(height_divisor, canvas[0]), canvas[1]
     found = {
         "image": np.zeros((*sides, num_channels), np.uint8),
         "size": np.array(geometry.size, np.int32),
@@ -86,11 +87,11 @@ def boxed_image(
 
 
 def box_train_loader(
-    source: CocoImages, *, augmentation: Any, image_size: int, parts: int = 1, **options: Any
+    source: CocoImages, *, augmentation: Any, image_size: int, height_divisor: int = 1, **options: Any
 ) -> Batches:
     """Returns an endless run's batches of images with objects, see `boxed_image`; arguments are those of `train_loader`.
 
-    Heights are a multiple of `parts` times `DIVISOR`, so that as many devices can have a part of an image each.
+    Heights are multiples of `height_divisor`, so that devices can have equal parts of images, see `mesh.height_divisor`.
     A batch has as many places for objects as the image with the most of them needs, up to the settings' `max_objects`. Masks
     make it large: a thread reads no more than one ahead.
     """
@@ -101,7 +102,7 @@ def box_train_loader(
         needed = [largest((height, width), augmentation, image_size) for height, width in sizes]
         height, width = np.max(needed, axis=0).tolist()
         canvases[bool(group)] = multiple_of(DIVISOR, height), multiple_of(DIVISOR, width)
-    prepare = functools.partial(boxed_image, canvases=canvases, max_objects=objects, divisor=parts * DIVISOR)
+    prepare = functools.partial(boxed_image, canvases=canvases, max_objects=objects, height_divisor=height_divisor)
     return train_loader(source, prepare=prepare, augmentation=augmentation, image_size=image_size, ahead=1, **options)
 
 

@@ -53,7 +53,7 @@ class Task(Protocol):
     curves: tuple[str, Mapping[str, str]]  # title of a panel of curves.png, and label by name in metrics.jsonl
     kind: Any = "classifier"  # of the task's models and checkpoints, see `natjax_convert.shapes`
     targets_are_maps: bool = False  # whether targets are [B, H, W] of the images' height, and split as images are
-    fixed_height: bool = True  # whether training images are as high as the recipe says, and not as `space` needs them
+    fixed_height: bool = True  # False where batches are padded to heights that `space` divides
     backbone: str = "nat"  # the first key of the parameters that `freeze_backbone` freezes
 
     _recipe: Recipe | None
@@ -119,8 +119,14 @@ class Task(Protocol):
         """Returns what a model card says of the task."""
         return Card()
 
-    def train_loader(self, source: Source, **options: Any) -> Batches:
-        """Returns an endless run's batches; options are those of `data.train_loader`."""
+    def train_loader(self, source: Source, *, height_divisor: int, **options: Any) -> Batches:
+        """Returns an endless run's batches.
+
+        Args:
+            source: the training images.
+            height_divisor: what pads batches without a `fixed_height`, see `mesh.height_divisor`; others are checked for it.
+            options: those of `data.train_loader`.
+        """
         return data_.train_loader(source, **options)
 
     def eval_loader(self, source: Source, **options: Any) -> Batches:

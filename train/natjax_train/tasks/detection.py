@@ -35,7 +35,6 @@ from natjax_train.data.coco_images import CocoImages, decode_annotated
 from natjax_train.data.split import split_images
 from natjax_train.evaluate import EXAMPLES
 from natjax_train.examples import Example, Objects, draw_objects
-from natjax_train.mesh import SPACE, parse_mesh
 from natjax_train.model_card import Card
 from natjax_train.recipe import Recipe
 from natjax_train.tasks.average_precision import Metrics, evaluate, gathered, numbered, results_of
@@ -112,10 +111,9 @@ class Detection(DenseTask):
         """Returns what a model card says of the task."""
         return Card("object-detection", "detector", None, "coco")
 
-    def train_loader(self, source: Any, **options: Any) -> Batches:
+    def train_loader(self, source: Any, *, height_divisor: int, **options: Any) -> Batches:
         """Returns an endless run's batches, see `data.box_batches.boxed_image`."""
-        parts = parse_mesh(self.recipe.mesh, jax.device_count())[SPACE]
-        return box_train_loader(source, parts=parts, **options)
+        return box_train_loader(source, height_divisor=height_divisor, **options)
 
     def eval_loader(self, source: Any, **options: Any) -> Batches:
         """Returns the batches of one pass over a source, by size of the images."""

@@ -107,7 +107,7 @@ class Segmentation(DenseTask):
         """Returns what a model card says of the task."""
         return Card("image-segmentation", "segmenter", "UperNetForSemanticSegmentation", "masks")
 
-    def train_loader(self, source: Source, **options: Any) -> Batches:
+    def train_loader(self, source: Source, *, height_divisor: int, **options: Any) -> Batches:
         """Returns an endless run's batches, see `masked_image`."""
         return train_loader(source, prepare=masked_image, **options)
 
