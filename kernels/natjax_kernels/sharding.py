@@ -178,8 +178,10 @@ def laid_alike(problem: Any) -> Any:
 
     def laid(name, x):
         spec = (*specs[name], *(None,) * (x.ndim - len(specs[name]))) if x is not None else ()
-        alike = x is None or spec_of(x) == spec
-        return x if alike else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        if x is None or spec_of(x) == spec:
+            return x
+        reduced = jax.typeof(x).sharding.spec.reduced - set(itertools.chain(*map(mesh_names, spec)))
+        return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec, reduced=reduced)))
 
     return problem.with_arrays(*map(laid, problem.ARRAYS, problem.arrays))
 
@@ -238,7 +240,8 @@ def over_explicit_axes(function: Callable, arrays: Sequence[jax.Array], results:
 
     Args:
         function: of a device's parts, with collectives where it needs others'.
-        arrays: along Explicit axes of a mesh. What is summed later comes beside the first one.
+        arrays: along Explicit axes of a mesh. Parameters whose gradients are summed later are copied per device along the axes
+            that `arrays[0]` is split along.
         results: partition specs of what it returns.
         all_axes: whether it is to be within all axes of the mesh, as calls of kernels are, and not only those that arrays lie
             along. `jax.vmap` cannot map an array along any of them then.
