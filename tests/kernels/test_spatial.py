@@ -31,21 +31,22 @@ assert found == halos | {("all-reduce", (2, 13)): 1}, found
 
 
 # Along Auto axes an array may come from one that was split differently: into parts of different sizes, or along a part of an axis
-# of the mesh.
+# of the mesh, or along axes of another one.
 UNNAMED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from natjax_kernels import neighborhood_attention
 mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-def split(x, *spec):
+other = jax.make_mesh((8,), ("c",), axis_types=(AxisType.Auto,))
+def split(x, *spec, mesh=mesh):
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 def attend(*arrays):
     return neighborhood_attention(*arrays, kernel_size=3, implementation="xla")
 def rows_of_more(x):
     return attend(*(split(x, None, "b")[:, :10],) * 3)
-def heads_of_columns(names):
+def heads_of_columns(names, mesh=mesh):
     def function(x):
-        kernels = split(jax.random.normal(jax.random.key(1), (3, 16, 16)), None, None, names)
+        kernels = split(jax.random.normal(jax.random.key(1), (3, 16, 16)), None, None, names, mesh=mesh)
         return attend(*((x.reshape(2, 24, 16) @ kernel).reshape(2, 24, 2, 8) for kernel in kernels))
     return function
 def rows_of_all_entries(x):
@@ -54,9 +55,11 @@ def finer_queries(x):
     x = split(x, None, "b")
     return attend(x, x[:, :6], x[:, :6])
 x = jax.random.normal(jax.random.key(0), (2, 24, 2, 8))
-whole = jax.device_put(x, NamedSharding(mesh, P()))
-for function in (rows_of_more, heads_of_columns("b"), heads_of_columns(("a", "b")), rows_of_all_entries, finer_queries):
-    np.testing.assert_allclose(jax.jit(function)(whole), jax.jit(function)(x), atol=1e-12, err_msg=str(function))
+functions = rows_of_more, heads_of_columns("b"), heads_of_columns(("a", "b")), rows_of_all_entries, finer_queries
+elsewhere = heads_of_columns("c", other)
+for function, of_x in (*((function, mesh) for function in functions), (elsewhere, mesh), (elsewhere, other)):
+    whole = jax.device_put(x, NamedSharding(of_x, P()))
+    np.testing.assert_allclose(jax.jit(function)(whole), jax.jit(function)(x), atol=1e-12, err_msg=str((function, of_x)))
 """
 
 VMAP = """
