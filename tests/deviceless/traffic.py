@@ -1,4 +1,4 @@
-"""Bytes that a program compiled for a TPU moves between HBM and the core, read from its optimised HLO.
+"""Bytes that a program compiled for a TPU (or, what it writes, a GPU) moves, read from its optimised HLO.
 
 XLA's own cost analysis takes loops to have one turn, counts what stays in the core's memory (VMEM), and takes no account of
 padding. Here a loop's body counts as often as it runs (once where the loop does not count to a constant), arrays in VMEM (`S(1)`
@@ -96,9 +96,8 @@ def _turns(condition: dict[str, Instruction]) -> int:
 def _read(computations: dict, computation: dict, x: Instruction) -> int:
     operands = [computation[name] for name in x.operands]
     if x.op in _TAKES:
-        taken = (
-            _sizes(x.type)[1][0] if x.op == "slice-start" else _largest(x.type)
-        )  # a start's type begins with the operand's
+        # A start's type begins with the operand's.
+        taken = _sizes(x.type)[1][0] if x.op == "slice-start" else _largest(x.type)
         return min(_bytes(operands[0].type), taken)
     if x.op == "dynamic-update-slice":
         return _bytes(operands[1].type)
@@ -131,12 +130,13 @@ def _written(computations: dict, computation: dict, x: Instruction) -> int:
         return _bytes(x.type) - _bytes(computation[x.operands[0]].type) if x.op == "copy-start" else 0
     if x.op not in ("fusion", "dynamic-update-slice"):
         return _bytes(x.type)
-    parts = [x]
+    wrote, results = x, _in_hbm(x.type)
     if x.op == "fusion":
         computation = computations[x.called("calls")]
-        root = next(of_fused for of_fused in computation.values() if of_fused.is_root)
-        parts = [computation[name] for name in root.operands] if root.op == "tuple" else [root]
-    return sum(_of_result(computation, part, n) for part, n in zip(parts, _in_hbm(x.type), strict=True))
+        wrote = next(of_fused for of_fused in computation.values() if of_fused.is_root)
+    # Of several results all may be of one instruction, such as a reduction.
+    parts = [computation[name] for name in wrote.operands] if wrote.op == "tuple" else [wrote] * len(results)
+    return sum(_of_result(computation, part, n) for part, n in zip(parts, results, strict=True))
 
 
 def _of_result(computation: dict, x: Instruction, whole: int) -> int:
