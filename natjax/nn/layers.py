@@ -11,7 +11,7 @@ from flax import nnx
 from natjax.nn.spatial import conv_over_parts
 from natjax.nn.xla import conv1x1, conv3x3_s2, conv_general_dilated, flat_dot_general
 from natjax_kernels.problem import accumulator
-from natjax_kernels.sharding import beside
+from natjax_kernels.sharding import beside, laid_out, spec_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -84,15 +84,22 @@ def _normalised(y: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds a bias [C] to tokens [..., C], in float32 at least: 16 bits do not hold its gradient, a sum over all tokens."""
-    wide = accumulator(x)
-    return (x.astype(wide) + beside(bias.astype(wide), x)).astype(x.dtype)
+    """Adds a bias [C] to tokens [..., C]."""
+    return x + _at_all_tokens(bias, x)
 
 
 def multiply(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """Multiplies tokens [..., C] with a scale [C], in float32 at least: see `add_bias`."""
-    wide = accumulator(x)
-    return (x.astype(wide) * beside(scale.astype(wide), x)).astype(x.dtype)
+    """Multiplies tokens [..., C] with a scale [C]."""
+    return x * _at_all_tokens(scale, x)
+
+
+def _at_all_tokens(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a parameter [C] beside each of the tokens [..., C], in their dtype.
+
+    Its gradient is a sum over all of them, in float32 at least: 16 bits do not hold it.
+    """
+    parameter = beside(parameter.astype(accumulator(x)), x)
+    return jnp.broadcast_to(parameter, x.shape, out_sharding=laid_out(x, spec_of(x))).astype(x.dtype)
 
 
 def linear(
