@@ -143,7 +143,7 @@ def no_convolution(x, kernel, *_, **__):
 
 WITHOUT: dict[str, Callable[[], Any]] = {
     "attention": lambda: mock.patch("natjax.nn.attention.neighborhood_attention", no_attention),
-    "norms": lambda: mock.patch("flax.nnx.LayerNorm.__call__", no_norm),
+    "norms": lambda: mock.patch("natjax.nn.layers.LayerNorm.__call__", no_norm),
     "GELU": lambda: mock.patch.dict("natjax.nn.blocks._ACTIVATIONS", gelu=lambda x: x),
     "convolutions": lambda: mock.patch("natjax.nn.layers.conv3x3_s2", no_convolution),
     "AdamW": lambda: mock.patch("natjax_train.optim.make_optimizer", return_value=optax.identity()),  # leaves SGD

@@ -18,7 +18,7 @@ FAST = ["--image-size", "32", "--seconds", "0.05"]
 
 @pytest.fixture(autouse=True)
 def strict_promotion():
-    """Not here: Optax promotes in its AdamW, and Flax in a LayerNorm of half precision."""
+    """Not here: Optax promotes in its AdamW."""
     return
 
 

@@ -129,8 +129,7 @@ def test_views_for_training():
 
 
 def test_bfloat16():
-    with jax.numpy_dtype_promotion("standard"):  # Flax's own LayerNorm promotes half precision to float32
-        out = shapes(CONFIG, (1, 16, 16), dtype=jnp.bfloat16, labels=np.zeros((1, 16, 16), np.uint8))
+    out = shapes(CONFIG, (1, 16, 16), dtype=jnp.bfloat16, labels=np.zeros((1, 16, 16), np.uint8))
     assert (out["logits"].dtype, out["loss"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
