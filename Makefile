@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEVICELESS_PYTHON ?= python3.12
 DEVICELESS_VENV ?= .venv-deviceless
 
-.PHONY: demo test test-deviceless lint clean
+.PHONY: demo test test-deviceless lint dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/natjax demo --out demo
@@ -21,6 +21,11 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+
+dist: $(VENV)/.installed-test
+	rm -rf dist
+	$(BIN)/python -m build  # the sdist, and the wheel from what is in the sdist
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) $(DEVICELESS_VENV) demo dist build .pytest_cache .ruff_cache .hypothesis
