@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEVICELESS_PYTHON ?= python3.12
 DEVICELESS_VENV ?= .venv-deviceless
 
-.PHONY: demo test test-deviceless lint dist clean
+.PHONY: demo test test-deviceless lint docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/natjax demo --out demo
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+
+docs: $(VENV)/.installed-docs  # into build/site; `.venv/bin/zensical serve` shows them while you write
+	$(BIN)/zensical build --strict --clean
 
 dist: $(VENV)/.installed-test
 	rm -rf dist
@@ -38,6 +41,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 $(DEVICELESS_VENV)/.installed: pyproject.toml requirements/deviceless.txt
