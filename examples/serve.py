@@ -5,7 +5,7 @@
     curl -H 'Content-Type: image/png' --data-binary @digit.png http://127.0.0.1:8000/predict
 
 POST /predict takes the bytes of one image file and returns {"result": ...}: what the pipeline returns for it, with arrays as
-lists and masks as PNG in base64. GET /health returns {"status": "ok", ...}. Every error is {"error": message}, see docs/serving.md.
+lists and masks as PNG in base64. GET /health returns {"status": "ok", ...}. Errors are {"error": message}, see docs/serving.md.
 """
 
 import argparse
