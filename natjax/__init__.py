@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from natjax.errors import CheckpointError as CheckpointError
     from natjax.errors import ImageError as ImageError
     from natjax.errors import NatjaxError as NatjaxError
+    from natjax.exporting import export as export
     from natjax.image_processing import NatImageProcessor as NatImageProcessor
     from natjax.images import load_image as load_image
     from natjax.linen import to_linen as to_linen
@@ -66,6 +67,7 @@ _MODULES = {
     "create_model": "natjax.models",
     "default_implementation": "natjax_kernels",
     "explain": "natjax_kernels",
+    "export": "natjax.exporting",
     "get_config": "natjax.presets",
     "list_models": "natjax.presets",
     "load_image": "natjax.images",

@@ -21,7 +21,6 @@ MODEL_HELP = (
     "id of the Hugging Face Hub"
 )
 ACCURACIES = ("top1", "miou", "miou_multi_scale", "box_ap", "mask_ap")  # attributes of presets, some each
-_IMAGENET_SIDE = 224  # of images whose size nothing says
 
 
 def find_preset(model: str) -> Preset | SegmentationPreset | DetectionPreset | None:
@@ -62,23 +61,6 @@ def read_model(model: str) -> tuple[Any, NatImageProcessor | None]:
 def read_given(config: str | None) -> tuple[Any, NatImageProcessor | None]:
     """Returns what `read_model` returns of the argument of --config, where it is given."""
     return (None, None) if config is None else read_model(config)
-
-
-def input_size(config: Any, processor: NatImageProcessor | None) -> tuple[int, int]:
-    """Returns height and width in pixels of the images that a model is used with: as its image processor makes them.
-
-    Args:
-        config: the model's.
-        processor: the one beside the model; the default one where there is none.
-    """
-    from natjax.processors import default_processor
-
-    processor = processor or default_processor(config)
-    if processor is None or not (processor.do_resize or processor.do_center_crop):
-        return _IMAGENET_SIDE, _IMAGENET_SIDE
-    size = processor.crop_size if processor.do_center_crop else processor.size
-    edge = size.get("shortest_edge")
-    return size.get("height", edge), size.get("width", size.get("longest_edge", edge))
 
 
 def _folder(path: Path) -> Path:

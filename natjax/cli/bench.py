@@ -10,9 +10,10 @@ import statistics
 from typing import TYPE_CHECKING
 
 from natjax.cli._arguments import add_dtype_argument, image_side, positive_int, positive_seconds
-from natjax.cli._config import MODEL_HELP, input_size, read_model
+from natjax.cli._config import MODEL_HELP, read_model
 from natjax.cli._memory import explain_out_of_memory
 from natjax.cli._output import Progress, print_json, print_table
+from natjax.input_size import input_size
 from natjax.text import counted, printable
 
 if TYPE_CHECKING:

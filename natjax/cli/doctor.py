@@ -8,9 +8,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import add_dtype_argument, image_side
-from natjax.cli._config import input_size, read_model
+from natjax.cli._config import read_model
 from natjax.cli._devices import no_device_message
 from natjax.cli._output import print_json, print_table
+from natjax.input_size import input_size
 from natjax.text import printable
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from natjax.cli._arguments import image_size
-from natjax.cli._config import ACCURACIES, MODEL_HELP, find_preset, input_size, read_model
+from natjax.cli._config import ACCURACIES, MODEL_HELP, find_preset, read_model
 from natjax.cli._output import print_json, print_table
+from natjax.input_size import input_size
 from natjax.text import printable
 
 if TYPE_CHECKING:

@@ -31,14 +31,17 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from natjax import models
+from natjax.checks import check_count
 from natjax.configuration import Configuration, MaskRcnnConfig, UperNetConfig
 from natjax.errors import CheckpointError, MissingNormsWarning
+from natjax.exporting.exported import find_exported
 from natjax.hub import locate
 from natjax.image_processing import NatImageProcessor
 from natjax.models.detection import DETECTORS
-from natjax.pipelines.base import check_count, warn
+from natjax.pipelines.base import warn
 from natjax.pipelines.classification import ImageClassification
 from natjax.pipelines.detection import THRESHOLD, ObjectDetection, checked_threshold
+from natjax.pipelines.exported import exported_pipeline
 from natjax.pipelines.features import ImageFeatureExtraction
 from natjax.pipelines.segmentation import ImageSegmentation, checked_mode, checked_scales
 from natjax.processors import load_processor
@@ -132,6 +135,7 @@ def pipeline(
     Args:
         task: "image-classification", "image-feature-extraction", "image-segmentation" or "object-detection".
         model: a checkpoint, see `natjax.hub.locate`; there is no default. "digits" is a small classifier of handwritten digits.
+            A folder or file that `natjax.export` wrote runs as it was exported.
         config: the architecture, where there is none beside the weights.
         processor: prepares the images; by default the one beside the checkpoint, or else that of the preset of this architecture,
             ImageNet's, of a UPerNet mmsegmentation's or of a detector mmdetection's, which is reported.
@@ -194,6 +198,19 @@ def pipeline(
         checkpoint, path = model, model.path
     elif model is None or isinstance(model, str | os.PathLike):
         path = locate(model)
+        if (program := find_exported(path)) is not None:
+            settled = {"stages": stages, "full_size": full_size or None, "sharding": sharding, "dtype": dtype}
+            return exported_pipeline(
+                task,
+                program,
+                config=config,
+                processor=processor,
+                settled={**settled, "implementation": implementation},
+                windows={**windows, "flip": flip},
+                top_k=top_k,
+                batch_size=batch_size,
+                report=report,
+            )
         checkpoint = Checkpoint.open(path, config=config)
     else:
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,9 @@ import PIL.Image
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from natjax.checks import check_count
 from natjax.errors import ImageError
+from natjax.exporting.exported import ExportedModel
 from natjax.image_arrays import one_image, split_images
 from natjax.image_processing import NatImageProcessor
 from natjax.images import load_image
@@ -66,6 +67,8 @@ class ImagePipeline:
             function: of the model, images and, where these are padded, their own (height, width), or None.
             stays: whether what is split over devices stays there: the function returns what `Spread.on_devices` does.
         """
+        if isinstance(self.model, ExportedModel):
+            return lambda pixels: function(self.model, pixels, None)
         graphdef, state = nnx.split(self.model)
 
         @functools.partial(jax.jit, static_argnames="image_size", compiler_options=compiler_options())
@@ -180,21 +183,6 @@ def joined(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     if len(images) == size == 1:
         return images[0]  # uncopied, as it may be large
     return np.pad(np.concatenate(images), [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
-
-
-def check_count(name: str, value: Any, otherwise: str = "") -> int:
-    """Returns a number of things as Python has it.
-
-    Raises:
-        ValueError: it is no integer, or less than 1.
-    """
-    try:
-        count = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1{otherwise}; got {value!r}.")
-    return count
 
 
 def warn(message: str) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from natjax import models
+from natjax.checks import check_count
 from natjax.image_processing import NatImageProcessor
-from natjax.pipelines.base import ImagePipeline, check_count
+from natjax.pipelines.base import ImagePipeline
 
 
 class ImageClassification(ImagePipeline):
@@ -70,7 +71,7 @@ class ImageClassification(ImagePipeline):
         return _best(probabilities, self.top_k)
 
     def _select(self, outputs: Any) -> Any:
-        return outputs.logits
+        return outputs["logits"]
 
     def _finish(self, output: np.ndarray) -> np.ndarray:
         if self.model.config.problem_type == "multi_label_classification":

@@ -11,9 +11,10 @@ import numpy as np
 import PIL.Image
 
 from natjax import models
+from natjax.checks import check_count
 from natjax.detection.inference import Detections, Detector, Prepared
 from natjax.image_processing import NatImageProcessor
-from natjax.pipelines.base import ImagePipeline, check_count
+from natjax.pipelines.base import ImagePipeline
 
 THRESHOLD = 0.5  # Hugging Face's
 

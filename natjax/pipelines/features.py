@@ -44,7 +44,7 @@ class ImageFeatureExtraction(ImagePipeline):
         self.stages = stages
 
     def _select(self, outputs: Any) -> Any:
-        return outputs.pooler_output if self.stages is None else tuple(outputs.feature_maps)
+        return outputs["pooler_output"] if self.stages is None else tuple(outputs.feature_maps)
 
     def _finish(self, output: Any) -> Any:
         return output if self.stages is None else dict(zip(self.stages, output, strict=True))

@@ -8,8 +8,9 @@ from flax import nnx
 
 import natjax
 from natjax.cli import main
-from natjax.cli._config import input_size, read_model
+from natjax.cli._config import read_model
 from natjax.image_processing import NatImageProcessor
+from natjax.input_size import input_size
 from natjax.presets import PRESETS, preset_of
 from natjax.processors import default_processor
 
