@@ -64,6 +64,7 @@ AREAS = {
         "natjax_kernels",
     ),
     "natjax.benchmarking": ("natjax", "natjax.nn", "natjax.models", "natjax.flops", "natjax_train", "natjax_kernels"),
+    "natjax.explorer": ("natjax", "natjax.nn", "natjax.models", "natjax_kernels"),
     "natjax.demo": ("natjax", "natjax.nn", "natjax.models", "natjax.pretrained", "natjax_convert", "natjax_kernels"),
 }
 ANYTHING = ("natjax.cli", "natjax.__main__")

@@ -25,13 +25,7 @@ _TOO_LARGE = (
 def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 8) -> None:
     """Adds the arguments that say which images go through which model."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument(
-        "--model",
-        metavar="M",
-        help="checkpoint: a folder, a file, a run's folder, a name of `natjax list` or a Hugging Face id; needed "
-        "(digits is a small classifier of handwritten digits)",
-    )
-    parser.add_argument("--config", metavar="NAME|FILE", help="the model's architecture, where M has no config.json")
+    add_model_arguments(parser)
     parser.add_argument(
         "--batch-size",
         type=positive_int,
@@ -39,6 +33,17 @@ def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 8) ->
         metavar="N",
         help="images per step (default: %(default)s)",
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which model it is, and how large images may be."""
+    parser.add_argument(
+        "--model",
+        metavar="M",
+        help="checkpoint: a folder, a file, a run's folder, a name of `natjax list` or a Hugging Face id; needed "
+        "(digits is a small classifier of handwritten digits)",
+    )
+    parser.add_argument("--config", metavar="NAME|FILE", help="the model's architecture, where M has no config.json")
     parser.add_argument(
         "--max-pixels",
         type=positive_int,
