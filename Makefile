@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEVICELESS_PYTHON ?= python3.12
 DEVICELESS_VENV ?= .venv-deviceless
 
-.PHONY: demo test test-deviceless lint docs dist clean
+.PHONY: demo test test-deviceless lint docs notebooks dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/natjax demo --out demo
@@ -24,6 +24,9 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-docs  # into build/site; `.venv/bin/zensical serve` shows them while you write
 	$(BIN)/zensical build --strict --clean
+
+notebooks: $(VENV)/.installed-test  # run again, with their outputs
+	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
 dist: $(VENV)/.installed-test
 	rm -rf dist
