@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 import natjax
 from natjax.cli import main
 from natjax.exporting import ExportedModel
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "goldens/exported_nat"
 DIGITS = sorted(pathlib.Path(natjax.__file__).parent.glob("demo/digits/digit_?.png"))
 TINY = {"depths": (1, 1), "num_heads": (2, 4), "embed_dim": 8, "kernel_size": 3, "num_labels": 5, "mlp_ratio": 1.0}
 ONLY_JAX = """
@@ -69,6 +71,14 @@ def test_stablehlo_runs_where_natjax_is_not_imported(digits, samples, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), logits, rtol=1e-5, atol=1e-5)
 
 
+def test_what_an_earlier_jax_exported_still_runs():
+    """Written by JAX 0.10.2, on Python 3.11."""
+    program = export.deserialize(bytearray((GOLDEN / "model.stablehlo").read_bytes()))
+    with np.load(GOLDEN / "expected.npz") as expected:
+        logits = program.call(expected["images"])["logits"]
+        np.testing.assert_allclose(logits, expected["logits"], rtol=1e-5, atol=1e-5)
+
+
 def test_pipeline_of_an_export_gives_what_the_checkpoint_gives(digits):
     expected = natjax.pipeline("image-classification", "digits")(DIGITS)
     for model in (digits, digits / "model.stablehlo"):
@@ -122,6 +132,24 @@ def test_features_are_exported(to, tmp_path):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(natjax.CheckpointError, match=f"was exported for {task}; got image-classification"):
         natjax.pipeline("image-classification", tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", ["stablehlo", "onnx"])
+def test_segmentation_is_exported(to, tmp_path):
+    """Windows of the exported size slide over a larger image."""
+    if to == "onnx":
+        pytest.importorskip("jax2onnx")
+    backbone = natjax.NatConfig(**(TINY | {"num_labels": 0}), out_features=("stage1", "stage2"))
+    config = natjax.UperNetConfig(backbone_config=backbone, num_labels=4, hidden_size=16, use_auxiliary_head=False)
+    model = natjax.UperNetForSemanticSegmentation(config, rngs=nnx.Rngs(0))
+    processor = natjax.NatImageProcessor(size={"height": 64, "width": 96})
+    model.save_pretrained(tmp_path / "model", processor=processor)
+    natjax.export(tmp_path / "model", tmp_path / "out", format=to, image_size=64, platforms=("cpu",))
+    task, image = "image-segmentation", np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    got = natjax.pipeline(task, tmp_path / "out").class_maps(image)
+    expected = natjax.pipeline(task, tmp_path / "model", crop_size=64).class_maps(image)
+    assert len(np.unique(expected)) > 1
+    assert (got == expected).mean() > 0.999  # where two classes are as likely, rounding decides
 
 
 @pytest.mark.parametrize(
