@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -37,3 +38,16 @@ def programs_of_one_module():
     import jax  # after what is set above
 
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window, as installed on this machine."""
+    from playwright.sync_api import sync_playwright  # for tests of pages alone
+
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    assert executable, "Tests with the marker `browser` need chromium or google-chrome; neither is installed."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()

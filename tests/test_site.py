@@ -1,8 +1,7 @@
-"""The built documentation site in a browser, Debian's chromium: search, dark mode, narrow screens, nothing from elsewhere."""
+"""The built documentation site in a browser: search, dark mode, narrow screens, nothing from elsewhere."""
 
 import functools
 import http.server
-import importlib
 import pathlib
 import subprocess
 import sys
@@ -31,14 +30,6 @@ def site():
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with importlib.import_module("playwright.sync_api").sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -89,20 +89,11 @@ def test_the_command_writes_a_page_or_nothing(tmp_path, monkeypatch, capsys):
     assert "<title>digit_5.png:" in pathlib.Path("explorer.html").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(browser, page, tmp_path):
+def opened(chromium, page, tmp_path):
     """Opens the page in a narrow window; no error and no request may come of it."""
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    tab, wrong = browser.new_page(viewport={"width": 360, "height": 780}), []
+    tab, wrong = chromium.new_page(viewport={"width": 360, "height": 780}), []
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     tab.on("console", lambda message: wrong.append(message.text))
     tab.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or wrong.append(request.url))
