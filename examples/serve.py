@@ -29,6 +29,7 @@ import natjax
 
 TASKS = ("image-classification", "image-feature-extraction", "image-segmentation", "object-detection")
 BODY_SECONDS = 30  # a client has so long to send an image
+MAX_SIDE = 16_384  # pixels: a row takes memory and time of its own, and a small file may have millions of them
 
 
 class Batcher:
@@ -91,7 +92,7 @@ def application(pipeline: Any, *, max_bytes: int, max_waiting: int) -> Starlette
         free -= 1
         try:
             file = await body(request, max_bytes)
-            image = await asyncio.to_thread(natjax.load_image, file, pipeline.processor.mode)
+            image = await asyncio.to_thread(decoded, file, pipeline.processor.mode)
             result = await batcher(image)
         finally:
             free += 1
@@ -141,6 +142,20 @@ async def body(request: Request, most: int) -> bytes:
     except ClientDisconnect:
         raise HTTPException(400, "The image ended early.") from None
     raise HTTPException(413, f"An image file may have {most} bytes; this one has more.", {"Connection": "close"})
+
+
+def decoded(file: bytes, mode: str) -> PIL.Image.Image:
+    """Returns the image of a file, upright.
+
+    Raises:
+        natjax.ImageError: it cannot be read, or a limit is exceeded; pixels are not decoded then.
+    """
+    size = (0, 0)
+    with contextlib.suppress(Exception), PIL.Image.open(io.BytesIO(file)) as image:  # load_image says what is wrong
+        size = image.size
+    if max(size) > MAX_SIDE:
+        raise natjax.ImageError(f"The image has {size[0]} x {size[1]} pixels; a side may have {MAX_SIDE}.")
+    return natjax.load_image(file, mode)
 
 
 def warm_up(pipeline: Any) -> None:

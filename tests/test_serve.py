@@ -126,6 +126,8 @@ HOSTILE = {
     "pixels that are not there": (png(100, 100), "The image"),
     "bomb by its header": (png(60_000, 60_000), "too large to decode safely"),
     "bomb that unfolds": (png(5000, 5000, bytes(5001 * 5000)), "too large to decode safely"),
+    "a column": (png(1, 900_000, bytes(2 * 900_000)), "1 x 900000 pixels; a side may have 16384"),
+    "a row": (png(900_000, 1, bytes(900_001)), "900000 x 1 pixels; a side may have 16384"),
     "no pixels": (png(0, 10), "The image"),
 }
 
