@@ -109,8 +109,7 @@ def _task(path: Any, kind: str, task: str | None) -> str:
     tasks = _TASKS[kind]
     if not tasks:
         raise CheckpointError(
-            f"{path}: a detector is not exported: how many boxes it looks at is known only as it runs, which neither ONNX nor "
-            "natjax's exported functions have a shape for. Export its backbone, or use `natjax detect`."
+            f"{path}: detectors are not exported yet, only models of {', '.join(_CLASSES)}. Use `natjax detect`."
         )
     if task is not None and task not in tasks:
         raise CheckpointError(f"{path}: is of {' or '.join(tasks)}; got task {task!r}.")
