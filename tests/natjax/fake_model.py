@@ -11,6 +11,13 @@ from natjax.configuration import NatConfig
 CONFIG = NatConfig(id2label={0: "dark", 1: "bright", 2: "odd\x1b[31m"})
 
 
+class Output(types.SimpleNamespace):
+    """Has its fields by name, too, as natjax's outputs do."""
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+
 class FakeModel(nnx.Module):
     """Says 'bright' the more, the brighter an image is; stands in for every kind of model."""
 
@@ -28,7 +35,7 @@ class FakeModel(nnx.Module):
         type(self).traces += 1
         means = pixels.mean((1, 2, 3))[:, None]
         maps = tuple(pixels[:, :: 2**i, :: 2**i] for i, _ in enumerate(self.out_features))
-        return types.SimpleNamespace(logits=means * self.weight[...], pooler_output=means, feature_maps=maps)
+        return Output(logits=means * self.weight[...], pooler_output=means, feature_maps=maps)
 
 
 class FakeDetector(nnx.Module):
